@@ -1,0 +1,36 @@
+# Every target makes what it needs first; `make setup` is quick when all is there.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test check lint types bench soak clean
+
+help:           ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup:          ## the virtual environment, the Debian packages (as root only) and the MicroPython targets
+	@sh tools/setup.sh
+
+demo: setup     ## a real agent learns this machine, then catches real attacks on loopback
+	@$(BIN)/stonechat demo
+
+test: setup     ## all tests: the tools, the agent on CPython and on every MicroPython target
+	@$(BIN)/python -m pytest -q
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup
+	@$(BIN)/mypy
+	@$(BIN)/pyright -p .pyright-device.json
+
+check: lint types test  ## what must be green before a commit leaves
+
+bench: setup    ## the figures of the README, side by side
+	@$(BIN)/stonechat bench all
+
+soak: setup     ## the long jobs: fuzzing by the million, power cuts, packet ids across the wrap
+	@$(BIN)/stonechat soak
+
+clean:          ## removes what setup made
+	rm -rf .venv .venv-cose .targets typings build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,123 @@
+"""Schemas, and the integer arithmetic from a window's deltas to the model's int8 input.
+
+    RATE   a count in the window:    f_q8 = log2_q8(1 + delta) - log2_q8(elapsed / window)
+    LEVEL  a reading, counted:       f_q8 = log2_q8(1 + value)
+    SHARE  a reading in percent:     f_q8 = value, already percent in Q8 (0..25600)
+
+    x = ((f_q8 - centre_q8) * inv + half) >> shift, clipped to -128..127
+
+One step of x is 1/16 of a benign standard deviation, zero point 0, by specification: the input tensor of every
+stonechat model has scale 1/16. (inv, shift) is the reciprocal of the deviation with inv below 2^14, so that no product
+passes 2^30 and a 32-bit board never leaves small ints.
+"""
+
+from hashlib import sha256
+from struct import pack, unpack_from
+
+from . import cbor
+from .compat import const
+from .errors import FeatureError
+
+RATE = "rate"
+LEVEL = "level"
+SHARE = "share"
+Q8 = const(256)
+STEPS_PER_DEVIATION = const(16)
+_SHARE_MAX = const(25600)
+
+# round(256 * log2(1 + i / 64)) for i = 0..63; the next one would be 256
+_LOG2_Q8 = (
+    b"\x00\x06\x0b\x11\x16\x1c\x21\x26\x2c\x31\x36\x3b\x3f\x44\x49\x4e"
+    b"\x52\x57\x5c\x60\x64\x69\x6d\x71\x76\x7a\x7e\x82\x86\x8a\x8e\x92"
+    b"\x96\x9a\x9d\xa1\xa5\xa9\xac\xb0\xb3\xb7\xba\xbe\xc1\xc5\xc8\xcb"
+    b"\xcf\xd2\xd5\xd8\xdc\xdf\xe2\xe5\xe8\xeb\xee\xf1\xf4\xf7\xfa\xfd"
+)
+
+
+def log2_q8(v):
+    """v: an int of at least 1 -> 256 * log2(v), linear between 64 steps an octave (error below 1). Raises
+    FeatureError below 1."""
+    if v < 1:
+        raise FeatureError("log2 of %d" % v)
+    octave = 14
+    while v >= 0x8000:
+        v >>= 1
+        octave += 1
+    while v < 0x4000:
+        v <<= 1
+        octave -= 1
+    step = (v >> 8) & 63
+    low = _LOG2_Q8[step]
+    high = _LOG2_Q8[step + 1] if step < 63 else 256
+    return (octave << 8) + low + (((high - low) * (v & 255) + 128) >> 8)
+
+
+class Schema:
+    """name; columns: ((name, unit, kind), ...) in their order. `id` is eight bytes: the start of SHA-256 over the
+    deterministic CBOR of the columns, so that two devices agree on it without a registry."""
+
+    def __init__(self, name, columns):
+        self.name = name
+        self.columns = tuple(columns)
+        self.id = sha256(cbor.dumps(self.columns)).digest()[:8]
+
+    def __len__(self):
+        return len(self.columns)
+
+
+class Normalization:
+    """The centre and reciprocal deviation of each feature, as the model's metadata carries them.
+
+    packed: bytes, struct '<hHB' a feature (centre_q8, inv, shift): five bytes each. `offset_q8` is what the device
+    itself has learned on top of the model's centres (adaptation.py owns it)."""
+
+    def __init__(self, schema, packed):
+        if len(packed) != 5 * len(schema):
+            raise FeatureError("normalization: %d bytes for %d features" % (len(packed), len(schema)))
+        n = len(schema)
+        self.kinds = tuple(column[2] for column in schema.columns)
+        self.centre_q8 = [0] * n
+        self.inv = [0] * n
+        self.shift = bytearray(n)
+        self.offset_q8 = [0] * n
+        for i in range(n):
+            self.centre_q8[i], self.inv[i], self.shift[i] = unpack_from("<hHB", packed, 5 * i)
+            if self.inv[i] >= 1 << 14 or self.shift[i] > 29:
+                raise FeatureError("normalization of feature %d: inv %d shift %d" % (i, self.inv[i], self.shift[i]))
+
+    def fill_q8(self, deltas, elapsed_ms, window_ms, out):
+        """deltas: n counts or readings of one window -> out: n ints f_q8, before any normalization."""
+        stretch_q8 = log2_q8(elapsed_ms) - log2_q8(window_ms)
+        for i, kind in enumerate(self.kinds):
+            value = deltas[i]
+            if kind == SHARE:
+                out[i] = 0 if value < 0 else value if value < _SHARE_MAX else _SHARE_MAX
+            elif value <= 0:
+                out[i] = 0
+            elif kind == RATE:
+                out[i] = max(0, log2_q8(1 + value) - stretch_q8)
+            else:
+                out[i] = log2_q8(1 + value)
+
+    def fill(self, f_q8, x):
+        """f_q8: n ints -> x: bytearray(n), int8 as two's complement, 16 steps a deviation, clipped at 8 of them."""
+        for i in range(len(self.kinds)):
+            shift = self.shift[i]
+            step = (f_q8[i] - self.centre_q8[i] - self.offset_q8[i]) * self.inv[i] + ((1 << shift) >> 1) >> shift
+            x[i] = (127 if step > 127 else -128 if step < -128 else step) & 0xFF
+
+
+def pack_normalization(centre_q8, deviation_q8):
+    """centre_q8, deviation_q8: n numbers each (Q8) -> the packed bytes that Normalization reads.
+
+    inv = 16 * 2^shift / deviation, with the greatest shift for which inv stays below 2^14."""
+    out = bytearray()
+    for centre, deviation in zip(centre_q8, deviation_q8):
+        if deviation <= 0:
+            raise FeatureError("deviation %r" % deviation)
+        shift = 0
+        while shift < 29 and (STEPS_PER_DEVIATION << (shift + 1)) / deviation < (1 << 14) - 1:
+            shift += 1
+        inv = min((1 << 14) - 1, int((STEPS_PER_DEVIATION << shift) / deviation + 0.5))
+        out += pack("<hHB", int(centre), inv, shift)
+    return bytes(out)

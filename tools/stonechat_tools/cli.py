@@ -1,0 +1,68 @@
+"""`stonechat`: the verbs. Each is a module with HELP, add_arguments(parser) and run(args), imported when called."""
+
+import argparse
+import importlib
+import sys
+
+from stonechat import __version__
+from stonechat.errors import StonechatError
+
+# verb: (module, one line of help); the order is that of `stonechat --help`
+VERBS = {
+    "demo": ("stonechat_tools.demo", "watch an agent learn this machine, then catch attacks on loopback"),
+    "record": ("stonechat_tools.modeling.record", "record a device's windows into a trace"),
+    "dataset": ("stonechat_tools.modeling.dataset", "import, join, label and split traces"),
+    "train": ("stonechat_tools.modeling.train", "train an autoencoder and make the .tflite with its card"),
+    "quantize": ("stonechat_tools.modeling.quantize", "turn a trained float model into an int8 .tflite"),
+    "calibrate": (
+        "stonechat_tools.modeling.calibrate",
+        "set a model's alarm constants for a false-alarm budget",
+    ),
+    "evaluate": ("stonechat_tools.modeling.evaluate", "measure a model, or the whole suite, on recordings"),
+    "inspect": ("stonechat_tools.modeling.inspect", "show what is in a .tflite and what it costs on a board"),
+    "collect": ("stonechat_tools.fleet.collect", "subscribe to the fleet's reports and store them"),
+    "report": ("stonechat_tools.fleet.history", "show a device's history as a table or a plot"),
+    "command": ("stonechat_tools.fleet.command", "send a device an authenticated command"),
+    "provision": ("stonechat_tools.fleet.provision", "make, rotate and revoke device identities"),
+    "broker-config": ("stonechat_tools.fleet.broker_config", "write a mosquitto configuration for the fleet"),
+    "doctor": (
+        "stonechat_tools.device.doctor",
+        "say which feature sources work here, and the fix for the others",
+    ),
+    "top": ("stonechat_tools.device.top", "live features, z-scores and verdict in the terminal"),
+    "build": ("stonechat_tools.device.build", "make the .mpy files, package.json and manifest.py for boards"),
+    "deploy": ("stonechat_tools.device.deploy", "copy the agent and a model to a MicroPython board"),
+    "bench": ("stonechat_tools.device.bench", "measure, side by side with the peers that are installed"),
+    "soak": ("stonechat_tools.device.soak", "the long jobs: fuzzing, power cuts, packet ids"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="stonechat",
+        description="A canary in every device: build models, collect reports, look at the fleet.",
+    )
+    parser.add_argument("--version", action="version", version="stonechat " + __version__)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for verb, (module, help_line) in VERBS.items():
+        sub = verbs.add_parser(verb, help=help_line, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if verb == chosen:  # only the verb that was called is imported
+            room = importlib.import_module(module)
+            sub.description = room.__doc__
+            room.add_arguments(sub)
+    args = parser.parse_args(argv)
+    try:
+        return int(importlib.import_module(VERBS[args.verb][0]).run(args) or 0)
+    except (StonechatError, OSError) as error:
+        print(f"stonechat {args.verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
