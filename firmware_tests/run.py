@@ -6,7 +6,7 @@ A portable test is a function `test_*` without arguments that asserts. No pytest
 import sys
 
 
-def main(path):
+def main(path: str) -> int:
     folder, _, name = path.rpartition("/")
     sys.path.insert(0, folder or ".")
     module = __import__(name[:-3])

@@ -35,7 +35,7 @@ class Target:
         command = [*self.command]
         if heap:
             command += ["-X", "heapsize=" + heap]
-        environment = dict(os.environ, MICROPYPATH="%s:%s" % (ROOT / "agent", ROOT / "firmware_tests"))
+        environment = dict(os.environ, MICROPYPATH=f"{ROOT}/agent:{ROOT}/firmware_tests")
         return subprocess.run(
             [*command, *args],
             capture_output=True,
@@ -101,11 +101,11 @@ def _apt_source() -> str:
         for line in path.read_text().splitlines() if path.is_file() else []:
             words = line.split()
             if words[:1] == ["URIs:"] and "security" not in line:
-                return "deb %s %s main" % (words[1], SUITE)
+                return f"deb {words[1]} {SUITE} main"
             if words[:1] == ["deb"]:
                 uri = next(w for w in words[1:] if "://" in w)
                 if "security" not in uri:
-                    return "deb %s %s main" % (uri, SUITE)
+                    return f"deb {uri} {SUITE} main"
     raise OSError("no Debian mirror in this machine's apt sources")
 
 
@@ -141,6 +141,8 @@ def install_sysroot(architecture: str) -> None:
         subprocess.run([*apt, "download", *packages], check=True, capture_output=True, text=True, cwd=base)
         for package in base.glob("*.deb"):
             subprocess.run(["dpkg-deb", "-x", str(package), str(base / "root")], check=True)
+        if not (base / "root/lib").exists():  # merged /usr: the program names its loader by /lib
+            (base / "root/lib").symlink_to("usr/lib")
         shutil.rmtree(destination, ignore_errors=True)
         (base / "root").rename(destination)
 

@@ -1,8 +1,8 @@
 """Deterministic CBOR (RFC 8949 section 4.2.1), as much of it as reports, commands and metadata need.
 
-Encodes None, bool, int (-2^64..2^64-1), bytes, str, list, tuple and dict with int or str keys; keys are sorted by their
-encoding. Decodes the same, definite lengths only, strictly: shortest form, sorted keys, no duplicates, nothing left over.
-Floats and tags are refused: nothing that stonechat sends holds one.
+Encodes None, bool, int (-2^64..2^64-1), bytes, str, list, tuple and dict with int or str keys; keys are sorted by
+their encoding. Decodes the same, definite lengths only, strictly: shortest form, sorted keys, no
+duplicates, nothing left over. Floats and tags are refused: nothing that stonechat sends holds one.
 """
 
 from .compat import const
@@ -11,7 +11,7 @@ from .errors import WireError
 MAX_DEPTH = const(8)
 
 
-def _head(major, n):
+def _head(major: int, n: int) -> bytes:
     major <<= 5
     if n < 24:
         return bytes((major | n,))
@@ -26,14 +26,14 @@ def _head(major, n):
     return bytes((major | 27,)) + bytes(n >> shift & 255 for shift in range(56, -8, -8))
 
 
-def dumps(value):
+def dumps(value) -> bytes:
     """value -> bytes. Raises WireError for a type that the module's docstring does not name."""
     out = bytearray()
     _encode(value, out, 0)
     return bytes(out)
 
 
-def _encode(value, out, depth):
+def _encode(value, out: bytearray, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise WireError("cbor: deeper than %d" % MAX_DEPTH)
     if value is None:
@@ -77,18 +77,18 @@ def loads(data):
 
 
 class _Reader:
-    def __init__(self, data):
+    def __init__(self, data) -> None:
         self.data = data
         self.at = 0
 
-    def _take(self, n):
+    def _take(self, n: int) -> bytes:
         start = self.at
         if n > len(self.data) - start:
             raise WireError("cbor: truncated at %d" % start)
         self.at = start + n
         return bytes(self.data[start : start + n])
 
-    def _argument(self, low):
+    def _argument(self, low: int) -> int:
         if low < 24:
             return low
         if low > 27:
@@ -101,7 +101,7 @@ class _Reader:
             raise WireError("cbor: %d is not in its shortest form" % n)
         return n
 
-    def item(self, depth):
+    def item(self, depth: int):
         if depth > MAX_DEPTH:
             raise WireError("cbor: deeper than %d" % MAX_DEPTH)
         first = self._take(1)[0]
@@ -134,7 +134,7 @@ class _Reader:
             return self._map(n, depth)
         raise WireError("cbor: tag %d" % n)
 
-    def _map(self, n, depth):
+    def _map(self, n: int, depth: int) -> dict:
         out = {}
         last = b""
         for _ in range(n):

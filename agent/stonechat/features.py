@@ -34,7 +34,7 @@ _LOG2_Q8 = (
 )
 
 
-def log2_q8(v):
+def log2_q8(v: int) -> int:
     """v: an int of at least 1 -> 256 * log2(v), linear between 64 steps an octave (error below 1). Raises
     FeatureError below 1."""
     if v < 1:
@@ -56,12 +56,12 @@ class Schema:
     """name; columns: ((name, unit, kind), ...) in their order. `id` is eight bytes: the start of SHA-256 over the
     deterministic CBOR of the columns, so that two devices agree on it without a registry."""
 
-    def __init__(self, name, columns):
+    def __init__(self, name: str, columns) -> None:
         self.name = name
         self.columns = tuple(columns)
         self.id = sha256(cbor.dumps(self.columns)).digest()[:8]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.columns)
 
 
@@ -71,7 +71,7 @@ class Normalization:
     packed: bytes, struct '<hHB' a feature (centre_q8, inv, shift): five bytes each. `offset_q8` is what the device
     itself has learned on top of the model's centres (adaptation.py owns it)."""
 
-    def __init__(self, schema, packed):
+    def __init__(self, schema: Schema, packed: bytes) -> None:
         if len(packed) != 5 * len(schema):
             raise FeatureError("normalization: %d bytes for %d features" % (len(packed), len(schema)))
         n = len(schema)
@@ -85,7 +85,7 @@ class Normalization:
             if self.inv[i] >= 1 << 14 or self.shift[i] > 29:
                 raise FeatureError("normalization of feature %d: inv %d shift %d" % (i, self.inv[i], self.shift[i]))
 
-    def fill_q8(self, deltas, elapsed_ms, window_ms, out):
+    def fill_q8(self, deltas: list[int], elapsed_ms: int, window_ms: int, out: list[int]) -> None:
         """deltas: n counts or readings of one window -> out: n ints f_q8, before any normalization."""
         stretch_q8 = log2_q8(elapsed_ms) - log2_q8(window_ms)
         for i, kind in enumerate(self.kinds):
@@ -99,7 +99,7 @@ class Normalization:
             else:
                 out[i] = log2_q8(1 + value)
 
-    def fill(self, f_q8, x):
+    def fill(self, f_q8: list[int], x: bytearray) -> None:
         """f_q8: n ints -> x: bytearray(n), int8 as two's complement, 16 steps a deviation, clipped at 8 of them."""
         for i in range(len(self.kinds)):
             shift = self.shift[i]
@@ -107,7 +107,7 @@ class Normalization:
             x[i] = (127 if step > 127 else -128 if step < -128 else step) & 0xFF
 
 
-def pack_normalization(centre_q8, deviation_q8):
+def pack_normalization(centre_q8, deviation_q8) -> bytes:
     """centre_q8, deviation_q8: n numbers each (Q8) -> the packed bytes that Normalization reads.
 
     inv = 16 * 2^shift / deviation, with the greatest shift for which inv stays below 2^14."""

@@ -17,11 +17,11 @@ MAX_BYTES = const(32768)
 class State:
     """path: the file; None keeps everything in memory. `fresh` tells that nothing could be restored, `damaged` why."""
 
-    def __init__(self, path=None):
+    def __init__(self, path: str | None = None) -> None:
         self.path = path
-        self.sections = {}
+        self.sections: dict = {}
         self.fresh = True
-        self.damaged = None
+        self.damaged: str | None = None
         if path is None:
             return
         try:
@@ -39,17 +39,17 @@ class State:
             except OSError:
                 pass
 
-    def get(self, section, default=None):
+    def get(self, section: str, default=None):
         return self.sections.get(section, default)
 
-    def put(self, section, value):
+    def put(self, section: str, value) -> None:
         """Hold `value` (anything that cbor.dumps takes) for the next save()."""
         self.sections[section] = value
 
-    def drop(self, section):
+    def drop(self, section: str) -> None:
         self.sections.pop(section, None)
 
-    def save(self):
+    def save(self) -> None:
         """Write the record atomically. Raises StateError where the medium refuses (full, read-only)."""
         if self.path is None:
             return
@@ -63,7 +63,7 @@ class State:
             raise StateError("state: can't write %s: %s" % (self.path, error))
 
 
-def _unseal(raw):
+def _unseal(raw: bytes) -> dict:
     if len(raw) < 5 or len(raw) > MAX_BYTES:
         raise StateError("state: %d bytes" % len(raw))
     body = raw[:-4]

@@ -14,7 +14,7 @@ DELTA_MAX = const(0x3FFFFFFE)  # a small int on every board; 1 + delta must stay
 class Window:
     """schema: the columns; window_ms: how long a window should be. `deltas` and `elapsed_ms` hold the last one."""
 
-    def __init__(self, schema, window_ms):
+    def __init__(self, schema, window_ms: int) -> None:
         self._rates = tuple(column[2] == RATE for column in schema.columns)
         self._last = [0] * len(self._rates)
         self._last_ms = 0
@@ -25,11 +25,11 @@ class Window:
         self.dropped = 0  # windows thrown away: too long (a suspend, a stalled loop) or of no length
         self.resets = 0  # counters that fell without wrapping: an interface or a namespace began anew
 
-    def restart(self):
+    def restart(self) -> None:
         """Forget the last reading: the next one only primes."""
         self._primed = False
 
-    def push(self, values, now_ms):
+    def push(self, values: list[int], now_ms: int) -> bool:
         """values: n readings taken at now_ms (ticks) -> True if `deltas` holds a window, False if this one only
         primed or had to be dropped (longer than 1.5 window lengths, or shorter than half)."""
         elapsed_ms = ticks_diff(now_ms, self._last_ms)
@@ -52,7 +52,7 @@ class Window:
         self.elapsed_ms = elapsed_ms
         return usable
 
-    def _after_fall(self, value, last):
+    def _after_fall(self, value: int, last: int) -> int:
         # The two widths that kernels and boards count in; a fall from the upper half to the lower half is a wrap.
         for bits in (30, 32):
             if last < 1 << bits:
