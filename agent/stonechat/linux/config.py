@@ -1,0 +1,223 @@
+"""The daemon's configuration: one TOML file, read once, every key checked.
+
+KEYS is the only list of keys there is: what the daemon accepts, its defaults, its checks, and the commented example that
+`stonechat-agent --example-config` prints all come from it.
+"""
+
+import tomllib
+
+from ..errors import ConfigError
+
+
+class Key:
+    """One key: its default (REQUIRED: none), what a value must be, and the sentence for the example."""
+
+    def __init__(self, default, check, doc: str, example=None) -> None:
+        self.default = default
+        self.check = check
+        self.doc = doc
+        self.example = default if example is None else example
+
+
+REQUIRED = object()
+
+
+def _integer(low: int, high: int):
+    def check(value) -> str | None:
+        good = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        return None if good else "a whole number from %d to %d" % (low, high)
+
+    return check
+
+
+def _text(value) -> str | None:
+    return None if isinstance(value, str) else "a text in quotes"
+
+
+def _filled(value) -> str | None:
+    return None if isinstance(value, str) and value else "a text in quotes, not empty"
+
+
+def _device_id(value) -> str | None:
+    good = isinstance(value, str) and 0 < len(value.encode()) <= 64 and not set(value) & set("/+#\x00")
+    return None if good else "a text of 1 to 64 bytes without / + # (it becomes part of an MQTT topic)"
+
+
+def _flag(value) -> str | None:
+    return None if isinstance(value, bool) else "true or false"
+
+
+def _one_of(*choices):
+    def check(value) -> str | None:
+        if any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+            return None
+        return "one of " + ", ".join(_toml(choice) for choice in choices)
+
+    return check
+
+
+def _texts(value) -> str | None:
+    good = isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+    return None if good else "a list of texts"
+
+
+KEYS = {
+    "device": {
+        "id": Key(REQUIRED, _device_id, "Name of this device, unique in its fleet.", "pump-17"),
+        "fleet": Key("fleet", _device_id, "Name of the fleet: the level above the device in every topic."),
+        "key_file": Key(
+            REQUIRED,
+            _filled,
+            "The device's secret of 32 bytes in hexadecimal, readable by the agent's user only (mode 0600);\n"
+            "`stonechat provision` makes it. Reports are authenticated with a key derived from it.",
+            "/etc/stonechat/device.key",
+        ),
+        "firmware": Key("", _text, "Id of the installed firmware. A new id makes the agent calibrate itself again."),
+        "state_file": Key(
+            "/var/lib/stonechat/state",
+            _filled,
+            "What the device has learned; must survive a restart. One atomic file of at most 32 KiB.",
+        ),
+    },
+    "model": {
+        "file": Key(REQUIRED, _filled, "The model, a .tflite with stonechat's metadata.", "/etc/stonechat/model.tflite"),
+        "backend": Key(
+            "own",
+            _one_of("own", "tflite"),
+            "Who computes: own = the built-in integer interpreter (no package needed), tflite = tflite-runtime\n"
+            "with its reference kernels. Both give the same bytes.",
+        ),
+    },
+    "collector": {
+        "interfaces": Key(
+            [],
+            _texts,
+            'Interfaces to count. Empty: all of them but "lo".',
+        ),
+        "bpf": Key(
+            "auto",
+            _one_of("auto", True, False),
+            'Syscalls and peers from the kernel by eBPF: true = required, false = never, "auto" = where it starts.\n'
+            "The model must be made for what starts: schema linux-1 with it, linux-proc-1 without.",
+        ),
+        "user": Key(
+            "",
+            _text,
+            "User to become after start, when started as root. Every capability is dropped. Empty: `stonechat` if\n"
+            "there is such a user, else `nobody`.",
+        ),
+    },
+    "mqtt": {
+        "host": Key(REQUIRED, _filled, "The broker's name or address.", "broker.example.org"),
+        "port": Key(8883, _integer(1, 65535), "The broker's port."),
+        "transport": Key(
+            "paho",
+            _one_of("paho", "lean"),
+            "paho = paho-mqtt, lean = the built-in MQTT 3.1.1 client (no package, 10 MB less memory).",
+        ),
+        "tls": Key(True, _flag, "TLS with the broker's certificate verified. false sends everything in the clear."),
+        "ca_file": Key("", _text, "Certificate authority of the broker, PEM. Empty: the system's own."),
+        "cert_file": Key("", _text, "This device's certificate, PEM, where the broker asks for one."),
+        "cert_key_file": Key("", _text, "Its private key, PEM, mode 0600."),
+        "alpn": Key("", _text, "ALPN protocol name, for managed brokers on port 443.", ""),
+        "username": Key("", _text, "User name at the broker."),
+        "username_file": Key("", _text, "File that holds the user name, where it is not to stand here."),
+        "password_file": Key("", _text, "File that holds the password, mode 0600. Passwords never stand in this file."),
+        "prefix": Key("stonechat/1", _filled, "Where the topics start: PREFIX/FLEET/DEVICE/report and so on."),
+        "keepalive_s": Key(60, _integer(5, 3600), "Seconds of silence after which the broker calls the device lost."),
+    },
+    "report": {
+        "heartbeat_windows": Key(
+            60,
+            _integer(1, 100_000),
+            "Normal windows are summed up in one report each so many windows; a change of level is sent at once.\n"
+            "1 reports every window.",
+        ),
+        "bytes_per_day": Key(
+            40_000,
+            _integer(1_000, 1_000_000_000),
+            "What the device may send in a day, counted in MQTT payload bytes.",
+        ),
+        "outbox_dir": Key(
+            "/var/lib/stonechat/outbox",
+            _text,
+            "Folder of the store-and-forward ring. Empty: reports wait in memory only.",
+        ),
+        "outbox_bytes": Key(32_768, _integer(2_048, 16_777_216), "Size of that ring; when full the oldest is dropped."),
+        "free_on": Key(
+            "ack",
+            _one_of("ack", "publish"),
+            "What frees a report: ack = the collector's word that it is in its database, publish = the broker's\n"
+            "acknowledgement (a broker that is killed loses what it acknowledged).",
+        ),
+    },
+    "log": {
+        "level": Key("info", _one_of("error", "warning", "info", "debug"), "What goes to standard error (journald)."),
+    },
+}
+
+
+def load(path: str) -> dict:
+    """path -> {section: {key: value}} with every default filled in. Raises ConfigError naming file, key and fix."""
+    try:
+        with open(path, "rb") as file:
+            raw = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError("can't read %s: %s" % (path, error.strerror))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("%s is not TOML: %s" % (path, error))
+    return check(raw, path)
+
+
+def check(raw: dict, path: str = "config") -> dict:
+    """raw: what the TOML file said -> the whole configuration. Raises ConfigError."""
+    for section in raw:
+        if section not in KEYS:
+            raise ConfigError("%s: unknown section [%s]%s" % (path, section, _nearest(section, KEYS)))
+        if not isinstance(raw[section], dict):
+            raise ConfigError("%s: %s must be a section: [%s]" % (path, section, section))
+    config: dict = {}
+    for section, keys in KEYS.items():
+        given = raw.get(section, {})
+        for name in given:
+            if name not in keys:
+                raise ConfigError("%s: [%s] has no key %s%s" % (path, section, name, _nearest(name, keys)))
+        config[section] = {}
+        for name, key in keys.items():
+            value = given.get(name, key.default)
+            if value is REQUIRED:
+                raise ConfigError("%s: [%s] needs %s = %s" % (path, section, name, _toml(key.example)))
+            wrong = key.check(value)
+            if wrong:
+                raise ConfigError("%s: [%s] %s must be %s, not %s" % (path, section, name, wrong, _toml(value)))
+            config[section][name] = value
+    return config
+
+
+def _nearest(word: str, words) -> str:
+    from difflib import get_close_matches  # only on the way to an error: costs memory
+
+    close = get_close_matches(word, list(words), 1)
+    return "; is it %s?" % close[0] if close else "; known: " + ", ".join(words)
+
+
+def _toml(value) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return '"%s"' % value.replace("\\", "\\\\").replace('"', '\\"')
+    if isinstance(value, list):
+        return "[%s]" % ", ".join(_toml(item) for item in value)
+    return str(value)
+
+
+def example() -> str:
+    """A complete commented configuration: required keys set to a sample, the others commented out at their default."""
+    lines = ["# stonechat-agent: every key there is. What is commented out stands at its default."]
+    for section, keys in KEYS.items():
+        lines += ["", "[%s]" % section]
+        for name, key in keys.items():
+            lines += ["# " + line for line in key.doc.split("\n")]
+            shown = key.example if key.default is REQUIRED else key.default
+            lines.append("%s%s = %s" % ("" if key.default is REQUIRED else "# ", name, _toml(shown)))
+    return "\n".join(lines) + "\n"
