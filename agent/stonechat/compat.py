@@ -83,3 +83,49 @@ def write_atomic(path, data):
             _fsync(folder)
         finally:
             os.close(folder)
+
+
+try:
+    from _operator import mul as _mul  # CPython's own; MicroPython has none
+
+    _FLIP = bytes(i ^ 128 for i in range(256))
+
+    def int8_view(data):
+        """The bytes as dot() and row_sums() want them, without a copy."""
+        return memoryview(data).cast("B").cast("b")
+
+    def dot(weights, at, count, x):
+        """Sum of the int8 weights[at : at + count] times the unsigned bytes of x."""
+        return sum(map(_mul, weights[at : at + count], x))
+
+    def row_sums(weights, at, count):
+        """The int8 weights[at : at + count]: (their sum, the sum of their absolute values)."""
+        row = weights[at : at + count]
+        return sum(row), sum(map(abs, row))
+
+    def flip(source, target, count):
+        """target[:count] = source[:count] with the top bit of each byte turned: int8 to value + 128, and back."""
+        target[:count] = bytes(source).translate(_FLIP)
+
+except ImportError:
+
+    def int8_view(data):
+        return memoryview(data)
+
+    def dot(weights, at, count, x):
+        total = 0
+        for i in range(count):
+            total += ((weights[at + i] ^ 128) - 128) * x[i]
+        return total
+
+    def row_sums(weights, at, count):
+        total = size = 0
+        for i in range(at, at + count):
+            weight = (weights[i] ^ 128) - 128
+            total += weight
+            size += weight if weight > 0 else -weight
+        return total, size
+
+    def flip(source, target, count):
+        for i in range(count):
+            target[i] = source[i] ^ 128
