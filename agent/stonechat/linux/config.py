@@ -1,7 +1,7 @@
 """The daemon's configuration: one TOML file, read once, every key checked.
 
-KEYS is the only list of keys there is: what the daemon accepts, its defaults, its checks, and the commented example that
-`stonechat-agent --example-config` prints all come from it.
+KEYS is the only list of keys there is: what the daemon accepts, its defaults, its checks, and the commented example
+that `stonechat-agent --example-config` prints all come from it.
 """
 
 import tomllib
@@ -80,7 +80,12 @@ KEYS = {
         ),
     },
     "model": {
-        "file": Key(REQUIRED, _filled, "The model, a .tflite with stonechat's metadata.", "/etc/stonechat/model.tflite"),
+        "file": Key(
+            REQUIRED,
+            _filled,
+            "The model, a .tflite with stonechat's metadata.",
+            "/etc/stonechat/model.tflite",
+        ),
         "backend": Key(
             "own",
             _one_of("own", "tflite"),

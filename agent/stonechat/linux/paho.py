@@ -4,7 +4,7 @@ The import costs about 12 MB of memory; mqtt.Client is the lean choice with the 
 """
 
 import select
-import ssl
+from typing import Any
 
 from ..backoff import Backoff
 from ..compat import ticks_diff, ticks_ms
@@ -13,24 +13,6 @@ from ..errors import ConfigError, MQTTError
 CONNECT_TIMEOUT_S = 5.0
 MAX_QUEUED = 64  # messages that wait inside paho; the outbox keeps the rest
 MISC_EVERY_MS = 1000
-
-
-def tls_context(ca_file: str = "", cert_file: str = "", key_file: str = "", alpn: str = "") -> ssl.SSLContext:
-    """A context of TLS 1.2 or later that verifies the broker. Empty ca_file: the system's authorities. Raises
-    ConfigError naming the file that can't be used."""
-    try:
-        context = ssl.create_default_context(cafile=ca_file or None)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError("[mqtt] ca_file %s: %s" % (ca_file, error))
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if cert_file:
-        try:
-            context.load_cert_chain(cert_file, key_file or None)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError("[mqtt] cert_file %s, cert_key_file %s: %s" % (cert_file, key_file, error))
-    if alpn:
-        context.set_alpn_protocols([alpn])
-    return context
 
 
 class Paho:
@@ -45,12 +27,11 @@ class Paho:
         *,
         user: str | None = None,
         password: str | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: Any = None,
         keepalive_s: int = 60,
         will: tuple[str, bytes, int, bool] | None = None,
         on_message=None,
         on_connect=None,
-        subscriptions: tuple = (),
     ) -> None:
         try:
             from paho.mqtt import client as paho
@@ -63,7 +44,7 @@ class Paho:
         self._where = (host, port, keepalive_s)
         self._backoff = Backoff()
         self._misc_due_ms = ticks_ms()
-        self._subscriptions = subscriptions
+        self._topics: list[tuple[str, int]] = []
         self._on_message = on_message
         self._on_connect = on_connect
         self.connected = False
@@ -90,19 +71,26 @@ class Paho:
         if info.rc != self._paho.MQTT_ERR_SUCCESS:
             raise MQTTError("publish: " + self._paho.error_string(info.rc))
 
+    def subscribe(self, topic: str, qos: int = 1) -> None:
+        """Holds for every later connection too."""
+        self._topics.append((topic, qos))
+        if self.connected:
+            self._client.subscribe(topic, qos)
+
     def poll(self, wait_s: float = 0.0) -> None:
         """Move bytes; blocks at most wait_s, and CONNECT_TIMEOUT_S (plus the name look-up) where it must reconnect."""
         client = self._client
-        if client.socket() is None:
+        socket: Any = client.socket()
+        if socket is None:
             if self._backoff.due():
                 self._connect()
             elif wait_s:
                 select.select([], [], [], wait_s)
             return
-        wanted = [client.socket()] if client.want_write() else []
-        pending = getattr(client.socket(), "pending", None)  # TLS may hold bytes that select can't see
+        wanted = [socket] if client.want_write() else []
+        pending = getattr(socket, "pending", None)  # TLS may hold bytes that select can't see
         wait_s = 0.0 if pending and pending() else wait_s
-        readable, writable, _ = select.select([client.socket()], wanted, [], wait_s)
+        readable, writable, _ = select.select([socket], wanted, [], wait_s)
         if readable or (pending and pending()):
             client.loop_read()
         if writable and client.socket() is not None:
@@ -133,8 +121,8 @@ class Paho:
         self.connected = True
         self.last_error = None
         self._backoff.worked()
-        for topic in self._subscriptions:
-            client.subscribe(topic, 1)
+        for topic, qos in self._topics:
+            client.subscribe(topic, qos)
         if self._on_connect is not None:
             self._on_connect()
 
