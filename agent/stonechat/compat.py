@@ -44,6 +44,15 @@ except ImportError:
         time.sleep(ms / 1000)
 
 
+# SHA-256: CPython's own C module where it is to be had, because hashlib loads all of OpenSSL (3.7 MB).
+try:
+    from _sha2 import sha256  # CPython 3.12 and later
+except ImportError:
+    try:
+        from _sha256 import sha256  # CPython 3.11
+    except ImportError:
+        from hashlib import sha256
+
 try:
     from os import fsync as _fsync
 except ImportError:

@@ -11,11 +11,10 @@ stonechat model has scale 1/16. (inv, shift) is the reciprocal of the deviation 
 passes 2^30 and a 32-bit board never leaves small ints.
 """
 
-from hashlib import sha256
 from struct import pack, unpack_from
 
 from . import cbor
-from .compat import const
+from .compat import const, sha256
 from .errors import FeatureError
 
 RATE = "rate"

@@ -1,9 +1,7 @@
 """A model: the .tflite, what runs it, and what it says about itself."""
 
-from hashlib import sha256
-
 from . import int8, tflite
-from .compat import const
+from .compat import const, sha256
 from .errors import ModelError
 
 _CHUNK_BYTES = const(256)
