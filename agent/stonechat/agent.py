@@ -102,7 +102,7 @@ class Agent:
             await sleep(self.due_in_ms / 1000)
 
     def end_window(self, now_ms: int):
-        """Close the window at now_ms (ticks), whatever the clock says -> the Verdict or None. For tick() and replays."""
+        """Close the window at now_ms (ticks), whatever the clock says -> the Verdict or None."""
         verdict = None
         try:
             verdicts = []

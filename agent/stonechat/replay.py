@@ -1,39 +1,39 @@
-"""A recorded trace as a collector: the same windows again, for tests, tools and simulation."""
+"""A recorded trace as a collector: the same windows again, for tests, tools and simulation.
+
+replay = Replay(schema, windows)
+agent = Agent(replay, model, publish, reporter=reporter, state=State())
+for now_ms in replay:
+    verdict = agent.end_window(now_ms)
+"""
 
 from .errors import CollectorError
 from .features import RATE
 
 
 class Replay:
-    """schema; windows: an iterable of (elapsed_ms, deltas) as a trace holds them. The first read() primes, each one
-    after it plays a window; `now_ms` is the trace's own clock, to be handed to Agent.end_window()."""
+    """schema; windows: an iterable of (elapsed_ms, deltas) as a trace holds them. Iterating yields the trace's own
+    clock, first 0 (that reading primes), then the end of each window, whose counters read() gives."""
 
     def __init__(self, schema, windows) -> None:
         self.schema = schema
         self.sources = (("replay", "trace", ""),)
-        self.now_ms = 0
-        self.ended = False
-        self._windows = iter(windows)
+        self._windows = windows
         self._rates = [column[2] == RATE for column in schema.columns]
         self._counters = [0] * len(schema)
-        self._primed = False
+
+    def __iter__(self):
+        now_ms = 0
+        yield now_ms
+        for elapsed_ms, deltas in self._windows:
+            if len(deltas) != len(self._rates):
+                raise CollectorError("trace: %d columns, the schema has %d" % (len(deltas), len(self._rates)))
+            now_ms += elapsed_ms
+            for i, is_rate in enumerate(self._rates):
+                self._counters[i] = self._counters[i] + deltas[i] if is_rate else deltas[i]
+            yield now_ms
 
     def read(self, values: list[int]) -> None:
-        """Fill `values` with the counters after the next window. Raises CollectorError at the end of the trace."""
-        if not self._primed:
-            self._primed = True
-            values[:] = self._counters
-            return
-        try:
-            elapsed_ms, deltas = next(self._windows)
-        except StopIteration:
-            self.ended = True
-            raise CollectorError("the trace has ended")
-        if len(deltas) != len(self._rates):
-            raise CollectorError("trace: %d columns, the schema has %d" % (len(deltas), len(self._rates)))
-        self.now_ms += elapsed_ms
-        for i, is_rate in enumerate(self._rates):
-            self._counters[i] = self._counters[i] + deltas[i] if is_rate else deltas[i]
+        """Fill `values` with the counters as they stand at the end of the window that the iteration has reached."""
         values[:] = self._counters
 
     def close(self) -> None:
