@@ -35,7 +35,7 @@ class Target:
         command = [*self.command]
         if heap:
             command += ["-X", "heapsize=" + heap]
-        environment = dict(os.environ, MICROPYPATH=f"{ROOT}/agent:{ROOT}/firmware_tests")
+        environment = dict(os.environ, MICROPYPATH=f"{ROOT}/agent:{ROOT}/firmware_tests:.frozen")
         return subprocess.run(
             [*command, *args],
             capture_output=True,
