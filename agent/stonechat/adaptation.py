@@ -1,0 +1,114 @@
+"""Bounded learning on the device: where its own normal lies.
+
+Two parts, both visible in the status and both bounded, so that nobody can walk the device anywhere:
+
+    learned   the offset of each feature's centre, taken once from the first windows of a fresh device, at most 4
+              deviations; a restart keeps it, an operator's command or a new firmware begins it again
+    drift     a slow creep of the centre after that: clip(z, 1 deviation) / 2^drift_shift a window, at most drift_cap
+              steps (1/16 deviation) away from what was learned, and none while there is suspicion (half an alarm's
+              evidence)
+
+The score's own level is never tracked: a quiet attack's shift is the signal (measured: tracking it erased two of
+eight attacks). What lies beyond the bound alarms, however slowly it came; what stays inside it for ever is not seen.
+"""
+
+from .compat import const
+
+LEARNED_MAX_STEPS = const(64)  # 4 deviations
+_CLIP_STEPS = const(16)  # one deviation
+_HUBER_ROUNDS = const(6)
+FROZEN_FROM_Q8 = const(128)  # evidence from which the centre stands still: the line of `watch`
+
+
+class Adaptation:
+    """normalization: the Normalization whose offset_q8 this owns; drift_shift, drift_cap: from the metadata."""
+
+    def __init__(self, normalization, drift_shift: int, drift_cap: int) -> None:
+        n = len(normalization.inv)
+        self._normalization = normalization
+        self._shift = drift_shift
+        self._bound = drift_cap << drift_shift
+        self._deviation_q8 = [(16 << normalization.shift[i]) // normalization.inv[i] for i in range(n)]
+        self.learned_q8 = [0] * n
+        self.drift = [0] * n  # in steps / 2^drift_shift
+        self.frozen = False
+
+    def forget(self):
+        """Back to the model's own centres."""
+        for i in range(len(self.drift)):
+            self.learned_q8[i] = 0
+            self.drift[i] = 0
+        self._apply()
+
+    def learn(self, rows: bytes | bytearray) -> None:
+        """rows: the inputs x of the learning windows, one after the other, made with no offset -> the learned offset:
+        each feature's Huber location (a median that creeps to where clipped deviations balance, which is where the
+        drift would carry it)."""
+        n = len(self.drift)
+        count = len(rows) // n
+        for i in range(n):
+            column = [rows[j] - 256 if rows[j] > 127 else rows[j] for j in range(i, count * n, n)]
+            column.sort()
+            centre_q4 = column[count >> 1] << 4
+            for _ in range(_HUBER_ROUNDS):
+                pull = 0
+                for x in column:
+                    z = (x << 4) - centre_q4
+                    pull += 256 if z > 256 else -256 if z < -256 else z
+                centre_q4 += pull // count
+            bound_q4 = LEARNED_MAX_STEPS << 4
+            centre_q4 = bound_q4 if centre_q4 > bound_q4 else -bound_q4 if centre_q4 < -bound_q4 else centre_q4
+            self.learned_q8[i] = (centre_q4 * self._deviation_q8[i] + 128) >> 8
+            self.drift[i] = 0
+        self._apply()
+
+    def step(self, x, evidence_q8):
+        """x: the window's input; evidence_q8 after it. Creeps, unless there is suspicion."""
+        self.frozen = evidence_q8 >= FROZEN_FROM_Q8
+        if self.frozen:
+            return
+        bound = self._bound
+        drift = self.drift
+        for i in range(len(drift)):
+            z = x[i]
+            if z > 127:
+                z -= 256
+            d = drift[i] + (_CLIP_STEPS if z > _CLIP_STEPS else -_CLIP_STEPS if z < -_CLIP_STEPS else z)
+            drift[i] = bound if d > bound else -bound if d < -bound else d
+        self._apply()
+
+    def _apply(self):
+        offset_q8 = self._normalization.offset_q8
+        shift = self._shift + 4
+        half = 1 << (shift - 1)
+        for i in range(len(self.drift)):
+            offset_q8[i] = self.learned_q8[i] + (self.drift[i] * self._deviation_q8[i] + half >> shift)
+
+    def dump(self):
+        """-> what the state keeps: the learned centres (absolute, Q8, so that a later model of the same schema finds
+        them) and the drift."""
+        centre_q8 = self._normalization.centre_q8
+        return [[centre_q8[i] + self.learned_q8[i] for i in range(len(self.drift))], list(self.drift)]
+
+    def restore(self, kept):
+        """kept: what dump() gave -> True, or False where it is not for this schema (then nothing changes)."""
+        n = len(self.drift)
+        if not isinstance(kept, list) or len(kept) != 2 or [len(part) for part in kept] != [n, n]:
+            return False
+        for i in range(n):
+            bound = LEARNED_MAX_STEPS * self._deviation_q8[i] >> 4
+            offset = kept[0][i] - self._normalization.centre_q8[i]
+            self.learned_q8[i] = bound if offset > bound else -bound if offset < -bound else offset
+            drift = kept[1][i]
+            self.drift[i] = self._bound if drift > self._bound else -self._bound if drift < -self._bound else drift
+        self._apply()
+        return True
+
+    def distance(self):
+        """-> (greatest learned offset in steps of 1/16 deviation, greatest drift in percent of its bound)."""
+        learned = 0
+        drift = 0
+        for i in range(len(self.drift)):
+            learned = max(learned, abs(self.learned_q8[i]) * 16 // self._deviation_q8[i])
+            drift = max(drift, abs(self.drift[i]))
+        return learned, drift * 100 // self._bound if self._bound else 0

@@ -1,0 +1,178 @@
+from stonechat.detection import ALARM, NORMAL, WATCH, Verdict
+from stonechat.errors import ModelError
+from stonechat.features import LEVEL, Schema, pack_normalization
+from stonechat.head import Head, fuse
+from stonechat.metadata import RECONSTRUCTION, Metadata
+from stonechat.state import State
+
+SCHEMA = Schema("test-3", (("a", "1", LEVEL), ("b", "1", LEVEL), ("c", "1", LEVEL)))
+
+
+class Zero:
+    """A network that reconstructs the centre: the residual is the input."""
+
+    def __init__(self, digest=b"model--1", learn=8):
+        meta = Metadata()
+        meta.name = "test"
+        meta.schema_name = SCHEMA.name
+        meta.schema_id = SCHEMA.id
+        meta.window_ms = 1000
+        meta.normalization = pack_normalization((1024, 1024, 1024), (64, 64, 64))
+        meta.kind = RECONSTRUCTION
+        meta.knots = ((1024, 77), (2048, 512))
+        meta.tail_q8 = 512
+        meta.place_q8 = 1024
+        meta.spread_q8 = 256
+        meta.rungs = ((256, 768, 2048),)
+        meta.learn_windows = learn
+        self.metadata = meta
+        self.digest = digest
+        self.input_size = self.output_size = 3
+        self.out = bytearray(3)
+
+    def run(self, x):
+        return self.out
+
+
+def quiet(i):
+    """Readings about 15 (log2 of 16 is the centre), a little up and down."""
+    return [15 + (i % 3 - 1), 15 - (i % 2), 15]
+
+
+def run(head, count, shift=0):
+    for i in range(count):
+        verdict = head.score([v + shift for v in quiet(i)], 1000)
+    return verdict
+
+
+def test_a_fresh_device_learns_then_watches():
+    head = Head(Zero(), SCHEMA, State())
+    for i in range(8):
+        assert head.learning and head.progress_percent == i * 100 // 8
+        verdict = head.score(quiet(i), 1000)
+        assert verdict.learning and verdict.level == NORMAL
+    assert not head.learning and head.progress_percent == 100
+    assert not run(head, 30).learning
+    assert head.verdict.level == NORMAL
+    assert run(head, 20, shift=200).level == ALARM
+    features = [row[0] for row in head.verdict.explain()]
+    assert sorted(features) == [0, 1, 2]
+
+
+def test_a_loud_learner_does_not_alarm():
+    head = Head(Zero(), SCHEMA, State())
+    verdict = run(head, 8, shift=500)
+    assert verdict.level == NORMAL and verdict.evidence_q8 == 0
+
+
+def test_a_model_made_for_one_device_needs_no_learning():
+    head = Head(Zero(learn=0), SCHEMA)
+    assert not head.learning
+    assert run(head, 20, shift=200).level == ALARM
+
+
+def test_a_restart_continues_bit_for_bit():
+    for cut in (2, 5, 8, 13):
+        state = State()
+        head = Head(Zero(), SCHEMA, state)
+        whole = Head(Zero(), SCHEMA, State())
+        for i in range(30):
+            if i == cut:
+                head.save()
+                head = Head(Zero(), SCHEMA, state)
+            want = whole.score(quiet(i * 7), 1000)
+            got = head.score(quiet(i * 7), 1000)
+            pair = [(v.score_q8, v.surprise_q8, v.evidence_q8, v.level, v.learning) for v in (got, want)]
+            assert pair[0] == pair[1], (cut, i)
+        assert head.normalization.offset_q8 == whole.normalization.offset_q8
+
+
+def test_another_model_of_the_schema_learns_only_its_scores():
+    state = State()
+    head = Head(Zero(), SCHEMA, state)
+    run(head, 10, shift=4)
+    learned = list(head.normalization.offset_q8)
+    head.save()
+    head = Head(Zero(digest=b"model--2"), SCHEMA, state)
+    assert head.learning and head.progress_percent == 50
+    assert head.normalization.offset_q8 == learned
+
+
+def test_relearn_and_forgive():
+    state = State()
+    head = Head(Zero(), SCHEMA, state)
+    run(head, 8, shift=4)
+    run(head, 30, shift=300)
+    assert head.verdict.level == ALARM
+    head.forgive()
+    assert head.verdict.level == NORMAL and not head.learning
+    head.relearn()
+    assert head.learning and head.normalization.offset_q8 == [0, 0, 0]
+    run(head, 8)
+    assert not head.learning
+    assert head.facts()[1] == 0
+    head.relearn()
+    head.save()
+    assert Head(Zero(), SCHEMA, state).progress_percent == 0
+
+
+def refused(model, schema=SCHEMA):
+    try:
+        Head(model, schema)
+    except ModelError:
+        return True
+    return False
+
+
+def test_what_does_not_fit_is_refused():
+    model = Zero()
+    model.metadata = None
+    assert refused(model)
+    assert refused(Zero(), Schema("other", SCHEMA.columns[:2]))
+    model = Zero()
+    model.output_size = 2
+    assert refused(model)
+
+
+def test_golden_vectors_are_run():
+    model = Zero()
+    model.metadata.golden = ((bytes((1, 0, 0)), bytes(3), 256),)
+    assert not refused(model)
+    model.metadata.golden = ((bytes((1, 0, 0)), bytes((0, 0, 1)), 256),)
+    assert refused(model)
+    model.metadata.golden = ((bytes((1, 0, 0)), bytes(3), 257),)
+    assert refused(model)
+
+
+def verdict_of(level, evidence, n=2):
+    verdict = Verdict(n)
+    verdict.level = level
+    verdict.evidence_q8 = evidence
+    verdict.surprise_q8 = evidence
+    for i in range(n):
+        verdict.parts[i] = i + 1
+        verdict.x[i] = 16
+    return verdict
+
+
+def test_heads_are_fused_by_their_worst():
+    calm = verdict_of(NORMAL, 10)
+    watch = verdict_of(WATCH, 140, 3)
+    fused = fuse([calm, watch])
+    assert fused.level == WATCH and fused.evidence_q8 == 140 and fused.changed
+    assert fused.explain(1) == [(4, 16, 50)]
+    assert not fuse([calm, watch], fused).changed
+    alarm = verdict_of(ALARM, 300)
+    fuse([alarm, watch], fused)
+    assert fused.level == ALARM and fused.changed and fused.explain(1)[0][0] == 1
+    fuse([calm, calm], fused)
+    assert fused.level == NORMAL and fused.changed
+
+
+def test_fused_learning_only_while_all_learn():
+    one = verdict_of(NORMAL, 0)
+    other = verdict_of(NORMAL, 0)
+    one.learning = True
+    assert not fuse([one, other]).learning
+    other.learning = True
+    assert fuse([one, other]).learning

@@ -1,0 +1,258 @@
+"""Training in numpy: windows of benign features -> a fitted autoencoder, and from it the .tflite.
+
+    fitted = fit(f_q8, schema, window_ms)
+    data = fitted.to_tflite("sensor", 1)
+
+The network is the autoencoder whose optimum is known in closed form: a linear encoder to a bottleneck of `units`
+latents (the principal components, each scaled to unit variance, so that the bottleneck too has 16 steps a deviation)
+and a linear decoder back. Each output's squared residual is weighted by the inverse of its benign variance: that is
+factor analysis, Mahalanobis's distance for 2 * n * units multiply-accumulates instead of n^2. Being in closed form it
+needs no seed, no epochs and no luck; `network="relu"` trains a nonlinear one by gradient descent for comparison.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from stonechat import cbor, metadata
+from stonechat.errors import StonechatError
+from stonechat.features import Normalization, Schema, pack_normalization
+from stonechat.metadata import Metadata
+
+from stonechat_tools.modeling.replay_numpy import Network, Replay
+from stonechat_tools.modeling.tflite_writer import Layer, write
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+STEP = 1 / 16
+MIN_WINDOWS = 100
+UNITS_MAX = 16
+_DEVIATION_FLOOR_Q8 = 0.02 * 256  # log2 units; under it a counter that hardly moves would explode
+_SPARSE_FLOOR_Q8 = 0.25 * 256  # for counters that are zero in most windows
+_SPARSE_SHARE = 0.3
+_RESIDUAL_FLOOR = 0.125  # deviations; below it rounding to 1/16 would be the residual
+_KNOTS = (0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.12, 0.1, 0.08, 0.06, 0.05, 0.04, 0.03, 0.02)
+DEFAULT_RUNGS = ((256, 384, 20 * 256),)  # k 1, cap 1.5, alarm at 20: 40 windows of p < .03 in a row
+
+
+class FitError(StonechatError):
+    """The windows given can't be trained on."""
+
+
+@dataclass
+class FittedModel:
+    """A trained model before it is a file. `meta` is complete but for name and version; `layers` are quantized."""
+
+    schema: Schema
+    window_ms: int
+    meta: Metadata
+    layers: list[Layer]
+    encoder: Floats  # (units, n): latents from x in deviations
+    decoder: Floats  # (n, units)
+    residual_deviation: Floats  # (n,) benign deviation of each output's residual
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def network(self) -> Network:
+        return Network.from_layers(self.layers)
+
+    def replay(self, learn: bool = False) -> Replay:
+        """A device that runs this model."""
+        return Replay(self.meta, self.network, learn)
+
+    def to_tflite(self, name: str, version: int, info: dict[str, Any] | None = None) -> bytes:
+        """The file. info: provenance and figures for the tools' buffer (anything CBOR takes; no floats)."""
+        self.meta.name, self.meta.version = name, version
+        self.meta.golden = _golden(self.meta, self.network)
+        columns = [list(column) for column in self.schema.columns]
+        buffers = {
+            metadata.BUFFER: metadata.pack(self.meta),
+            metadata.INFO_BUFFER: cbor.dumps({"columns": columns, **(info or {})}),
+        }
+        return write(self.layers, input_scale=STEP, metadata=buffers)
+
+
+def fit(
+    f_q8: npt.ArrayLike,
+    schema: Schema,
+    window_ms: int,
+    *,
+    calibration: npt.ArrayLike | None = None,
+    seed: int = 0,
+    units: int | None = None,
+    network: str = "linear",
+    trim: float = 0.0,
+    learn_windows: int = 0,
+    progress: Callable[[str, float], None] | None = None,
+) -> FittedModel:
+    """f_q8: benign windows in the order of time, as features_q8 gives them. calibration: later benign windows for the
+    table; without them the last quarter of f_q8 is kept from the network and used. units: latents in the bottleneck.
+    trim: the share of 20-window blocks to leave out as contaminated. learn_windows: what a fresh device learns before
+    it may alarm. Raises FitError where there is too little to train on."""
+    tell = progress or (lambda what, share: None)
+    f = np.asarray(f_q8, dtype=np.int64)
+    if f.ndim != 2 or f.shape[1] != len(schema):
+        raise FitError(f"windows of shape {f.shape} for a schema of {len(schema)} features")
+    if len(f) < MIN_WINDOWS:
+        raise FitError(f"{len(f)} windows: training needs at least {MIN_WINDOWS}; record longer")
+    if calibration is None:
+        split = len(f) * 3 // 4
+        f, later = f[:split], f[split:]
+    else:
+        later = np.asarray(calibration, dtype=np.int64)
+    keep = np.ones(len(f), dtype=bool)
+    for round_number in range(4 if trim else 1):
+        tell("network", round_number / 4)
+        model = _fit_once(f[keep], schema, window_ms, units, network, seed)
+        if trim:
+            keep = _clean_blocks(model, f, trim)
+    if trim:
+        model = _fit_once(f[keep], schema, window_ms, units, network, seed)
+        model.figures["trimmed_windows"] = int((~keep).sum())
+    model.meta.learn_windows = learn_windows
+    tell("calibration", 0.9)
+    set_table(model, later)
+    model.figures |= {"windows": len(f), "calibration_windows": len(later), "units": model.encoder.shape[0]}
+    return model
+
+
+def front_end(f_q8: Ints) -> tuple[Floats, Floats]:
+    """f_q8 -> (centre_q8, deviation_q8) of each feature.
+
+    The centre is the point about which deviations clipped at one balance (Huber's location), because that is where
+    the device's own drift comes to rest. The deviation is the standard deviation, or what the middle of the
+    distribution says where that is more, over a floor."""
+    f = f_q8.astype(np.float64)
+    median = np.median(f, axis=0)
+    mad = 1.4826 * np.median(np.abs(f - median), axis=0)
+    low, high = np.quantile(f, [0.05, 0.95], axis=0)
+    floor = np.where((f > 0).mean(axis=0) < _SPARSE_SHARE, _SPARSE_FLOOR_Q8, _DEVIATION_FLOOR_Q8)
+    deviation = np.maximum.reduce([f.std(axis=0), mad, (high - low) / 3.29, floor])
+    centre = median.copy()
+    for _ in range(20):
+        centre += np.clip((f - centre) / deviation, -1, 1).mean(axis=0) * deviation
+    return np.rint(centre), deviation
+
+
+def default_units(n: int) -> int:
+    return max(1, min(UNITS_MAX, n // 3))
+
+
+def _fit_once(f: Ints, schema: Schema, window_ms: int, units: int | None, network: str, seed: int) -> FittedModel:
+    centre, deviation = front_end(f)
+    meta = Metadata()
+    meta.schema_name, meta.schema_id, meta.window_ms = schema.name, schema.id, window_ms
+    meta.normalization = pack_normalization(centre, deviation)
+    meta.knots = ((0, 0), (1, 1))
+    meta.rungs = DEFAULT_RUNGS
+    x = _inputs(meta, schema, f) * STEP
+    b = units or default_units(len(schema))
+    if not 0 < b <= len(schema):
+        raise FitError(f"a bottleneck of {b} for {len(schema)} features")
+    if network != "linear":
+        raise FitError(f"network {network!r}: known: linear")
+    encoder, decoder = _linear_autoencoder(x, b)
+    layers = quantize_linear(encoder, decoder)
+    residual = x - Network.from_layers(layers).run(np.rint(x / STEP)) * STEP
+    spread = np.sqrt((residual**2).mean(axis=0))
+    spread = np.clip(spread, _RESIDUAL_FLOOR, 16 * _RESIDUAL_FLOOR)
+    weights = np.rint(255 * _RESIDUAL_FLOOR**2 / spread**2)
+    meta.weights = bytes(np.clip(weights, 1, 255).astype(np.uint8))
+    return FittedModel(schema, window_ms, meta, layers, encoder, decoder, spread)
+
+
+def _inputs(meta: Metadata, schema: Schema, f: Ints) -> Ints:
+    norm = Normalization(schema, meta.normalization)
+    inv, shift = np.array(norm.inv), np.array(list(norm.shift))
+    x: Ints = np.clip(((f - np.array(norm.centre_q8)) * inv + (np.left_shift(1, shift) >> 1)) >> shift, -128, 127)
+    return x
+
+
+def _linear_autoencoder(x: Floats, units: int) -> tuple[Floats, Floats]:
+    """The best linear reconstruction through `units` latents of unit variance: encoder (units, n), decoder
+    (n, units). About the centre, not about the mean: the network has no bias, and a residual's mean is signal."""
+    covariance = x.T @ x / len(x)
+    values, vectors = np.linalg.eigh(covariance)
+    order = np.argsort(values)[::-1][:units]
+    vectors = vectors[:, order]
+    vectors *= np.sign(vectors[np.argmax(np.abs(vectors), axis=0), np.arange(units)])  # the same bytes on every LAPACK
+    scale = np.sqrt(np.maximum(values[order], 1e-3))
+    return vectors.T / scale[:, None], vectors * scale
+
+
+def quantize_linear(encoder: Floats, decoder: Floats) -> list[Layer]:
+    """int8 weights per output channel; every tensor in 1/16 deviation, as the contract asks of input and output."""
+    layers = []
+    for name, weights in (("encoder", encoder), ("output", decoder)):
+        scale = np.maximum(np.abs(weights).max(axis=1), 1e-6) / 127
+        quantized = np.rint(weights / scale[:, None]).astype(np.int8)
+        zeros = np.zeros(len(weights), dtype=np.int32)
+        layers.append(Layer(quantized, zeros, scale.astype(np.float32), STEP, 0, "none", name))
+    return layers
+
+
+def _clean_blocks(model: FittedModel, f: Ints, trim: float, block: int = 20) -> npt.NDArray[np.bool_]:
+    """A mask without the worst `trim` of the blocks: an attack lasts, so blocks tell where single rows can't."""
+    replay = model.replay()
+    scores = replay.scores(replay.inputs(f)).astype(np.float64)
+    blocks = np.arange(len(f)) // block
+    means = np.bincount(blocks, scores) / np.bincount(blocks)
+    worst = np.argsort(means)[::-1][: math.ceil(trim * len(means))]
+    return ~np.isin(blocks, worst)
+
+
+def set_table(model: FittedModel, later: Ints) -> None:
+    """Fill the calibration table from benign windows that the network has not seen, with the drift living."""
+    still = replace(model, meta=model.meta).replay()
+    scores = np.sort(still.run(later).score_q8)
+    if len(scores) < 50:
+        raise FitError(f"{len(scores)} calibration windows: at least 50 are needed")
+    meta = model.meta
+    meta.knots, meta.tail_q8 = table(scores)
+    meta.place_q8 = int(scores[len(scores) >> 1])
+    meta.spread_q8 = max(1, int(scores[len(scores) * 7 >> 3]) - meta.place_q8)
+
+
+def table(scores: Ints) -> tuple[tuple[tuple[int, int], ...], int]:
+    """Benign log scores -> (knots, tail_q8): surprise = -log10 of the share above, and beyond the last knot an
+    exponential tail whose mean excess is that of the data, or that of the body where the data's is shorter."""
+    usable = [p for p in _KNOTS if p * len(scores) >= 8] or [0.5, 0.2]
+    knots: list[tuple[int, int]] = []
+    for p in usable:
+        score = int(np.quantile(scores, 1 - p))
+        surprise = round(-256 * math.log10(p))
+        if knots and score <= knots[-1][0]:
+            knots[-1] = (knots[-1][0], surprise)
+        else:
+            knots.append((score, surprise))
+    if len(knots) < 2:
+        knots.append((knots[-1][0] + 64, knots[-1][1] + 77))
+    last = np.quantile(scores, 1 - usable[-1])
+    excess = float((scores[scores > last] - last).mean()) if (scores > last).any() else 1.0
+    body = (last - np.quantile(scores, 0.9)) / math.log(0.1 / usable[-1]) if usable[-1] < 0.1 else 0.0
+    mean_excess = max(excess, float(body), 8.0)
+    return tuple(knots), min(0x7FFF, round(256 * 256 / (mean_excess * math.log(10))))
+
+
+def _golden(meta: Metadata, network: Network) -> tuple[tuple[bytes, bytes, int], ...]:
+    """Three inputs that exercise the whole range, with what they must give."""
+    n = len(meta)
+    rng = np.random.default_rng(12)
+    rows = [rng.integers(-128, 128, n), np.clip(np.rint(rng.normal(0, 16, n)), -128, 127).astype(np.int64)]
+    rows.append(np.where(np.arange(n) % 2, 127, -128))
+    replay = Replay(meta, network, learn=False)
+    golden = []
+    for row in rows:
+        x = row.astype(np.int64)[None]
+        y = network.run(x)[0]
+        score = int(replay.scores(x)[0])
+        golden.append((_bytes(x[0]), _bytes(y), score))
+    return tuple(golden)
+
+
+def _bytes(values: Ints) -> bytes:
+    return (values & 255).astype(np.uint8).tobytes()

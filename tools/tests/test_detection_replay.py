@@ -1,0 +1,91 @@
+"""The numpy twin gives the device's bytes: the same stream through Head and through Replay, field by field."""
+
+import numpy as np
+import pytest
+from stonechat.features import LEVEL, RATE, SHARE, Normalization, Schema, log2_q8
+from stonechat.head import Head
+from stonechat.model import load_model
+from stonechat.state import State
+from stonechat_tools.modeling import replay_numpy
+from stonechat_tools.modeling.fit import fit
+from stonechat_tools.modeling.replay_numpy import Replay, features_q8
+
+SCHEMA = Schema("twin-1", tuple((f"c{i}", "1", RATE if i < 8 else LEVEL if i < 10 else SHARE) for i in range(12)))
+WINDOW_MS = 1000
+
+
+def windows(count: int, seed: int, loud: slice | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Correlated counters of a made-up device, with drift and, in `loud`, an attack."""
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(7).normal(0, 0.6, (3, 12))
+    rates = np.exp(rng.normal(0, 1, (count, 3)) @ mixing + rng.normal(0, 0.2, (count, 12)) + 5)
+    if loud is not None:
+        rates[loud, :3] *= 60
+    deltas = rng.poisson(rates)
+    deltas[:, 10:] = np.clip(deltas[:, 10:] * 20, 0, 25600)
+    deltas[rng.random(deltas.shape) < 0.001] = 0
+    return deltas, rng.integers(900, 1400, count)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    deltas, elapsed = windows(1200, 1)
+    return fit(features_q8(SCHEMA, deltas, elapsed, WINDOW_MS), SCHEMA, WINDOW_MS, learn_windows=64)
+
+
+def test_log2_is_the_devices():
+    values = [
+        1,
+        2,
+        3,
+        4,
+        63,
+        64,
+        65,
+        127,
+        128,
+        999,
+        4097,
+        32767,
+        32768,
+        65535,
+        1 << 29,
+        (1 << 30) - 1,
+        (1 << 40) + 12345,
+    ]
+    assert replay_numpy.log2_q8(values).tolist() == [log2_q8(v) for v in values]
+
+
+def test_features_are_the_devices(fitted):
+    deltas, elapsed = windows(300, 2)
+    norm = Normalization(SCHEMA, fitted.meta.normalization)
+    out = [0] * len(SCHEMA)
+    got = features_q8(SCHEMA, deltas, elapsed, WINDOW_MS)
+    for row, ms, want in zip(deltas.tolist(), elapsed.tolist(), got.tolist(), strict=True):
+        norm.fill_q8(row, ms, WINDOW_MS, out)
+        assert out == want
+
+
+@pytest.mark.parametrize("learn", [True, False])
+def test_a_stream_gives_the_devices_verdicts(fitted, learn):
+    fitted.meta.learn_windows = 64 if learn else 0
+    head = Head(load_model(fitted.to_tflite("twin", 1)), SCHEMA, State())
+    deltas, elapsed = windows(400, 3, loud=slice(250, 350))
+    result = fitted.replay(learn=True).run(features_q8(SCHEMA, deltas, elapsed, WINDOW_MS))
+    for i, (row, ms) in enumerate(zip(deltas.tolist(), elapsed.tolist(), strict=True)):
+        verdict = head.score(row, ms)
+        got = (verdict.score_q8, verdict.surprise_q8, verdict.evidence_q8, verdict.level, verdict.learning)
+        want = [int(getattr(result, key)[i]) for key in ("score_q8", "surprise_q8", "evidence_q8", "level", "learning")]
+        assert got == tuple(want), i
+    assert result.alarms and 250 < result.alarms[0] < 350
+
+
+def test_a_fork_leaves_the_original_alone(fitted):
+    deltas, elapsed = windows(200, 4)
+    f = features_q8(SCHEMA, deltas, elapsed, WINDOW_MS)
+    fitted.meta.learn_windows = 0
+    replay = Replay(fitted.meta, fitted.network)
+    replay.run(f[:100])
+    before = (replay.drift.copy(), list(replay.evidence))
+    replay.fork().run(f[100:])
+    assert (replay.drift == before[0]).all() and replay.evidence == before[1]
