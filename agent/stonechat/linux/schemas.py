@@ -36,3 +36,43 @@ PROC_COLUMNS = (
 )
 
 LINUX_PROC_1 = Schema("linux-proc-1", PROC_COLUMNS)
+
+# With BPF the system calls and peers themselves take the place of what only stands for them.
+STAND_INS = ("conn_out", "conn_fail", "retrans", "udp_in", "udp_out", "ctxt", "pgfault", "pages_dirtied", "disk_read")
+
+SYSCALL_COLUMNS = (
+    ("sys_rate", "calls/s", RATE),
+    ("sys_open", "calls/s", RATE),
+    ("sys_read", "calls/s", RATE),
+    ("sys_write", "calls/s", RATE),
+    ("sys_fmeta", "calls/s", RATE),  # stat, readdir, lseek: looking around
+    ("sys_fmod", "calls/s", RATE),  # rename, unlink, chmod, fsync: changing what is there
+    ("sys_sock", "calls/s", RATE),
+    ("sys_netio", "calls/s", RATE),
+    ("sys_proc", "calls/s", RATE),
+    ("sys_mem", "calls/s", RATE),
+    ("sys_priv", "calls/s", RATE),  # setuid, ptrace, mount, modules, io_uring
+    ("sys_entropy", "%", SHARE),  # how evenly the calls spread over all 16 classes
+    ("execs", "programs/s", RATE),
+)
+
+CONNECTION_COLUMNS = (
+    ("syn_out", "segments/s", RATE),  # also those of raw sockets, and retransmissions
+    ("syn_fail", "%", SHARE),  # of these, without an answer that accepts
+    ("rst_in", "segments/s", RATE),
+    ("peers", "peers", LEVEL),
+    ("new_peers", "peers/s", RATE),  # not among those that the device has learned
+    ("new_peer_bytes", "B/s", RATE),  # sent to them
+    ("dports", "ports", LEVEL),  # distinct ones that a SYN or a datagram went to
+    ("top_peer_share", "%", SHARE),  # of the bytes sent
+)
+
+LOGIN_COLUMNS = (("login_fail", "attempts/s", RATE),)
+
+LINUX_1 = Schema(
+    "linux-1",
+    tuple(column for column in PROC_COLUMNS if column[0] not in STAND_INS)
+    + SYSCALL_COLUMNS
+    + CONNECTION_COLUMNS
+    + LOGIN_COLUMNS,
+)

@@ -1,0 +1,105 @@
+"""The Linux collector: the best sources that start here, of which the schema tells.
+
+LINUX_1 needs every BPF group; where one does not start, the whole collector is LINUX_PROC_1, never a mixture, and
+`sources` says what did not start, why, and what would mend it. Nothing of BPF, ctypes or mmap is imported where BPF is
+not wanted.
+"""
+
+from ..errors import CollectorError
+from . import schemas
+from .proc import ProcCollector
+
+
+class LinuxCollector:
+    """interfaces: names to count, None for all but `lo`; peers_secret: bytes of this device that key the learned peers
+    (None: random, so that what is learned does not outlive this process); use_bpf: True (raise CollectorError where it
+    does not start), False, or "auto".
+
+    cgroup: a cgroup v2 folder to watch instead of the whole machine (system calls and connections only).
+    own_user_id: the user that the agent will become, whose connections are its own; None: the present one unless root.
+
+    schema: LINUX_1 or LINUX_PROC_1. sources: a tuple of (group, source, note)."""
+
+    def __init__(
+        self,
+        interfaces: "tuple[str, ...] | list[str] | None" = None,
+        peers_secret: "bytes | None" = None,
+        use_bpf: "bool | str" = "auto",
+        cgroup: "str | None" = None,
+        own_user_id: "int | None" = None,
+    ) -> None:
+        self._proc = ProcCollector(interfaces)
+        self._bpf = None
+        self.schema = schemas.LINUX_PROC_1
+        self.sources = self._proc.sources
+        if use_bpf is False:
+            return
+        try:
+            started, rows = start_bpf(interfaces, cgroup, own_user_id)
+            if len(started) < len(rows):
+                if use_bpf is True:
+                    raise CollectorError(
+                        "; ".join("%s: %s" % (group, note) for group, source, note in rows if not source)
+                    )
+                for part in started:
+                    part.close()
+                self.sources += tuple((group, "none", note) for group, _, note in rows)
+                return
+            from .full import BpfColumns
+
+            self._bpf = BpfColumns(started, peers_secret)
+        except BaseException:
+            self._proc.close()
+            raise
+        self.schema = schemas.LINUX_1
+        self.sources += tuple(rows)
+        self._scratch = [0] * len(schemas.LINUX_PROC_1)
+        names = [column[0] for column in schemas.PROC_COLUMNS]
+        kept = [name for name in names if name not in schemas.STAND_INS]
+        self._kept = tuple(names.index(name) for name in kept)
+
+    def read(self, values: list) -> None:
+        """values: a list of len(schema) ints to fill: cumulative for RATE, the reading for LEVEL and SHARE. Raises
+        CollectorError or OSError; then `values` is not to be used."""
+        if self._bpf is None:
+            self._proc.read(values)
+            return
+        self._proc.read(self._scratch)
+        for at, source in enumerate(self._kept):
+            values[at] = self._scratch[source]
+        self._bpf.fill(values, len(self._kept))
+
+    def exclude_peer(self, host: str, port: int) -> None:
+        """Leave connections to the agent's own broker out. Raises OSError where the name does not resolve."""
+        if self._bpf is not None:
+            self._bpf.exclude_peer(host, port)
+
+    def hold_peers(self, hold: bool) -> None:
+        """True while the device is under suspicion: no peer becomes known."""
+        if self._bpf is not None:
+            self._bpf.learned.hold = hold
+
+    def dump(self) -> bytes:
+        """The learned peers, as hashes, for restore() after the next start; empty without BPF."""
+        return self._bpf.learned.dump() if self._bpf is not None else b""
+
+    def restore(self, packed: bytes) -> None:
+        """Raises CollectorError for anything but what dump() gave."""
+        if self._bpf is not None:
+            self._bpf.learned.restore(packed)
+
+    def close(self) -> None:
+        self._proc.close()
+        if self._bpf is not None:
+            self._bpf.close()
+
+
+def start_bpf(interfaces=None, cgroup: "str | None" = None, own_user_id: "int | None" = None):
+    """-> ([the groups that started], [(group, source or "", note with reason and fix), ...] of all). The caller closes
+    what started. `stonechat doctor` asks here as well."""
+    try:
+        from . import full  # ctypes and mmap come in here
+    except ImportError as error:
+        reason = "python has no %s; install the full standard library" % error.name
+        return [], [("syscalls", "", reason), ("connections", "", reason)]
+    return full.start(interfaces, cgroup, own_user_id)

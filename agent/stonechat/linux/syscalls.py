@@ -1,0 +1,206 @@
+"""System calls by class, and programs started, forked and ended: exact counts for 30 ns a call.
+
+One small program on the raw tracepoint `sys_enter` looks the call's number up in a class table and adds one to this
+CPU's counter of that class. Table and counters lie in one mapped page, so reading them is reading memory. The agent's
+own process is left out. Work submitted through io_uring never appears as system calls (io_uring_enter itself counts as
+`priv`), nor do the time calls of the vDSO.
+
+    byte 0     class of each native call number 0..511, then of each 32-bit caller's number 0..511
+    byte 1024  for each CPU 32 counters (u64): the 16 classes, then exec, fork, exit
+"""
+
+import os
+
+from ..errors import CollectorError
+from ..features import log2_q8
+from . import bpf
+from .bpf import FP, R0, R1, R2, R3, R6, R7, R8
+from .syscall_classes import TABLES
+
+EXEC, FORK, EXIT = 16, 17, 18
+NUMBERS = 512  # call numbers an ABI has; whatever lies beyond counts as `other`
+_COUNTS_AT = 2 * NUMBERS
+_SLOTS = 32  # u64 counters a CPU: four cache lines of its own
+_CLASSES = 16
+_MAX_CPUS = 4096
+
+# Where the registers of the caller tell a 32-bit one: (offset in pt_regs, bytes, how, value)
+_COMPAT_MARKS = {
+    "x86_64": (136, "eq", 0x23, "i386"),  # cs is __USER32_CS
+    "aarch64": (264, "set", 0x10, "armhf"),  # pstate has PSR_MODE32_BIT
+}
+
+
+class Syscalls:
+    """counts: 19 cumulative counters after read(): the classes in the order of syscall_classes.CLASSES, then EXEC, FORK
+    and EXIT.
+
+    cgroup: a folder under the cgroup v2 mount; only processes in it and below it count. None: the whole machine.
+    table: bytes of 1024 classes, for tests. Raises CollectorError or OSError where it can't start."""
+
+    group = "syscalls"
+    source = "raw tracepoint sys_enter"
+
+    def __init__(self, cgroup: "str | None" = None, table: "bytes | None" = None) -> None:
+        self._cpus = 1
+        while self._cpus < bpf.possible_cpus():
+            self._cpus *= 2
+        if self._cpus > _MAX_CPUS:
+            raise CollectorError("bpf: %d CPUs, at most %d" % (self._cpus, _MAX_CPUS))
+        self.counts = [0] * (_CLASSES + 3)
+        self.note = "exact"
+        self._links: list = []
+        self._compat = _COMPAT_MARKS.get(os.uname().machine)
+        self._only = _cgroup_id(cgroup) if cgroup else None
+        self._memory = bpf.Memory(_COUNTS_AT + self._cpus * _SLOTS * 8, "stonechat_sys")
+        try:
+            table = machine_table() if table is None else table
+            self._memory.bytes[: len(table)] = table
+            self._attach()
+        except (OSError, CollectorError):
+            self.close()
+            raise
+
+    def read(self) -> list:
+        """-> counts, brought up to date. Never fails: it reads memory."""
+        first = _COUNTS_AT // 8
+        words = self._memory.words
+        counts = self.counts
+        for slot in range(len(counts)):
+            counts[slot] = sum(words[first + slot : first + self._cpus * _SLOTS : _SLOTS])
+        return counts
+
+    def close(self) -> None:
+        for link in self._links:
+            os.close(link)
+        self._links = []
+        self._memory.close()
+
+    def _attach(self) -> None:
+        try:
+            calls = self._load(self._sys_enter(), "stonechat_sys")
+        except (CollectorError, OSError) as error:
+            if self._compat is None:
+                raise
+            self._compat = None  # lockdown=confidentiality refuses to read the caller's registers
+            calls = self._load(self._sys_enter(), "stonechat_sys")
+            self.note = "32-bit callers are counted by the 64-bit table: %s" % error
+        self._link(calls, "sys_enter")
+        for slot, name in ((EXEC, "exec"), (FORK, "fork"), (EXIT, "exit")):
+            event = self._load(self._event(slot), "stonechat_" + name)
+            self._link(event, "sched_process_" + name)
+        self._memory.release_fd()
+
+    def _load(self, program: bpf.Program, name: str) -> int:
+        return bpf.load_program(bpf.PROG_RAW_TRACEPOINT, program, name)
+
+    def _link(self, program_fd: int, tracepoint: str) -> None:
+        try:
+            self._links.append(bpf.attach_tracepoint(program_fd, tracepoint))
+        finally:
+            os.close(program_fd)  # the link keeps the program
+
+    def _sys_enter(self) -> bpf.Program:
+        """raw_tracepoint/sys_enter: args[0] is the caller's pt_regs, args[1] the call's number."""
+        p = bpf.Program()
+        p.copy(R6, R1)
+        self._leave_out(p)
+        p.load(8, R7, R6, 8)
+        p.jump("lt", R7, NUMBERS - 1, "known")
+        p.move(R7, NUMBERS - 1)  # also -1, x32 and ARM's private calls
+        p.label("known")
+        if self._compat:
+            self._split_compat(p)
+        p.map_value(R1, self._memory.fd)
+        p.alu_reg("add", R1, R7)
+        p.load(1, R8, R1)
+        p.alu("and", R8, _CLASSES - 1)
+        self._count(p)
+        return p
+
+    def _event(self, slot: int) -> bpf.Program:
+        p = bpf.Program()
+        self._leave_out(p)
+        p.move(R8, slot)
+        self._count(p)
+        return p
+
+    def _leave_out(self, p: bpf.Program) -> None:
+        """Skip the agent itself, and whoever is not in the chosen cgroup."""
+        p.call(bpf.CURRENT_PID_TGID)
+        p.alu("shr", R0, 32)
+        p.jump("eq", R0, os.getpid(), "out")
+        if self._only:
+            level, identity = self._only
+            p.move(R1, level)
+            p.call(bpf.CURRENT_ANCESTOR_CGROUP_ID)
+            p.constant(R1, identity)
+            p.jump_reg("ne", R0, R1, "out")
+
+    def _split_compat(self, p: bpf.Program) -> None:
+        """A 32-bit caller counts by numbers of its own: the second half of the table."""
+        offset, condition, mark, _ = self._compat  # type: ignore[misc]
+        p.store_value(8, FP, -8, 0)
+        p.copy(R1, FP)
+        p.alu("add", R1, -8)
+        p.move(R2, 8)
+        p.load(8, R3, R6)
+        p.alu("add", R3, offset)
+        p.call(bpf.PROBE_READ_KERNEL)
+        p.load(8, R1, FP, -8)
+        p.jump(condition, R1, mark, "compat")
+        p.goto("native")
+        p.label("compat")
+        p.alu("add", R7, NUMBERS)
+        p.label("native")
+
+    def _count(self, p: bpf.Program) -> None:
+        """counters[this CPU][R8] += 1. Tracepoint programs can't be interrupted by their like, so that a plain add on
+        the CPU's own counter is exact."""
+        p.call(bpf.SMP_PROCESSOR_ID)
+        p.alu("and", R0, self._cpus - 1)
+        p.alu("mul", R0, _SLOTS * 8)
+        p.alu("shl", R8, 3)
+        p.map_value(R1, self._memory.fd, _COUNTS_AT)
+        p.alu_reg("add", R1, R0)
+        p.alu_reg("add", R1, R8)
+        p.load(8, R2, R1)
+        p.alu("add", R2, 1)
+        p.store(8, R1, 0, R2)
+        p.label("out")
+        p.move(R0, 0)
+        p.exit()
+
+
+def machine_table() -> bytes:
+    """The classes of this kernel's calls: 512 native ones, then 512 of the 32-bit ABI that it runs as well."""
+    machine = os.uname().machine
+    native = "armhf" if machine.startswith("armv") else machine
+    if native not in TABLES:
+        raise CollectorError("no system call table for %s; there are %s" % (machine, ", ".join(sorted(TABLES))))
+    compat = _COMPAT_MARKS[machine][3] if machine in _COMPAT_MARKS else native
+    return b"".join(
+        bytes(int(digit, 16) for digit in TABLES[abi].ljust(NUMBERS, "0")[:NUMBERS]) for abi in (native, compat)
+    )
+
+
+def entropy_share_q8(classes: list) -> int:
+    """classes: calls of each class in a window -> how evenly they spread, in percent Q8: 25600 when all 16 are alike,
+    0 for one class only or none at all."""
+    total = sum(classes)
+    if total == 0:
+        return 0
+    whole_q8 = log2_q8(total)
+    bits_q8 = sum(count * (whole_q8 - log2_q8(count)) for count in classes if count) // total
+    return min(25600, max(0, bits_q8 * 25600 // (4 * 256)))
+
+
+def _cgroup_id(path: str) -> "tuple[int, int]":
+    """-> (depth below the mount, id). The id of a v2 cgroup is its folder's inode number."""
+    from .connections import cgroup_root
+
+    root = cgroup_root()
+    below = os.path.relpath(os.path.realpath(path), root)
+    if below.startswith(".."):
+        raise CollectorError("cgroup %s does not lie below %s" % (path, root))
+    return (0 if below == "." else below.count("/") + 1), os.stat(path).st_ino
