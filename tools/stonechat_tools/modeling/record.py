@@ -85,9 +85,9 @@ def open_collector(kind: str, interfaces: tuple[str, ...] | None, counters: str 
         return load_counters(counters)
     if kind != "proc":
         try:
-            from stonechat.linux.bpf import LinuxCollector
+            from stonechat.linux.collector import LinuxCollector
 
-            return LinuxCollector(interfaces=interfaces)
+            return LinuxCollector(interfaces=interfaces, use_bpf=True if kind == "bpf" else "auto")
         except (ImportError, CollectorError, OSError) as error:
             if kind == "bpf":
                 raise CollectorError(f"the BPF collector does not start: {error}") from None
