@@ -1,0 +1,368 @@
+"""Import, join, label, split and look at traces.
+
+What others captured becomes windows through the device's own window.Window; splits go by device and by time, never by
+row, because neighbouring windows are too alike to test each other.
+
+Examples:
+  stonechat dataset import --format zeek conn.log.gz -o zeek.csv.gz --window 60 --device 192.168.1.195=camera
+  stonechat dataset import --format pcap lamp.pcapng -o lamp.csv.gz --window 10
+  stonechat dataset import --format csv pi.csv.gz -o pi.csv.gz --time time --elapsed seconds --columns iface0RX=B,cs
+  stonechat dataset join monday.csv.gz tuesday.csv.gz -o week.csv.gz
+  stonechat dataset label week.csv.gz -o labelled.csv.gz --intervals attacks.csv
+  stonechat dataset append week.csv.gz scan.csv.gz -o stream.csv.gz --after 500
+  stonechat dataset split week.csv.gz -o parts/ --fractions train=0.6,threshold=0.2,test=0.2
+  stonechat dataset split fleet.csv.gz -o parts/ --hold-out camera-3
+  stonechat dataset info parts/*.csv.gz
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .trace import BENIGN, Trace, TraceError, is_benign, join, read_all, read_trace, write_trace
+
+Outcome = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    _import_arguments(_action(actions, "import", "anyone's captures as windows", _import))
+
+    sub = _action(actions, "join", "several traces as one, in the order given", _join)
+    sub.add_argument("traces", nargs="+")
+    _output(sub)
+
+    sub = _action(actions, "label", "name what happened in some of the windows", _label)
+    sub.add_argument("trace")
+    _output(sub)
+    sub.add_argument("--label", help="the label; with --from and --to (Unix seconds or ISO 8601) only between them")
+    sub.add_argument("--from", dest="start", help="first moment")
+    sub.add_argument("--to", dest="end", help="last moment")
+    sub.add_argument("--intervals", metavar="CSV", help="a CSV with the columns start, end, label")
+    sub.add_argument("--device", help="only this device's windows")
+
+    sub = _action(actions, "append", "an attack after N benign windows, as one living stream", _append)
+    sub.add_argument("benign")
+    sub.add_argument("attack")
+    _output(sub)
+    sub.add_argument("--after", type=int, metavar="N", help="how many benign windows come first (default: all)")
+
+    sub = _action(actions, "split", "by device and time", _split)
+    sub.add_argument("traces", nargs="+")
+    _output(sub, "the folder for the parts")
+    sub.add_argument(
+        "--fractions", default="train=0.6,threshold=0.2,test=0.2", help="NAME=SHARE,... in the order of time"
+    )
+    sub.add_argument("--hold-out", action="append", default=[], metavar="DEVICE", help="a part `held-out` of its own")
+
+    sub = _action(actions, "info", "what is in a trace", _info)
+    sub.add_argument("traces", nargs="+")
+
+
+def _action(actions: Any, name: str, text: str, call: Any) -> argparse.ArgumentParser:
+    sub: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
+    sub.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    sub.set_defaults(call=call)
+    return sub
+
+
+def _output(sub: argparse.ArgumentParser, text: str = "the trace to write: .csv, .csv.gz or .parquet") -> None:
+    sub.add_argument("-o", "--output", required=True, help=text)
+
+
+def run(args: argparse.Namespace) -> int:
+    outcomes: list[Outcome] = args.call(args)
+    if args.json:
+        print(json.dumps(outcomes if args.action == "info" else outcomes[0] if len(outcomes) == 1 else outcomes))
+    else:
+        _show(outcomes)
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------------- import
+
+
+def _import_arguments(sub: argparse.ArgumentParser) -> None:
+    add = sub.add_argument
+    add("files", nargs="+")
+    _output(sub)
+    add("--format", required=True, choices=("zeek", "pcap", "csv"))
+    add(
+        "--window",
+        type=float,
+        metavar="S",
+        help="length of a window in seconds (zeek, pcap: 60; csv: that of the rows)",
+    )
+    add(
+        "--device", action="append", default=[], metavar="ADDRESS[=NAME]", help="whose windows (csv: the device's name)"
+    )
+    add("--label", default="", help="label of all windows (zeek takes its own label column where there is one)")
+    add("--schema", help="csv: name of the schema (default: the file's name)")
+    add("--time", help="csv: the column with the time")
+    add("--time-unit", choices=("s", "ms", "us", "ns"), default="s", help="csv: unit of the time (default s)")
+    add("--elapsed", help="csv: the column with the seconds that a row covers (default: from the times)")
+    add("--label-column", help="csv: the column with the labels")
+    add("--columns", metavar="NAME[=UNIT[=KIND]],...", help="csv: the features (default: all others, as rates)")
+    add("--cumulative", action="store_true", help="csv: cells are counters that only grow, not counts per row")
+
+
+def _import(args: argparse.Namespace) -> list[Outcome]:
+    if args.window is not None and not 0.05 <= args.window <= 86_400:
+        raise TraceError(f"--window {args.window}: want 0.05 to 86400 seconds")
+    window_ms = round((args.window or 60.0) * 1000)
+    if args.format == "zeek":
+        from .importers.zeek import import_zeek
+
+        traces = import_zeek(args.files, window_ms, args.device)
+        if args.label:
+            for trace in traces:
+                trace.labels[:] = args.label
+    elif args.format == "pcap":
+        from .importers.pcap import import_pcap
+
+        traces = import_pcap(args.files, window_ms, args.device, args.label)
+    else:
+        traces = _import_csv(args)
+    return [_write(join(traces), args.output)]
+
+
+def _import_csv(args: argparse.Namespace) -> list[Trace]:
+    from .importers.counters_csv import Layout, import_csv, parse_columns
+
+    if args.time is None:
+        raise TraceError("--format csv needs --time COLUMN")
+    if len(args.device) > 1:
+        raise TraceError("--format csv: one --device; import each device by itself and join them")
+    layout = Layout(
+        args.time,
+        {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}[args.time_unit],
+        args.elapsed,
+        args.label_column,
+        parse_columns(args.columns) if args.columns else None,
+        args.cumulative,
+        round(args.window * 1000) if args.window else None,
+    )
+    traces = []
+    for path in args.files:
+        stem = Path(path).name.split(".")[0]
+        trace = import_csv(path, args.schema or stem, layout, args.device[0] if args.device else stem, args.label)
+        if layout.window_ms is None:  # files that are joined share the first one's window
+            layout.window_ms = trace.window_ms
+        traces.append(trace)
+    return traces
+
+
+# ----------------------------------------------------------------------------------------------- join, label, append
+
+
+def _join(args: argparse.Namespace) -> list[Outcome]:
+    return [_write(read_all(args.traces), args.output)]
+
+
+def _label(args: argparse.Namespace) -> list[Outcome]:
+    trace = read_trace(args.trace)
+    intervals: list[tuple[float, float, str]] = []
+    if args.label is not None:
+        start = parse_moment(args.start) if args.start else -math.inf
+        intervals.append((start, parse_moment(args.end) if args.end else math.inf, args.label))
+    if args.intervals is not None:
+        intervals += read_intervals(args.intervals)
+    if not intervals:
+        raise TraceError("nothing to label: give --label or --intervals")
+    label_windows(trace, intervals, args.device)
+    return [_write(trace, args.output)]
+
+
+def label_windows(trace: Trace, intervals: Sequence[tuple[float, float, str]], device: str | None = None) -> None:
+    """Every window that overlaps [start, end] gets the interval's label; a later interval overrides an earlier one."""
+    ends = trace.t_s
+    starts = ends - trace.elapsed_ms / 1000
+    own = np.ones(len(trace), dtype=bool) if device is None else trace.devices == device
+    for start, end, label in intervals:
+        if any(letter in label for letter in ',"\r\n'):
+            raise TraceError(f"label {label!r}: no commas, quotes or line ends")
+        trace.labels[(starts < end) & (ends > start) & own] = label
+
+
+def read_intervals(path: str) -> list[tuple[float, float, str]]:
+    intervals = []
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if not {"start", "end", "label"} <= set(reader.fieldnames or []):
+            raise TraceError(f"{path}:1: it needs the columns start, end, label")
+        for row in reader:
+            try:
+                intervals.append((parse_moment(row["start"]), parse_moment(row["end"]), row["label"]))
+            except TraceError as error:
+                raise TraceError(f"{path}:{reader.line_num}: {error}") from None
+    return intervals
+
+
+def parse_moment(text: str) -> float:
+    """Unix seconds, or ISO 8601 (UTC where it names no zone) -> Unix seconds."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise TraceError(f"{text!r} is neither Unix seconds nor an ISO 8601 time") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _append(args: argparse.Namespace) -> list[Outcome]:
+    return [_write(append(read_trace(args.benign), read_trace(args.attack), args.after), args.output)]
+
+
+def append(benign: Trace, attack: Trace, after: int | None = None) -> Trace:
+    """The first `after` windows of `benign`, then `attack` as if it went on at once on the same device: detection is
+    measured from a living state, not from a fresh one."""
+    if after is not None and not 0 < after <= len(benign):
+        raise TraceError(f"--after {after}: the benign trace has {len(benign)} windows")
+    first = benign.select(slice(0, after))
+    if not first.benign.all():
+        raise TraceError(f"the first windows are not benign: {sorted(set(first.labels[~first.benign]))}")
+    if not len(first) or not len(attack):
+        raise TraceError("a trace without windows can't be appended")
+    follow = attack.select(slice(None))
+    step_s = follow.elapsed_ms[0] / 1000
+    follow.t_s = follow.t_s - follow.t_s[0] + first.t_s[-1] + step_s
+    follow.devices = follow.devices.copy()
+    follow.devices[:] = first.devices[-1]
+    return join([first, follow])
+
+
+# -------------------------------------------------------------------------------------------------------------- split
+
+
+def _split(args: argparse.Namespace) -> list[Outcome]:
+    trace = read_all(args.traces)
+    parts = split(trace, parse_fractions(args.fractions), args.hold_out)
+    os.makedirs(args.output, exist_ok=True)
+    return [_write(part, os.path.join(args.output, name + ".csv.gz")) for name, part in parts.items()]
+
+
+def parse_fractions(text: str) -> dict[str, float]:
+    fractions: dict[str, float] = {}
+    for word in text.split(","):
+        name, _, share = word.partition("=")
+        try:
+            fractions[name.strip()] = float(share)
+        except ValueError:
+            raise TraceError(f"--fractions: {word!r} is not NAME=SHARE") from None
+    bad = [name for name, share in fractions.items() if not name or not 0 < share <= 1 or "/" in name]
+    if bad or not 0.999 < sum(fractions.values()) < 1.001:
+        raise TraceError(f"--fractions {text}: named shares above 0 that add up to 1")
+    return fractions
+
+
+def split(trace: Trace, fractions: dict[str, float], hold_out: Sequence[str] = ()) -> dict[str, Trace]:
+    """Each device's windows in the order of time, cut once per part: the parts of a device never overlap in time.
+    Devices in hold_out go whole into the part `held-out`. Parts that would be empty raise TraceError."""
+    unknown = [name for name in hold_out if name not in trace.device_names]
+    if unknown:
+        raise TraceError(f"--hold-out {unknown[0]}: the devices are {', '.join(trace.device_names)}")
+    picked: dict[str, list[Any]] = {name: [] for name in fractions}
+    if hold_out:
+        picked["held-out"] = []
+    for device in trace.device_names:
+        rows = np.flatnonzero(trace.devices == device)
+        rows = rows[np.argsort(trace.t_s[rows], kind="stable")]
+        if device in hold_out:
+            picked["held-out"].append(rows)
+            continue
+        cuts = np.rint(np.cumsum([0.0, *fractions.values()]) * len(rows)).astype(int)
+        for i, name in enumerate(fractions):
+            picked[name].append(rows[cuts[i] : cuts[i + 1]])
+    parts = {}
+    for name, chosen in picked.items():
+        indices = np.concatenate(chosen) if chosen else np.array([], dtype=int)
+        if not len(indices):
+            raise TraceError(
+                f"the part {name} would be empty: {len(trace)} windows of {len(trace.device_names)} devices"
+            )
+        parts[name] = trace.select(indices)
+    return parts
+
+
+# --------------------------------------------------------------------------------------------------------------- info
+
+
+def _info(args: argparse.Namespace) -> list[Outcome]:
+    return [describe(read_trace(path), path, features=True) for path in args.traces]
+
+
+def _write(trace: Trace, path: str) -> Outcome:
+    write_trace(trace, path)
+    return describe(trace, path)
+
+
+def describe(trace: Trace, path: str, features: bool = False) -> Outcome:
+    """What a table or JSON says of a trace."""
+    out: Outcome = {
+        "trace": path,
+        "schema": trace.schema.name,
+        "schema_id": trace.schema.id.hex(),
+        "window_ms": trace.window_ms,
+        "windows": len(trace),
+        "hours": round(float(trace.elapsed_ms.sum()) / 3.6e6, 3),
+        "devices": {name: int((trace.devices == name).sum()) for name in trace.device_names},
+        "labels": dict(Counter(BENIGN if is_benign(label) else label for label in trace.labels)),
+        "begins": _moment(trace.t_s.min()) if len(trace) else None,
+        "ends": _moment(trace.t_s.max()) if len(trace) else None,
+        "notes": trace.notes,
+    }
+    if features and len(trace):
+        quantiles = np.quantile(trace.deltas, [0.05, 0.5, 0.95], axis=0)
+        out["features"] = [
+            {
+                "name": name,
+                "unit": unit,
+                "kind": kind,
+                "zero_share": round(float((trace.deltas[:, i] == 0).mean()), 3),
+                "q05_median_q95": [round(float(value)) for value in quantiles[:, i]],
+            }
+            for i, (name, unit, kind) in enumerate(trace.schema.columns)
+        ]
+    return out
+
+
+def _moment(t_s: float) -> str:
+    return datetime.fromtimestamp(float(t_s), UTC).isoformat(timespec="seconds")
+
+
+def _show(outcomes: list[Outcome]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("trace", "schema", "window", "windows", "hours", "devices", "labels")
+    for out in outcomes:
+        table.add_row(
+            out["trace"],
+            out["schema"],
+            f"{out['window_ms'] / 1000:g} s",
+            str(out["windows"]),
+            f"{out['hours']:.2f}",
+            "\n".join(f"{name or '-'} {count}" for name, count in out["devices"].items()),
+            "\n".join(f"{name} {count}" for name, count in out["labels"].items()),
+        )
+    console.print(table)
+    for out in outcomes:
+        if "features" not in out:
+            continue
+        table = Table("feature", "unit", "kind", "zero", "5 %", "median", "95 %", title=out["trace"])
+        for row in out["features"]:
+            shares = [str(value) for value in row["q05_median_q95"]]
+            table.add_row(row["name"], row["unit"], row["kind"], f"{row['zero_share']:.0%}", *shares)
+        console.print(table)
