@@ -11,29 +11,42 @@ from .errors import WireError
 MAX_DEPTH = const(8)
 
 
-def _head(major: int, n: int) -> bytes:
+def _head(out: bytearray, major: int, n: int) -> None:
     major <<= 5
     if n < 24:
-        return bytes((major | n,))
-    if n < 0x100:
-        return bytes((major | 24, n))
-    if n < 0x10000:
-        return bytes((major | 25, n >> 8, n & 255))
-    if n < 0x100000000:
-        return bytes((major | 26, n >> 24, n >> 16 & 255, n >> 8 & 255, n & 255))
+        out.append(major | n)
+        return
+    size = 1 if n < 0x100 else 2 if n < 0x10000 else 4 if n < 0x100000000 else 8
     if n >= 1 << 64:
         raise WireError("cbor: %d does not fit" % n)
-    return bytes((major | 27,)) + bytes(n >> shift & 255 for shift in range(56, -8, -8))
+    out.append(major | (24 if size == 1 else 25 if size == 2 else 26 if size == 4 else 27))
+    while size:
+        size -= 1
+        out.append(n >> (8 * size) & 255)
 
 
 def dumps(value) -> bytes:
     """value -> bytes. Raises WireError for a type that the module's docstring does not name."""
     out = bytearray()
-    _encode(value, out, 0)
+    encode(value, out)
     return bytes(out)
 
 
-def _encode(value, out: bytearray, depth: int) -> None:
+def dumps_fields(fields: list) -> bytearray:
+    """fields: at most 24 values, the index is the key, None is absent -> the map, without a dict or a sort."""
+    out = bytearray(1)
+    n = 0
+    for key, value in enumerate(fields):
+        if value is not None:
+            n += 1
+            out.append(key)
+            encode(value, out)
+    out[0] = 0xA0 | n
+    return out
+
+
+def encode(value, out: bytearray, depth: int = 0) -> None:
+    """Append `value` to `out`; dumps() says what it may be."""
     if depth > MAX_DEPTH:
         raise WireError("cbor: deeper than %d" % MAX_DEPTH)
     if value is None:
@@ -41,23 +54,26 @@ def _encode(value, out: bytearray, depth: int) -> None:
     elif value is True or value is False:
         out.append(0xF5 if value else 0xF4)
     elif isinstance(value, int):
-        out.extend(_head(0, value) if value >= 0 else _head(1, -1 - value))
+        if value >= 0:
+            _head(out, 0, value)
+        else:
+            _head(out, 1, -1 - value)
     elif isinstance(value, (bytes, bytearray, memoryview)):
-        out.extend(_head(2, len(value)))
+        _head(out, 2, len(value))
         out.extend(value)
     elif isinstance(value, str):
         text = value.encode()
-        out.extend(_head(3, len(text)))
+        _head(out, 3, len(text))
         out.extend(text)
     elif isinstance(value, (list, tuple)):
-        out.extend(_head(4, len(value)))
+        _head(out, 4, len(value))
         for item in value:
-            _encode(item, out, depth + 1)
+            encode(item, out, depth + 1)
     elif isinstance(value, dict):
-        out.extend(_head(5, len(value)))
+        _head(out, 5, len(value))
         for key, item in sorted([(dumps(key), value[key]) for key in value], key=_first):
             out.extend(key)
-            _encode(item, out, depth + 1)
+            encode(item, out, depth + 1)
     else:
         raise WireError("cbor: can't encode %s" % type(value).__name__)
 
@@ -124,9 +140,7 @@ class _Reader:
                 return self._take(n).decode()
             except (UnicodeError, ValueError):
                 raise WireError("cbor: text is not UTF-8")
-        if (
-            n > len(self.data) - self.at
-        ):  # every item takes a byte: a length beyond the data is refused before it is used
+        if n > len(self.data) - self.at:  # every item takes a byte: an impossible length is refused before it is used
             raise WireError("cbor: truncated at %d" % self.at)
         if major == 4:
             return [self.item(depth + 1) for _ in range(n)]

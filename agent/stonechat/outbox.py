@@ -1,0 +1,299 @@
+"""Store and forward: reports wait here until a collector says that it has committed them.
+
+Outbox  a ring of segment files, 512 bytes each, on littlefs and ext4 alike; survives power cuts
+Queue   the same in RAM, for a device without a file system
+
+A segment is a run of records: '<HII' length, sequence number, CRC-32 of both and of the body; then the body. The first
+record of a segment is a mark (top bit of the length set; body '<II' boot, oldest sequence number not acknowledged; its
+sequence number is one that no report can have used before it), so the newest segment alone tells where the device
+stands. Every start makes a new segment: nothing is ever written behind a torn tail. What is full drops its oldest.
+"""
+
+import os
+from binascii import crc32
+from struct import pack, unpack_from
+
+from .compat import const, epoch_s, sync_file, write_atomic
+from .errors import OutboxError
+
+SEGMENT_BYTES = const(512)
+_HEADER_BYTES = const(10)
+_MARK_BYTES = const(18)
+_MARK = const(0x8000)
+_RESERVE = const(64)  # numbers that reports may use before they are written down (a full disk)
+_CLOSED = const(SEGMENT_BYTES + 1)  # where the next record would go, while no segment is open
+_AHEAD = const(30)  # acknowledgements out of order are held for this many numbers, in one small int
+
+
+class Queue:
+    """A bounded queue in RAM. Its numbers start at the clock's seconds, so that a restart does not reuse them.
+    `sequence` is the next report's number, `oldest` the first one not acknowledged, `lost` counts what was dropped."""
+
+    def __init__(self, max_bytes: int = 2048, sequence: int = 0) -> None:
+        self.max_bytes = max_bytes
+        self.sequence = sequence or epoch_s() or 1
+        self.oldest = self.sequence
+        self.boot = 0
+        self.lost = 0
+        self.spare = True  # nothing is written down, so nothing can be reused by a restart but by the clock
+        self._records: list = []
+        self._bytes = 0
+
+    def append(self, body) -> int:
+        """Hold `body` as number `sequence`, which is returned; the oldest are dropped where room is short."""
+        self._bytes += len(body)
+        self._records.append((self.sequence, bytes(body)))
+        self.sequence += 1
+        while self._bytes > self.max_bytes and len(self._records) > 1:
+            self._bytes -= len(self._records.pop(0)[1])
+            self.lost += 1
+        self._forward()
+        return self.sequence - 1
+
+    def after(self, sequence: int):
+        """The first record behind `sequence` as (sequence, body), or None."""
+        for record in self._records:
+            if record[0] > sequence:
+                return record
+        return None
+
+    def ack(self, first: int, last: int) -> None:
+        """Forget first..last, both included."""
+        self._records = [record for record in self._records if not first <= record[0] <= last]
+        self._bytes = sum([len(record[1]) for record in self._records])
+        self._forward()
+
+    def _forward(self) -> None:
+        self.oldest = self._records[0][0] if self._records else self.sequence
+
+    def save(self) -> None:
+        pass
+
+
+class Outbox:
+    """path: a folder of its own; max_bytes: what the ring may take. Raises OutboxError where it can't be opened or
+    written. `boot` counts the starts; `damaged` the records that a torn write or a bad medium has cost."""
+
+    def __init__(self, path: str, max_bytes: int = 32_768) -> None:
+        if max_bytes < 2 * SEGMENT_BYTES:
+            raise OutboxError("outbox: max_bytes is %d, at least %d" % (max_bytes, 2 * SEGMENT_BYTES))
+        self.path = path
+        self.max_segments = max_bytes // SEGMENT_BYTES
+        self.sequence = 0
+        self.oldest = 0
+        self.boot = 0
+        self.lost = 0
+        self.damaged = 0
+        self._ahead = 0  # bit i: number oldest + i is acknowledged
+        self._segments: list = []  # [file number, first sequence number or 0, last one]
+        self._cached = 0  # file number of the segment that _cache holds
+        self._cache = b""
+        self._latest = (0, b"")
+        self._reserved = 0
+        self._at = _CLOSED
+        try:
+            self._open()
+        except OSError as error:
+            raise OutboxError("outbox: can't use %s: %s" % (path, error))
+
+    def _open(self) -> None:
+        try:
+            os.mkdir(self.path)
+        except OSError:
+            pass  # it is there, or listdir says what is wrong
+        names = sorted([name for name in os.listdir(self.path) if name.endswith(".seg")])
+        for name in names:
+            segment = [int(name[:8], 16), 0, 0]
+            self._scan(segment)
+            self._segments.append(segment)
+        if not self.sequence:  # a new device, or one whose flash was wiped: the clock keeps it from reusing numbers
+            self.sequence = epoch_s() or 1
+            self.oldest = self.sequence
+        self.boot += 1
+        self._forward()
+        self._new_segment()
+
+    def _name(self, number: int) -> str:
+        return "%s/%08x.seg" % (self.path, number)
+
+    def _read(self, number: int) -> bytes:
+        if self._cached != number:
+            with open(self._name(number), "rb") as file:
+                self._cache = file.read(2 * SEGMENT_BYTES)
+            self._cached = number
+        return self._cache
+
+    def _scan(self, segment: list) -> None:
+        data = self._read(segment[0])
+        at = 0
+        while at < len(data):
+            length, sequence = _check(data, at)
+            if length < 0:
+                self.damaged += 1
+                return
+            if length & _MARK:
+                boot, oldest = unpack_from("<II", data, at + _HEADER_BYTES)
+                self.boot = max(self.boot, boot)
+                self.oldest = max(self.oldest, oldest)
+                self.sequence = sequence  # the latest mark holds: an orderly stop gives its reserve back
+            else:
+                segment[1] = segment[1] or sequence
+                segment[2] = sequence
+                self.sequence = max(self.sequence, sequence + 1)
+            at += _HEADER_BYTES + (length & ~_MARK)
+
+    def _mark(self, reserve: int) -> bytes:
+        self._reserved = self.sequence + reserve
+        return _record(_MARK | 8, self._reserved, pack("<II", self.boot, self.oldest))
+
+    def _new_segment(self) -> None:
+        number = (self._segments[-1][0] if self._segments else 0) + 1
+        self._close()
+        self._trim()
+        write_atomic(self._name(number), self._mark(_RESERVE))
+        self._segments.append([number, 0, 0])
+        self._file = open(self._name(number), "ab")
+        self._at = _MARK_BYTES
+
+    def _close(self) -> None:
+        if self._at != _CLOSED:
+            self._at = _CLOSED
+            self._file.close()
+
+    def _trim(self) -> None:
+        """Remove segments that hold nothing of use; the newest stays until the next has its mark on the medium."""
+        keep = []
+        last = len(self._segments) - 1
+        for i, segment in enumerate(self._segments):
+            used = segment[2] >= self.oldest
+            if i == last or (used and last - i < self.max_segments - 1):
+                keep.append(segment)
+                continue
+            if used:
+                self.lost += segment[2] - max(segment[1], self.oldest) + 1
+            os.remove(self._name(segment[0]))
+        self._segments = keep
+        self._forward()
+
+    def append(self, body) -> int:
+        """Write `body` down as number `sequence`, which is returned once it is on the medium. Raises OutboxError where
+        the medium refuses; the number is used up then, `spare` tells whether the report may go out under it."""
+        if _MARK_BYTES + _HEADER_BYTES + len(body) > SEGMENT_BYTES:
+            raise OutboxError("outbox: a report of %d bytes" % len(body))
+        sequence = self.sequence
+        self.sequence = sequence + 1
+        record = _record(len(body), sequence, body)
+        try:
+            if self._at + len(record) > SEGMENT_BYTES:
+                self._new_segment()
+            self._file.write(record)
+            sync_file(self._file)
+        except OSError as error:
+            try:
+                self._close()  # its tail may be torn: the next report begins a new segment
+            except OSError:
+                pass
+            raise OutboxError("outbox: can't write %s: %s" % (self.path, error))
+        self._at += len(record)
+        segment = self._segments[-1]
+        segment[1] = segment[1] or sequence
+        segment[2] = sequence
+        self._latest = (sequence, body)
+        if self._cached == segment[0]:
+            self._cached = 0
+        return sequence
+
+    @property
+    def spare(self) -> bool:
+        """True while the number last used is one that a mark on the medium keeps from being used again."""
+        return self.sequence <= self._reserved
+
+    def after(self, sequence: int):
+        """The first record behind `sequence` that is not acknowledged, as (sequence, body), or None."""
+        sequence = max(sequence, self.oldest - 1)
+        if sequence + 1 == self._latest[0]:
+            return None if self._is_ahead(sequence + 1) else self._latest
+        for segment in self._segments:
+            if segment[2] > sequence:
+                record = self._search(segment[0], sequence)
+                if record is not None:
+                    return record
+        return None
+
+    def _search(self, number: int, sequence: int):
+        try:
+            data = self._read(number)
+        except OSError as error:
+            raise OutboxError("outbox: can't read %s: %s" % (self._name(number), error))
+        at = 0
+        while at < len(data):
+            length, found = _check(data, at)
+            if length < 0:
+                break
+            start = at + _HEADER_BYTES
+            at = start + (length & ~_MARK)
+            if not length & _MARK and found > sequence and not self._is_ahead(found):
+                return found, data[start:at]
+        return None
+
+    def _is_ahead(self, sequence: int) -> bool:
+        bit = sequence - self.oldest
+        return bit < _AHEAD and bool(self._ahead >> bit & 1)
+
+    def ack(self, first: int, last: int) -> None:
+        """The collector has committed first..last, both included."""
+        last = min(last, self.sequence - 1)
+        if first <= self.oldest <= last:
+            self._advance(last + 1)
+        else:
+            for sequence in range(max(first, self.oldest), min(last, self.oldest + _AHEAD - 1) + 1):
+                self._ahead |= 1 << (sequence - self.oldest)
+        self._forward()
+
+    def _advance(self, oldest: int) -> None:
+        self._ahead >>= min(_AHEAD, oldest - self.oldest)
+        self.oldest = oldest
+
+    def _forward(self) -> None:
+        """Move `oldest` to the first record that is there and not acknowledged, or to `sequence`."""
+        for segment in self._segments:
+            if segment[2] < self.oldest:
+                continue
+            if segment[1] > self.oldest:
+                self._advance(segment[1])
+            while self._ahead & 1:
+                self._advance(self.oldest + 1)
+            if segment[2] >= self.oldest:
+                return
+        self._advance(self.sequence)
+
+    def save(self) -> None:
+        """Write down what is acknowledged, without the reserve: before a deep sleep or an orderly stop. Costs one
+        record; without it a start sends up to a segment again, which the collector drops."""
+        if self._at + _MARK_BYTES > SEGMENT_BYTES:
+            return
+        try:
+            self._file.write(self._mark(0))
+            sync_file(self._file)
+            self._at += _MARK_BYTES
+        except OSError as error:
+            raise OutboxError("outbox: can't write %s: %s" % (self.path, error))
+
+
+def _record(length: int, sequence: int, body) -> bytes:
+    head = pack("<HI", length, sequence)
+    return b"".join((head, pack("<I", crc32(body, crc32(head)) & 0xFFFFFFFF), body))
+
+
+def _check(data: bytes, at: int) -> tuple:
+    """(length with the mark's bit, sequence number) of the record at `at`; length -1 where none stands."""
+    if at + _HEADER_BYTES > len(data):
+        return -1, 0
+    length, sequence, crc = unpack_from("<HII", data, at)
+    end = at + _HEADER_BYTES + (length & ~_MARK)
+    if end > len(data) or (length & ~_MARK) == 0:
+        return -1, 0
+    body = data[at + _HEADER_BYTES : end]
+    if crc32(body, crc32(data[at : at + 6])) & 0xFFFFFFFF != crc:
+        return -1, 0
+    return length, sequence
