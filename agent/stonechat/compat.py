@@ -51,7 +51,7 @@ except ImportError:
     try:
         from _sha256 import sha256  # CPython 3.11
     except ImportError:
-        from hashlib import sha256
+        from hashlib import sha256  # noqa: F401
 
 try:
     from os import fsync as _fsync
@@ -96,12 +96,13 @@ def write_atomic(path, data):
 
 try:
     from _operator import mul as _mul  # CPython's own; MicroPython has none
+    from array import array as _array
 
     _FLIP = bytes(i ^ 128 for i in range(256))
 
-    def int8_view(data):
-        """The bytes as dot() and row_sums() want them, without a copy."""
-        return memoryview(data).cast("B").cast("b")
+    def int8_array(data):
+        """The bytes as dot() and row_sums() want them, and the kernels too: a copy here, the very bytes on a board."""
+        return _array("b", bytes(data))
 
     def dot(weights, at, count, x):
         """Sum of the int8 weights[at : at + count] times the unsigned bytes of x."""
@@ -118,8 +119,8 @@ try:
 
 except ImportError:
 
-    def int8_view(data):
-        return memoryview(data)
+    def int8_array(data):
+        return data
 
     def dot(weights, at, count, x):
         total = 0

@@ -8,8 +8,8 @@ _CHUNK_BYTES = const(256)
 
 
 class Model:
-    """input_size, output_size in bytes; macs per run; digest: the first 8 bytes of the file's SHA-256;
-    metadata: metadata.Metadata, or None where the file carries none."""
+    """`run(x)` takes and returns int8 bytes in the tensor's order, the same buffer each time. `input_size` and
+    `output_size` in bytes; `macs` per run; `digest`: the first 8 bytes of the file's SHA-256."""
 
     def __init__(self, graph, runner):
         self.graph = graph
@@ -17,35 +17,35 @@ class Model:
         self.run = runner.run
         self.input_size = runner.input_size
         self.output_size = runner.output_size
-        self.macs = getattr(runner, "macs", 0)
+        self.macs = runner.macs
         self.digest = _digest(graph)
         self._metadata = None
 
     @property
     def metadata(self):
+        """metadata.Metadata, or None where the file carries none. Raises ModelError when it is malformed."""
         if self._metadata is None:
-            packed = self.graph.metadata("stonechat")
-            if packed is not None:
-                from .metadata import parse
+            from . import metadata  # a graph that is only run needs none of it
 
-                self._metadata = parse(packed)
+            packed = self.graph.metadata(metadata.BUFFER)
+            if packed is not None:
+                self._metadata = metadata.parse(packed)
         return self._metadata
 
 
-def load_model(data, backend=None):
-    """data: a .tflite as bytes, bytearray or memoryview, or open for reading in binary (the file then stays in use).
+def load_model(data, backend=None, resident_bytes=16384):
+    """data: a .tflite as bytes, bytearray or memoryview (then used where it lies: flash, if it lies there), or a file
+    open for reading in binary, which stays in use: the weights beyond `resident_bytes` are read from it at each run.
 
-    backend: None for the fastest kernels there are, "plain", "viper", or "tflite" for tflite-runtime's reference
-    kernels (Linux). All give the same bytes. Raises ModelError.
+    backend: None for the fastest kernels there are, "plain", "viper", or a callable such as
+    linux.tflite_runtime.TfliteRuntime that makes a runner from data. All give the same bytes. Raises ModelError.
     """
     graph = tflite.read(data)
-    if backend == "tflite":
-        from .linux.tflite_runtime import TfliteRuntime
-
-        return Model(graph, TfliteRuntime(data))
+    if callable(backend):
+        return Model(graph, backend(data))
     if backend not in (None, "plain", "viper"):
-        raise ModelError("backend %s: known are plain, viper, tflite" % backend)
-    return Model(graph, int8.Interpreter(graph, backend))
+        raise ModelError("backend %s: known are plain and viper" % backend)
+    return Model(graph, int8.Interpreter(graph, backend, resident_bytes))
 
 
 def _digest(graph):

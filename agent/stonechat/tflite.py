@@ -22,8 +22,18 @@ _PAGE_BYTES = const(128)
 
 
 class Tensor:
-    """One tensor: `kind`, `shape`, `size` in elements, `scales` (float32 bit patterns), `zero_point`, `axis` and,
-    where it is a constant, `data_at` and `data_bytes` (0 for an activation)."""
+    """`size` in elements; `data_at`, `data_bytes`: where a constant's data lies, data_bytes 0 for an activation;
+    `scales`: float32 bit patterns, one or one per index of `axis`."""
+
+    def __init__(self, kind, shape, size, data_at, data_bytes):
+        self.kind = kind
+        self.shape = shape
+        self.size = size
+        self.data_at = data_at
+        self.data_bytes = data_bytes
+        self.scales = []
+        self.zero_point = 0
+        self.axis = 0
 
 
 class Graph:
@@ -33,7 +43,7 @@ class Graph:
     """
 
     def __init__(self, data):
-        if hasattr(data, "seek"):
+        if hasattr(data, "readinto"):
             self._file = data
             self.size = data.seek(0, 2)
             self._view = memoryview(bytearray(_PAGE_BYTES))
@@ -81,11 +91,9 @@ class Graph:
         table = self._follow(self._tensors + 4 * number)
         if self.byte(table, 5) or self.field(table, 6):
             raise ModelError("tensor %d: variable and sparse tensors are not supported" % number)
-        tensor = Tensor()
-        tensor.kind = self.byte(table, 1)
-        tensor.shape, tensor.size = self._shape(table, number)
+        shape, size = self._shape(table, number)
         buffer = self.field(table, 2)
-        tensor.data_at, tensor.data_bytes = self._buffer(self._u32(buffer) if buffer else 0)
+        tensor = Tensor(self.byte(table, 1), shape, size, *self._buffer(self._u32(buffer) if buffer else 0))
         self._quantization(table, tensor, number)
         return tensor
 
@@ -166,7 +174,6 @@ class Graph:
         return self.vector(table, 0, 1)
 
     def _quantization(self, table, tensor, number):
-        tensor.scales, tensor.zero_point, tensor.axis = (), 0, 0
         at = self.field(table, 4)
         if not at:
             return

@@ -11,10 +11,10 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools" / "stonechat_tools"
 # storey of each room of the core; a new room must be given one
 STOREYS = [
     ["compat", "errors"],
-    ["cbor", "backoff"],
+    ["cbor", "backoff", "quantization", "operators"],
     ["features", "state", "tflite", "counters"],
-    ["window", "int8", "int8_ops", "int8_viper", "cose"],
-    ["metadata", "adaptation"],
+    ["window", "int8_ops", "int8_viper", "cose"],
+    ["metadata", "adaptation", "int8"],
     ["model", "detection"],
     ["head", "policy"],
     ["report", "outbox", "mqtt", "update", "replay"],

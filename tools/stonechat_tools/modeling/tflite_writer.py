@@ -55,8 +55,7 @@ def write(
         raise ValueError("a model needs at least one layer")
     writer = Writer(description)
     width = np.asarray(layers[0].weights).shape[-1]
-    scale = np.float32(input_scale)
-    current = writer.activation([1, width], "input", scale, input_zero_point)
+    current = writer.activation([1, width], "input", input_scale, input_zero_point)
     writer.inputs = [current]
     for number, layer in enumerate(layers):
         name = layer.name or ("output" if number == len(layers) - 1 else f"dense{number}")

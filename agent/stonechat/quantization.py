@@ -1,11 +1,42 @@
-"""From float32 scales to TFLite's integer multiplier and shift, with integers only.
+"""TFLite's quantization arithmetic with integers only: from scales to multipliers, and how an accumulator is rounded.
 
-TFLite derives them with doubles (QuantizeMultiplier, GetQuantizedConvolutionMultipler and
+TFLite derives multipliers with doubles (QuantizeMultiplier, GetQuantizedConvolutionMultipler and
 PopulateConvolutionQuantizationParams in tensorflow/lite/kernels). A board's floats have 32 bits, so the doubles'
 rounding is emulated here: a real number is a pair (n, exponent) worth n * 2^exponent, n an integer.
 """
 
+from .compat import const
 from .errors import ModelError
+
+_ONE = const(0x3F800000)  # float32 1.0
+_SIX = const(0x40C00000)  # float32 6.0
+
+
+def requantize(acc, m, shift):
+    """MultiplyByQuantizedMultiplier: acc * m * 2^(shift - 31), rounded twice as gemmlowp rounds (see int8.py)."""
+    if shift > 0:
+        acc <<= shift
+    h = (acc * m + 0x40000000) >> 31
+    if shift < 0:
+        h = (h + (1 << -shift - 1) - (h < 0)) >> -shift
+    return h
+
+
+def clamp(activation, tensor):
+    """The range of a fused activation on `tensor` (CalculateActivationRangeQuantized): (lowest, highest) int8."""
+    if not 0 <= activation <= 3:
+        raise ModelError("fused activation %d is not supported" % activation)
+    low, high = -128, 127
+    if activation:
+        zero, scale = tensor.zero_point, real(tensor.scales[0])
+        if activation == 2:  # RELU_N1_TO_1
+            one = _rounded_int(divided(real(_ONE), scale, 24))
+            low, high = zero - one, zero + one
+        else:
+            low = zero
+            if activation == 3:  # RELU6
+                high = zero + _rounded_int(divided(real(_SIX), scale, 24))
+    return max(-128, low), min(127, high)
 
 
 def real(bits):
@@ -23,7 +54,7 @@ def real(bits):
 
 
 def times(a, b):
-    """Exact product, as of two float32 held in doubles."""
+    """The exact product, as of two float32 held in doubles."""
     return a[0] * b[0], a[1] + b[1]
 
 
@@ -48,29 +79,27 @@ def divided(a, b, bits=53):
 
 
 def quantized(a):
-    """QuantizeMultiplier: the pair as (m, shift) with a = m * 2^(shift - 31), m in 2^30 .. 2^31 - 1, or (0, 0)."""
+    """QuantizeMultiplier: (m, shift), a = m * 2^(shift - 31), m in 2^30 .. 2^31 - 1; (0, 0) where a is too small."""
     n, exponent = a
-    if not n:
-        return 0, 0
     bits = _bits(n)
     shift = exponent + bits
     m = n << 31 - bits if bits <= 31 else (n + (1 << bits - 32)) >> bits - 31
     if m == 1 << 31:
         m >>= 1
         shift += 1
-    if shift < -31:
+    if not n or shift < -31:
         return 0, 0
     if shift > 30:
         raise ModelError("the scales' ratio 2^%d is beyond the arithmetic" % shift)
     return m, shift
 
 
-def rounded(a, limit=512):
-    """The nearest integer, half away from zero (C round), at most `limit`."""
+def _rounded_int(a):
+    """The nearest integer, half away from zero (C round), or 512 where it is more: no int8 is that far away."""
     n, exponent = a
     if exponent >= 0:
-        return min(n << min(exponent, 16), limit)
-    return min((n + (1 << -exponent - 1)) >> -exponent, limit)
+        return 512
+    return min((n + (1 << -exponent - 1)) >> -exponent, 512)
 
 
 def _rounded(n, exponent, drop):
@@ -85,7 +114,7 @@ def _rounded(n, exponent, drop):
 
 
 def _bits(n):
-    """Length in bits (MicroPython has no int.bit_length): steps of 8 first, a big integer costs on a board."""
+    """Length in bits (MicroPython has no int.bit_length): in steps of 8 first, as a big integer is slow on a board."""
     bits = 0
     while n >> bits + 8:
         bits += 8
