@@ -6,13 +6,17 @@ while True:
     do_the_firmwares_work()
 """
 
+from . import __version__
 from .compat import const, ticks_add, ticks_diff, ticks_ms
-from .detection import Verdict
+from .detection import NORMAL, Verdict
 from .errors import StonechatError
 from .head import Head, fuse
+from .report import CALIBRATE, WAS_NORMAL
 from .window import Window
 
+COMMANDS = (WAS_NORMAL, CALIBRATE)  # what the agent itself carries out; mute and the like the reporter does
 PUMP_EVERY_MS = const(200)  # how often the outbox is looked at between windows
+PUMP_AGAIN_MS = const(2000)  # the same while the broker can't be reached
 SAVE_EVERY_WINDOWS = const(360)  # an hour at 10 s: bounds the wear of the flash
 
 
@@ -37,6 +41,11 @@ class Stage:
             return None
         return self.head.score(self.window.deltas, self.window.elapsed_ms)
 
+    def hold_peers(self, hold: bool) -> None:
+        """Under suspicion no peer becomes known."""
+        if hasattr(self.collector, "hold_peers"):
+            self.collector.hold_peers(hold)
+
     def save(self, state) -> None:
         self.head.save()
         if hasattr(self.collector, "dump"):
@@ -45,24 +54,47 @@ class Stage:
 
 class Agent:
     """collector, model: what is watched and what scores it, of one schema. publish(topic, payload, qos) hands a message
-    to the broker and raises OSError or MQTTError when it can't. reporter: what is said; state: what is remembered.
-    extra: more (collector, model) pairs, a vendor's own counters, fused at the evidence. on_verdict(verdict, agent) is
-    called after every scored window. Raises ModelError where a model is not for its collector's schema."""
+    to the broker and raises OSError or MQTTError when it can't; publish_retained is the same for the status, which the
+    broker should keep. reporter: what is said; state: what is remembered; firmware: its id, a new one asks for a new
+    calibration. extra: more (collector, model) pairs, a vendor's own counters, fused at the evidence.
+    on_verdict(verdict, agent) is called after every scored window. Raises ModelError where a model is not for its
+    collector's schema."""
 
-    def __init__(self, collector, model, publish, *, reporter, state, extra=(), on_verdict=None) -> None:
+    def __init__(
+        self,
+        collector,
+        model,
+        publish,
+        *,
+        reporter,
+        state,
+        firmware: str = "",
+        publish_retained=None,
+        extra=(),
+        on_verdict=None,
+    ) -> None:
         self.stages = [Stage(collector, model, state)]
         for more_collector, more_model in extra:
             self.stages.append(Stage(more_collector, more_model, state))
         self.reporter = reporter
         self.state = state
         self.publish = publish
+        self.publish_retained = publish_retained or publish
+        self.firmware = firmware
+        reporter.supported = COMMANDS
         self.on_verdict = on_verdict
         self._fused = None if not extra else Verdict(sum([len(stage.values) for stage in self.stages]))
         self.window_ms = self.stages[0].head.window_ms
         self.windows = 0
         self.errors = 0
         self.last_error = ""
-        self._learning = self.stages[0].head.learning
+        self.offline = ""  # why the last try to publish failed; empty when it worked
+        self._status_due = True
+        if state.get("firmware", firmware) != firmware:
+            for stage in self.stages:
+                stage.head.relearn()
+        state.put("firmware", firmware)
+        self._learning = self.learning
         self._due_ms = ticks_ms()
         self._pump_due_ms = self._due_ms
 
@@ -86,12 +118,20 @@ class Agent:
             verdict = self.end_window(now_ms)
             self._pump_due_ms = now_ms
         if ticks_diff(now_ms, self._pump_due_ms) >= 0:
-            self._pump_due_ms = ticks_add(now_ms, PUMP_EVERY_MS)
-            try:
-                self.reporter.pump(self.publish, now_ms)
-            except (StonechatError, OSError) as error:
-                self._failed(error)
+            self._pump(now_ms)
         return verdict
+
+    def _pump(self, now_ms: int) -> None:
+        try:
+            if self._status_due:
+                self.publish_retained(self.reporter.topics["status"], self.status(), 1)
+                self._status_due = False
+            self.reporter.pump(self.publish, now_ms)
+            self.offline = ""
+            self._pump_due_ms = ticks_add(now_ms, PUMP_EVERY_MS)
+        except (StonechatError, OSError) as error:
+            self.offline = _told(error)
+            self._pump_due_ms = ticks_add(now_ms, PUMP_AGAIN_MS)
 
     async def run(self) -> None:
         """tick() for ever under asyncio; cancel the task to stop."""
@@ -114,27 +154,69 @@ class Agent:
                 verdict = verdicts[0] if len(verdicts) == 1 else fuse(verdicts, self._fused)
                 self.windows += 1
                 self.reporter.observe(verdict, now_ms)
+                for stage in self.stages:
+                    stage.hold_peers(verdict.level != NORMAL)
                 if self.on_verdict is not None:
                     self.on_verdict(verdict, self)
-                learned = self._learning and not verdict.learning
-                self._learning = verdict.learning
+                learned = self._learning and not self.learning
+                self._learning = self.learning
                 if learned or self.windows % SAVE_EVERY_WINDOWS == 0:
+                    self._status_due = True
                     self.save()
         except (StonechatError, OSError) as error:
             self._failed(error)
         return verdict
+
+    @property
+    def learning(self) -> bool:
+        """True while a head still learns what is normal on this device."""
+        return any([stage.head.learning for stage in self.stages])
+
+    def status(self) -> bytes:
+        """The sealed status: what rarely changes (firmware, model, schema, sources, what was learned)."""
+        head = self.stages[0].head
+        collector = self.stages[0].collector
+        return self.reporter.status(
+            firmware=self.firmware,
+            model=head.model.digest,
+            schema=collector.schema.id,
+            window_ms=self.window_ms,
+            sources=[group + " " + source for group, source, _ in collector.sources],
+            adaptation_q8=head.facts()[0] << 4,
+            learning=self.learning,
+            agent=__version__,
+        )
+
+    def connected(self) -> None:
+        """Tell the agent that a connection to the broker stands (on_connect): it sends its status and what waits."""
+        self._status_due = True
+        self._pump_due_ms = ticks_ms()
+
+    def on_message(self, topic, payload: bytes) -> None:
+        """Take a message from the broker: acknowledgements and commands that authenticate are carried out."""
+        try:
+            for code, _ in self.reporter.on_message(topic, payload):
+                if code == CALIBRATE:
+                    self.relearn()
+                elif code == WAS_NORMAL:
+                    for stage in self.stages:
+                        stage.head.forgive()
+        except (StonechatError, OSError) as error:
+            self._failed(error)
 
     def relearn(self) -> None:
         """Forget the calibration of every head and learn it again, as after a new firmware."""
         for stage in self.stages:
             stage.head.relearn()
         self._learning = True
+        self._status_due = True
 
     def save(self) -> None:
         """Write down what was learned. Raises StateError where the medium refuses."""
         for stage in self.stages:
             stage.save(self.state)
         self.state.save()
+        self.reporter.outbox.save()
 
     def close(self) -> None:
         """Save and let go of the collectors; errors are counted, not raised."""
@@ -147,4 +229,8 @@ class Agent:
 
     def _failed(self, error: Exception) -> None:
         self.errors += 1
-        self.last_error = "%s: %s" % (type(error).__name__, error)
+        self.last_error = _told(error)
+
+
+def _told(error: Exception) -> str:
+    return "%s: %s" % (type(error).__name__, error)

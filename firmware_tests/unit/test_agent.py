@@ -4,6 +4,7 @@ from stonechat.errors import CollectorError, ModelError
 from stonechat.features import RATE, Schema, pack_normalization
 from stonechat.metadata import RESIDUAL, Metadata
 from stonechat.replay import Replay
+from stonechat.report import WAS_NORMAL
 from stonechat.state import State
 
 SCHEMA = Schema("test-agent", (("a", "1", RATE), ("b", "1", RATE)))
@@ -39,6 +40,18 @@ class Reporter:
     def __init__(self):
         self.levels = []
         self.pumps = 0
+        self.topics = {"status": "status"}
+        self.outbox = self
+        self.commands = []
+
+    def save(self):
+        pass
+
+    def status(self, **facts):
+        return b"status"
+
+    def on_message(self, topic, payload):
+        return self.commands
 
     def observe(self, verdict, now_ms):
         self.levels.append(verdict.level)
@@ -47,10 +60,14 @@ class Reporter:
         self.pumps += 1
 
 
+def publish(topic, payload, qos):
+    pass
+
+
 def play(windows, state=None, model=None, on_verdict=None):
     replay = Replay(SCHEMA, windows)
     agent = Agent(
-        replay, model or EchoModel(), None, reporter=Reporter(), state=state or State(), on_verdict=on_verdict
+        replay, model or EchoModel(), publish, reporter=Reporter(), state=state or State(), on_verdict=on_verdict
     )
     for now_ms in replay:
         agent.end_window(now_ms)
@@ -90,7 +107,7 @@ def test_a_failing_collector_is_counted_and_the_next_window_tried():
             Replay.read(self, values)
 
     replay = Flaky(SCHEMA, [QUIET] * 5)
-    agent = Agent(replay, EchoModel(), None, reporter=Reporter(), state=State())
+    agent = Agent(replay, EchoModel(), publish, reporter=Reporter(), state=State())
     for now_ms in replay:
         replay.failing = now_ms == 3 * WINDOW_MS
         agent.end_window(now_ms)
@@ -104,7 +121,7 @@ def test_a_failing_collector_is_counted_and_the_next_window_tried():
 def test_a_model_for_another_schema_is_refused():
     other = Schema("other", (("x", "1", RATE), ("y", "1", RATE)))
     try:
-        Agent(Replay(other, []), EchoModel(), None, reporter=Reporter(), state=State())
+        Agent(Replay(other, []), EchoModel(), publish, reporter=Reporter(), state=State())
     except ModelError as error:
         assert "test-agent" in str(error) and "other" in str(error)
     else:
@@ -112,10 +129,44 @@ def test_a_model_for_another_schema_is_refused():
 
 
 def test_tick_returns_at_once_until_a_window_is_due():
-    agent = Agent(Replay(SCHEMA, [QUIET] * 3), EchoModel(), None, reporter=Reporter(), state=State())
+    agent = Agent(Replay(SCHEMA, [QUIET] * 3), EchoModel(), publish, reporter=Reporter(), state=State())
     assert agent.tick() is None
     pumped = agent.reporter.pumps
     assert pumped == 1
     assert agent.tick() is None
     assert agent.reporter.pumps == pumped
     assert agent.due_in_ms > 0
+
+
+def test_commands_reach_the_heads():
+    agent = play([QUIET] * 5 + [LOUD] * 3)
+    assert agent.stages[0].head.verdict.level == ALARM
+    agent.reporter.commands = [(WAS_NORMAL, ())]
+    agent.on_message("command", b"")
+    assert agent.stages[0].head.verdict.level == NORMAL
+
+
+def test_a_new_firmware_asks_for_a_new_calibration():
+    state = State()
+    model = EchoModel(learn_windows=4)
+    first = Agent(Replay(SCHEMA, []), model, publish, reporter=Reporter(), state=state, firmware="1")
+    replay = Replay(SCHEMA, [QUIET] * 4)
+    first.stages[0].collector = replay
+    for now_ms in replay:
+        first.end_window(now_ms)
+    assert not first.learning
+    first.close()
+    same = Agent(Replay(SCHEMA, []), model, publish, reporter=Reporter(), state=state, firmware="1")
+    assert not same.learning
+    other = Agent(Replay(SCHEMA, []), model, publish, reporter=Reporter(), state=state, firmware="2")
+    assert other.learning
+
+
+def test_a_broker_out_of_reach_is_told_and_does_not_stop_the_windows():
+    def unreachable(topic, payload, qos):
+        raise OSError(113)
+
+    agent = Agent(Replay(SCHEMA, []), EchoModel(), unreachable, reporter=Reporter(), state=State())
+    agent.tick()
+    assert "113" in agent.offline
+    assert agent.errors == 0

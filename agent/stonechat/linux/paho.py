@@ -15,6 +15,17 @@ MAX_QUEUED = 64  # messages that wait inside paho; the outbox keeps the rest
 MISC_EVERY_MS = 1000
 
 
+def load():
+    """Import paho-mqtt, while the process may still read wherever it is installed. Raises ConfigError."""
+    try:
+        from paho.mqtt import client
+    except ImportError:
+        raise ConfigError(
+            '[mqtt] transport = "paho" needs paho-mqtt: pip install "stonechat[linux]", or transport = "lean"'
+        )
+    return client
+
+
 class Paho:
     """One broker. Connects by itself, again and again with jittered back-off; `on_message(topic, payload)` is called
     from poll(), `on_connect()` after every CONNACK."""
@@ -33,14 +44,7 @@ class Paho:
         on_message=None,
         on_connect=None,
     ) -> None:
-        try:
-            from paho.mqtt import client as paho
-            from paho.mqtt.enums import CallbackAPIVersion
-        except ImportError:
-            raise ConfigError(
-                '[mqtt] transport = "paho" needs paho-mqtt: pip install "stonechat[linux]", or transport = "lean"'
-            )
-        self._paho = paho
+        self._paho = paho = load()
         self._where = (host, port, keepalive_s)
         self._backoff = Backoff()
         self._misc_due_ms = ticks_ms()
@@ -49,7 +53,7 @@ class Paho:
         self._on_connect = on_connect
         self.connected = False
         self.last_error: str | None = None
-        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv311)
+        client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv311)
         client.connect_timeout = CONNECT_TIMEOUT_S
         client.max_queued_messages_set(MAX_QUEUED)
         if user is not None:
