@@ -1,0 +1,222 @@
+"""The workloads do what they say, end when they should, and leave nothing behind."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from stonechat.linux import schemas
+from stonechat.linux.proc import ProcCollector
+from stonechat_tools.workloads import attacks, benign
+from stonechat_tools.workloads.bounds import Deadline, disk_folder, stopped
+from stonechat_tools.workloads.peers import FIRMWARE_BYTES, PAGE_BYTES, PORTS, Peers
+
+COLUMNS = [name for name, _, _ in schemas.LINUX_PROC_1.columns]
+# attack: (counter, what it grows by at least within seconds)
+SHOWS = {
+    "scan_connect": ("conn_fail", 40),
+    "scan_raw": ("ip_out_unattrib", 40),
+    "udp_flood": ("udp_out", 500),
+    "exfil_burst": ("bytes_out", 400_000),
+    "exfil_slow": ("bytes_out", 3_900),
+    "miner": ("cpu_busy", 2_000),
+    "brute_in": ("conn_in", 3),
+    "portsweep_in": ("rst_out", 20),
+    "brute_out": ("conn_out", 3),
+    "beacon": ("conn_out", 1),
+    "forkbomb": ("forks", 10),
+    "ransom": ("pages_dirtied", 100),
+    "download_exec": ("bytes_in", FIRMWARE_BYTES),
+    "scan_1ps": ("conn_fail", 1),
+    "exfil_400Bps": ("bytes_out", 390),
+    "exfil_via_known_peer": ("bytes_out", 1_900),
+    "miner_5pct": ("ctxt", 1),
+    "brute_in_1per5s": ("conn_in", 1),
+    "ransom_1ps": ("pages_dirtied", 10),
+    "beacon_60s_known": ("conn_out", 1),
+    "shell_recon": ("forks", 5),
+}
+
+
+class Counters:
+    """What the unprivileged collector counts on loopback, as growth since the start; shares as their highest."""
+
+    def __init__(self) -> None:
+        self._collector = ProcCollector(interfaces=("lo",))
+        self._first = [0] * len(COLUMNS)
+        self._collector.read(self._first)
+
+    def grown(self) -> dict[str, int]:
+        values = [0] * len(COLUMNS)
+        self._collector.read(values)
+        rows = zip(schemas.LINUX_PROC_1.columns, values, self._first, strict=True)
+        return {name: value - (first if kind == "rate" else 0) for (name, _, kind), value, first in rows}
+
+    def reach(self, **at_least: int) -> bool:
+        """Whether each of these counters grows by so much before ten seconds are over."""
+        for _ in range(100):
+            grown = self.grown()
+            if all(grown[name] >= least for name, least in at_least.items()):
+                return True
+            time.sleep(0.1)
+        return False
+
+
+def _may_send_raw() -> bool:
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP).close()
+    except PermissionError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", attacks.ATTACKS)
+def test_each_attack_acts_and_stops_cleanly(name, tmp_path):
+    if attacks.ATTACKS[name].privileged and not _may_send_raw():
+        pytest.skip("needs CAP_NET_RAW")
+    counters = Counters()
+    process = attacks.spawn(name, 30, folder=disk_folder() if name.startswith("ransom") else str(tmp_path))
+    counter, at_least = SHOWS[name]
+    shown = counters.reach(**{counter: at_least})
+    assert stopped(process) == 0
+    assert shown, counters.grown()
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_attack_has_a_counter_that_shows_it_and_features_that_exist():
+    assert SHOWS.keys() == attacks.ATTACKS.keys()
+    known = set(COLUMNS)
+    with_bpf = {name for name, _, _ in schemas.LINUX_1.columns}
+    for name, attack in attacks.ATTACKS.items():
+        assert set(attack.features) & known, name
+        assert set(attack.features) & with_bpf, name
+        assert not set(attack.features) - known - with_bpf, name
+
+
+@pytest.mark.parametrize("name", ["scan_connect", "forkbomb", "ransom_1ps"])
+def test_an_attack_ends_by_itself(name, tmp_path):
+    process = attacks.spawn(name, 0.3, folder=str(tmp_path))
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_forkbomb_leaves_no_child_when_it_is_stopped(tmp_path):
+    process = attacks.spawn("forkbomb", 60, folder=str(tmp_path))
+    time.sleep(0.5)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert 2 <= len(children) <= attacks.MAX_CHILDREN
+    assert stopped(process) == 0
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_workload_ends_with_its_parent(tmp_path):
+    command = f"{sys.executable} -m {attacks.MODULE} scan_1ps --seconds 60 --folder {tmp_path} & echo $!; sleep 1"
+    pid = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, text=True, timeout=30, check=True).stdout
+    # run() returns once the pipe is closed: by the shell, and by the attack that noticed its absence.
+    assert _gone(int(pid.split()[0]))
+    assert not list(tmp_path.iterdir())
+
+
+def _gone(pid: int) -> bool:
+    """Ended, or about to be buried by whoever inherited it."""
+    for _ in range(50):
+        try:
+            if ") Z" in Path(f"/proc/{pid}/stat").read_text():
+                return True
+        except OSError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_an_attack_that_may_not_begin_says_why(tmp_path):
+    with pytest.raises(OSError, match="No such file or directory: '/nowhere"):
+        attacks.spawn("ransom", 5, folder="/nowhere")
+    ran = subprocess.run(
+        [sys.executable, "-m", attacks.MODULE, "exfil_slow", "--target", "127.0.0.9", "--seconds", "1"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("exfil_slow: ")
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("kind", benign.KINDS)
+def test_each_kind_of_device_works(kind):
+    counters = Counters()
+    process = benign.spawn(kind, 30, pace=30)
+    shows = {"bytes_out": 20_000 if kind == "camera" else 100, "udp_out": 4 if kind == "gateway" else 0, "forks": 3}
+    shown = counters.reach(conn_out=1, **shows)
+    assert stopped(process) == 0
+    assert shown, counters.grown()
+
+
+def test_a_device_leaves_nothing_behind():
+    before = set(os.listdir(disk_folder()))
+    process = benign.spawn("sensor", 30, pace=30)
+    assert set(os.listdir(disk_folder())) - before
+    assert stopped(process) == 0
+    left = [name for name in set(os.listdir(disk_folder())) - before if name.startswith("stonechat-")]
+    assert not left
+
+
+def test_a_device_goes_on_when_its_peers_are_gone():
+    with contextlib.ExitStack() as stack:
+        process = benign.spawn("sensor", 30, target="127.0.0.8")  # nobody serves there
+        stack.callback(stopped, process)
+        time.sleep(1.5)
+        assert process.poll() is None
+
+
+def test_peers_answer_as_their_services_do():
+    with Peers() as peers:
+        assert set(peers.ports) == set(PORTS)
+        assert _talk(peers, "broker", b"\x32abc", 64) == b"\x40\x02\x00\x01"
+        assert _talk(peers, "echo", b"hello", 5) == b"hello"
+        assert _talk(peers, "login", b"root:1234", 64) == b"denied\n"
+        for path, n_bytes in ((b"/settings", PAGE_BYTES), (b"/firmware", FIRMWARE_BYTES)):
+            page = _talk(peers, "http", b"GET %s HTTP/1.0\r\n\r\n" % path, 10**7)
+            assert len(page.partition(b"\r\n\r\n")[2]) == n_bytes
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(5)
+            sock.sendto(b"query", (peers.host, peers.ports["dns"]))
+            assert sock.recv(512) == b"query" + bytes(40)
+        # A client that resets in the middle of an answer does not stop the others.
+        with socket.create_connection((peers.host, peers.ports["http"])) as sock:
+            sock.sendall(b"GET /firmware HTTP/1.0\r\n\r\n")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        assert _talk(peers, "echo", b"still there", 11) == b"still there"
+    with pytest.raises(OSError):
+        socket.create_connection((peers.host, peers.ports["echo"]), 1)
+
+
+def _talk(peers: Peers, service: str, data: bytes, at_most: int) -> bytes:
+    answer = b""
+    with socket.create_connection((peers.host, peers.ports[service]), 5) as sock:
+        sock.sendall(data)
+        while len(answer) < at_most and (chunk := sock.recv(65536)):
+            answer += chunk
+            if service not in ("http",):
+                break
+    return answer
+
+
+def test_a_deadline_is_bounded_in_time_and_count():
+    deadline = Deadline(60, max_events=3)
+    events = 0
+    while deadline.live():
+        events += 1
+        deadline.count()
+    assert events == 3
+    deadline = Deadline(0.05)
+    deadline.sleep(30)
+    assert not deadline.live()
+    assert deadline.left_s() == 0
