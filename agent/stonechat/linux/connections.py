@@ -22,7 +22,7 @@ from ..features import log2_q8
 from . import bpf
 from .bpf import FP, R0, R1, R2, R3, R4, R5, R6, R7, R8, R9
 
-SYN_OUT, SYNACK_IN, RST_IN, OVERFLOW_PACKETS, OVERFLOW_BYTES, OWN_OUT, OWN_OUT_BYTES, OWN_IN, OWN_IN_BYTES = range(9)
+SYN_OUT, SYNACK_IN, RST_IN, OVERFLOW_OUT, OVERFLOW_IN, OWN_OUT, OWN_IN = range(7)
 MAX_EXCLUDED = 4  # addresses of the agent's own broker
 MAX_PEERS = 512
 
@@ -41,24 +41,28 @@ _ENTRIES_AT = 1024
 _BITS = 4096
 _WAYS = 4
 _SETS = MAX_PEERS // _WAYS
-_ENTRY = 48  # hash u64, bytes out u64, bytes in u64, packets u64, address 16 bytes
+_ENTRY = 40  # hash u64, sent u64, received u64, address 16 bytes
+_PACKETS_SHIFT = 40  # a traffic word: packets in the upper 24 bits, bytes in the lower 40
 _SIZE = _BANKS_AT + (2 << _BANK_SHIFT)
 
 # struct __sk_buff (linux/bpf.h)
-_SKB_LEN, _SKB_PROTOCOL, _SKB_IFINDEX = 0, 16, 40
+_SKB_LEN, _SKB_PROTOCOL, _SKB_IFINDEX, _SKB_DATA, _SKB_DATA_END = 0, 16, 40, 76, 80
 _ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD  # in network order
 _TCP, _UDP = 6, 17
 _FLAG_SYN, _FLAG_RST, _FLAG_ACK = 2, 4, 16
 
 # Stack, offsets from FP
-_ADDRESS, _PORTS, _IP = -16, -32, -72
+_PORT, _FLAGS = -8, -16
+
+_MAPPED = int.from_bytes(b"\0\0\xff\xff\0\0\0\0", "little")  # what stands before an IPv4 address as ::ffff:a.b.c.d
 
 _MIX = 0x9E3779B97F4A7C15  # Fibonacci hashing, Knuth 6.4
 
 
 class Connections:
-    """After read(): `counters` (cumulative, by the names above), and for the time since the last read `peers`, a list
-    of (address 16 bytes, bytes out, bytes in, packets); `distinct_peers`, `distinct_ports`.
+    """After read(): `counters`, cumulative, by the names above; and for the time since the last read `peers`, a list of
+    (address 16 bytes, sent, received), `distinct_peers`, `distinct_ports`. What was sent and received, also by the
+    OVERFLOW and OWN counters, is (packets << 40) + bytes; packets() and octets() take it apart.
 
     cgroup: the folder to watch, the root of cgroup v2 by default. interfaces: names, None for all but `lo`.
     own_user_id: sockets of this user are the agent's own and count apart. Raises CollectorError or OSError."""
@@ -72,7 +76,7 @@ class Connections:
         cgroup: "str | None" = None,
         own_user_id: "int | None" = None,
     ) -> None:
-        self.counters = [0] * 9
+        self.counters = [0] * 7
         self.peers: list = []
         self.distinct_peers = 0
         self.distinct_ports = 0
@@ -127,10 +131,8 @@ class Connections:
         found = []
         for i, key in enumerate(hashes):
             if key:
-                _, out_bytes, in_bytes, packets, address = struct.unpack_from(
-                    "=QQQQ16s", self._memory.bytes, at + i * _ENTRY
-                )
-                found.append((address, out_bytes, in_bytes, packets))
+                sent, received, address = struct.unpack_from("=QQ16s", self._memory.bytes, at + i * _ENTRY + 8)
+                found.append((address, sent, received))
         return found
 
     def _choose_interfaces(self) -> None:
@@ -166,19 +168,16 @@ class Connections:
         self._memory.release_fd()
 
     def _program(self, outward: bool) -> bpf.Program:
-        """R6 the packet, later the bank; R7 its length; R8 where its transport header starts, later the peer's hash;
-        R9 the protocol. The peer's address, the ports and flags, and the IP header lie on the stack."""
+        """R6 the packet, later the bank; R7 its length; R2 and R3 the peer's address; R8 where the transport header
+        starts, later the peer's hash; R9 the protocol. On the stack: the peer's port and the TCP flags. Headers are
+        read where they lie, which is in the linear part of every packet that comes from or goes to a socket."""
         p = bpf.Program()
         p.copy(R6, R1)
         p.load(4, R7, R6, _SKB_LEN)
         self._skip_other_interfaces(p)
         self._skip_own_user(p)
         self._read_network_header(p, outward)
-        self._read_transport_header(p)
-        p.load(8, R2, FP, _ADDRESS)
-        p.load(8, R3, FP, _ADDRESS + 8)
-        p.load(2, R5, FP, _PORTS + (2 if outward else 0))  # the peer's port, in network order
-        p.big_endian(R5, 16)
+        self._read_transport_header(p, outward)
         self._skip_excluded(p)
         self._hash_address(p)
         self._choose_bank(p)
@@ -221,56 +220,67 @@ class Connections:
             p.jump_reg("eq", R0, R1, "own")
 
     def _read_network_header(self, p: bpf.Program, outward: bool) -> None:
-        """The peer's address in 16 bytes (IPv4 as ::ffff:a.b.c.d), the protocol, the transport header's offset."""
+        """R2, R3 = the peer's address in 16 bytes (IPv4 as ::ffff:a.b.c.d), R9 = the protocol, R8 = the transport
+        header, R5 = the end of what can be read."""
         p.load(4, R1, R6, _SKB_PROTOCOL)
+        p.load(4, R8, R6, _SKB_DATA)
+        p.load(4, R5, R6, _SKB_DATA_END)
         p.big_endian(R1, 16)
         p.jump("eq", R1, _ETH_P_IP, "ipv4")
         p.jump("ne", R1, _ETH_P_IPV6, "pass")
-        self._load_bytes(p, None, _IP, 40)
-        p.load(1, R9, FP, _IP + 6)
-        p.move(R8, 40)
-        peer = _IP + (24 if outward else 8)
-        for half in (0, 8):
-            p.load(8, R1, FP, peer + half)
-            p.store(8, FP, _ADDRESS + half, R1)
+        self._skip_shorter(p, 40, "pass")
+        p.load(1, R9, R8, 6)
+        first = 24 if outward else 8
+        self._load_unaligned(p, R2, first)
+        self._load_unaligned(p, R3, first + 8)
+        p.alu("add", R8, 40)
         p.goto("addressed")
         p.label("ipv4")
-        self._load_bytes(p, None, _IP, 20)
-        p.load(1, R9, FP, _IP + 9)
-        p.load(1, R8, FP, _IP)
-        p.alu("and", R8, 15)
-        p.alu("shl", R8, 2)
-        p.load(4, R1, FP, _IP + (16 if outward else 12))
-        p.store_value(8, FP, _ADDRESS, 0)
-        p.store_value(4, FP, _ADDRESS + 8, _LAST_OF_MAPPED)
-        p.store(4, FP, _ADDRESS + 12, R1)
+        self._skip_shorter(p, 20, "pass")
+        p.load(1, R9, R8, 9)
+        p.load(4, R3, R8, 16 if outward else 12)
+        p.alu("shl", R3, 32)
+        p.constant(R2, _MAPPED)
+        p.alu_reg("or", R3, R2)
+        p.move(R2, 0)
+        p.load(1, R1, R8)
+        p.alu("and", R1, 15)
+        p.alu("shl", R1, 2)
+        p.alu_reg("add", R8, R1)
         p.label("addressed")
 
-    def _read_transport_header(self, p: bpf.Program) -> None:
+    def _read_transport_header(self, p: bpf.Program, outward: bool) -> None:
         """Ports of TCP and UDP, flags of TCP; zero for anything else and for a header that is cut short."""
-        p.store_value(8, FP, _PORTS, 0)
-        p.store_value(8, FP, _PORTS + 8, 0)
+        p.store_value(8, FP, _PORT, 0)
+        p.store_value(8, FP, _FLAGS, 0)
         p.jump("eq", R9, _TCP, "tcp")
         p.jump("ne", R9, _UDP, "read")
-        self._load_bytes(p, R8, _PORTS, 4)
-        p.goto("read")
+        self._skip_shorter(p, 8, "read")
+        p.goto("port")
         p.label("tcp")
-        self._load_bytes(p, R8, _PORTS, 14)
+        self._skip_shorter(p, 14, "read")
+        p.load(1, R1, R8, 13)
+        p.store(8, FP, _FLAGS, R1)
+        p.label("port")
+        p.load(2, R1, R8, 2 if outward else 0)
+        p.big_endian(R1, 16)
+        p.store(8, FP, _PORT, R1)
         p.label("read")
 
-    def _load_bytes(self, p: bpf.Program, offset_register: "int | None", to: int, size: int) -> None:
-        """A short packet fails and leaves zeros, which is what the stack needs."""
-        p.copy(R1, R6)
-        if offset_register is None:
-            p.move(R2, 0)
-        else:
-            p.copy(R2, offset_register)
-        p.copy(R3, FP)
-        p.alu("add", R3, to)
-        p.move(R4, size)
-        p.call(bpf.SKB_LOAD_BYTES)
+    def _skip_shorter(self, p: bpf.Program, size: int, label: str) -> None:
+        """goto label unless `size` bytes can be read at R8."""
+        p.copy(R1, R8)
+        p.alu("add", R1, size)
+        p.jump_reg("gt", R1, R5, label)
+
+    def _load_unaligned(self, p: bpf.Program, dst: int, offset: int) -> None:
+        p.load(4, dst, R8, offset + 4)
+        p.alu("shl", dst, 32)
+        p.load(4, R1, R8, offset)
+        p.alu_reg("or", dst, R1)
 
     def _skip_excluded(self, p: bpf.Program) -> None:
+        p.load(8, R5, FP, _PORT)
         p.map_value(R4, self._memory.fd, _EXCLUDED_AT)
         for i in range(MAX_EXCLUDED):
             p.load(8, R1, R4, 24 * i)
@@ -284,7 +294,7 @@ class Connections:
         p.label("foreign")
 
     def _hash_address(self, p: bpf.Program) -> None:
-        """R8 = hash of R2 and R3, never 0. Two rounds of xor, multiply and fold."""
+        """R8 = hash of R2 and R3, never 0. Rounds of xor, multiply and fold."""
         p.constant(R4, _MIX)
         p.constant(R8, self._seeds[0])
         p.alu_reg("xor", R8, R2)
@@ -315,83 +325,87 @@ class Connections:
         the other CPUs fetch the line again."""
         p.copy(R1, R8)
         p.alu("shr", R1, 52)
-        p.copy(R2, R1)
-        p.alu("and", R2, 7)
+        p.copy(R0, R1)
+        p.alu("and", R0, 7)
         p.alu("shr", R1, 3)
-        p.copy(R3, R6)
-        p.alu_reg("add", R3, R1)
+        p.alu_reg("add", R1, R6)
         p.move(R4, 1)
-        p.alu_reg("shl", R4, R2)
-        p.load(1, R2, R3, at)
-        p.jump_reg("set", R2, R4, "marked_%d" % at)
-        p.alu_reg("or", R2, R4)
-        p.store(1, R3, at, R2)
+        p.alu_reg("shl", R4, R0)
+        p.load(1, R0, R1, at)
+        p.jump_reg("set", R0, R4, "marked_%d" % at)
+        p.alu_reg("or", R0, R4)
+        p.store(1, R1, at, R0)
         p.label("marked_%d" % at)
 
     def _count_peer(self, p: bpf.Program, outward: bool) -> None:
-        """Find the entry of hash R8 among the four of its set, or take an empty one."""
+        """Find the entry of hash R8 among the four of its set, or take an empty one. One atomic add counts the packet
+        in the upper bits of a word and its bytes in the lower ones."""
         p.copy(R1, R8)
         p.alu("and", R1, 2 * _SETS - 2)  # the lowest bit is always 1
         p.alu("mul", R1, _WAYS * _ENTRY // 2)
         p.alu_reg("add", R1, R6)
         p.alu("add", R1, _ENTRIES_AT)
-        p.move(R4, 1)
+        p.constant(R4, 1 << _PACKETS_SHIFT)
+        p.alu_reg("or", R7, R4)
         for way in range(_WAYS):
-            p.load(8, R2, R1)
-            p.jump_reg("eq", R2, R8, "found")
-            p.jump("eq", R2, 0, "empty")
+            p.load(8, R0, R1)
+            p.jump_reg("eq", R0, R8, "found")
+            p.jump("eq", R0, 0, "empty")
             if way < _WAYS - 1:
                 p.alu("add", R1, _ENTRY)
         p.map_value(R1, self._memory.fd, _COUNTERS_AT)
-        p.atomic_add(R1, 8 * OVERFLOW_PACKETS, R4)
-        if outward:
-            p.atomic_add(R1, 8 * OVERFLOW_BYTES, R7)
-        p.goto("flags")
+        p.atomic_add(R1, 8 * (OVERFLOW_OUT if outward else OVERFLOW_IN), R7)
+        p.goto("counted")
         p.label("empty")
         p.store(8, R1, 0, R8)
-        for half in (0, 8):
-            p.load(8, R2, FP, _ADDRESS + half)
-            p.store(8, R1, 32 + half, R2)
+        p.store(8, R1, 24, R2)
+        p.store(8, R1, 32, R3)
         p.label("found")
         p.atomic_add(R1, 8 if outward else 16, R7)
-        p.atomic_add(R1, 24, R4)
-        p.label("flags")
+        p.label("counted")
 
     def _count_outward(self, p: bpf.Program) -> None:
         """SYN without ACK; its destination port, and that of UDP, among the distinct ones."""
-        p.jump("eq", R9, _UDP, "port")
-        p.load(1, R2, FP, _PORTS + 13)
-        p.alu("and", R2, _FLAG_SYN | _FLAG_ACK)
-        p.jump("ne", R2, _FLAG_SYN, "pass")
-        p.map_value(R1, self._memory.fd, _COUNTERS_AT)
-        p.atomic_add(R1, 8 * SYN_OUT, R4)
-        p.label("port")
-        p.load(2, R8, FP, _PORTS + 2)
+        p.jump("eq", R9, _UDP, "destination")
+        p.load(8, R0, FP, _FLAGS)
+        p.alu("and", R0, _FLAG_SYN | _FLAG_ACK)
+        p.jump("ne", R0, _FLAG_SYN, "pass")
+        self._count_one(p, SYN_OUT)
+        p.label("destination")
+        p.load(8, R8, FP, _PORT)
         p.constant(R4, _MIX)
         p.alu_reg("mul", R8, R4)
         self._mark_bit(p, _PORT_BITS_AT)
 
     def _count_inward(self, p: bpf.Program) -> None:
-        p.map_value(R1, self._memory.fd, _COUNTERS_AT)
-        p.load(1, R2, FP, _PORTS + 13)
-        p.jump("set", R2, _FLAG_RST, "reset")
-        p.alu("and", R2, _FLAG_SYN | _FLAG_ACK)
-        p.jump("ne", R2, _FLAG_SYN | _FLAG_ACK, "pass")
-        p.atomic_add(R1, 8 * SYNACK_IN, R4)
+        p.load(8, R0, FP, _FLAGS)
+        p.jump("set", R0, _FLAG_RST, "reset")
+        p.alu("and", R0, _FLAG_SYN | _FLAG_ACK)
+        p.jump("ne", R0, _FLAG_SYN | _FLAG_ACK, "pass")
+        self._count_one(p, SYNACK_IN)
         p.goto("pass")
         p.label("reset")
-        p.atomic_add(R1, 8 * RST_IN, R4)
+        self._count_one(p, RST_IN)
+
+    def _count_one(self, p: bpf.Program, counter: int) -> None:
+        p.map_value(R1, self._memory.fd, _COUNTERS_AT)
+        p.move(R4, 1)
+        p.atomic_add(R1, 8 * counter, R4)
 
     def _count_own(self, p: bpf.Program, outward: bool) -> None:
         p.label("own")
-        p.move(R4, 1)
+        p.constant(R4, 1 << _PACKETS_SHIFT)
+        p.alu_reg("or", R7, R4)
         p.map_value(R1, self._memory.fd, _COUNTERS_AT)
-        p.atomic_add(R1, 8 * (OWN_OUT if outward else OWN_IN), R4)
-        p.atomic_add(R1, 8 * (OWN_OUT_BYTES if outward else OWN_IN_BYTES), R7)
+        p.atomic_add(R1, 8 * (OWN_OUT if outward else OWN_IN), R7)
 
 
-# The four bytes 00 00 ff ff before a mapped IPv4 address, as the CPU stores them.
-_LAST_OF_MAPPED = struct.unpack("=i", b"\0\0\xff\xff")[0]
+def packets(traffic: int) -> int:
+    return traffic >> _PACKETS_SHIFT
+
+
+def octets(traffic: int) -> int:
+    return traffic & (1 << _PACKETS_SHIFT) - 1
 
 
 def packed_address(text: str) -> bytes:

@@ -11,15 +11,15 @@ from ..compat import sha256
 from ..errors import CollectorError
 from . import bpf
 from .connections import (
-    OVERFLOW_BYTES,
+    OVERFLOW_OUT,
     OWN_IN,
-    OWN_IN_BYTES,
     OWN_OUT,
-    OWN_OUT_BYTES,
     RST_IN,
     SYN_OUT,
     SYNACK_IN,
     Connections,
+    octets,
+    packets,
 )
 from .logins import FailedLogins
 from .peers import LearnedPeers
@@ -103,7 +103,8 @@ class BpfColumns:
     def own_traffic(self) -> "tuple[int, int, int, int]":
         """What the agent's own connections carried: bytes in, packets in, bytes out, packets out, cumulative."""
         counters = self.connections.counters
-        return counters[OWN_IN_BYTES], counters[OWN_IN], counters[OWN_OUT_BYTES], counters[OWN_OUT]
+        received, sent = counters[OWN_IN], counters[OWN_OUT]
+        return octets(received), packets(received), octets(sent), packets(sent)
 
     def exclude_peer(self, host: str, port: int) -> None:
         found = _socket.getaddrinfo(host, port, 0, _socket.SOCK_STREAM)
@@ -131,9 +132,9 @@ class BpfColumns:
         syn = counters[SYN_OUT] - self._last_syn[0]
         accepted = counters[SYNACK_IN] - self._last_syn[1]
         self._last_syn = (counters[SYN_OUT], counters[SYNACK_IN])
-        overflow_bytes = counters[OVERFLOW_BYTES] - self._last_overflow
-        self._last_overflow = counters[OVERFLOW_BYTES]
-        peers = self._count_peers(overflow_bytes)
+        overflow = counters[OVERFLOW_OUT] - self._last_overflow
+        self._last_overflow = counters[OVERFLOW_OUT]
+        peers = self._count_peers(octets(overflow))
         values[at] = counters[SYN_OUT]
         values[at + 1] = _WHOLE_Q8 * max(0, syn - accepted) // syn if syn else 0
         values[at + 2] = counters[RST_IN]
@@ -147,12 +148,13 @@ class BpfColumns:
         """-> peers of this window. Those that found no entry are as many as the bits tell, and all of them new."""
         out_bytes = most_bytes = new = 0
         rows = self.connections.peers
-        for address, sent, _, _ in rows:
-            out_bytes += sent
-            most_bytes = max(most_bytes, sent)
+        for address, sent, _ in rows:
+            sent_bytes = octets(sent)
+            out_bytes += sent_bytes
+            most_bytes = max(most_bytes, sent_bytes)
             if self.learned.is_new(address):
                 new += 1
-                self._new_peer_bytes += sent
+                self._new_peer_bytes += sent_bytes
         peers = len(rows)
         if overflow_bytes:
             beyond = max(1, self.connections.distinct_peers - peers)

@@ -6,7 +6,9 @@ own process is left out. Work submitted through io_uring never appears as system
 `priv`), nor do the time calls of the vDSO.
 
     byte 0     class of each native call number 0..511, then of each 32-bit caller's number 0..511
-    byte 1024  for each CPU 32 counters (u64): the 16 classes, then exec, fork, exit
+    byte 1024  how many programs were started (u64)
+    byte 2048  for each CPU 32 words (u64): the 16 classes, then exec, fork, exit, then which process called last on
+               this CPU and whether it is a 32-bit one
 """
 
 import os
@@ -14,13 +16,15 @@ import os
 from ..errors import CollectorError
 from ..features import log2_q8
 from . import bpf
-from .bpf import FP, R0, R1, R2, R3, R6, R7, R8
+from .bpf import FP, R0, R1, R2, R3, R6, R7, R8, R9
 from .syscall_classes import TABLES
 
 EXEC, FORK, EXIT = 16, 17, 18
 NUMBERS = 512  # call numbers an ABI has; whatever lies beyond counts as `other`
-_COUNTS_AT = 2 * NUMBERS
-_SLOTS = 32  # u64 counters a CPU: four cache lines of its own
+_STARTED_AT = 2 * NUMBERS
+_COUNTS_AT = 2048
+_LAST_CALLER, _LAST_IS_COMPAT = 8 * 24, 8 * 25  # byte offsets among a CPU's words
+_SLOTS = 32  # words a CPU: four cache lines of its own
 _CLASSES = 16
 _MAX_CPUS = 4096
 
@@ -101,10 +105,12 @@ class Syscalls:
             os.close(program_fd)  # the link keeps the program
 
     def _sys_enter(self) -> bpf.Program:
-        """raw_tracepoint/sys_enter: args[0] is the caller's pt_regs, args[1] the call's number."""
+        """raw_tracepoint/sys_enter: args[0] is the caller's pt_regs, args[1] the call's number. R6 its arguments, R7
+        the number, R8 the process, R9 this CPU's words."""
         p = bpf.Program()
         p.copy(R6, R1)
         self._leave_out(p)
+        self._find_words(p)
         p.load(8, R7, R6, 8)
         p.jump("lt", R7, NUMBERS - 1, "known")
         p.move(R7, NUMBERS - 1)  # also -1, x32 and ARM's private calls
@@ -113,23 +119,30 @@ class Syscalls:
             self._split_compat(p)
         p.map_value(R1, self._memory.fd)
         p.alu_reg("add", R1, R7)
-        p.load(1, R8, R1)
-        p.alu("and", R8, _CLASSES - 1)
-        self._count(p)
+        p.load(1, R1, R1)
+        p.alu("and", R1, _CLASSES - 1)
+        p.alu("shl", R1, 3)
+        p.alu_reg("add", R9, R1)
+        self._count(p, 0)
         return p
 
     def _event(self, slot: int) -> bpf.Program:
         p = bpf.Program()
         self._leave_out(p)
-        p.move(R8, slot)
-        self._count(p)
+        self._find_words(p)
+        if slot == EXEC:
+            p.map_value(R1, self._memory.fd, _STARTED_AT)
+            p.move(R2, 1)
+            p.atomic_add(R1, 0, R2)
+        self._count(p, 8 * slot)
         return p
 
     def _leave_out(self, p: bpf.Program) -> None:
         """Skip the agent itself, and whoever is not in the chosen cgroup."""
         p.call(bpf.CURRENT_PID_TGID)
-        p.alu("shr", R0, 32)
-        p.jump("eq", R0, os.getpid(), "out")
+        p.copy(R8, R0)
+        p.alu("shr", R8, 32)
+        p.jump("eq", R8, os.getpid(), "out")
         if self._only:
             level, identity = self._only
             p.move(R1, level)
@@ -137,9 +150,25 @@ class Syscalls:
             p.constant(R1, identity)
             p.jump_reg("ne", R0, R1, "out")
 
+    def _find_words(self, p: bpf.Program) -> None:
+        p.call(bpf.SMP_PROCESSOR_ID)
+        p.alu("and", R0, self._cpus - 1)
+        p.alu("mul", R0, _SLOTS * 8)
+        p.map_value(R9, self._memory.fd, _COUNTS_AT)
+        p.alu_reg("add", R9, R0)
+
     def _split_compat(self, p: bpf.Program) -> None:
-        """A 32-bit caller counts by numbers of its own: the second half of the table."""
+        """A 32-bit caller counts by numbers of its own: the second half of the table.
+
+        Reading the caller's registers costs as much as all the rest, so each CPU remembers who called last and asks
+        again only when it is another process, or when any program was started since: exec may change the kind."""
         offset, condition, mark, _ = self._compat  # type: ignore[misc]
+        p.map_value(R1, self._memory.fd, _STARTED_AT)
+        p.load(8, R1, R1)
+        p.alu("shl", R1, 32)
+        p.alu_reg("or", R8, R1)
+        p.load(8, R1, R9, _LAST_CALLER)
+        p.jump_reg("eq", R1, R8, "remembered")
         p.store_value(8, FP, -8, 0)
         p.copy(R1, FP)
         p.alu("add", R1, -8)
@@ -148,25 +177,23 @@ class Syscalls:
         p.alu("add", R3, offset)
         p.call(bpf.PROBE_READ_KERNEL)
         p.load(8, R1, FP, -8)
+        p.store(8, R9, _LAST_CALLER, R8)
+        p.store_value(8, R9, _LAST_IS_COMPAT, 0)
         p.jump(condition, R1, mark, "compat")
-        p.goto("native")
+        p.goto("remembered")
         p.label("compat")
-        p.alu("add", R7, NUMBERS)
-        p.label("native")
+        p.store_value(8, R9, _LAST_IS_COMPAT, NUMBERS)
+        p.label("remembered")
+        p.load(8, R1, R9, _LAST_IS_COMPAT)
+        p.alu("and", R1, NUMBERS)
+        p.alu_reg("add", R7, R1)
 
-    def _count(self, p: bpf.Program) -> None:
-        """counters[this CPU][R8] += 1. Tracepoint programs can't be interrupted by their like, so that a plain add on
-        the CPU's own counter is exact."""
-        p.call(bpf.SMP_PROCESSOR_ID)
-        p.alu("and", R0, self._cpus - 1)
-        p.alu("mul", R0, _SLOTS * 8)
-        p.alu("shl", R8, 3)
-        p.map_value(R1, self._memory.fd, _COUNTS_AT)
-        p.alu_reg("add", R1, R0)
-        p.alu_reg("add", R1, R8)
-        p.load(8, R2, R1)
+    def _count(self, p: bpf.Program, offset: int) -> None:
+        """The word at R9 + offset += 1. Programs on a tracepoint are not interrupted by their like, so that a plain
+        add on the CPU's own words is exact."""
+        p.load(8, R2, R9, offset)
         p.alu("add", R2, 1)
-        p.store(8, R1, 0, R2)
+        p.store(8, R9, offset, R2)
         p.label("out")
         p.move(R0, 0)
         p.exit()
