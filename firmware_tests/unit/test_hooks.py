@@ -1,0 +1,368 @@
+"""The hook: what it counts, and that the firmware can't tell it from the modules it stands in for.
+
+The hook itself is for MicroPython; on CPython only what it counts with is tested here.
+"""
+
+import os
+import sys
+
+from stonechat.board import hooks
+from stonechat.board.collector import KNOWN_AFTER, MAX_CANDIDATES, MAX_KNOWN, BoardCollector
+from stonechat.board.schema import COLUMNS, MICROPYTHON_1
+from stonechat.errors import CollectorError
+
+ON_BOARD = sys.implementation.name == "micropython"
+NAMES = [column[0] for column in COLUMNS]
+
+
+def reading(collector):
+    values = [0] * len(collector.schema)
+    collector.read(values)
+    return dict(zip(NAMES, values))
+
+
+def hooked(work):
+    """work(socket module) under the hook -> (what it returned, the counters by name)."""
+    counter = hooks.install()
+    try:
+        import socket
+
+        collector = BoardCollector(b"secret", counter)
+        result = work(socket)
+        return result, reading(collector)
+    finally:
+        hooks.remove()
+
+
+def listener(socket):
+    stream = socket.socket()
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    while True:
+        number = os.urandom(2)
+        port = 20000 + (number[0] << 8 | number[1]) % 12000
+        try:
+            stream.bind(socket.getaddrinfo("127.0.0.1", port)[0][-1])
+        except OSError:
+            continue
+        stream.listen(4)
+        return stream, port
+
+
+def address(socket, port, host="127.0.0.1"):
+    return socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)[0][-1]
+
+
+def outcome(call):
+    """What a call gave: ("value", v) or ("error", type, arguments)."""
+    try:
+        return "value", call()
+    except Exception as error:
+        return "error", type(error), error.args
+
+
+def talk(socket):
+    """A conversation with every call of a socket -> all that came back."""
+    server, port = listener(socket)
+    client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    client.settimeout(2)
+    told = [client.connect(address(socket, port))]
+    peer, _ = server.accept()
+    told.append(client.send(b"one"))
+    told.append(client.write(b"two\nthree\n"))
+    told.append(peer.recv(3))
+    told.append(peer.readline())
+    told.append(peer.makefile("rb").readline())
+    told.append(peer.write(b"abcdefgh"))
+    buffer = bytearray(4)
+    told.append(client.readinto(buffer))
+    told.append(bytes(buffer))
+    told.append(client.read(4))
+    peer.setblocking(False)
+    told.append(peer.read(1))
+    told.append(outcome(lambda: peer.recv(1)))
+    told.append(outcome(lambda: peer.no_such_method))
+    told.append(outcome(lambda: socket.socket(99)))
+    told.append(client.close())
+    told.append(peer.read(1))
+    peer.close()
+    server.close()
+    told.append(outcome(lambda: socket.socket().connect(address(socket, port))))
+    told.append(outcome(lambda: socket.getaddrinfo("no-such-host.invalid", 1)))
+    return told
+
+
+def test_columns_stand_where_the_hook_counts():
+    assert len(MICROPYTHON_1) == hooks.PLACES
+    for place, name in (
+        (
+            (hooks._SOCKETS, "sockets"),
+            (hooks._UNANSWERED, "conn_unanswered"),
+            (hooks._LOOKUP_FAIL, "lookup_fail"),
+            (hooks._NEW_PEER_BYTES, "new_peer_bytes"),
+            (hooks._WRITES, "writes"),
+            (hooks._OPENS_WRITE, "opens_write"),
+        )
+        if hasattr(hooks, "_SOCKETS")
+        else ()
+    ):
+        assert NAMES[place] == name
+
+
+def test_same_bytes_and_exceptions_with_and_without_the_hook():
+    if not ON_BOARD:
+        return
+    import socket
+
+    bare = talk(socket)
+    under, seen = hooked(talk)
+    assert under == bare, (under, bare)
+    assert seen["sockets"] == 3  # listener, client, the one that was refused
+    assert seen["conn_out"] == 2
+    assert seen["conn_refused"] == 1
+    assert seen["conn_in"] == 1
+    assert seen["listens"] == 1
+    assert seen["lookup_fail"] == 1
+    assert seen["bytes_out"] == 3 + 10 + 8
+    assert seen["bytes_in"] == 3 + 4 + 6 + 4 + 4
+    assert seen["writes"] == 3
+    assert seen["mean_write"] == 7
+    assert seen["peers"] == 1
+    assert seen["new_peers"] == 1
+    assert seen["new_peer_bytes"] == 13  # what the client sent; an accepted socket has no new peer
+
+
+def test_datagrams_and_distinct_ports():
+    if not ON_BOARD:
+        return
+
+    def flood(socket):
+        stream = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        for port in range(20000, 20010):
+            stream.sendto(b"x" * 100, address(socket, port))
+        stream.sendto(b"y", address(socket, 20000, "127.0.0.2"))
+        stream.close()
+
+    _, seen = hooked(flood)
+    assert seen["udp_out"] == 11
+    assert seen["bytes_out"] == 1001
+    assert seen["dports"] == 10
+    assert seen["peers"] == 2
+    assert seen["conn_mute"] == 0
+
+
+def test_a_connection_that_hears_nothing_is_mute():
+    if not ON_BOARD:
+        return
+
+    def scan(socket):
+        server, port = listener(socket)
+        for _ in range(3):
+            client = socket.socket()
+            client.connect(address(socket, port))
+            client.close()
+            client.close()
+        server.close()
+
+    assert hooked(scan)[1]["conn_mute"] == 3
+
+
+def test_open_is_counted_and_unchanged():
+    if not ON_BOARD:
+        return
+    name = "hook-test.tmp"
+
+    def work(_):
+        with open(name, "w") as file:
+            file.write("abc")
+        with open(name) as file:
+            text = file.read()
+        with open(name, mode="rb") as file:
+            raw = file.read()
+        os.remove(name)
+        return text, raw, outcome(lambda: open(name)), outcome(lambda: open(name, "q"))
+
+    bare = work(None)
+    under, seen = hooked(work)
+    assert under == bare
+    assert seen["opens"] == 5
+    assert seen["opens_write"] == 2  # "q" is none, but it is not plain reading either
+
+
+def test_one_line_turns_it_off_and_twice_does_no_harm():
+    if not ON_BOARD:
+        return
+    import builtins
+    import socket as before
+
+    plain_open = builtins.open
+    first = hooks.install()
+    assert hooks.install() is first
+    import socket as under
+
+    assert under is not before
+    assert hooks.real_socket() is before
+    hooks.remove()
+    hooks.remove()
+    import socket as after
+
+    assert after is before
+    assert builtins.open is plain_open
+
+
+def test_quiet_counts_nothing():
+    if not ON_BOARD:
+        return
+
+    def work(socket):
+        hooks.active.quiet = True
+        talk(socket)
+        hooks.active.quiet = False
+
+    _, seen = hooked(work)
+    assert sum(value for name, value in seen.items() if name != "heap_free") == 0, seen
+
+
+def test_asyncio_client_and_server():
+    if not ON_BOARD:
+        return
+    import asyncio
+
+    def work(socket):
+        chosen, port = listener(socket)
+        chosen.close()
+        heard = []
+
+        async def serve(reader, writer):
+            heard.append(await reader.readline())
+            writer.write(b"answer " + b"z" * 3000 + b"\n")
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+
+        async def ask():
+            server = await asyncio.start_server(serve, "127.0.0.1", port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"question\n")
+            await writer.drain()
+            heard.append(await reader.read(-1))
+            writer.close()
+            await writer.wait_closed()
+            server.close()
+            await server.wait_closed()
+            return heard
+
+        return asyncio.run(ask())
+
+    import socket
+
+    bare = work(socket)
+    under, seen = hooked(work)
+    assert under == bare
+    assert under[0] == b"question\n" and len(under[1]) == 3008
+    assert seen["bytes_in"] == seen["bytes_out"] == 9 + 3008
+    assert seen["conn_in"] == 1
+
+
+def counter_with(hosts):
+    counter = hooks.Counter()
+    for host in hosts:
+        counter.meet((host, 80))
+    return counter
+
+
+def test_peers_become_known_after_enough_windows():
+    counter = hooks.Counter()
+    collector = BoardCollector(b"k", counter)
+    for window in range(KNOWN_AFTER + 2):
+        before = counter.counts[10]
+        counter.meet(("10.0.0.1", 80))
+        new = counter.counts[10] - before
+        assert new == (1 if window < KNOWN_AFTER else 0), window
+        assert reading(collector)["peers"] == 1
+
+
+def test_what_was_learned_survives_and_means_nothing_elsewhere():
+    counter = hooks.Counter()
+    collector = BoardCollector(b"k", counter)
+    for _ in range(KNOWN_AFTER):
+        counter.meet(("10.0.0.1", 80))
+        counter.meet(("10.0.0.2", 80))
+        reading(collector)
+    saved = collector.dump()
+    assert len(saved) == 8
+    for secret, new in ((b"k", 0), (b"other", 2)):
+        other = BoardCollector(secret, hooks.Counter())
+        other.restore(saved)
+        other.counter.meet(("10.0.0.1", 80))
+        other.counter.meet(("10.0.0.2", 80))
+        assert reading(other)["new_peers"] == new
+
+
+def test_damaged_peers_are_refused():
+    collector = BoardCollector(b"k", hooks.Counter())
+    for damaged in (b"abc", "text", 5, bytes(4 * MAX_KNOWN + 4)):
+        try:
+            collector.restore(damaged)
+        except CollectorError:
+            continue
+        raise AssertionError(damaged)
+
+
+def test_a_scan_teaches_nothing_and_everything_stays_bounded():
+    counter = hooks.Counter()
+    collector = BoardCollector(b"k", counter)
+    for window in range(20):
+        for i in range(300):
+            counter.meet(("10.%d.%d.%d" % (window, i >> 8, i & 255), 1000 + i))
+        seen = reading(collector)
+        assert seen["peers"] == seen["dports"] == hooks.MAX_SEEN
+        assert seen["new_peers"] == 300 * (window + 1)
+    assert len(collector._candidates) <= MAX_CANDIDATES
+    assert collector.dump() == b""
+
+
+def test_known_peers_are_bounded_and_the_longest_unseen_goes():
+    counter = hooks.Counter()
+    collector = BoardCollector(b"k", counter)
+    hosts = ["10.0.0.%d" % i for i in range(MAX_KNOWN + 1)]
+    for some in (hosts[:30], hosts[30:]):
+        for _ in range(KNOWN_AFTER):
+            for host in some:
+                counter.meet((host, 80))
+            reading(collector)
+    assert len(collector.dump()) == 4 * MAX_KNOWN
+
+
+def test_nobody_becomes_known_under_suspicion():
+    counter = hooks.Counter()
+    collector = BoardCollector(b"k", counter)
+    collector.hold_peers(True)
+    for _ in range(KNOWN_AFTER + 1):
+        counter.meet(("10.0.0.1", 80))
+        reading(collector)
+    assert collector.dump() == b""
+
+
+def test_lag_is_the_longest_turn():
+    counter = hooks.Counter()
+    collector = BoardCollector(b"k", counter)
+    for now_ms in (0, 10, 200, 210):
+        counter.beat(now_ms)
+    assert reading(collector)["loop_lag"] == 190
+    counter.beat(225)
+    assert reading(collector)["loop_lag"] == 15
+
+
+def test_counters_wrap_as_small_ints():
+    counter = hooks.Counter()
+    counter.add(13, 0x3FFFFFFF)
+    counter.add(13, 2)
+    assert counter.counts[13] == 1
+
+
+def test_packed_addresses_of_the_unix_port():
+    four = bytearray(b"\x02\x00\x1f\x90\x0a\x00\x00\x07" + bytes(8))
+    six = bytearray(b"\x0a\x00\x01\xbb\x00\x00\x00\x00" + b"\xfe\x80" + bytes(14) + bytes(4))
+    assert hooks.split(four) == (b"\x0a\x00\x00\x07", 8080)
+    assert hooks.split(six) == (b"\xfe\x80" + bytes(14), 443)
+    assert hooks.split(("10.0.0.1", 53)) == (b"10.0.0.1", 53)
