@@ -9,6 +9,8 @@ from ..errors import CollectorError
 from . import schemas
 from .proc import ProcCollector
 
+_LINK_HEADER = 14  # bytes of Ethernet, which interfaces count and the programs, one layer higher, do not
+
 
 class LinuxCollector:
     """interfaces: names to count, None for all but `lo`; peers_secret: bytes of this device that key the learned peers
@@ -57,6 +59,8 @@ class LinuxCollector:
         names = [column[0] for column in schemas.PROC_COLUMNS]
         kept = [name for name in names if name not in schemas.STAND_INS]
         self._kept = tuple(names.index(name) for name in kept)
+        self._traffic = tuple(kept.index(name) for name in ("bytes_in", "pkts_in", "bytes_out", "pkts_out"))
+        self._foreign = [0] * 4
 
     def read(self, values: list) -> None:
         """values: a list of len(schema) ints to fill: cumulative for RATE, the reading for LEVEL and SHARE. Raises
@@ -68,6 +72,7 @@ class LinuxCollector:
         for at, source in enumerate(self._kept):
             values[at] = self._scratch[source]
         self._bpf.fill(values, len(self._kept))
+        self._leave_own_out(values, self._bpf.own_traffic())
 
     def exclude_peer(self, host: str, port: int) -> None:
         """Leave connections to the agent's own broker out. Raises OSError where the name does not resolve."""
@@ -92,6 +97,15 @@ class LinuxCollector:
         self._proc.close()
         if self._bpf is not None:
             self._bpf.close()
+
+    def _leave_own_out(self, values: list, own: "tuple[int, int, int, int]") -> None:
+        """The interfaces' counters without the agent's own connections. The two are read a moment apart and offloads
+        count differently, so that the difference may step back a little: then the last one stands."""
+        bytes_in, pkts_in, bytes_out, pkts_out = own
+        theirs = (bytes_in + pkts_in * _LINK_HEADER, pkts_in, bytes_out + pkts_out * _LINK_HEADER, pkts_out)
+        for i, at in enumerate(self._traffic):
+            self._foreign[i] = max(self._foreign[i], values[at] - theirs[i])
+            values[at] = self._foreign[i]
 
 
 def start_bpf(interfaces=None, cgroup: "str | None" = None, own_user_id: "int | None" = None):
