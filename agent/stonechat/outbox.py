@@ -33,7 +33,7 @@ class Queue:
         self.max_bytes = max_bytes
         self.sequence = sequence or epoch_s() or 1
         self.oldest = self.sequence
-        self.boot = 0
+        self.boot = epoch_s()  # it can't count its starts
         self.lost = 0
         self.spare = True  # nothing is written down, so nothing can be reused by a restart but by the clock
         self._records: list = []
@@ -246,8 +246,10 @@ class Outbox:
         if first <= self.oldest <= last:
             self._advance(last + 1)
         else:
-            for sequence in range(max(first, self.oldest), min(last, self.oldest + _AHEAD - 1) + 1):
-                self._ahead |= 1 << (sequence - self.oldest)
+            bit = max(0, first - self.oldest)  # no range() over the numbers: on 32 bit it holds small ints only
+            while bit < _AHEAD and self.oldest + bit <= last:
+                self._ahead |= 1 << bit
+                bit += 1
         self._forward()
 
     def _advance(self, oldest: int) -> None:

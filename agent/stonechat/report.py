@@ -112,7 +112,6 @@ class Reporter:
         self._score_min = 0
         self._score_max = 0
         self._level = 0
-        self._told_lost = 0
         self._report_now = False
         self._mute_until_s = 0
         self._maintenance_until_s = 0
@@ -124,7 +123,8 @@ class Reporter:
         self._unfilled_ms = 0
         self._spill: list = []  # reports that could not be written down, straight from RAM
         self._sent = self.outbox.oldest - 1
-        self._made = 0  # number of the last report, which is not late
+        self._made = 0  # number of the last report,
+        self._made_ms = 0  # and its uptime
         self._wait_ms = resend_ms
         self._quiet_ms = 0  # since the last acknowledgement, while some are due
         self._silent = False
@@ -182,9 +182,7 @@ class Reporter:
             fields[3] = now_s
         else:
             fields[4] = self._uptime_ms // 1000
-        lost = self.outbox.lost - self._told_lost
-        if lost:
-            fields[14] = lost
+        fields[14] = self.outbox.lost or None
         return fields
 
     def _flags(self, verdict) -> int | None:
@@ -226,8 +224,8 @@ class Reporter:
         self._keep(body)
 
     def _keep(self, body: bytearray) -> None:
-        self._told_lost = self.outbox.lost
         self._made = self.outbox.sequence
+        self._made_ms = self._uptime_ms
         try:
             self.outbox.append(body)
         except OutboxError:
@@ -306,7 +304,7 @@ class Reporter:
         """The body of a record, marked as history where it comes late: with its age in seconds, or true where that is
         not known (another boot, clock unset)."""
         sequence, body = record
-        if sequence == self._made and self._quiet_ms < _LATE_S * 1000:
+        if sequence == self._made and self._uptime_ms - self._made_ms < _LATE_S * 1000:
             return body
         fields = cbor.loads(bytes(body))
         age_s = True

@@ -69,7 +69,8 @@ CREATE INDEX IF NOT EXISTS reports_by_time ON reports (device, time_s);
 CREATE TABLE IF NOT EXISTS boots (
     device INTEGER NOT NULL REFERENCES devices(id),
     boot INTEGER NOT NULL,
-    began_s INTEGER NOT NULL,
+    began_s INTEGER,
+    lost INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (device, boot)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS commands (
@@ -241,10 +242,17 @@ class Store:
                 "UPDATE commands SET result = ?, answered_s = ? WHERE device = ? AND sequence = ?",
                 (report.answer[1], now_s, device, report.answer[0]),
             )
-        self._db.execute(
-            "UPDATE devices SET reports = reports + 1, lost = lost + ?, last_seen_s = ? WHERE id = ?",
-            (report.lost, now_s, device),
-        )
+        if report.lost:
+            self._db.execute(
+                "INSERT INTO boots (device, boot, lost) VALUES (?, ?, ?)"
+                " ON CONFLICT (device, boot) DO UPDATE SET lost = max(lost, excluded.lost)",
+                (device, report.boot, report.lost),
+            )
+            self._db.execute(
+                "UPDATE devices SET lost = (SELECT sum(lost) FROM boots WHERE device = ?) WHERE id = ?",
+                (device, device),
+            )
+        self._db.execute("UPDATE devices SET reports = reports + 1, last_seen_s = ? WHERE id = ?", (now_s, device))
         if report.windows:
             self._db.execute(
                 "UPDATE devices SET newest_sequence = ?, newest_boot = ?, level = ?, score_q8 = ?, evidence_q8 = ?"
@@ -270,7 +278,8 @@ class Store:
             raise Rejected("stale", "an older status")
         if status.time_s is not None:
             self._db.execute(
-                "INSERT OR REPLACE INTO boots VALUES (?, ?, ?)",
+                "INSERT INTO boots (device, boot, began_s) VALUES (?, ?, ?)"
+                " ON CONFLICT (device, boot) DO UPDATE SET began_s = excluded.began_s",
                 (device, status.boot, status.time_s - status.uptime_s),
             )
         if not status.online:  # the last will was written before the connection: it only says that it ended
