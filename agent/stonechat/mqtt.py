@@ -55,8 +55,8 @@ class Client:
         self._where = (host, port)
         self._tls = tls
         self._half_ms = keepalive_s * 500
-        self._on_message = on_message
-        self._on_connect = on_connect
+        self.on_message = on_message
+        self.on_connect = on_connect
         flags = 0
         tail = _text(client_id)
         if will:
@@ -310,8 +310,8 @@ class Client:
         for _, packet in self.in_flight:
             packet[0] |= 8
             self._queue.append(packet)
-        if self._on_connect:
-            self._call = self._on_connect, ()
+        if self.on_connect:
+            self._call = self.on_connect, ()
 
     def _take(self, qos, body):
         """A PUBLISH, acknowledged before the callback sees it: one that the callback can't stand must not come back
@@ -327,8 +327,8 @@ class Client:
             raise MQTTError("malformed")
         if qos:
             self._queue.append(b"\x40\x02" + bytes(body[start:end]))
-        if self._on_message and not self._skip:
-            self._call = self._on_message, (topic, bytes(body[end:]))
+        if self.on_message and not self._skip:
+            self._call = self.on_message, (topic, bytes(body[end:]))
 
 
 def _move(call, view):
