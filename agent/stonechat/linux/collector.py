@@ -38,14 +38,13 @@ class LinuxCollector:
             return
         try:
             started, rows = start_bpf(interfaces, cgroup, own_user_id)
-            if len(started) < len(rows):
-                if use_bpf is True:
-                    raise CollectorError(
-                        "; ".join("%s: %s" % (group, note) for group, source, note in rows if not source)
-                    )
+            failed = [(group, "none", note) for group, source, note in rows if not source]
+            if failed:
                 for part in started:
                     part.close()
-                self.sources += tuple((group, "none", note) for group, _, note in rows)
+                if use_bpf is True:
+                    raise CollectorError("; ".join("%s: %s" % (group, note) for group, _, note in failed))
+                self.sources += tuple(failed)
                 return
             from .full import BpfColumns
 

@@ -44,7 +44,7 @@ class LearnedPeers:
     def restore(self, packed: bytes) -> None:
         """Raises CollectorError for anything but what dump() gave."""
         if not isinstance(packed, bytes) or len(packed) % _KEY_BYTES or len(packed) > MAX_KNOWN * _KEY_BYTES:
-            raise CollectorError("learned peers: %r is not what was saved" % (packed[:16],))
+            raise CollectorError("learned peers: what was saved is damaged: %r" % (packed,))
         self._known = {packed[i : i + _KEY_BYTES]: None for i in range(0, len(packed), _KEY_BYTES)}
         self._candidates = {}
 
