@@ -255,7 +255,8 @@ class _Bpftrace:
             if line.strip() == "up":
                 break
             if not line:
-                raise OSError((self._process.communicate()[1].strip().splitlines() or ["it ended"])[-1])
+                errors = [text for text in self._process.communicate()[1].splitlines() if "ERROR" in text]
+                raise OSError((errors or ["it ended"])[-1] + " (it needs root and tracefs on /sys/kernel/tracing)")
         self.start_s = time.monotonic() - began_s
 
     def rss_kib(self) -> int:
@@ -263,7 +264,7 @@ class _Bpftrace:
         return int(status.split("VmRSS:")[1].split()[0])
 
     def close(self) -> None:
-        self._process.terminate()
+        self._process.kill()  # what it attached goes with its files
         self._process.communicate(timeout=30)
 
 
