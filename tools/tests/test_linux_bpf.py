@@ -541,6 +541,8 @@ def test_the_collector_is_linux_1_and_sees_a_scan(group, net):
         assert abs(grown("new_peers") - 2000) <= 100
         assert grown("new_peer_bytes") == 2000 * 40
         assert grown("execs") >= 1
+        assert grown("forks") == 0  # the cgroup's, not the machine's
+        assert column(collector, second, "cpu_busy") > 0
         assert column(collector, second, "syn_fail") == 25600
     finally:
         collector.close()

@@ -17,7 +17,9 @@ class LinuxCollector:
     (None: random, so that what is learned does not outlive this process); use_bpf: True (raise CollectorError where it
     does not start), False, or "auto".
 
-    cgroup: a cgroup v2 folder to watch instead of the whole machine (system calls and connections only).
+    cgroup: a cgroup v2 folder to watch instead of the whole machine, for tests and recordings beside other work: its
+    processes' system calls, connections, programs and CPU time. What the interfaces, /proc/net, the disk and the memory
+    tell stays the namespace's or the machine's. Needs BPF.
     own_user_id: the user that the agent will become, whose connections are its own; None: the present one unless root.
 
     schema: LINUX_1 or LINUX_PROC_1. sources: a tuple of (group, source, note)."""
@@ -46,9 +48,10 @@ class LinuxCollector:
                     raise CollectorError("; ".join("%s: %s" % (group, note) for group, _, note in failed))
                 self.sources += tuple(failed)
                 return
-            from .full import BpfColumns
+            from .full import BpfColumns, CgroupProcessor
 
             self._bpf = BpfColumns(started, peers_secret)
+            self._processor = CgroupProcessor(cgroup) if cgroup is not None else None
         except BaseException:
             self._proc.close()
             raise
@@ -60,6 +63,7 @@ class LinuxCollector:
         self._kept = tuple(names.index(name) for name in kept)
         self._traffic = tuple(kept.index(name) for name in ("bytes_in", "pkts_in", "bytes_out", "pkts_out"))
         self._foreign = [0] * 4
+        self._cpu_busy, self._forks = kept.index("cpu_busy"), kept.index("forks")
 
     def read(self, values: list) -> None:
         """values: a list of len(schema) ints to fill: cumulative for RATE, the reading for LEVEL and SHARE. Raises
@@ -72,6 +76,9 @@ class LinuxCollector:
             values[at] = self._scratch[source]
         self._bpf.fill(values, len(self._kept))
         self._leave_own_out(values, self._bpf.own_traffic())
+        if self._processor is not None:
+            values[self._cpu_busy] = self._processor.read()
+            values[self._forks] = self._bpf.forks()
 
     def exclude_peer(self, host: str, port: int) -> None:
         """Leave connections to the agent's own broker out. Raises OSError where the name does not resolve."""
@@ -96,6 +103,8 @@ class LinuxCollector:
         self._proc.close()
         if self._bpf is not None:
             self._bpf.close()
+            if self._processor is not None:
+                self._processor.close()
 
     def _leave_own_out(self, values: list, own: "tuple[int, int, int, int]") -> None:
         """The interfaces' counters without the agent's own connections. The two are read a moment apart and offloads
