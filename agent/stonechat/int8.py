@@ -58,8 +58,9 @@ class Interpreter:
     """graph: tflite.Graph. kernels: "plain", "viper", or None for the fastest that this runtime has.
 
     `resident_bytes` bounds the weights that are taken into memory when the graph is a file: the layers beyond it are
-    read from the file at each run. `macs` counts multiply-accumulates, `values` is the activations, value + 128, by
-    tensor number. Raises ModelError for whatever can't be computed exactly.
+    read from the file at each run. `macs` counts multiply-accumulates; `values` is the activations, value + 128, by
+    tensor number; `digits`, per dense layer, the bits of a multiplier that 32-bit arithmetic takes at a time (8, 4, or
+    0: the plain kernel and 64 bits). Raises ModelError for whatever can't be computed exactly.
     """
 
     def __init__(self, graph, kernels=None, resident_bytes=16384):
@@ -69,6 +70,7 @@ class Interpreter:
         self.macs = 0
         self.resident_bytes = resident_bytes
         self.values: dict = {}
+        self.digits: list = []
         self.dense, self._flip, self.kernels = _choose(kernels)
         self._steps = []
         self._x = None
@@ -130,9 +132,11 @@ class Interpreter:
             self.values[target] = self.value(inputs[0])
         elif code == _FULLY_CONNECTED:
             try:
-                self._steps.append(_Dense(self, inputs, target, options).run)
+                layer = _Dense(self, inputs, target, options)
             except ModelError as error:
                 raise ModelError("operator %d FULLY_CONNECTED: %s" % (number, error))
+            self.digits.append(layer.digit)
+            self._steps.append(layer.run)
         else:
             from . import int8_ops
 
@@ -171,8 +175,8 @@ class _Dense:
         low, high = quantization.clamp(graph.byte(options, 0) if options else 0, output)
         table[_ZERO], table[_LOW], table[_HIGH] = output.zero_point + 128, low + 128, high + 128
         _multiply(table, source.scales[0], weights.scales, output.scales[0])
-        table[_DIGIT] = self._prove(source.zero_point, bias_at)
-        self._kernel = interpreter.dense if table[_DIGIT] else fully_connected
+        self.digit = table[_DIGIT] = self._prove(source.zero_point, bias_at)
+        self._kernel = interpreter.dense if self.digit else fully_connected
 
     def run(self):
         first = 0
