@@ -324,7 +324,7 @@ def test_garbage_while_running_is_a_collector_error(fake):
 def test_without_ipv6_the_collector_says_so(fake):
     (fake.root / "net/snmp6").unlink()
     collector = ProcCollector(proc=str(fake.root))
-    assert "no IPv6" in {group: note for group, _, note in collector.sources}["connections"]
+    assert "no IPv6" in {group: note for group, _, note in collector.sources}["protocols"]
     collector.read([0] * len(LINUX_PROC_1))
 
 

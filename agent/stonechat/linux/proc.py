@@ -110,13 +110,14 @@ class ProcFile:
 
 class Part:
     """One source: `group` names its columns, `source` where they come from, `fix` what to do where it fails, `note`
-    what to know about it here. Opening raises OSError; so does `fill`, besides CollectorError, ValueError, KeyError and
-    IndexError for a text that is not as expected."""
+    what to know about it here, `better` how to get a cheaper source. Opening raises OSError; so does `fill`, besides
+    CollectorError, ValueError, KeyError and IndexError for a text that is not as expected."""
 
     group = ""
     source = ""
     fix = "mount /proc whole (systemd: no ProcSubset=pid)"
     note = ""
+    better = ""
 
     def __init__(self, proc: str) -> None:
         self._file = ProcFile(proc + self.source[len("/proc") :])
@@ -181,7 +182,7 @@ class Interfaces(Part):
 class Protocols(Part):
     """/proc/net/snmp, and snmp6 where the kernel speaks IPv6. TCP counts both families in the first."""
 
-    group = "connections"
+    group = "protocols"
     source = "/proc/net/snmp"
     fix = _NET_FIX
 
@@ -248,7 +249,8 @@ class Listeners(Part):
             self._table.count()
         except OSError as error:
             self._table = TableListeners(proc)
-            self.note = "no sock_diag (%s), so up to 2 ms a read; modprobe tcp_diag mends it" % error
+            self.note = "no sock_diag (%s), so up to 2 ms a read" % error
+            self.better = "modprobe tcp_diag"
         self.source = self._table.source
 
     def fill(self, values: list[int], at: int) -> None:

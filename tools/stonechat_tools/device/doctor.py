@@ -1,0 +1,249 @@
+"""Which feature sources work on this device, which do not and why, and what would mend each.
+
+Every source is really started, as the agent would, and let go again. Run it as the agent will be started: as root, or
+with its capabilities. Exit status: 0 the agent can run here, 1 it can't; with --require linux-1 the sources that need
+BPF must work too.
+
+Examples:
+  sudo stonechat doctor
+  stonechat doctor --require linux-1
+  stonechat doctor --json
+"""
+
+import argparse
+import gzip
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from stonechat.linux import proc, schemas
+from stonechat.linux.collector import start_bpf
+
+OLDEST_KERNEL = (5, 10)
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_PERFMON": 38, "CAP_BPF": 39}
+_CAP_SYS_ADMIN = 21  # it includes the last two, and did all before Linux 5.8
+_OPTIONS = {
+    "BPF_SYSCALL": "no BPF at all",
+    "BPF_EVENTS": "no system calls (BPF on tracepoints)",
+    "CGROUP_BPF": "no connections and peers (BPF on cgroups)",
+    "INET_DIAG": "listening ports from /proc/net/tcp, which costs up to 2 ms a window",
+    "BPF_JIT": "BPF runs in the kernel's interpreter, several times slower",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group of features: `source` is what it takes, empty where nothing works; `note` says why, or why not the
+    better one; `fix` what would mend it."""
+
+    schema: str
+    group: str
+    source: str
+    note: str
+    fix: str
+
+    @property
+    def works(self) -> bool:
+        return bool(self.source)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something about the machine that explains a group: `fix` is empty where nothing needs mending."""
+
+    name: str
+    found: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where to look; tests hand in folders of their own."""
+
+    proc: str = "/proc"
+    sys: str = "/sys"
+    boot: str = "/boot"
+    root: str = ""
+    release: str = platform.release()
+
+    def text(self, path: str) -> str | None:
+        try:
+            return Path(path).read_text(errors="replace")
+        except OSError:
+            return None
+
+
+def proc_groups(interfaces: tuple[str, ...] | None, machine: Machine) -> list[Group]:
+    schema = schemas.LINUX_PROC_1.name
+    started, failed = proc.start(interfaces, machine.proc)
+    rows = []
+    for part, _ in started:
+        rows.append(Group(schema, part.group, part.source, part.note, part.better))
+        part.close()
+    return rows + [Group(schema, group, "", reason, fix) for group, reason, fix in failed]
+
+
+def bpf_groups(interfaces: tuple[str, ...] | None) -> list[Group]:
+    started, rows = start_bpf(interfaces)
+    for part in started:
+        part.close()
+    groups = []
+    for group, source, note in rows:
+        reason, _, fix = note.partition(" (fix: ")
+        groups.append(Group(schemas.LINUX_1.name, group, source, reason, fix.removesuffix(")")))
+    return groups
+
+
+def checks(machine: Machine) -> list[Check]:
+    found = [
+        _kernel(machine),
+        _capabilities(machine),
+        _cgroup(machine),
+        _lockdown(machine),
+        _jit(machine),
+        _options(machine),
+        _container(machine),
+    ]
+    return [check for check in found if check]
+
+
+def _kernel(machine: Machine) -> Check:
+    numbers = machine.release.split("-")[0].split(".")
+    version = tuple(int(number) for number in numbers[:2] if number.isdigit())
+    fix = "" if version >= OLDEST_KERNEL else "the BPF sources are made for Linux 5.10 and later"
+    return Check("kernel", machine.release, fix)
+
+
+def _capabilities(machine: Machine) -> Check:
+    status = machine.text(machine.proc + "/self/status") or ""
+    effective = int(status.partition("CapEff:")[2].split("\n")[0].strip() or "0", 16)
+    held = [name for name, bit in _CAPABILITIES.items() if effective >> bit & 1]
+    if effective >> _CAP_SYS_ADMIN & 1:
+        held.append("CAP_SYS_ADMIN")
+    missing = [name for name in _CAPABILITIES if name not in held]
+    if "CAP_SYS_ADMIN" in held:
+        missing = [name for name in missing if name == "CAP_NET_ADMIN"]
+    fix = ""
+    if missing:
+        fix = f"start as root, or give {' '.join(missing)} (systemd: AmbientCapabilities=; docker: --cap-add)"
+    return Check("capabilities", " ".join(held) or "none of those that BPF needs", fix)
+
+
+def _cgroup(machine: Machine) -> Check:
+    mounts = [line.split() for line in (machine.text(machine.proc + "/self/mounts") or "").splitlines()]
+    folders = [fields[1] for fields in mounts if len(fields) > 2 and fields[2] == "cgroup2"]
+    if folders:
+        return Check("cgroup v2", folders[0])
+    only_v1 = any(len(fields) > 2 and fields[2] == "cgroup" for fields in mounts)
+    fix = "boot with systemd.unified_cgroup_hierarchy=1, or mount -t cgroup2 none /sys/fs/cgroup/unified"
+    return Check("cgroup v2", "only version 1 is mounted" if only_v1 else "not mounted", fix)
+
+
+def _lockdown(machine: Machine) -> Check | None:
+    text = machine.text(machine.sys + "/kernel/security/lockdown")
+    if text is None or "[" not in text:
+        return None
+    mode = text.partition("[")[2].partition("]")[0]
+    if mode != "confidentiality":
+        return Check("lockdown", mode)
+    return Check("lockdown", mode, "lockdown=integrity; until then calls of 32-bit programs are put into wrong classes")
+
+
+def _jit(machine: Machine) -> Check | None:
+    text = machine.text(machine.proc + "/sys/net/core/bpf_jit_enable")
+    if text is None:
+        return None
+    if text.strip() == "0":
+        return Check("BPF compiler", "off: the kernel interprets BPF", "sysctl -w net.core.bpf_jit_enable=1")
+    return Check("BPF compiler", "on")
+
+
+def _options(machine: Machine) -> Check | None:
+    text = _kernel_config(machine)
+    if text is None:
+        return None
+    lines = set(text.splitlines())
+    lacks = [name for name in _OPTIONS if not {f"CONFIG_{name}=y", f"CONFIG_{name}=m"} & lines]
+    if not lacks:
+        return Check("kernel options", "all that stonechat uses")
+    fix = "; ".join(f"CONFIG_{name} (without: {_OPTIONS[name]})" for name in lacks)
+    return Check("kernel options", "lacks " + ", ".join(lacks), "a kernel with " + fix)
+
+
+def _kernel_config(machine: Machine) -> str | None:
+    try:
+        return gzip.decompress(Path(machine.proc + "/config.gz").read_bytes()).decode(errors="replace")
+    except (OSError, EOFError, gzip.BadGzipFile):
+        return machine.text(f"{machine.boot}/config-{machine.release}")
+
+
+def _container(machine: Machine) -> Check | None:
+    for path, name in (("/.dockerenv", "Docker"), ("/run/.containerenv", "Podman")):
+        if os.path.exists(machine.root + path):
+            return Check("container", name + ": sees the host's traffic only with the host's network namespace")
+    return None
+
+
+def examine(interfaces: tuple[str, ...] | None = None, machine: Machine | None = None) -> dict[str, object]:
+    """-> {"schema": the best that works here or None, "groups": [Group], "checks": [Check]}."""
+    machine = machine or Machine()
+    unprivileged = proc_groups(interfaces, machine)
+    with_bpf = bpf_groups(interfaces)
+    schema = None
+    if all(group.works for group in unprivileged):
+        schema = schemas.LINUX_1.name if all(group.works for group in with_bpf) else schemas.LINUX_PROC_1.name
+    return {"schema": schema, "groups": unprivileged + with_bpf, "checks": checks(machine)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    names = [schemas.LINUX_PROC_1.name, schemas.LINUX_1.name]
+    parser.add_argument("--require", choices=names, default=names[0], help="what must work (default %(default)s)")
+    parser.add_argument(
+        "--interface", action="append", metavar="NAME", help="count this interface only (again for more)"
+    )
+    parser.add_argument("--json", action="store_true", help="print it for machines")
+
+
+def run(args: argparse.Namespace) -> int:
+    found = examine(tuple(args.interface) if args.interface else None)
+    schema = found["schema"]
+    ok = schema == schemas.LINUX_1.name or schema == args.require
+    groups: list[Group] = found["groups"]  # type: ignore[assignment]
+    about: list[Check] = found["checks"]  # type: ignore[assignment]
+    if args.json:
+        rows = [asdict(group) | {"works": group.works} for group in groups]
+        print(json.dumps({"ok": ok, "schema": schema, "groups": rows, "checks": [asdict(c) for c in about]}, indent=2))
+    else:
+        _show(groups, about, schema if isinstance(schema, str) else None, args.require, ok)
+    return 0 if ok else 1
+
+
+def _show(groups: list[Group], about: list[Check], schema: str | None, required: str, ok: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    table = Table("features", "for", "source", "what is known, and what mends it")
+    for group in groups:
+        works = Text(group.source, "green") if group.works else Text("does not work", "red")
+        table.add_row(group.group, group.schema, works, _with_fix(group.note, group.fix))
+    console.print(table)
+    facts = Table("machine", "found")
+    for check in about:
+        facts.add_row(check.name, _with_fix(check.found, check.fix))
+    console.print(facts)
+    if schema:
+        console.print(f"The agent runs here with a [bold]{schema}[/bold] model.")
+    else:
+        console.print("The agent can't run here until every row of linux-proc-1 works.")
+    if schema and not ok:
+        console.print(f"{required} was required.")
+
+
+def _with_fix(text: str, fix: str) -> str:
+    from rich.markup import escape
+
+    return escape(text) + (f"\n[yellow]fix:[/yellow] {escape(fix)}" if fix else "")
