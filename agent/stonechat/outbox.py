@@ -181,14 +181,15 @@ class Outbox:
         if _MARK_BYTES + _HEADER_BYTES + len(body) > SEGMENT_BYTES:
             raise OutboxError("outbox: a report of %d bytes" % len(body))
         sequence = self.sequence
-        self.sequence = sequence + 1
         record = _record(len(body), sequence, body)
         try:
             if self._at + len(record) > SEGMENT_BYTES:
-                self._new_segment()
+                self._new_segment()  # before the number counts as used: all that is acknowledged ends below it
+            self.sequence = sequence + 1
             self._file.write(record)
             sync_file(self._file)
         except OSError as error:
+            self.sequence = sequence + 1
             try:
                 self._close()  # its tail may be torn: the next report begins a new segment
             except OSError:

@@ -110,6 +110,15 @@ def test_acknowledged_out_of_order():
 
 
 @at_clock(0)
+def test_a_report_that_begins_a_segment_waits_though_all_before_it_is_acknowledged():
+    outbox = Outbox(wiped())
+    for _ in range(40):
+        number = outbox.append(b"x" * 60)
+        assert numbers(outbox) == [number]
+        outbox.ack(number, number)
+
+
+@at_clock(0)
 def test_a_gap_in_the_numbers_is_passed_over():
     outbox = Outbox(wiped())
     outbox.append(b"first")
