@@ -132,7 +132,11 @@ def prepare_transport(config: dict):
 
         load()
     else:
+        import socket  # noqa: F401 - mqtt.Client takes it when it is made, after the change of user
+
         from ..mqtt import Client as Transport  # type: ignore[assignment]
+
+    mqtt["host"].encode("idna")  # getaddrinfo loads this codec, and Python may lie where only root can read
 
     def connectable(reporter, on_message, on_connect):
         transport = Transport(
@@ -177,14 +181,14 @@ class Daemon:
         report = config["report"]
         key = read_key(device["key_file"])
         model = read_model(config["model"]["file"], config["model"]["backend"])
-        user = privileges.target(config["collector"]["user"])  # None where we are not root
-        collector = open_collector(config, model, key, user.pw_uid if user else None)
+        user = config["collector"]["user"]
+        user_id = privileges.user_ids(user)[0] if os.geteuid() == 0 else None
+        collector = open_collector(config, model, key, user_id)
         connectable = prepare_transport(config)
-        own_folder(os.path.dirname(os.path.abspath(device["state_file"])), user.pw_uid if user else None)
+        own_folder(os.path.dirname(os.path.abspath(device["state_file"])), user_id)
         if report["outbox_dir"]:
-            own_folder(report["outbox_dir"], user.pw_uid if user else None)
-        if user:
-            privileges.drop(user.pw_name)
+            own_folder(report["outbox_dir"], user_id)
+        privileges.drop(user)
         state = State(device["state_file"])
         if state.damaged:
             log("warning", "%s: %s; set aside, starting afresh" % (device["state_file"], state.damaged))

@@ -1,0 +1,138 @@
+"""The daemon on this machine's real counters, with a real broker and a real collector."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from agent_process import DEVICE, WINDOW_MS, AgentProcess, is_root, quick_model, wait_for
+from stonechat.features import RATE, Schema
+from stonechat_tools.fleet import wire
+from stonechat_tools.fleet.collect import Collector
+from stonechat_tools.fleet.local_broker import LocalBroker, free_port
+from stonechat_tools.fleet.store import Store
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for parent in [tmp_path, *tmp_path.parents]:  # the agent becomes another user and must reach its folder
+        if parent.stat().st_uid == tmp_path.stat().st_uid and str(parent) not in ("/", "/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    quick_model(tmp_path / "model.tflite")
+    return tmp_path
+
+
+def collector_for(agent: AgentProcess, store: Store, port: int) -> Collector:
+    keys = wire.Keys({DEVICE: agent.secret})
+    return Collector(store, keys, host="127.0.0.1", port=port, prefix="stonechat/1/fleet")
+
+
+def missing(store: Store) -> set[int]:
+    sequences = store.sequences(DEVICE)
+    return set(range(min(sequences), max(sequences) + 1)) - set(sequences)
+
+
+@pytest.mark.parametrize("transport", ["paho", "lean"])
+def test_every_window_reaches_the_database_once(folder: Path, transport: str) -> None:
+    with LocalBroker() as broker, Store(folder / "fleet.db") as store:
+        agent = AgentProcess(folder, broker.port, transport=transport)
+        with collector_for(agent, store, broker.port), agent:
+            wait_for(lambda: store.count() >= 6, say=agent.said)
+            assert agent.stop() == 0
+        sequences = store.sequences(DEVICE)
+        assert len(sequences) == len(set(sequences))
+    assert "connected to" in agent.said()
+    assert "reports published" in agent.said().splitlines()[-1]
+    assert "Traceback" not in agent.said()
+
+
+def test_a_killed_broker_loses_nothing(folder: Path) -> None:
+    broker = LocalBroker().start()
+    try:
+        with Store(folder / "fleet.db") as store:
+            agent = AgentProcess(folder, broker.port)
+            with collector_for(agent, store, broker.port), agent:
+                wait_for(lambda: store.count() >= 3, say=agent.said)
+                broker.kill()
+                before = store.count()
+                time.sleep(5 * WINDOW_MS / 1000)
+                broker.start()
+                # What the broker acknowledged and then forgot comes again when the collector's word has not come.
+                wait_for(lambda: store.count() >= before + 6 and not missing(store), 90, say=agent.said)
+        assert "Traceback" not in agent.said()
+    finally:
+        broker.stop()
+
+
+def test_a_restart_goes_on_with_what_was_learned(folder: Path) -> None:
+    quick_model(folder / "model.tflite", learn_windows=4)
+    with LocalBroker() as broker, Store(folder / "fleet.db") as store:
+        agent = AgentProcess(folder, broker.port)
+        with collector_for(agent, store, broker.port):
+            with agent:
+                wait_for(lambda: store.count() >= 6, say=agent.said)
+            assert "learning" in agent.said()
+            first = max(store.sequences(DEVICE))
+            agent.log.unlink()
+            with agent:
+                wait_for(lambda: max(store.sequences(DEVICE)) >= first + 3, say=agent.said)
+            assert "watching" in agent.said() and "learning" not in agent.said()
+        assert all(row.level == 0 for row in store.history(DEVICE)), "a restart looked like an attack"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda folder: (folder / "stonechat.toml").write_text("[device\n"), "is not TOML"),
+        (lambda folder: (folder / "model.tflite").unlink(), "No such file"),
+        (lambda folder: (folder / "model.tflite").write_bytes(b"not a model at all"), "[model] file"),
+        (
+            lambda folder: (folder / "model.tflite").write_bytes((folder / "model.tflite").read_bytes()[:-700]),
+            "[model] file",
+        ),
+        (lambda folder: quick_model(folder / "model.tflite", Schema("fridge-1", (("a", "1", RATE),) * 8)), "fridge-1"),
+        (lambda folder: (folder / "device.key").chmod(0o644), "chmod 600"),
+        (lambda folder: (folder / "device.key").write_text("abc\n"), "64 hexadecimal digits"),
+        (lambda folder: (folder / "device.key").unlink(), "key_file"),
+    ],
+    ids=["toml", "no model", "no tflite", "truncated", "other schema", "open key", "short key", "no key"],
+)
+def test_what_can_not_run_says_why_in_one_line(folder: Path, spoil: object, says: str) -> None:
+    agent = AgentProcess(folder, 1)
+    spoil(folder)  # type: ignore[operator]
+    done = agent.run_to_end()
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_no_broker_at_all_is_said_once_and_windows_go_on(folder: Path) -> None:
+    agent = AgentProcess(folder, free_port())
+    with agent:
+        time.sleep(3)
+        assert agent.stop() == 0
+    lines = agent.said().splitlines()
+    assert len(lines) < 8, agent.said()
+    assert "stopped after" in lines[-1]
+    assert not lines[-1].startswith("stopped after 0 windows")
+
+
+def test_check_says_what_would_run(folder: Path) -> None:
+    agent = AgentProcess(folder, 1)
+    done = subprocess.run([*agent.command, "--check"], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert "linux-proc-1" in done.stdout
+    assert "/proc/net/dev" in done.stdout
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not is_root(), reason="needs root for a file system of its own")
+@pytest.mark.parametrize("scenario", ["full_disk", "network_pulled"])
+def test_in_a_namespace_of_its_own(folder: Path, scenario: str) -> None:
+    command = ["unshare", "--mount", "--net", sys.executable, str(HERE / "daemon_scenarios.py"), scenario, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
