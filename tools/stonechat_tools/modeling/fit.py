@@ -11,8 +11,9 @@ needs no seed, no epochs and no luck; `network="relu"` trains a nonlinear one by
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,13 @@ STEP = 1 / 16
 MIN_WINDOWS = 100
 UNITS_MAX = 16
 _DEVIATION_FLOOR_Q8 = 0.02 * 256  # log2 units; under it a counter that hardly moves would explode
+_SD_SHARE = 0.7  # of the standard deviation: rare bursts widen it, and should not widen the scale as much
 _SPARSE_FLOOR_Q8 = 0.25 * 256  # for counters that are zero in most windows
 _SPARSE_SHARE = 0.3
 _RESIDUAL_FLOOR = 0.125  # deviations; below it rounding to 1/16 would be the residual
+_COUNTING_RESIDUAL = 0.09  # deviations; a table never calls residuals below it strange
 _KNOTS = (0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.12, 0.1, 0.08, 0.06, 0.05, 0.04, 0.03, 0.02)
+_EXCESS_FLOOR = 48.0  # Q8 of the log score: a tail no steeper than that of a dozen normal residuals
 DEFAULT_RUNGS = ((256, 384, 20 * 256),)  # k 1, cap 1.5, alarm at 20: 40 windows of p < .03 in a row
 
 
@@ -115,7 +119,7 @@ def fit(
         model.figures["trimmed_windows"] = int((~keep).sum())
     model.meta.learn_windows = learn_windows
     tell("calibration", 0.9)
-    set_table(model, later)
+    set_table(model, [f[keep], later])
     model.figures |= {"windows": len(f), "calibration_windows": len(later), "units": model.encoder.shape[0]}
     return model
 
@@ -124,14 +128,14 @@ def front_end(f_q8: Ints) -> tuple[Floats, Floats]:
     """f_q8 -> (centre_q8, deviation_q8) of each feature.
 
     The centre is the point about which deviations clipped at one balance (Huber's location), because that is where
-    the device's own drift comes to rest. The deviation is the standard deviation, or what the middle of the
-    distribution says where that is more, over a floor."""
+    the device's own drift comes to rest. The deviation is what the middle of the distribution says, or a
+    share of the standard deviation where that is more (rare bursts), over a floor."""
     f = f_q8.astype(np.float64)
     median = np.median(f, axis=0)
     mad = 1.4826 * np.median(np.abs(f - median), axis=0)
     low, high = np.quantile(f, [0.05, 0.95], axis=0)
     floor = np.where((f > 0).mean(axis=0) < _SPARSE_SHARE, _SPARSE_FLOOR_Q8, _DEVIATION_FLOOR_Q8)
-    deviation = np.maximum.reduce([f.std(axis=0), mad, (high - low) / 3.29, floor])
+    deviation = np.maximum.reduce([_SD_SHARE * f.std(axis=0), mad, (high - low) / 3.29, floor])
     centre = median.copy()
     for _ in range(20):
         centre += np.clip((f - centre) / deviation, -1, 1).mean(axis=0) * deviation
@@ -205,25 +209,32 @@ def _clean_blocks(model: FittedModel, f: Ints, trim: float, block: int = 20) -> 
     return ~np.isin(blocks, worst)
 
 
-def set_table(model: FittedModel, later: Ints) -> None:
-    """Fill the calibration table from benign windows that the network has not seen, with the drift living."""
-    still = replace(model, meta=model.meta).replay()
-    scores = np.sort(still.run(later).score_q8)
-    if len(scores) < 50:
-        raise FitError(f"{len(scores)} calibration windows: at least 50 are needed")
+def set_table(model: FittedModel, segments: Sequence[Ints]) -> None:
+    """Fill the calibration table from benign windows, segment after segment in the order of time, with the drift
+    living. What the network was trained on and what came later are segments of their own: a device has quiet and busy
+    days, and the table must not call either of them strange."""
+    replay = model.replay()
+    scores = [np.sort(replay.run(segment).score_q8) for segment in segments]
+    scores = [part for part in scores if len(part) >= 50]
+    if not scores:
+        raise FitError("calibration: at least 50 windows are needed")
     meta = model.meta
-    meta.knots, meta.tail_q8 = table(scores)
-    meta.place_q8 = int(scores[len(scores) >> 1])
-    meta.spread_q8 = max(1, int(scores[len(scores) * 7 >> 3]) - meta.place_q8)
+    meta.knots, meta.tail_q8 = table(scores, len(model.schema))
+    middle, upper = _quantiles(scores, np.array([0.5, 0.125]))
+    meta.place_q8 = int(middle)
+    meta.spread_q8 = max(1, int(upper) - meta.place_q8)
 
 
-def table(scores: Ints) -> tuple[tuple[tuple[int, int], ...], int]:
-    """Benign log scores -> (knots, tail_q8): surprise = -log10 of the share above, and beyond the last knot an
-    exponential tail whose mean excess is that of the data, or that of the body where the data's is shorter."""
-    usable = [p for p in _KNOTS if p * len(scores) >= 8] or [0.5, 0.2]
+def table(scores: Sequence[Ints], n: int) -> tuple[tuple[tuple[int, int], ...], int]:
+    """Benign log scores of each segment -> (knots, tail_q8): surprise = -log10 of the share above.
+
+    Each knot is the highest that any segment has at its probability, and at least what residuals of _COUNTING_RESIDUAL
+    would give, so that a counter which never moved does not make the first ripple a catastrophe. Beyond the
+    last knot stands an exponential tail with the longest mean excess seen."""
+    usable = np.array([p for p in _KNOTS if p * max(len(part) for part in scores) >= 8] or [0.5, 0.2])
+    curve = np.maximum(_quantiles(scores, usable), _floor_curve(usable, n))
     knots: list[tuple[int, int]] = []
-    for p in usable:
-        score = int(np.quantile(scores, 1 - p))
+    for p, score in zip(usable.tolist(), curve.astype(int).tolist(), strict=True):
         surprise = round(-256 * math.log10(p))
         if knots and score <= knots[-1][0]:
             knots[-1] = (knots[-1][0], surprise)
@@ -231,11 +242,27 @@ def table(scores: Ints) -> tuple[tuple[tuple[int, int], ...], int]:
             knots.append((score, surprise))
     if len(knots) < 2:
         knots.append((knots[-1][0] + 64, knots[-1][1] + 77))
-    last = np.quantile(scores, 1 - usable[-1])
-    excess = float((scores[scores > last] - last).mean()) if (scores > last).any() else 1.0
-    body = (last - np.quantile(scores, 0.9)) / math.log(0.1 / usable[-1]) if usable[-1] < 0.1 else 0.0
-    mean_excess = max(excess, float(body), 8.0)
-    return tuple(knots), min(0x7FFF, round(256 * 256 / (mean_excess * math.log(10))))
+    excess = [_EXCESS_FLOOR, float(curve[-1] - np.interp(0.1, usable[::-1], curve[::-1])) / math.log(0.1 / usable[-1])]
+    for part in scores:
+        last = np.quantile(part, 1 - usable[-1])
+        if (part > last).any():
+            excess.append(float((part[part > last] - last).mean()))
+    return tuple(knots), min(0x7FFF, round(256 * 256 / (max(excess) * math.log(10))))
+
+
+def _quantiles(scores: Sequence[Ints], p: Floats) -> Floats:
+    out: Floats = np.max([np.quantile(part, 1 - p) for part in scores], axis=0)
+    return out
+
+
+def _floor_curve(p: Floats, n: int) -> Floats:
+    """The log score at upper probability p of n normal residuals of the least deviation that counts: a chi-square
+    quantile by Wilson and Hilferty."""
+    normal = np.array([NormalDist().inv_cdf(1 - share) for share in p.tolist()])
+    chi = n * (1 - 2 / (9 * n) + normal * math.sqrt(2 / (9 * n))) ** 3
+    part = (_COUNTING_RESIDUAL / STEP) ** 2 * 255 / 16
+    curve: Floats = 256 * np.log2(1 + part * chi)
+    return curve
 
 
 def _golden(meta: Metadata, network: Network) -> tuple[tuple[bytes, bytes, int], ...]:
