@@ -411,6 +411,13 @@ class Store:
             found.setdefault(device, {})[reason] = count
         return found
 
+    def answer(self, device: str, sequence: int) -> int | None:
+        """The result code that the device gave to a command, None before it does."""
+        row = self._db.execute(
+            "SELECT result FROM commands WHERE device = ? AND sequence = ?", (self._id(device), sequence)
+        ).fetchone()
+        return None if row is None or row[0] is None else int(row[0])
+
     def commands(self, device: str) -> list[dict[str, Any]]:
         rows = self._db.execute(
             "SELECT sequence, sent_s, code, arguments, result, answered_s FROM commands WHERE device = ?"

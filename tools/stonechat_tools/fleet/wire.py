@@ -39,6 +39,10 @@ _COUNT_MAX = 0xFFFFFFFF
 _DEVICE = re.compile(r"(?=.*[A-Za-z0-9])[A-Za-z0-9_.-]{1,64}")
 
 
+def result_name(result: int) -> str:
+    return RESULTS[result] if result < len(RESULTS) else f"result {result}"
+
+
 class Rejected(StonechatError):
     """A message that is not taken; `reason` is one of REASONS, the counters' names."""
 

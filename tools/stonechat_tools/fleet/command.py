@@ -1,0 +1,120 @@
+"""Send a device an authenticated command and wait for its answer, which the collector stores.
+
+Commands: mute and maintenance (with --until), was-normal (with --report), calibrate, report-now, stop-responding,
+release. A device answers "not supported" to those that it can't carry out. Each is numbered and expires, so that a
+broker can neither repeat it nor keep it for later. Use the account `operator` of `stonechat provision`, not the
+collector's: a broker allows one connection each.
+
+Examples:
+  stonechat command pump-1 report-now --keys fleet/keys --broker localhost --plain
+  stonechat command pump-1 mute --until 2h --keys fleet/keys --cafile ca.crt --cert operator.crt --key operator.key
+  stonechat command pump-1 was-normal --report 4711 --keys fleet/keys
+"""
+
+import argparse
+import json
+import sys
+import threading
+import time
+from typing import Any
+
+from stonechat.errors import ConfigError, MQTTError
+
+from . import wire
+from .collect import add_broker_arguments, broker_options
+from .store import Store
+
+HELP = "send a device an authenticated command"
+UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+CONNECT_S = 10.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("device")
+    parser.add_argument("command", choices=wire.COMMANDS)
+    parser.add_argument("--until", metavar="TIME", help="for mute and maintenance: 90s, 30m, 2h, 1d from now")
+    parser.add_argument("--report", type=int, metavar="NUMBER", help="for was-normal: the report's sequence number")
+    parser.add_argument("--what", type=int, metavar="NUMBER", help="for release: what to release (default: everything)")
+    parser.add_argument("--expires", default="10m", metavar="TIME", help="not carried out later (default 10m)")
+    parser.add_argument("--wait", type=float, default=30.0, metavar="SECONDS", help="for the answer (default 30)")
+    parser.add_argument("--json", action="store_true")
+    add_broker_arguments(parser)
+
+
+def span_s(text: str) -> int:
+    """ "2h" -> 7200. Raises ConfigError."""
+    number, unit = text[:-1], text[-1:]
+    if not number.isdigit() or unit not in UNITS_S:
+        raise ConfigError(f"{text!r}: want a time like 90s, 30m, 2h or 1d")
+    return int(number) * UNITS_S[unit]
+
+
+def arguments_of(args: argparse.Namespace, now_s: int) -> list[int]:
+    """The command's own arguments. Raises ConfigError where one is missing or does not belong."""
+    wants = {"mute": "until", "maintenance": "until", "was-normal": "report", "release": "what"}.get(args.command)
+    for name in ("until", "report", "what"):
+        if getattr(args, name) is not None and name != wants:
+            raise ConfigError(f"{args.command} takes no --{name}")
+    if wants == "what" and args.what is None:
+        return []
+    if wants and getattr(args, wants) is None:
+        raise ConfigError(f"{args.command} needs --{wants}")
+    if wants == "until":
+        return [now_s + span_s(args.until)]
+    return [getattr(args, wants)] if wants else []
+
+
+def send(options: dict[str, Any], topic: str, payload: bytes) -> None:
+    """Hand one message to the broker. Raises MQTTError where there is no connection or no acknowledgement in time."""
+    from paho.mqtt import client as paho
+    from paho.mqtt.enums import CallbackAPIVersion
+
+    done = threading.Event()
+    refused: list[str] = []
+
+    def connected(client: paho.Client, _user: object, _flags: object, reason: object, _properties: object) -> None:
+        if getattr(reason, "is_failure", False):
+            refused.append(str(reason))
+            done.set()
+        else:
+            client.publish(topic, payload, 1)
+
+    client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv311)
+    if options.get("username") is not None:
+        client.username_pw_set(options["username"], options.get("password"))
+    if options.get("tls") is not None:
+        client.tls_set_context(options["tls"])
+    client.on_connect = connected
+    client.on_publish = lambda *_: done.set()
+    client.connect(options["host"], options["port"])
+    client.loop_start()
+    try:
+        if not done.wait(CONNECT_S) or refused:
+            raise MQTTError(f"broker {options['host']}:{options['port']}: {refused or 'no acknowledgement'}")
+        client.disconnect()
+    finally:
+        client.loop_stop()
+
+
+def run(args: argparse.Namespace) -> int:
+    now_s = int(time.time())
+    arguments = arguments_of(args, now_s)
+    keys = wire.Keys(args.keys).of(wire.check_device_id(args.device))
+    options = broker_options(args)
+    topic = f"{args.prefix.rstrip('/')}/{args.device}/command"
+    with Store(args.db) as store:
+        code = wire.COMMANDS[args.command]
+        sequence = store.next_command(args.device, code, arguments)
+        expires_s = now_s + span_s(args.expires)
+        send(options, topic, wire.seal_command(keys[0], sequence, expires_s, code, arguments))
+        end_s = time.monotonic() + args.wait
+        result = store.answer(args.device, sequence)
+        while result is None and time.monotonic() < end_s:
+            time.sleep(0.2)
+            result = store.answer(args.device, sequence)
+    said = "no answer yet (is `stonechat collect` running?)" if result is None else wire.result_name(result)
+    if args.json:
+        print(json.dumps({"device": args.device, "command": args.command, "sequence": sequence, "answer": said}))
+    else:
+        print(f"{args.device}: {args.command}: {said}", file=sys.stderr if result else sys.stdout)
+    return 0 if result == 0 else 3

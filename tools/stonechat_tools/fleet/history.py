@@ -1,0 +1,193 @@
+"""Show a device's reports: a table, JSON lines, a plot in the terminal, or a PNG.
+
+Without a device: the fleet, one line each.
+
+Examples:
+  stonechat report
+  stonechat report pump-1 --last 20
+  stonechat report pump-1 --since 2h --plot pump-1.png
+  stonechat report pump-1 --since 1d --json
+  stonechat report pump-1 --terminal
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stonechat.errors import ConfigError
+
+from . import wire
+from .collect import fleet_table
+from .command import span_s
+from .store import Row, Store
+
+HELP = "show a device's history as a table or a plot"
+PLOT_ROWS = 12
+PLOT_COLUMNS = 72
+BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("device", nargs="?", help="default: an overview of all")
+    parser.add_argument("--db", default="stonechat.db", help="SQLite database (default %(default)s)")
+    parser.add_argument("--last", type=int, default=200, metavar="N", help="at most so many reports (default 200)")
+    parser.add_argument("--since", metavar="TIME", help="90s, 30m, 2h or 1d ago")
+    parser.add_argument("--json", action="store_true", help="one JSON object a report")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw score and evidence into a PNG")
+    parser.add_argument("--terminal", action="store_true", help="draw the score in the terminal")
+
+
+def run(args: argparse.Namespace) -> int:
+    if not Path(args.db).exists():
+        raise ConfigError(f"{args.db}: no such database; `stonechat collect` makes it")
+    with Store(args.db) as store:
+        if args.device is None:
+            return _overview(store, args.json)
+        since_s = time.time() - span_s(args.since) if args.since else 0.0
+        device = next((known for known in store.devices() if known["device"] == args.device), None)
+        if device is None:
+            names = ", ".join(known["device"] for known in store.devices())
+            raise ConfigError(f"{args.device}: no reports; there are those of {names or 'no device'}")
+        rows = store.history(args.device, since_s=since_s, limit=args.last)
+    names = feature_names(device.get("schema"))
+    if args.json:
+        for row in rows:
+            print(json.dumps(as_json(row, names)))
+        return 0
+    if args.plot:
+        plot_png(rows, args.device, Path(args.plot))
+        print(f"{args.plot}: {len(rows)} reports of {args.device}")
+    if args.terminal:
+        print(plot_text(rows))
+    if not args.plot and not args.terminal:
+        _table(rows, args.device, names)
+    return 0
+
+
+def _overview(store: Store, as_lines: bool) -> int:
+    if as_lines:
+        for device in store.devices():
+            print(json.dumps(device))
+        return 0
+    from rich.console import Console
+
+    rejected = store.rejections()
+    caption = "; ".join(f"{name}: {reasons}" for name, reasons in rejected.items())
+    Console().print(fleet_table(store, f"rejected: {caption}" if caption else ""))
+    return 0
+
+
+def feature_names(schema_id: str | None) -> Sequence[str]:
+    """The names of the columns of a schema that this package knows; empty for a vendor's own."""
+    from stonechat.board.schema import MICROPYTHON_1
+    from stonechat.linux.schemas import LINUX_1, LINUX_PROC_1
+
+    for schema in (LINUX_PROC_1, LINUX_1, MICROPYTHON_1):
+        if schema_id == schema.id.hex():
+            return [column[0] for column in schema.columns]
+    return ()
+
+
+def name_of(index: int, names: Sequence[str]) -> str:
+    return names[index] if index < len(names) else f"feature {index}"
+
+
+def as_json(row: Row, names: Sequence[str]) -> dict[str, Any]:
+    values = asdict(row)
+    values["level"] = wire.LEVELS[row.level]
+    values["flags"] = [name for bit, name in wire.FLAGS.items() if row.flags & bit]
+    for feature in values["features"]:
+        feature["name"] = name_of(feature["index"], names)
+    return values
+
+
+def _table(rows: list[Row], device: str, names: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=device)
+    for heading in ("time", "level", "windows", "score", "surprise", "evidence", "what carries it"):
+        table.add_column(
+            heading, justify="right" if heading in ("windows", "score", "surprise", "evidence") else "left"
+        )
+    colours = ("green", "yellow", "bold red")
+    for row in rows:
+        when = time.strftime("%m-%d %H:%M:%S", time.localtime(row.time_s))
+        marks = [name for bit, name in wire.FLAGS.items() if row.flags & bit]
+        marks += ["history"] if row.late_s is not None else []
+        marks += [] if row.time_known else ["time unknown"]
+        score = _figure(row.score)
+        if row.windows > 1:
+            score = f"{_figure(row.score_min)} .. {score} .. {_figure(row.score_max)}"
+        carries = [f"{name_of(f.index, names)} {f.deviation:+.1f} sd ({f.share_percent} %)" for f in row.features]
+        table.add_row(
+            when + (f" ({', '.join(marks)})" if marks else ""),
+            f"[{colours[row.level]}]{wire.LEVELS[row.level]}[/]",
+            str(row.windows),
+            score,
+            _figure(row.surprise),
+            _figure(row.evidence),
+            ", ".join(carries) + (f" [{row.detail}]" if row.detail else ""),
+        )
+    Console().print(table)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def plot_text(rows: list[Row]) -> str:
+    """The highest score of each stretch of time as columns of block characters; alarms are marked below."""
+    rows = [row for row in rows if row.score_max is not None]
+    if not rows:
+        return "no scores"
+    begin_s, end_s = rows[0].time_s, max(rows[-1].time_s, rows[0].time_s + 1)
+    highest = [0.0] * PLOT_COLUMNS
+    levels = [0] * PLOT_COLUMNS
+    for row in rows:
+        column = min(PLOT_COLUMNS - 1, max(0, int((row.time_s - begin_s) / (end_s - begin_s) * PLOT_COLUMNS)))
+        highest[column] = max(highest[column], row.score_max or 0.0)
+        levels[column] = max(levels[column], row.level)
+    top = max(highest) or 1.0
+    lines = []
+    for line in range(PLOT_ROWS, 0, -1):
+        eighths = [max(0, min(8, round(value / top * PLOT_ROWS * 8) - 8 * (line - 1))) for value in highest]
+        label = f"{top * line / PLOT_ROWS:8.2f} " if line in (1, PLOT_ROWS // 2, PLOT_ROWS) else " " * 9
+        lines.append(label + "".join(BARS[value] for value in eighths))
+    lines.append("   level " + "".join(" w!"[level] for level in levels).rstrip())
+    span = f"{time.strftime('%m-%d %H:%M', time.localtime(begin_s))} .. "
+    lines.append(" " * 9 + span + time.strftime("%m-%d %H:%M", time.localtime(end_s)))
+    return "\n".join(lines)
+
+
+def plot_png(rows: list[Row], device: str, path: Path) -> None:
+    """Score (with the range of each summary) and evidence over time, alarms shaded."""
+    import datetime
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    times = [datetime.datetime.fromtimestamp(row.time_s) for row in rows]
+    figure, (upper, lower) = pyplot.subplots(2, 1, sharex=True, figsize=(9, 5), height_ratios=(2, 1))
+    lows = [row.score_min if row.score_min is not None else float("nan") for row in rows]
+    highs = [row.score_max if row.score_max is not None else float("nan") for row in rows]
+    upper.fill_between(times, lows, highs, alpha=0.25, step="mid")
+    upper.plot(times, [row.score if row.score is not None else float("nan") for row in rows], marker=".", lw=0.8)
+    upper.set_ylabel("score")
+    lower.plot(times, [row.evidence if row.evidence is not None else float("nan") for row in rows], marker=".", lw=0.8)
+    lower.set_ylabel("evidence")
+    for axes in (upper, lower):
+        for i, row in enumerate(rows):
+            if row.level:
+                end = times[i + 1] if i + 1 < len(rows) else times[i]
+                axes.axvspan(times[i], end, alpha=0.25, lw=0, color=("", "gold", "red")[row.level])
+    upper.set_title(device)
+    figure.autofmt_xdate()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,451 @@
+"""Make, rotate and revoke the identities of a fleet's devices.
+
+One folder holds the fleet: its CA, the collector's keys, what each device gets, what the broker needs. It is made with
+mode 0700 and every secret in it with 0600; none is ever printed. Copy `devices/NAME/` to the device, `keys/` to the
+collector's machine, `broker/` to the broker; keep `ca.key` where none of them is.
+
+Examples:
+  stonechat provision init --broker broker.example.org
+  stonechat provision init --broker localhost:8883 --auth passwords --fleet west
+  stonechat provision init --broker xyz.iot.example.com:443 --auth managed --alpn mqtt --prefix vendor/canary
+  stonechat provision add pump-1 pump-2
+  stonechat provision rotate pump-1      a new secret and certificate; the old ones hold until settled
+  stonechat provision settle pump-1      the new ones are installed: the old ones end
+  stonechat provision revoke pump-2
+  stonechat provision list
+"""
+
+import argparse
+import base64
+import datetime
+import hashlib
+import ipaddress
+import json
+import os
+import secrets
+import shutil
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stonechat.errors import ConfigError
+
+from . import wire
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+HELP = "make, rotate and revoke device identities"
+RESERVED = ("collector", "broker", "admin")  # user names at the broker that no device may have
+CA_DAYS = 3650
+CERTIFICATE_DAYS = 1825
+AUTHS = ("mtls", "passwords", "managed", "plain")
+
+
+def write_file(path: Path, data: bytes | str, mode: int = 0o600) -> None:
+    """Replace `path` atomically; it never exists with a wider mode or with half of its content."""
+    raw = data.encode() if isinstance(data, str) else data
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with open(handle, "wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(temporary, mode)  # the umask may have taken bits away from a public file
+    os.replace(temporary, path)
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.chmod(path, 0o700)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """fleet.toml: what all devices of the fleet share. auth: mtls, passwords, managed (a broker that is run elsewhere:
+    certificates from our CA, no files for the broker) or plain (no TLS, for tests on one machine)."""
+
+    broker: str
+    port: int
+    fleet: str = "fleet"
+    prefix: str = "stonechat/1"
+    auth: str = "mtls"
+    alpn: str = ""
+    install_dir: str = "/etc/stonechat"
+
+    @property
+    def topics(self) -> str:
+        return f"{self.prefix}/{self.fleet}/"
+
+    def to_toml(self) -> str:
+        lines = ["# Made by `stonechat provision init`; shared by all devices of this fleet."]
+        return "\n".join(lines + [f"{name} = {json.dumps(value)}" for name, value in vars(self).items()]) + "\n"
+
+
+class Fleet:
+    """The folder of one fleet. Raises ConfigError where it is not one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.settings = Settings(**tomllib.loads((folder / "fleet.toml").read_text()))
+        except OSError:
+            raise ConfigError(f"{folder}: no fleet here; `stonechat provision init` makes one") from None
+        except (tomllib.TOMLDecodeError, TypeError) as error:
+            raise ConfigError(f"{folder}/fleet.toml: {error}") from None
+
+    @classmethod
+    def init(cls, folder: Path, settings: Settings) -> "Fleet":
+        if (folder / "fleet.toml").exists():
+            raise ConfigError(f"{folder}: there is a fleet already")
+        for name in ("", "keys", "devices", "broker", "revoked"):
+            make_folder(folder / name)
+        if settings.auth != "plain":
+            certificate, key = new_ca(f"stonechat fleet {settings.fleet}")
+            write_file(folder / "ca.key", pem_key(key))
+            write_file(folder / "ca.crt", pem(certificate), 0o644)
+        write_file(folder / "fleet.toml", settings.to_toml())
+        fleet = cls(folder)
+        fleet._issue("collector", folder / "collector")
+        fleet.write_broker_lists()
+        return fleet
+
+    @property
+    def devices(self) -> list[str]:
+        return sorted(path.stem for path in (self.folder / "keys").glob("*.key"))
+
+    def add(self, device: str) -> Path:
+        """A new device -> the folder to copy to it."""
+        wire.check_device_id(device)
+        if device in RESERVED:
+            raise ConfigError(f"{device} is the name of an account at the broker; choose another")
+        if (self.folder / "keys" / (device + ".key")).exists():
+            raise ConfigError(f"{device} is in the fleet already; `rotate` gives it new keys")
+        secret = wire.new_secret()
+        place = self.folder / "devices" / device
+        self._issue(device, place)
+        self._hand_out(device, place, secret)
+        write_file(self.folder / "keys" / (device + ".key"), secret.hex() + "\n")
+        self.write_broker_lists()
+        return place
+
+    def rotate(self, device: str) -> Path:
+        """New keys; reports under the old ones are taken until settle()."""
+        place, current = self._known(device)
+        if (place / "old.crt").exists():
+            raise ConfigError(f"{device} is being rotated already; `settle` it first")
+        if (place / "client.crt").exists():
+            os.replace(place / "client.crt", place / "old.crt")
+        secret = wire.new_secret()
+        self._issue(device, place)
+        self._hand_out(device, place, secret)
+        write_file(self.folder / "keys" / (device + ".key"), f"{secret.hex()}\n{current[0].hex()}\n")
+        self.write_broker_lists()
+        return place
+
+    def settle(self, device: str) -> None:
+        place, current = self._known(device)
+        write_file(self.folder / "keys" / (device + ".key"), current[0].hex() + "\n")
+        if (place / "old.crt").exists():
+            self._revoke_certificate(place / "old.crt")
+        self.write_broker_lists()
+
+    def revoke(self, device: str) -> None:
+        """The collector forgets its keys, the broker its password; its certificates go to the revocation list."""
+        place, _ = self._known(device)
+        (self.folder / "keys" / (device + ".key")).unlink()
+        for name in ("client.crt", "old.crt"):
+            if (place / name).exists():
+                self._revoke_certificate(place / name)
+        shutil.rmtree(place)
+        self.write_broker_lists()
+
+    def _known(self, device: str) -> tuple[Path, list[bytes]]:
+        wire.check_device_id(device)
+        path = self.folder / "keys" / (device + ".key")
+        if not path.exists():
+            raise ConfigError(f"{device} is not in this fleet; there are {', '.join(self.devices) or 'no devices'}")
+        return self.folder / "devices" / device, wire.read_secrets(path)
+
+    def _issue(self, name: str, place: Path) -> None:
+        """What `name` shows the broker: a certificate or a password."""
+        make_folder(place)
+        if self.settings.auth in ("mtls", "managed"):
+            certificate, key = self.certificate(name)
+            write_file(place / "client.key", pem_key(key))
+            write_file(place / "client.crt", pem(certificate), 0o644)
+        if self.settings.auth in ("mtls", "passwords"):
+            shutil.copyfile(self.folder / "ca.crt", place / "ca.crt")
+        if self.settings.auth == "passwords":
+            write_file(place / "password", secrets.token_urlsafe(24) + "\n")
+
+    def _hand_out(self, device: str, place: Path, secret: bytes) -> None:
+        write_file(place / "device.key", secret.hex() + "\n")
+        write_file(place / "stonechat.toml", self.device_toml(device))
+
+    def device_toml(self, device: str) -> str:
+        """The agent's configuration for one device; what is not named stands at its default."""
+        settings = self.settings
+        where = settings.install_dir
+        mqtt: dict[str, Any] = {"host": settings.broker, "port": settings.port, "prefix": settings.prefix}
+        if settings.auth == "plain":
+            mqtt["tls"] = False
+        if settings.auth in ("mtls", "passwords"):
+            mqtt["ca_file"] = f"{where}/ca.crt"
+        if settings.auth in ("mtls", "managed"):
+            mqtt |= {"cert_file": f"{where}/client.crt", "cert_key_file": f"{where}/client.key"}
+        if settings.auth == "passwords":
+            mqtt |= {"username": device, "password_file": f"{where}/password"}
+        if settings.alpn:
+            mqtt["alpn"] = settings.alpn
+        sections = {
+            "device": {"id": device, "fleet": settings.fleet, "key_file": f"{where}/device.key"},
+            "model": {"file": f"{where}/model.tflite"},
+            "mqtt": mqtt,
+        }
+        lines = [f"# {device}, made by `stonechat provision`; `stonechat-agent --example-config` explains every key."]
+        for section, values in sections.items():
+            lines += ["", f"[{section}]"] + [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+        return "\n".join(lines) + "\n"
+
+    # --- certificates -----------------------------------------------------------------------------------------------
+
+    def certificate(
+        self, name: str, addresses: list[str] | None = None
+    ) -> "tuple[x509.Certificate, ec.EllipticCurvePrivateKey]":
+        """One signed by the fleet's CA: for a client, or with `addresses` (names or IPs) for the broker."""
+        from cryptography import x509
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.x509.oid import ExtendedKeyUsageOID
+
+        ca, ca_key = self._ca()
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = _builder(_name(name), ca.subject, key.public_key(), CERTIFICATE_DAYS)
+        usage = ExtendedKeyUsageOID.SERVER_AUTH if addresses else ExtendedKeyUsageOID.CLIENT_AUTH
+        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        builder = builder.add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
+        )
+        if addresses:
+            names = [_general_name(address) for address in addresses]
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        return _sign(builder, ca_key), key
+
+    def _ca(self) -> "tuple[x509.Certificate, ec.EllipticCurvePrivateKey]":
+        from cryptography import x509
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        certificate = x509.load_pem_x509_certificate((self.folder / "ca.crt").read_bytes())
+        key = serialization.load_pem_private_key((self.folder / "ca.key").read_bytes(), None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ConfigError(f"{self.folder}/ca.key: not a key of this tool")
+        return certificate, key
+
+    def _revoke_certificate(self, path: Path) -> None:
+        from cryptography import x509
+
+        serial = x509.load_pem_x509_certificate(path.read_bytes()).serial_number
+        os.replace(path, self.folder / "revoked" / f"{serial:040x}.crt")
+
+    # --- what the broker needs ----------------------------------------------------------------------------------------
+
+    def write_broker_lists(self) -> None:
+        """broker/acl, passwd, crl.pem as they have to be now; a running mosquitto takes them up on SIGHUP."""
+        place = self.folder / "broker"
+        if self.settings.auth == "managed":
+            return
+        write_file(place / "acl", acl(self.settings.topics))
+        if self.settings.auth == "passwords":
+            accounts = [("collector", self.folder / "collector")]
+            accounts += [(device, self.folder / "devices" / device) for device in self.devices]
+            before = _entries(place / "passwd")
+            lines = [_password_entry(name, (home / "password").read_text().strip(), before) for name, home in accounts]
+            write_file(place / "passwd", "".join(lines))
+        if self.settings.auth == "mtls":
+            write_file(place / "crl.pem", self._crl(), 0o644)
+
+    def _crl(self) -> bytes:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+
+        ca, ca_key = self._ca()
+        now = datetime.datetime.now(datetime.UTC)
+        builder = x509.CertificateRevocationListBuilder().issuer_name(ca.subject).last_update(now)
+        builder = builder.next_update(now + datetime.timedelta(days=CA_DAYS))
+        for path in sorted((self.folder / "revoked").glob("*.crt")):
+            revoked = x509.RevokedCertificateBuilder().serial_number(int(path.stem, 16)).revocation_date(now)
+            builder = builder.add_revoked_certificate(revoked.build())
+        return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def acl(topics: str) -> str:
+    """mosquitto's access list: a device reaches its own topics only, the collector both sides of all."""
+    lines = ["# A device's user name is its id."]
+    lines += [f"pattern write {topics}%u/{name}" for name in ("report", "status")]
+    lines += [f"pattern read {topics}%u/{name}" for name in ("ack", "command", "model")]
+    lines += ["", "user collector"]
+    lines += [f"topic read {topics}+/{name}" for name in ("report", "status")]
+    lines += [f"topic write {topics}+/{name}" for name in ("ack", "command", "model")]
+    return "\n".join(lines) + "\n"
+
+
+def _entries(path: Path) -> dict[str, str]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {line.partition(":")[0]: line for line in lines}
+
+
+def _password_entry(name: str, password: str, before: dict[str, str]) -> str:
+    """mosquitto's form (PBKDF2-SHA512); an entry that still fits is left as it is."""
+    old = before.get(name, "").split("$")
+    if len(old) == 5 and _hash(password, base64.b64decode(old[3]), int(old[2])) == old[4]:
+        return before[name] + "\n"
+    salt = secrets.token_bytes(12)
+    return f"{name}:$7$101${base64.b64encode(salt).decode()}${_hash(password, salt, 101)}\n"
+
+
+def _hash(password: str, salt: bytes, iterations: int) -> str:
+    return base64.b64encode(hashlib.pbkdf2_hmac("sha512", password.encode(), salt, iterations, 64)).decode()
+
+
+def _name(common_name: str) -> "x509.Name":
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _general_name(address: str) -> "x509.GeneralName":
+    from cryptography import x509
+
+    try:
+        return x509.IPAddress(ipaddress.ip_address(address))
+    except ValueError:
+        return x509.DNSName(address)
+
+
+def _builder(subject: Any, issuer: Any, public_key: Any, days: int) -> "x509.CertificateBuilder":
+    from cryptography import x509
+
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))  # a device's clock may be behind
+        .not_valid_after(now + datetime.timedelta(days=days))
+    )
+
+
+def _sign(builder: "x509.CertificateBuilder", key: "ec.EllipticCurvePrivateKey") -> "x509.Certificate":
+    from cryptography.hazmat.primitives import hashes
+
+    return builder.sign(key, hashes.SHA256())
+
+
+def new_ca(common_name: str) -> "tuple[x509.Certificate, ec.EllipticCurvePrivateKey]":
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    builder = _builder(_name(common_name), _name(common_name), key.public_key(), CA_DAYS)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)  # sign certificates and lists
+    builder = builder.add_extension(usage, critical=True)
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    return _sign(builder, key), key
+
+
+def pem(certificate: "x509.Certificate") -> bytes:
+    from cryptography.hazmat.primitives import serialization
+
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def pem_key(key: "ec.EllipticCurvePrivateKey") -> bytes:
+    from cryptography.hazmat.primitives import serialization
+
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+# --- the verb --------------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dir", default="fleet", metavar="FOLDER", help="the fleet's folder (default %(default)s)")
+    acts = parser.add_subparsers(dest="act", metavar="WHAT", required=True)
+    init = acts.add_parser("init", help="begin a fleet: settings, CA, the collector's account")
+    init.add_argument("--broker", required=True, metavar="HOST[:PORT]", help="default port 8883, 1883 for plain")
+    init.add_argument("--auth", choices=AUTHS, default="mtls", help="how devices show who they are (default mtls)")
+    init.add_argument("--fleet", default="fleet", help="name of the fleet, a level of every topic")
+    init.add_argument("--prefix", default="stonechat/1", help="where the topics start (default %(default)s)")
+    init.add_argument("--alpn", default="", help="ALPN protocol name, for managed brokers on port 443")
+    init.add_argument("--install-dir", default="/etc/stonechat", help="where files lie on a device")
+    for act, text in (
+        ("add", "new devices"),
+        ("rotate", "new keys; the old ones hold until `settle`"),
+        ("settle", "end the keys that `rotate` replaced"),
+        ("revoke", "take devices out of the fleet"),
+    ):
+        acts.add_parser(act, help=text).add_argument("device", nargs="+")
+    acts.add_parser("list", help="the devices").add_argument("--json", action="store_true")
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = Path(args.dir)
+    if args.act == "init":
+        return _init(folder, args)
+    fleet = Fleet(folder)
+    if args.act == "list":
+        _list(fleet, args.json)
+        return 0
+    for device in args.device:
+        place = getattr(fleet, args.act)(device)
+        done = {"add": "added", "rotate": "rotated", "settle": "settled", "revoke": "revoked"}[args.act]
+        print(f"{device}: {done}" + (f"; copy {place}/ to {fleet.settings.install_dir}/ on it" if place else ""))
+    if fleet.settings.auth in ("mtls", "passwords"):
+        print("the broker takes up broker/ on SIGHUP")
+    return 0
+
+
+def _init(folder: Path, args: argparse.Namespace) -> int:
+    host, _, port = args.broker.partition(":")
+    if port and not (port.isdigit() and 0 < int(port) < 65536):
+        raise ConfigError(f"--broker {args.broker}: want HOST or HOST:PORT")
+    for name, value in (("--fleet", args.fleet), ("--prefix", args.prefix)):
+        if not value.strip("/") or set(value) & set("+#\0 "):
+            raise ConfigError(f"{name} {value}: not a topic level")
+    settings = Settings(
+        broker=host,
+        port=int(port) if port else 1883 if args.auth == "plain" else 8883,
+        fleet=args.fleet,
+        prefix=args.prefix.strip("/"),
+        auth=args.auth,
+        alpn=args.alpn,
+        install_dir=args.install_dir,
+    )
+    fleet = Fleet.init(folder, settings)
+    print(f"{folder}: fleet {fleet.settings.fleet}, {fleet.settings.auth}; next: stonechat provision add DEVICE")
+    if settings.auth in ("mtls", "passwords"):
+        print("and: stonechat broker-config")
+    return 0
+
+
+def _list(fleet: Fleet, as_json: bool) -> None:
+    rows = []
+    for device in fleet.devices:
+        current = wire.read_secrets(fleet.folder / "keys" / (device + ".key"))
+        rows.append({"device": device, "key": wire.fingerprint(current[0]), "rotating": len(current) > 1})
+    if as_json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        print(f"{row['device']:32} key {row['key']}" + ("  being rotated" if row["rotating"] else ""))
