@@ -19,6 +19,7 @@ from stonechat.adaptation import FROZEN_FROM_Q8, Adaptation
 from stonechat.detection import ALARM, ALARM_Q8, NORMAL, SURPRISE_MAX_Q8, WATCH
 from stonechat.features import LEVEL, RATE, SHARE, Normalization, Schema
 from stonechat.metadata import RECONSTRUCTION, Metadata
+from stonechat.model import load_model
 
 from stonechat_tools.modeling.tflite_writer import Layer
 
@@ -127,11 +128,73 @@ class Network:
             scale, zero_point = layer.output_scale, layer.output_zero_point
         return cls(steps)
 
+    @classmethod
+    def from_file(cls, data: bytes) -> "Network":
+        """A .tflite's network: in numpy where it is a chain of dense layers, else row by row in the interpreter."""
+        layers = _dense_chain(data)
+        if layers is None:
+            return cls([_Interpreted(data)])
+        return cls.from_layers(layers[1:], layers[0].output_scale, layers[0].output_zero_point)
+
     def run(self, x: npt.ArrayLike) -> Ints:
         y = np.asarray(x, dtype=np.int64)
         for step in self._steps:
             y = step(y)
         return y
+
+
+class _Interpreted:
+    def __init__(self, data: bytes) -> None:
+        self._run = load_model(data).run
+
+    def __call__(self, x: Ints) -> Ints:
+        rows = np.atleast_2d(x)
+        out = [np.frombuffer(bytes(self._run(bytes((row & 255).astype(np.uint8)))), dtype=np.int8) for row in rows]
+        y: Ints = np.array(out, dtype=np.int64).reshape(*x.shape[:-1], -1)
+        return y
+
+
+def _dense_chain(data: bytes) -> list[Layer] | None:
+    """The layers of a chain of FULLY_CONNECTED operators, the first entry standing for the input tensor's scale; None
+    where the graph is anything else."""
+    import tflite
+
+    model = tflite.Model.GetRootAs(data, 0)
+    graph = model.Subgraphs(0)
+    current = graph.Inputs(0)
+    layers = [_input_of(graph.Tensors(current))]
+    names = {0: "none", 1: "relu", 2: "relu_n1_to_1", 3: "relu6"}
+    for i in range(graph.OperatorsLength()):
+        operator = graph.Operators(i)
+        code = model.OperatorCodes(operator.OpcodeIndex())
+        builtin = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+        if builtin != tflite.BuiltinOperator.FULLY_CONNECTED or operator.Inputs(0) != current:
+            return None
+        if operator.InputsLength() != 3 or operator.Inputs(2) < 0:
+            return None
+        tensors = [graph.Tensors(operator.Inputs(k)) for k in (1, 2)] + [graph.Tensors(operator.Outputs(0))]
+        weights, bias, output = tensors
+        options = tflite.FullyConnectedOptions()
+        options.Init(operator.BuiltinOptions().Bytes, operator.BuiltinOptions().Pos)
+        shape = weights.ShapeAsNumpy()
+        quantization = output.Quantization()
+        layers.append(
+            Layer(
+                model.Buffers(weights.Buffer()).DataAsNumpy().view(np.int8).reshape(shape),
+                model.Buffers(bias.Buffer()).DataAsNumpy().view("<i4"),
+                weights.Quantization().ScaleAsNumpy(),
+                float(quantization.Scale(0)),
+                int(quantization.ZeroPoint(0)),
+                names[options.FusedActivationFunction()],
+            )
+        )
+        current = operator.Outputs(0)
+    return layers if current == graph.Outputs(0) else None
+
+
+def _input_of(tensor: Any) -> Layer:
+    quantization = tensor.Quantization()
+    return Layer([[0]], [0], 1.0, float(quantization.Scale(0)), int(quantization.ZeroPoint(0)))
 
 
 @dataclass

@@ -1,0 +1,335 @@
+"""Set a model's alarm constants on a later benign recording, for a budget of false alarms.
+
+The recording must be later than the training and of the same product: constants taken from the training days do not
+extrapolate. Each device in it lives through its windows as it would in the field (learning, drift, evidence), and the
+fastest rung of the ladder that keeps the budget there is put into the model. What the recording is too short to show
+is said, never claimed: D silent device-days bound the rate at 3/D a day (95 %).
+
+A budget is alarms per time: 1/30d, 2/7d, 1/12h.
+
+Examples:
+  stonechat calibrate models/sensor/model.tflite later.csv.gz --budget 1/30d -o sensor.tflite
+  stonechat calibrate model.tflite day1.csv day2.csv --budget 1/1d --json
+  stonechat calibrate model.tflite later.csv --table       # renew the calibration table from the recording too
+"""
+
+import argparse
+import json
+import math
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from stonechat import metadata
+from stonechat.errors import ModelError, StonechatError
+from stonechat.metadata import Metadata
+from stonechat.model import load_model
+
+from stonechat_tools.modeling.fit import table
+from stonechat_tools.modeling.replay_numpy import Network, Replay, features_q8
+from stonechat_tools.modeling.trace import Trace, read_all
+
+Ints = npt.NDArray[np.int64]
+Rungs = tuple[tuple[int, int, int], ...]
+DAY_S = 86_400
+_CONFIDENCE = 0.05
+
+
+class CalibrationError(StonechatError):
+    """The recording or the budget does not allow a calibration."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step of the ladder: an evidence chart, and how much silence earns it. `windows`: the fewest in which it can
+    alarm. `needs`: later benign windows; `margin`: the greatest share of the alarm line that they may reach."""
+
+    name: str
+    k: float
+    cap: float
+    alarm: float
+    needs: int
+    margin: float
+
+    @property
+    def windows(self) -> int:
+        return math.ceil(self.alarm / (self.cap - self.k))
+
+    @property
+    def chart(self) -> tuple[int, int, int]:
+        return round(256 * self.k), round(256 * self.cap), round(256 * self.alarm)
+
+
+# Slowest first. Benign bursts as loud as any attack lasted up to 24 windows in the recordings that the ladder was made
+# on (an access point's outage, seen from the device), so what alarms in fewer windows has to be earned by a recording
+# long enough to hold such bursts if the product has them.
+LADDER = (
+    Rung("patient", 1.0, 1.5, 30.0, 0, 1.0),
+    Rung("steady", 1.0, 1.5, 20.0, 0, 0.75),
+    Rung("brisk", 1.0, 1.5, 12.5, 3000, 0.5),
+    Rung("quick", 1.0, 2.0, 12.0, 6000, 0.5),
+    Rung("eager", 1.0, 3.0, 10.0, 20000, 0.5),
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """count false alarms in days days, per device."""
+
+    count: float
+    days: float
+
+    @property
+    def per_day(self) -> float:
+        return self.count / self.days
+
+    def __str__(self) -> str:
+        return f"{self.count:g}/{self.days:g}d"
+
+
+def parse_budget(text: str) -> Budget:
+    """'1/30d', '2/week', '1/12h' -> Budget. Raises CalibrationError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)?(h|d|w|day|week|month)s?", text.strip())
+    if not match:
+        raise CalibrationError(f"budget {text!r}: want alarms per time, such as 1/30d, 2/7d or 1/12h")
+    unit = {"h": 1 / 24, "d": 1.0, "day": 1.0, "w": 7.0, "week": 7.0, "month": 30.0}[match[3]]
+    count, days = float(match[1]), float(match[2] or 1) * unit
+    if count <= 0 or days <= 0:
+        raise CalibrationError(f"budget {text!r}: both numbers must be above 0")
+    return Budget(count, days)
+
+
+@dataclass
+class Choice:
+    """The rung that was taken and why. bound_per_30d: what the silence seen proves (95 %, one-sided)."""
+
+    rung: str
+    rungs: Rungs
+    windows_to_alarm: int
+    device_days: float
+    windows: int
+    alarms: int
+    bound_per_30d: float
+    budget: str
+    proven: bool
+    tried: list[dict[str, Any]] = field(default_factory=list)
+
+    def sentence(self) -> str:
+        seen = f"{self.alarms} alarms in {self.device_days:.1f} benign device-days"
+        bound = f"at most {self.bound_per_30d:.1f} per 30 days (95 %)"
+        claim = "proves the budget" if self.proven else "is too short to prove the budget"
+        return f"rung {self.rung}: {self.windows_to_alarm} windows to an alarm; {seen}: {bound}, which {claim}"
+
+
+def poisson_bound(count: int) -> float:
+    """The one-sided 95 % upper bound of a Poisson mean of which `count` were seen (0 -> 3.0)."""
+    low, high = float(count), 10.0 + 3.0 * count
+    for _ in range(60):
+        mean = (low + high) / 2
+        seen = sum(math.exp(-mean + k * math.log(mean) - math.lgamma(k + 1)) for k in range(count + 1))
+        low, high = (mean, high) if seen > _CONFIDENCE else (low, mean)
+    return (low + high) / 2
+
+
+def excursions(surprise_q8: npt.ArrayLike, chart: tuple[int, int, int]) -> list[int]:
+    """The peaks of a chart's excursions from zero, the alarm line ignored: what the rate of alarms is judged by."""
+    k, cap, _ = chart
+    peaks: list[int] = []
+    e = peak = 0
+    for step in (np.minimum(np.asarray(surprise_q8, dtype=np.int64), cap) - k).tolist():
+        e = max(0, e + step)
+        peak = max(peak, e)
+        if not e and peak:
+            peaks.append(peak)
+            peak = 0
+    return [*peaks, peak] if peak else peaks
+
+
+def rate_above(peaks: Sequence[int], line: float, days: float) -> float:
+    """Excursions above `line` a day: counted where there are enough, and beyond by an exponential tail of the highest
+    tenth of the peaks (at least five)."""
+    if not peaks:
+        return 0.0
+    ordered = np.sort(np.asarray(peaks, dtype=np.float64))[::-1]
+    count = int((ordered >= line).sum())
+    if count >= 5 or len(ordered) < 6:
+        return count / days
+    top = max(5, len(ordered) // 10)
+    start = ordered[min(top, len(ordered) - 1)]
+    mean = max(float((ordered[:top] - start).mean()), 1.0)
+    return max(count, top * math.exp(-max(0.0, line - start) / mean)) / days
+
+
+def choose(streams: Sequence[npt.ArrayLike], window_ms: int, budget: Budget, ladder: Sequence[Rung] = LADDER) -> Choice:
+    """streams: the surprise_q8 of each device's later benign windows -> the fastest rung that keeps the budget.
+
+    Where the streams are long enough to show the budget (at least one alarm would be due), the rate of excursions
+    above the rung's line decides; where they are not, the rung's own conditions do."""
+    windows = sum(len(np.asarray(stream)) for stream in streams)
+    if not windows:
+        raise CalibrationError("no windows to calibrate on")
+    days = windows * window_ms / 1000 / DAY_S
+    shows = days * budget.per_day >= 1
+    tried = []
+    best = ladder[0]
+    for rung in ladder:
+        peaks = [peak for stream in streams for peak in excursions(stream, rung.chart)]
+        share = max(peaks, default=0) / rung.chart[2]
+        rate = rate_above(peaks, rung.chart[2], days)
+        if shows:
+            kept = rate <= budget.per_day
+        else:
+            kept = windows >= rung.needs and share <= rung.margin and rate <= max(budget.per_day, 1 / days)
+        tried.append({"rung": rung.name, "kept": bool(kept), "peak_share": round(share, 3), "per_day": round(rate, 4)})
+        if kept and rung.windows <= best.windows:
+            best = rung
+    k, cap, alarm = best.chart
+    top = max((peak for stream in streams for peak in excursions(stream, best.chart)), default=0)
+    if best is ladder[0] and top > 0.75 * alarm:  # not even the slowest: raise its line over what was seen
+        alarm = math.ceil(top / 0.75)
+    alarms = sum(_alarms(stream, (k, cap, alarm)) for stream in streams)
+    bound = poisson_bound(alarms) / days
+    return Choice(
+        best.name,
+        ((k, cap, alarm),),
+        math.ceil(alarm / (cap - k)),
+        days,
+        windows,
+        alarms,
+        bound * 30,
+        str(budget),
+        bound <= budget.per_day,
+        tried,
+    )
+
+
+def _alarms(surprise_q8: npt.ArrayLike, chart: tuple[int, int, int]) -> int:
+    """Alarms with hysteresis, as detection.Detector counts them."""
+    k, cap, alarm = chart
+    e = count = 0
+    ringing = False
+    for surprise in np.asarray(surprise_q8, dtype=np.int64).tolist():
+        e = min(max(0, e + min(surprise, cap) - k), alarm + (alarm >> 1))
+        share = (e << 8) // alarm
+        if share >= 256 and not ringing:
+            ringing, count = True, count + 1
+        elif share < 64:
+            ringing = False
+    return count
+
+
+def living_streams(meta: Metadata, network: Network, trace: Trace, skip: int = 0) -> list[Ints]:
+    """Each device of the trace lives through its benign windows -> the surprise of those after learning."""
+    streams = []
+    for name in trace.device_names:
+        part = trace.of_device(name)
+        f_q8 = features_q8(part.schema, part.deltas, part.elapsed_ms, part.window_ms)
+        result = Replay(meta, network).run(f_q8)
+        stream = result.surprise_q8[~result.learning][skip:]
+        if len(stream):
+            streams.append(stream)
+    return streams
+
+
+def replace_metadata(data: bytes, name: str, value: bytes) -> bytes:
+    """The .tflite with another content in a metadata buffer that it has: the new bytes stand at its end, the buffer
+    points there, the old ones are blanked. Nothing else moves, so weights and operators stay as they were."""
+    import tflite
+
+    model = tflite.Model.GetRootAs(data, 0)
+    for i in range(model.MetadataLength()):
+        entry = model.Metadata(i)
+        if entry.Name() == name.encode():
+            buffer = model.Buffers(entry.Buffer())
+            break
+    else:
+        raise ModelError(f"the model carries no {name} metadata: make it with `stonechat train`")
+    at = buffer._tab.Pos + buffer._tab.Offset(4)
+    old = buffer._tab.Vector(buffer._tab.Offset(4))
+    out = bytearray(data)
+    length = buffer.DataLength()
+    if old + length == len(data):  # it already stands at the end: put the new one in its place
+        del out[old - 4 :]
+    else:
+        out[old : old + length] = bytes(length)
+    while (len(out) + 4) % 16:
+        out.append(0)
+    struct.pack_into("<I", out, at, len(out) - at)
+    return bytes(out + struct.pack("<I", len(value)) + value)
+
+
+def calibrate(data: bytes, trace: Trace, budget: Budget, renew_table: bool = False) -> tuple[bytes, Choice]:
+    """The model with the alarm constants that the trace and the budget give. Raises ModelError, CalibrationError."""
+    meta = load_model(data).metadata
+    if meta is None:
+        raise ModelError("the model carries no stonechat metadata: make it with `stonechat train`")
+    benign = trace.select(trace.benign)
+    if meta.schema_id != trace.schema.id or meta.window_ms != trace.window_ms:
+        raise CalibrationError(
+            f"the model is for {meta.schema_name} in windows of {meta.window_ms} ms, "
+            f"the recording holds {trace.schema.name} in windows of {trace.window_ms} ms"
+        )
+    network = Network.from_file(data)
+    if renew_table:
+        _renew_table(meta, network, benign)
+    streams = living_streams(meta, network, benign)
+    if sum(map(len, streams)) < 200:
+        raise CalibrationError(
+            f"{len(benign)} benign windows, of which a device learns in {meta.learn_windows}: "
+            "at least 200 beyond that are needed"
+        )
+    choice = choose(streams, meta.window_ms, budget)
+    meta.rungs = choice.rungs
+    return replace_metadata(data, metadata.BUFFER, metadata.pack(meta)), choice
+
+
+def _renew_table(meta: Metadata, network: Network, benign: Trace) -> None:
+    segments = []
+    for name in benign.device_names:
+        part = benign.of_device(name)
+        result = Replay(meta, network).run(features_q8(part.schema, part.deltas, part.elapsed_ms, part.window_ms))
+        scores = np.sort(result.score_q8[~result.learning])
+        if len(scores) >= 50:
+            segments.append(scores)
+    if not segments:
+        raise CalibrationError("a table needs at least 50 windows of one device after its learning")
+    meta.knots, meta.tail_q8 = table(segments, len(meta))
+    whole = np.sort(np.concatenate(segments))
+    meta.place_q8 = int(whole[len(whole) >> 1])
+    meta.spread_q8 = max(1, int(whole[len(whole) * 7 >> 3]) - meta.place_q8)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", help="the .tflite")
+    add("recordings", nargs="+", help="benign traces later than the training")
+    add("--budget", default="1/30d", help="false alarms per device and time (default 1/30d)")
+    add("--table", action="store_true", help="renew the calibration table from the recording as well")
+    add("-o", "--output", metavar="FILE", help="the .tflite to write (default: change nothing, only tell)")
+    add("--json", action="store_true", help="print the outcome as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    budget = parse_budget(args.budget)
+    data, choice = calibrate(Path(args.model).read_bytes(), read_all(args.recordings), budget, args.table)
+    if args.output:
+        Path(args.output).write_bytes(data)
+    if args.json:
+        print(json.dumps({"model": args.output, **asdict(choice)}))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table("rung", "windows to alarm", "peak of its line", "alarms a day", "keeps the budget")
+    for rung, row in zip(LADDER, choice.tried, strict=True):
+        kept = "yes" if row["kept"] else "no"
+        grid.add_row(rung.name, str(rung.windows), f"{row['peak_share']:.2f}", f"{row['per_day']:.3f}", kept)
+    Console().print(grid)
+    print(choice.sentence())
+    print(f"wrote {args.output}" if args.output else "nothing written: name a file with -o")
+    return 0
