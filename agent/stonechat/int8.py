@@ -69,6 +69,7 @@ class Interpreter:
         self.graph = graph
         self.macs = 0
         self.resident_bytes = resident_bytes
+        self.chunk = b""  # where the layers that stay in the file pass through
         self.values: dict = {}
         self.digits: list = []
         self.dense, self._flip, self.kernels = _choose(kernels)
@@ -194,14 +195,15 @@ class _Dense:
             return
         if weights.size <= interpreter.resident_bytes:
             interpreter.resident_bytes -= weights.size
-        else:
-            self._rows_at_once = max(1, _CHUNK_BYTES // self._width)
-        self._weights = int8_array(bytearray(self._rows_at_once * self._width))
+            self._weights = int8_array(bytearray(weights.size))
+            self._graph.read_into(self._at, memoryview(self._weights))
+            return
+        self._rows_at_once = rows = min(max(1, _CHUNK_BYTES // self._width), self._rows)
+        if len(interpreter.chunk) < rows * self._width:
+            interpreter.chunk = int8_array(bytearray(rows * self._width))
+        self._weights = interpreter.chunk
         view = memoryview(self._weights)
-        if self._rows_at_once == self._rows:
-            self._graph.read_into(self._at, view)
-        else:
-            self._views = view, view[: self._rows % self._rows_at_once * self._width]
+        self._views = view[: rows * self._width], view[: self._rows % rows * self._width]
 
     def _fetch(self, first, last):
         """The weights from row `first` on."""

@@ -11,6 +11,7 @@ import importlib
 
 # name: "module:function"; function(scale: float) prints its figures and returns True where they hold
 SOAKS = {
+    "exact": "stonechat_tools.modeling.exactness:soak",
     "reader": "stonechat_tools.modeling.fuzz_reader:soak",
     "wire": "stonechat_tools.fleet.fuzz_wire:soak",
     "power": "stonechat_tools.fleet.power_cuts:soak",

@@ -1,0 +1,106 @@
+"""load_model: files that nobody here made, big ones, other back ends, metadata, and files that lie on a medium."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stonechat.errors import ModelError
+from stonechat.linux.tflite_runtime import TfliteRuntime
+from stonechat.model import load_model
+from stonechat_tools.modeling import generated
+from stonechat_tools.modeling.tflite_writer import Layer, Writer, write
+
+
+def small(metadata: dict[str, bytes] | None = None) -> bytes:
+    layer = Layer(weights=[[1, 2], [3, -4]], bias=[5, 6], weight_scale=0.5, output_scale=1.0)
+    return write([layer], input_scale=1.0, metadata=metadata)
+
+
+def test_what_a_model_says() -> None:
+    data = small()
+    model = load_model(data)
+    assert (model.input_size, model.output_size, model.macs) == (2, 2, 4)
+    assert model.digest == hashlib.sha256(data).digest()[:8]
+    assert model.metadata is None
+    # acc = 5 + 1 + 2 * 2 = 10 -> 5; 6 + 3 - 8 = 1 -> 0.5, away from zero
+    assert bytes(model.run(bytes([1, 2]))) == bytes([5, 1])
+
+
+def test_malformed_metadata_is_a_model_error() -> None:
+    model = load_model(small({"other": b"x" * 9, "stonechat": b"\xff\x00"}))
+    assert bytes(model.graph.metadata("other")) == b"x" * 9
+    with pytest.raises(ModelError, match="metadata"):
+        _ = model.metadata
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_big_model_runs(per_channel: bool) -> None:
+    data = generated.chain(np.random.default_rng(5), [640, 200, 8, 200, 415, 88], per_channel)
+    assert 250_000 < len(data) <= 276_480
+    x = bytes(range(256)) * 2 + bytes(128)
+    assert bytes(load_model(data).run(x)) == bytes(load_model(data, TfliteRuntime).run(x))
+
+
+def test_from_a_file_as_from_memory(tmp_path: Path) -> None:
+    data = generated.chain(np.random.default_rng(6), [64, 40, 33, 64], True)
+    path = tmp_path / "model.tflite"
+    path.write_bytes(data)
+    whole = load_model(data)
+    x = np.random.default_rng(1).integers(0, 256, 64).astype(np.uint8).tobytes()
+    for resident_bytes in (0, 2000, 3000, 10**6):
+        with path.open("rb") as file:
+            model = load_model(file, resident_bytes=resident_bytes)
+            assert model.digest == whole.digest
+            assert model.run(x) == whole.run(x)
+
+
+def test_memoryviews_and_bytearrays() -> None:
+    data = small()
+    for given in (bytearray(data), memoryview(data), memoryview(bytearray(data))):
+        assert bytes(load_model(given).run(bytes([1, 2]))) == bytes([5, 1])
+
+
+def test_tflite_runtime_says_what_it_refuses() -> None:
+    backend = load_model(small(), TfliteRuntime)
+    with pytest.raises(ModelError, match="3 bytes, not 2"):
+        backend.run(bytes(3))
+    assert bytes(backend.run(bytes([1, 2]))) == bytes([5, 1])
+
+
+def test_float_edges_are_peeled_off() -> None:
+    """A converter's default: float in, QUANTIZE, int8 inside, DEQUANTIZE, float out. We speak the int8 in between."""
+    import tflite
+
+    writer = Writer()
+    source = writer.activation([1, 2], "float_in", 0.5, 0, tflite.TensorType.FLOAT32)
+    inner = writer.activation([1, 2], "quantized", 1.0, 0)
+    writer.operator(tflite.BuiltinOperator.QUANTIZE, [source], [inner])
+    dense = writer.dense(inner, Layer([[1, 2], [3, -4]], [5, 6], 0.5, 1.0), "dense")
+    target = writer.activation([1, 2], "float_out", 1.0, 0, tflite.TensorType.FLOAT32)
+    writer.operator(tflite.BuiltinOperator.DEQUANTIZE, [dense], [target])
+    writer.inputs, writer.outputs = [source], [target]
+    model = load_model(writer.finish())
+    assert bytes(model.run(bytes([1, 2]))) == bytes([5, 1])
+
+
+def test_a_row_that_could_overflow_is_refused() -> None:
+    layer = Layer(weights=[[1], [127]], bias=[0, 2**31 - 1], weight_scale=0.5, output_scale=1.0)
+    with pytest.raises(ModelError, match="operator 0 FULLY_CONNECTED: row 1 could reach 2\\^31"):
+        load_model(write([layer], input_scale=1.0))
+    layer.bias = [0, 2**31 - 1 - 127 * 128]
+    load_model(write([layer], input_scale=1.0))
+
+
+def test_work_is_bounded() -> None:
+    """Operators that share one weight matrix: a small file could ask for any number of multiplications."""
+    writer = Writer()
+    width = 512
+    layer = Layer(np.ones((width, width)), np.zeros(width), 0.01, 1.0)
+    tensor = writer.activation([1, width], "input", 1.0)
+    writer.inputs = [tensor]
+    for number in range(8):
+        tensor = writer.dense(tensor, layer, f"dense{number}")
+    writer.outputs = [tensor]
+    with pytest.raises(ModelError, match="multiply-accumulates"):
+        load_model(writer.finish())
