@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check lint types bench soak clean
+.PHONY: help setup demo test check lint types bench soak kernels clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -31,6 +31,9 @@ bench: setup    ## the figures of the README, side by side
 
 soak: setup     ## the long jobs: fuzzing by the million, power cuts, packet ids across the wrap
 	@$(BIN)/stonechat soak
+
+kernels: setup  ## the BPF programs on Debian's 6.1 kernels for amd64, arm64 and armhf, in qemu (slow)
+	@$(BIN)/python -m stonechat_tools.device.kernels
 
 clean:          ## removes what setup made
 	rm -rf .venv .venv-cose .targets typings build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import random
 import signal
 import struct
 import subprocess
@@ -95,17 +96,17 @@ def test_the_verifiers_reason_stands_in_the_message():
 # --- arithmetic on what was counted -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("items", [0, 1, 7, 300, 2_000, 10_000])
+@pytest.mark.parametrize("items", [0, 1, 7, 300, 2_000, 10_000, 50_000, 100_000])
 def test_distinct_estimates_within_five_percent(items):
-    bits = bytearray(512)
-    for i in range(items):
-        h = (i * 0x9E3779B97F4A7C15 ^ i << 7) * 0xD6E8FEB86659FD93 >> 20 & 4095
-        bits[h >> 3] |= 1 << (h & 7)
+    bits, chance = bytearray(2048), random.Random(items)
+    for _ in range(items):
+        bit = chance.randrange(16_384)
+        bits[bit >> 3] |= 1 << (bit & 7)
     assert abs(distinct(bits) - items) <= max(1, items // 20)
 
 
 def test_distinct_is_bounded_when_all_bits_are_set():
-    assert 30_000 < distinct(b"\xff" * 512) < 40_000
+    assert distinct(b"\xff" * 2048) == pytest.approx(159_000, rel=0.01)
 
 
 def test_entropy_share():
@@ -412,7 +413,7 @@ def test_raw_socket_syns_are_counted_exactly_and_their_peers_nearly(group, net):
         netns.run(RAW_SYNS, "5000", net=net, group=group)
         watched.read()
         assert watched.counters[SYN_OUT] == 5000
-        assert abs(watched.distinct_peers - 5000) <= 250  # a few of the random targets come twice
+        assert abs(watched.distinct_peers - 5000) <= 250
         assert watched.distinct_ports == 1
     finally:
         watched.close()
@@ -465,6 +466,23 @@ for _ in range(7): six.sendto(b"y" * 200, ("::1", 9))
 
 @root
 @needs_bpf
+def test_ports_that_count_up_are_estimated_as_well_as_any(group, net):
+    program = """
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for i in range(2000): s.sendto(b"x", ("10.77.0.2", 1 + i))
+"""
+    watched = Connections(cgroup=group)
+    try:
+        netns.run(program, net=net, group=group)
+        watched.read()
+        assert abs(watched.distinct_ports - 2000) <= 160
+    finally:
+        watched.close()
+
+
+@root
+@needs_bpf
 def test_a_spray_of_100_000_peers_is_bounded_and_looks_like_one(group, net):
     program = """
 import socket
@@ -477,7 +495,7 @@ for i in range(100_000): s.sendto(b"x", ("10.%d.%d.%d" % (100 + i // 65536, i //
         netns.run(program, net=net, group=group)
         watched.read()
         assert len(watched.peers) == connections.MAX_PEERS
-        assert watched.distinct_peers > 30_000  # saturated, and said so
+        assert abs(watched.distinct_peers - 100_001) <= 15_000
         overflow = watched.counters[OVERFLOW_OUT]
         sent = [octets(traffic) for _, traffic, _ in watched.peers]
         in_table = sum(packets(traffic) for _, traffic, _ in watched.peers)
@@ -681,7 +699,8 @@ before = values[:]
 print("dropped", flush=True)
 sys.stdin.readline()
 collector.read(values)
-print(sum(values) > sum(before), flush=True)
+calls = [column[0] for column in collector.schema.columns].index("sys_rate")
+print(values[calls] > before[calls], flush=True)
 try: os.setuid(0)
 except PermissionError: print("no way back", flush=True)
 sys.stdin.readline()

@@ -80,10 +80,11 @@ class LinuxCollector:
             values[self._cpu_busy] = self._processor.read()
             values[self._forks] = self._bpf.forks()
 
-    def exclude_peer(self, host: str, port: int) -> None:
-        """Leave connections to the agent's own broker out. Raises OSError where the name does not resolve."""
-        if self._bpf is not None:
-            self._bpf.exclude_peer(host, port)
+    def exclude_peer(self, host: str, port: int) -> bool:
+        """Leave connections to the agent's own broker out -> whether that is done; False where the name does not
+        resolve (yet). Not needed, and nothing is done, where own_user_id tells the agent's connections: others of this
+        device may talk to the same broker."""
+        return self._bpf is None or self._bpf.exclude_peer(host, port)
 
     def hold_peers(self, hold: bool) -> None:
         """True while the device is under suspicion: no peer becomes known."""

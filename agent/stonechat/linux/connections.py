@@ -4,7 +4,7 @@ Two programs of type cgroup_skb on the root of cgroup v2, one a direction, count
 takes no system call and no privilege, so that nothing is left to hold once the programs are attached.
 
     header  settings that this process writes, and the counters
-    bank    distinct peers and destination ports (a bit each of 4,096) and the peers themselves, 512 entries
+    bank    distinct peers and destination ports (each sets one bit of many) and the peers themselves, 512 entries
 
 There are two banks: programs write to one while this process reads and clears the other, turn by turn, so that each
 read sees the peers since the last. A full set of entries turns nobody out: packets of peers that find no place are
@@ -36,9 +36,9 @@ _BANKS_AT = 4096
 # Bank, byte offsets
 _BANK_SHIFT = 15
 _PEER_BITS_AT = 0
-_PORT_BITS_AT = 512
-_ENTRIES_AT = 1024
-_BITS = 4096
+_PORT_BITS_AT = 2048
+_ENTRIES_AT = 2560
+_PEER_BITS, _PORT_BITS = 14, 12  # 2^14 bits for peers, 2^12 for ports
 _WAYS = 4
 _SETS = MAX_PEERS // _WAYS
 _ENTRY = 40  # hash u64, sent u64, received u64, address 16 bytes
@@ -56,7 +56,8 @@ _PORT, _FLAGS = -8, -16
 
 _MAPPED = int.from_bytes(b"\0\0\xff\xff\0\0\0\0", "little")  # what stands before an IPv4 address as ::ffff:a.b.c.d
 
-_MIX = 0x9E3779B97F4A7C15  # Fibonacci hashing, Knuth 6.4
+# Odd multipliers: 2^64 over the golden ratio (Knuth 6.4), and the first of MurmurHash3's fmix64.
+_GOLDEN, _MURMUR = 0x9E3779B97F4A7C15, 0xFF51AFD7ED558CCD
 
 
 class Connections:
@@ -81,7 +82,7 @@ class Connections:
         self.distinct_peers = 0
         self.distinct_ports = 0
         self._interfaces = None if interfaces is None else tuple(interfaces)
-        self._own_user_id = own_user_id
+        self.own_user_id = own_user_id
         self._seeds = struct.unpack("=QQ", os.urandom(16))
         self._links: list = []
         root = cgroup_root() if cgroup is None else cgroup
@@ -182,7 +183,7 @@ class Connections:
         self._hash_address(p)
         self._choose_bank(p)
         if outward:
-            self._mark_bit(p, _PEER_BITS_AT)
+            self._mark_bit(p, _PEER_BITS_AT, _PEER_BITS)
         self._count_peer(p, outward)
         if outward:
             self._count_outward(p)
@@ -211,12 +212,12 @@ class Connections:
         p.jump("eq", R4, 0, "pass")
 
     def _skip_own_user(self, p: bpf.Program) -> None:
-        if self._own_user_id is not None:
+        if self.own_user_id is not None:
             p.copy(R1, R6)
             p.call(bpf.SOCKET_UID)
             p.alu("shl", R0, 32)
             p.alu("shr", R0, 32)
-            p.constant(R1, self._own_user_id)
+            p.constant(R1, self.own_user_id)
             p.jump_reg("eq", R0, R1, "own")
 
     def _read_network_header(self, p: bpf.Program, outward: bool) -> None:
@@ -294,20 +295,29 @@ class Connections:
         p.label("foreign")
 
     def _hash_address(self, p: bpf.Program) -> None:
-        """R8 = hash of R2 and R3, never 0. Rounds of xor, multiply and fold."""
-        p.constant(R4, _MIX)
+        """R8 = hash of R2 and R3, never 0."""
         p.constant(R8, self._seeds[0])
         p.alu_reg("xor", R8, R2)
-        self._mix(p)
+        p.constant(R4, _GOLDEN)
+        p.alu_reg("mul", R8, R4)
+        self._fold(p)
         p.alu_reg("xor", R8, R3)
-        p.constant(R1, self._seeds[1])
-        p.alu_reg("xor", R8, R1)
-        self._mix(p)
-        self._mix(p)
+        self._scramble(p)
+        self._fold(p)
         p.alu("or", R8, 1)
 
-    def _mix(self, p: bpf.Program) -> None:
+    def _scramble(self, p: bpf.Program) -> None:
+        """R8 = a hash of R8 whose upper bits are even where R8 counts up: seed, then fold and multiply twice."""
+        p.constant(R4, self._seeds[1])
+        p.alu_reg("xor", R8, R4)
+        self._fold(p)
+        p.constant(R4, _MURMUR)
         p.alu_reg("mul", R8, R4)
+        self._fold(p)
+        p.constant(R4, _GOLDEN)
+        p.alu_reg("mul", R8, R4)
+
+    def _fold(self, p: bpf.Program) -> None:
         p.copy(R1, R8)
         p.alu("shr", R1, 32)
         p.alu_reg("xor", R8, R1)
@@ -320,11 +330,11 @@ class Connections:
         p.map_value(R6, self._memory.fd, _BANKS_AT)
         p.alu_reg("add", R6, R1)
 
-    def _mark_bit(self, p: bpf.Program, at: int) -> None:
-        """Set the bit that the top 12 bits of R8 name. Looks first: most bits are set already, and a store would make
-        the other CPUs fetch the line again."""
+    def _mark_bit(self, p: bpf.Program, at: int, width: int) -> None:
+        """Set the bit that the top `width` bits of R8 name. Looks first: most bits are set already, and a store would
+        make the other CPUs fetch the line again."""
         p.copy(R1, R8)
-        p.alu("shr", R1, 52)
+        p.alu("shr", R1, 64 - width)
         p.copy(R0, R1)
         p.alu("and", R0, 7)
         p.alu("shr", R1, 3)
@@ -373,9 +383,8 @@ class Connections:
         self._count_one(p, SYN_OUT)
         p.label("destination")
         p.load(8, R8, FP, _PORT)
-        p.constant(R4, _MIX)
-        p.alu_reg("mul", R8, R4)
-        self._mark_bit(p, _PORT_BITS_AT)
+        self._scramble(p)
+        self._mark_bit(p, _PORT_BITS_AT, _PORT_BITS)
 
     def _count_inward(self, p: bpf.Program) -> None:
         p.load(8, R0, FP, _FLAGS)
@@ -415,14 +424,16 @@ def packed_address(text: str) -> bytes:
     return bytes(10) + b"\xff\xff" + _socket.inet_pton(_socket.AF_INET, text)
 
 
-def distinct(bits: "bytes | memoryview") -> int:
-    """4,096 bits of which each item set one at random -> how many items (linear counting, Whang et al. 1990:
-    n = -m ln(1 - set / m)). Within 4 % up to 10,000; at most 34,000, where all bits are set."""
+def distinct(bits: "bytes | bytearray | memoryview") -> int:
+    """m bits (a power of two) of which each item set one at random -> how many items there were (linear counting,
+    Whang et al. 1990: n = -m ln(1 - set / m)). 16,384 bits: within 2 % up to 20,000, at most 159,000, where all bits
+    are set."""
+    m = 8 * len(bits)
     ones = int.from_bytes(bits, "little").bit_count()
-    if ones <= _BITS // 8:
-        return ones + ones * ones // (2 * _BITS) + ones**3 // (3 * _BITS**2)
-    zeros_q8 = log2_q8(max(1, _BITS - ones))
-    return (12 * 256 - zeros_q8) * 11357 >> 10  # 4096 ln 2 / 256 = 11357 / 1024
+    if ones <= m // 8:  # the series of the logarithm, finer than log2_q8
+        return ones + ones * ones // (2 * m) + ones**3 // (3 * m * m)
+    bits_q8 = log2_q8(m) - log2_q8(max(1, m - ones))
+    return bits_q8 * m * 11357 >> 22  # ln 2 / 256 = 11357 / 2^22
 
 
 def cgroup_root() -> str:

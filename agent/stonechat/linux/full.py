@@ -131,10 +131,16 @@ class BpfColumns:
         received, sent = counters[OWN_IN], counters[OWN_OUT]
         return octets(received), packets(received), octets(sent), packets(sent)
 
-    def exclude_peer(self, host: str, port: int) -> None:
-        found = _socket.getaddrinfo(host, port, 0, _socket.SOCK_STREAM)
+    def exclude_peer(self, host: str, port: int) -> bool:
+        if self.connections.own_user_id is not None:
+            return True
+        try:
+            found = _socket.getaddrinfo(host, port, 0, _socket.SOCK_STREAM)
+        except OSError:
+            return False
         addresses = sorted({str(entry[4][0]).split("%")[0] for entry in found})
         self.connections.exclude(addresses, port)
+        return True
 
     def close(self) -> None:
         for part in (self._calls, self.connections, self._logins):

@@ -1,0 +1,95 @@
+"""How the agent is installed and started: the systemd unit, ambient capabilities, and the job for other kernels."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import stonechat.linux
+from stonechat_tools.device import kernels
+from test_linux_bpf import facts, needs_bpf
+
+UNIT = Path(stonechat.linux.__file__).parent / "stonechat-agent.service"
+AGENT = Path(stonechat.linux.__file__).parents[2]
+SYSTEM_PYTHON = "/usr/bin/python3"  # readable by every user, as a venv below a home folder is not
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_the_unit_is_well_formed_and_hardened():
+    verify = subprocess.run(["systemd-analyze", "verify", UNIT], capture_output=True, text=True, timeout=60)
+    complaints = [line for line in verify.stderr.splitlines() if "is not executable" not in line]  # not installed here
+    assert complaints == []
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", UNIT]  # 2.0 of 10, 10 the worst
+    security = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert security.returncode == 0, security.stdout[-2000:]
+
+
+STARTS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from stonechat.linux import privileges
+from stonechat.linux.collector import LinuxCollector
+collector = LinuxCollector(use_bpf=True)
+print(collector.schema.name, flush=True)
+sys.stdin.readline()
+privileges.drop()
+collector.read([0] * len(collector.schema))
+print("dropped", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.root
+@needs_bpf
+@pytest.mark.skipif(
+    shutil.which("setpriv") is None or not os.path.exists(SYSTEM_PYTHON), reason="setpriv or python3 is missing"
+)
+def test_it_attaches_with_the_units_ambient_capabilities_and_drops_them():
+    """What User= and AmbientCapabilities= of the unit make: it is never root at all."""
+    capabilities = "+bpf,+perfmon,+net_admin"
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]
+    command += [f"--inh-caps={capabilities}", f"--ambient-caps={capabilities}", f"--bounding-set=-all,{capabilities}"]
+    process = subprocess.Popen(
+        [*command, SYSTEM_PYTHON, "-B", "-c", STARTS, str(AGENT)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd="/",
+    )
+    try:
+        assert process.stdout.readline() == b"linux-1\n"
+        before = facts(process.pid)
+        assert before["Uid"].split() == ["65534"] * 4
+        assert int(before["CapEff"], 16) == 1 << 39 | 1 << 38 | 1 << 12
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"dropped\n"
+        after = facts(process.pid)
+        assert [int(after[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")] == [0, 0, 0, 0]
+        assert after["NoNewPrivs"] == "1"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+RESULT = {
+    "schema": "linux-1",
+    "root": {"info": 50_200, "syn_out": 40, "rst_in": 40, "peers": 40},
+    "dropped": {"info": 50_200, "syn_out": 40, "rst_in": 40, "peers": 40},
+}
+
+
+def test_the_kernel_job_sees_a_kernel_that_counts_wrong():
+    assert kernels.faults(RESULT) == []
+    assert kernels.faults({"error": "OSError"}) == ["OSError"]
+    assert kernels.faults({**RESULT, "schema": "linux-proc-1"}) == ["schema linux-proc-1"]
+    assert kernels.faults({**RESULT, "dropped": {**RESULT["dropped"], "syn_out": 39}}) == ["dropped: syn_out 39"]
+    assert len(kernels.faults({**RESULT, "root": {**RESULT["root"], "info": 49_999}})) == 1
+
+
+def test_a_ram_disk_entry_is_what_the_kernel_unpacks(tmp_path):
+    if shutil.which("cpio") is None:
+        pytest.skip("cpio is not installed")
+    archive = kernels._entry("a", 0o040755) + kernels._entry("a/b", 0o100644, b"text") + kernels._entry("TRAILER!!!", 0)
+    subprocess.run(["cpio", "-idm", "--quiet"], input=archive, cwd=tmp_path, check=True, timeout=30)
+    assert (tmp_path / "a/b").read_bytes() == b"text"
