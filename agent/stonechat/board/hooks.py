@@ -58,8 +58,8 @@ class Counter:
         self.window_ports = {}
         self.lag_ms = 0
         self._beat_ms = None
-        self._last = None  # the last address and whether it was new: floods and streams need no second hash
-        self._last_new = False
+        self._last = None  # the last address and its key: a flood needs no second hash
+        self._last_key = None
 
     def add(self, place, number=1):
         if not self.quiet:
@@ -76,24 +76,37 @@ class Counter:
         return (digest[0] << 24 | digest[1] << 16 | digest[2] << 8 | digest[3]) & _MASK
 
     def meet(self, address):
-        """A peer is connected or sent to. -> whether it is one that the device has not learned."""
+        """A peer is connected or sent to -> its key, None while quiet."""
         if self.quiet:
-            return False
+            return None
         if address == self._last:
-            return self._last_new
+            return self._last_key
         host, port = split(address)
         if len(self.window_ports) < MAX_SEEN:
             self.window_ports[port] = None
-        key = self.key(host)
+        self._last = address
+        self._last_key = key = self.key(host)
+        self.seen(key)
+        return key
+
+    def seen(self, key):
+        """Note a peer of this window -> whether it is one that the device has not learned."""
         new = key not in self.known
         if key not in self.window_peers:
             if len(self.window_peers) < MAX_SEEN:
                 self.window_peers[key] = new
             if new:
                 self.add(_NEW_PEERS)  # beyond MAX_SEEN in one window each meeting counts
-        self._last = address
-        self._last_new = new
         return new
+
+    def sent(self, key, size):
+        """size bytes went out; key: of the peer that this device chose, None for one that came by itself."""
+        if self.quiet:
+            return
+        self.add(_WRITES)
+        self.add(_BYTES_OUT, size)
+        if key is not None and self.seen(key):
+            self.add(_NEW_PEER_BYTES, size)
 
     def failed(self, error):
         """An OSError from a socket call, which is raised again."""
@@ -206,7 +219,7 @@ def _socket_class(real, counter):
         def write(self, *args):
             if name == "sendto":
                 counter.add(_UDP_OUT)
-                self._new = counter.meet(args[-1])
+                self._key = counter.meet(args[-1])
             try:
                 count = getattr(self._real, name)(*args)
             except OSError as error:
@@ -214,10 +227,7 @@ def _socket_class(real, counter):
                 raise
             size = len(args[0]) if name == "sendall" else count
             if size:
-                counter.add(_WRITES)
-                counter.add(_BYTES_OUT, size)
-                if self._new:
-                    counter.add(_NEW_PEER_BYTES, size)
+                counter.sent(self._key, size)
             return count
 
         return write
@@ -230,16 +240,18 @@ def _socket_class(real, counter):
                 self._real = real(*args)
                 counter.add(_SOCKETS)
             self._poller = None
-            self._new = False
+            self._key = None
             self._mute = False  # connected out, and nothing has come back
 
         def connect(self, address):
             counter.add(_CONN_OUT)
-            self._new = counter.meet(address)
+            self._key = counter.meet(address)
             self._mute = not counter.quiet
             try:
                 return self._real.connect(address)
             except OSError as error:
+                if error.errno != errno.EINPROGRESS:
+                    self._mute = False  # it has failed: that is counted below
                 counter.failed(error)
                 raise
 

@@ -1,0 +1,68 @@
+"""Does a fresh board stay quiet while it is well, and say so when it is not? On MicroPython, with virtual time:
+
+    micropython detect.py MODEL PORT WINDOWS SEED
+
+It learns, lives WINDOWS benign windows, then gets each infection in turn, recovering in between. Prints a line a fact.
+"""
+
+import sys
+
+from life import firmware as fw
+
+
+def main(arguments):
+    from stonechat.board import hooks
+
+    counter = hooks.install()
+    import socket
+
+    from stonechat.board.collector import BoardCollector
+    from stonechat.head import Head
+    from stonechat.model import load_model
+
+    path, port, count, seed = arguments
+    collector = BoardCollector(b"secret", counter)
+    head = Head(load_model(open(path, "rb")), collector.schema)
+    firmware = fw.Firmware(socket, int(port), int(seed), counter.beat)
+    learned = 0
+    alarms = 0
+    highest = 0
+    for elapsed_ms, deltas in fw.windows(firmware, collector, 100000):
+        verdict = head.score(deltas, elapsed_ms)
+        collector.hold_peers(verdict.level > 0)
+        if verdict.learning:
+            learned += 1
+            continue
+        count = int(count) - 1
+        highest = max(highest, verdict.evidence_q8)
+        if verdict.changed and verdict.level == 2:
+            alarms += 1
+        if count <= 0:
+            break
+    print("learned %d" % learned)
+    print("benign %s alarms %d highest_evidence_q8 %d" % (arguments[2], alarms, highest))
+    names = [column[0] for column in collector.schema.columns]
+    for infection in fw.INFECTIONS:
+        for elapsed_ms, deltas in fw.windows(firmware, collector, 400):  # recover
+            verdict = head.score(deltas, elapsed_ms)
+            collector.hold_peers(verdict.level > 0)
+            if verdict.evidence_q8 == 0 and verdict.level == 0:
+                break
+        firmware.infection = infection
+        alarm = 0
+        for elapsed_ms, deltas in fw.windows(firmware, collector, 12):
+            alarm += 1
+            verdict = head.score(deltas, elapsed_ms)
+            collector.hold_peers(verdict.level > 0)
+            if verdict.level == 2:
+                break
+        else:
+            alarm = -1
+        said = " ".join(["%s=%d" % (names[i], share) for i, _, share in verdict.explain(3)])
+        print("infection %s alarm_after %d because %s" % (infection, alarm, said))
+        firmware.infection = None
+    firmware.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
