@@ -39,7 +39,7 @@ def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[prov
 
 
 def account(fleet: provision.Fleet, name: str, version: int = paho.MQTTv5, client_id: str = "") -> Peer:
-    place = fleet.folder / ("collector" if name == "collector" else f"devices/{name}")
+    place = fleet.folder / (name if name in provision.ACCOUNTS else f"devices/{name}")
     if fleet.settings.auth == "mtls":
         return Peer(fleet.settings.port, client_id or name, tls=context(place), version=version)
     password = (place / "password").read_text().strip()
@@ -60,7 +60,8 @@ def topic(device: str, name: str) -> str:
 @needs_mosquitto
 def test_a_device_reaches_its_own_topics_and_no_others(fleet: tuple[provision.Fleet, Mosquitto]) -> None:
     made, _ = fleet
-    collector, victim, thief = account(made, "collector"), account(made, "pump-1"), account(made, "pump-2")
+    collector, operator = account(made, "collector"), account(made, "operator")
+    victim, thief = account(made, "pump-1"), account(made, "pump-2")
     collector.topics = ["stonechat/1/fleet/+/report", "stonechat/1/fleet/+/status"]
     victim.topics = [topic("pump-1", "command"), topic("pump-1", "ack")]
     thief.topics = [
@@ -73,8 +74,8 @@ def test_a_device_reaches_its_own_topics_and_no_others(fleet: tuple[provision.Fl
         topic("pump-2", "command"),
         "$SYS/#",
     ]
-    with collector, victim, thief:
-        assert all(wait_for(peer.connected.is_set) for peer in (collector, victim, thief))
+    with collector, operator, victim, thief:
+        assert all(wait_for(peer.connected.is_set) for peer in (collector, operator, victim, thief))
         time.sleep(0.3)
         attacks = [
             (thief, topic("pump-1", "report")),  # reports as another
@@ -85,18 +86,20 @@ def test_a_device_reaches_its_own_topics_and_no_others(fleet: tuple[provision.Fl
             (thief, topic("collector", "command")),
             (thief, "stonechat/1/other/pump-2/report"),
             (thief, "elsewhere"),
-            (collector, topic("pump-1", "report")),  # the collector's account does not report
+            (collector, topic("pump-1", "report")),  # the collector does not report
+            (collector, topic("pump-1", "command")),  # and does not command
+            (operator, topic("pump-1", "ack")),
         ]
         refusals = {}
         for peer, name in attacks:
             mid = peer.client.publish(name, b"attack", 1).mid
             wait_for(lambda peer=peer, mid=mid: mid in peer.pubacks)
-            refusals[name] = str(peer.pubacks.get(mid))
+            refusals[peer, name] = str(peer.pubacks.get(mid))
         assert set(refusals.values()) == {"Not authorized"}, refusals
         victim.publish(topic("pump-1", "report"), b"mine")
         thief.publish(topic("pump-2", "report"), b"his own")
-        collector.publish(topic("pump-1", "command"), b"to pump-1")
-        collector.publish(topic("pump-2", "command"), b"to pump-2")
+        operator.publish(topic("pump-1", "command"), b"to pump-1")
+        operator.publish(topic("pump-2", "command"), b"to pump-2")
         assert wait_for(lambda: len(collector.got) >= 2 and victim.got and thief.got)
         time.sleep(0.5)
         assert sorted(collector.got) == [(topic("pump-1", "report"), b"mine"), (topic("pump-2", "report"), b"his own")]

@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
         since_s = time.time() - span_s(args.since) if args.since else 0.0
         device = next((known for known in store.devices() if known["device"] == args.device), None)
         if device is None:
-            names = ", ".join(known["device"] for known in store.devices())
-            raise ConfigError(f"{args.device}: no reports; there are those of {names or 'no device'}")
+            others = ", ".join(known["device"] for known in store.devices())
+            raise ConfigError(f"{args.device}: no reports; there are those of {others or 'no device'}")
         rows = store.history(args.device, since_s=since_s, limit=args.last)
     names = feature_names(device.get("schema"))
     if args.json:

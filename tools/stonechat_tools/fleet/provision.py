@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
 HELP = "make, rotate and revoke device identities"
-RESERVED = ("collector", "broker", "admin")  # user names at the broker that no device may have
+RESERVED = ("collector", "operator", "broker", "admin")  # user names at the broker that no device may have
 CA_DAYS = 3650
 CERTIFICATE_DAYS = 1825
+ACCOUNTS = ("collector", "operator")  # the collector may read reports and acknowledge; the operator may command
 AUTHS = ("mtls", "passwords", "managed", "plain")
 
 
@@ -109,7 +110,8 @@ class Fleet:
             write_file(folder / "ca.crt", pem(certificate), 0o644)
         write_file(folder / "fleet.toml", settings.to_toml())
         fleet = cls(folder)
-        fleet._issue("collector", folder / "collector")
+        for name in ACCOUNTS:
+            fleet._issue(name, folder / name)
         fleet.write_broker_lists()
         return fleet
 
@@ -261,7 +263,7 @@ class Fleet:
             return
         write_file(place / "acl", acl(self.settings.topics))
         if self.settings.auth == "passwords":
-            accounts = [("collector", self.folder / "collector")]
+            accounts = [(name, self.folder / name) for name in ACCOUNTS]
             accounts += [(device, self.folder / "devices" / device) for device in self.devices]
             before = _entries(place / "passwd")
             lines = [_password_entry(name, (home / "password").read_text().strip(), before) for name, home in accounts]
@@ -284,13 +286,15 @@ class Fleet:
 
 
 def acl(topics: str) -> str:
-    """mosquitto's access list: a device reaches its own topics only, the collector both sides of all."""
+    """mosquitto's access list: a device reaches its own topics only, the collector and the operator what
+    they need."""
     lines = ["# A device's user name is its id."]
     lines += [f"pattern write {topics}%u/{name}" for name in ("report", "status")]
     lines += [f"pattern read {topics}%u/{name}" for name in ("ack", "command", "model")]
     lines += ["", "user collector"]
     lines += [f"topic read {topics}+/{name}" for name in ("report", "status")]
-    lines += [f"topic write {topics}+/{name}" for name in ("ack", "command", "model")]
+    lines += [f"topic write {topics}+/ack", "", "user operator"]
+    lines += [f"topic write {topics}+/{name}" for name in ("command", "model")]
     return "\n".join(lines) + "\n"
 
 
@@ -382,7 +386,7 @@ def pem_key(key: "ec.EllipticCurvePrivateKey") -> bytes:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dir", default="fleet", metavar="FOLDER", help="the fleet's folder (default %(default)s)")
     acts = parser.add_subparsers(dest="act", metavar="WHAT", required=True)
-    init = acts.add_parser("init", help="begin a fleet: settings, CA, the collector's account")
+    init = acts.add_parser("init", help="begin a fleet: settings, CA, the accounts of collector and operator")
     init.add_argument("--broker", required=True, metavar="HOST[:PORT]", help="default port 8883, 1883 for plain")
     init.add_argument("--auth", choices=AUTHS, default="mtls", help="how devices show who they are (default mtls)")
     init.add_argument("--fleet", default="fleet", help="name of the fleet, a level of every topic")
