@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from stonechat.errors import ConfigError
 from stonechat.linux import schemas
 from stonechat.linux.proc import ProcCollector
-from stonechat_tools.workloads import attacks, benign
-from stonechat_tools.workloads.bounds import Deadline, disk_folder, stopped
+from stonechat_tools.workloads import attacks, benign, netns
+from stonechat_tools.workloads.bounds import Deadline, disk_folder, started, stopped
 from stonechat_tools.workloads.peers import FIRMWARE_BYTES, PAGE_BYTES, PORTS, Peers
 
 COLUMNS = [name for name, _, _ in schemas.LINUX_PROC_1.columns]
@@ -220,3 +221,62 @@ def test_a_deadline_is_bounded_in_time_and_count():
     deadline.sleep(30)
     assert not deadline.live()
     assert deadline.left_s() == 0
+
+
+# attack: the counter in the device's namespace that it moves, where it is not IP's packets sent
+ACROSS = dict.fromkeys(("brute_in", "brute_in_1per5s"), ("Tcp:", "PassiveOpens"))
+ACROSS |= {"portsweep_in": ("Tcp:", "OutRsts"), "scan_connect": ("Tcp:", "AttemptFails")}
+WITHOUT_NETWORK = ("forkbomb", "ransom", "ransom_1ps", "shell_recon")
+
+
+@pytest.fixture(scope="module")
+def net():
+    """A pair of namespaces; the device offers a login."""
+    try:
+        with netns.pair(120) as there, contextlib.ExitStack() as stack:
+            command = [*there.device, sys.executable, "-m", "stonechat_tools.workloads.peers", "--bind", "0.0.0.0"]
+            stack.callback(stopped, started(command))
+            yield there
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", [name for name in attacks.ATTACKS if name not in WITHOUT_NETWORK])
+def test_an_attack_acts_across_a_network(net, name):
+    at_device = attacks.ATTACKS[name].at_device
+    target, prefix = (net.address, net.outside) if at_device else (net.network, net.device)
+    row, counter = ACROSS.get(name, ("Ip:", "OutRequests"))
+    first = _counted(net, row, counter)
+    process = attacks.spawn(name, 30, target, prefix=prefix)
+    try:
+        for _ in range(100):
+            grown = _counted(net, row, counter) - first
+            if grown:
+                break
+            time.sleep(0.1)
+    finally:
+        status = stopped(process)
+    assert status == 0
+    assert grown > 0
+
+
+def _counted(net: netns.Pair, row: str, counter: str) -> int:
+    text = subprocess.run([*net.device, "cat", "/proc/net/snmp"], capture_output=True, text=True, check=True).stdout
+    names, numbers = (line.split() for line in text.splitlines() if line.startswith(row))
+    return int(numbers[names.index(counter)])
+
+
+@pytest.mark.root
+def test_the_namespaces_are_gone_afterwards():
+    try:
+        with netns.pair(60):
+            assert len(_own_namespaces()) >= 2
+            inside = set(_own_namespaces())
+    except ConfigError as error:
+        pytest.skip(str(error))
+    assert len(inside - set(_own_namespaces())) == 2
+
+
+def _own_namespaces() -> list[str]:
+    return [name for name in os.listdir("/run/netns") if name.startswith(f"stonechat-{os.getpid()}-")]

@@ -1,0 +1,76 @@
+"""A device and its network as two namespaces of this machine: nothing that happens there leaves it. Needs root.
+
+with pair() as net:
+    device = benign.spawn("sensor", 60, net.peers, prefix=net.device)
+    attack = attacks.spawn("scan_connect", 20, net.network, prefix=net.device)
+    attack = attacks.spawn("brute_in", 20, net.address, prefix=net.outside)
+"""
+
+import contextlib
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from stonechat.errors import ConfigError
+
+from stonechat_tools.workloads.bounds import started, stopped
+
+NETWORK = "10.77.0.0/16"
+PEERS = "10.77.0.1"
+DEVICE = "10.77.200.2"
+INTERFACE = "eth0"
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """`device`, `outside`: commands to run something under, at either end. On the outside `peers` answer at every
+    address of `network`, `peers` being the one that the device knows; `address` is the device's own."""
+
+    device: tuple[str, ...]
+    outside: tuple[str, ...]
+    network: str = NETWORK
+    peers: str = PEERS
+    address: str = DEVICE
+
+
+@contextlib.contextmanager
+def pair(seconds: float = 3600) -> Iterator[Pair]:
+    """Raises ConfigError where this process may not make namespaces. The peers end after `seconds` at the latest."""
+    if os.geteuid():
+        raise ConfigError("network namespaces need root")
+    name = f"stonechat-{os.getpid()}-{next(_numbers)}"
+    device, outside = name + "-device", name + "-outside"
+    with contextlib.ExitStack() as stack:
+        for space in (device, outside):
+            _ip("netns", "add", space)
+            stack.callback(_ip, "netns", "delete", space)
+            _ip("-n", space, "link", "set", "lo", "up")
+        _ip("link", "add", INTERFACE, "netns", device, "type", "veth", "peer", INTERFACE, "netns", outside)
+        for space, address in ((device, DEVICE), (outside, PEERS)):
+            _ip("-n", space, "addr", "add", address + "/16", "dev", INTERFACE)
+            _ip("-n", space, "link", "set", INTERFACE, "up")
+        # The outside takes every address of the network for its own, except the device's.
+        _ip("-n", outside, "route", "add", DEVICE, "dev", INTERFACE, "table", "local")
+        _ip("-n", outside, "route", "add", "local", NETWORK, "dev", "lo", "table", "local")
+        there = Pair(_inside(device), _inside(outside))
+        module = "stonechat_tools.workloads.peers"
+        command = [*there.outside, sys.executable, "-m", module, "--bind", "0.0.0.0", "--seconds", str(seconds)]
+        stack.callback(stopped, started(command))
+        yield there
+
+
+def _inside(space: str) -> tuple[str, ...]:
+    return ("nsenter", f"--net=/run/netns/{space}")  # `ip netns exec` would hide /sys/fs/cgroup
+
+
+def _ip(*words: str) -> None:
+    try:
+        subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=20)
+    except FileNotFoundError:
+        raise ConfigError("network namespaces need iproute2 (apt-get install iproute2)") from None
+    except subprocess.CalledProcessError as error:
+        raise ConfigError(f"ip {' '.join(words)}: {error.stderr.strip()}") from None
