@@ -32,7 +32,7 @@ bench: setup    ## the figures of the README, side by side
 soak: setup     ## the long jobs: fuzzing by the million, power cuts, packet ids across the wrap
 	@$(BIN)/stonechat soak
 
-kernels: setup  ## the BPF programs on Debian's 6.1 kernels for amd64, arm64 and armhf, in qemu (slow)
+kernels: setup  ## the BPF programs on Debian kernels 5.10 to 6.12, amd64, arm64 and armhf, in qemu (slow)
 	@$(BIN)/python -m stonechat_tools.device.kernels
 
 clean:          ## removes what setup made

@@ -443,4 +443,4 @@ def cgroup_root() -> str:
             fields = line.split()
             if fields[2] == "cgroup2":
                 return fields[1]
-    raise CollectorError("cgroup v2 is not mounted (mount -t cgroup2 none /sys/fs/cgroup/unified)")
+    raise CollectorError("cgroup v2 is not mounted (fix: mount -t cgroup2 none /sys/fs/cgroup/unified)")

@@ -1,11 +1,11 @@
-"""Runs the Linux collector on other kernels: Debian's own, booted in qemu with nothing but Python and the agent.
+"""Runs the Linux collector on other kernels: Debian's, 5.10 to 6.12, booted in qemu with only Python and the agent.
 
 Each machine loads and attaches the BPF programs, counts exactly known numbers of calls and connections, gives up its
 privileges and counts again. Downloads go to .targets/kernels once; afterwards no network is needed. Software emulation:
 one to five minutes a machine. Needs qemu-system-x86, qemu-system-arm, apt-get, dpkg-deb.
 
     make kernels
-    python -m stonechat_tools.device.kernels amd64            one machine
+    python -m stonechat_tools.device.kernels amd64-6.1        one machine
     python -m stonechat_tools.device.kernels --json FILE
 """
 
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SUITE = "bookworm"  # Linux 6.1
+PYTHON_SUITE = "bookworm"
 BOOT_WITHIN_S = 900
 ROOT = Path(__file__).parents[3]
 STORE = ROOT / ".targets/kernels"
@@ -30,17 +30,25 @@ STORE = ROOT / ".targets/kernels"
 
 @dataclass(frozen=True)
 class Machine:
-    """kernel: Debian's meta package; qemu: the command but for kernel, initial RAM disk and their line."""
+    """suite: the Debian release whose kernel it is; kernel: that kernel's meta package; qemu: the command but for
+    kernel, initial RAM disk and their line."""
 
+    architecture: str
+    suite: str
     kernel: str
     qemu: tuple[str, ...]
     console: str
 
 
+_PC = ("qemu-system-x86_64", "-machine", "pc", "-cpu", "max")
+_ARM64 = ("qemu-system-aarch64", "-machine", "virt", "-cpu", "cortex-a57")
+_ARM = ("qemu-system-arm", "-machine", "virt", "-cpu", "cortex-a15")
 MACHINES = {
-    "amd64": Machine("linux-image-amd64", ("qemu-system-x86_64", "-machine", "pc", "-cpu", "max"), "ttyS0"),
-    "arm64": Machine("linux-image-arm64", ("qemu-system-aarch64", "-machine", "virt", "-cpu", "cortex-a57"), "ttyAMA0"),
-    "armhf": Machine("linux-image-armmp", ("qemu-system-arm", "-machine", "virt", "-cpu", "cortex-a15"), "ttyAMA0"),
+    "amd64-5.10": Machine("amd64", "bullseye", "linux-image-amd64", _PC, "ttyS0"),
+    "amd64-6.1": Machine("amd64", "bookworm", "linux-image-amd64", _PC, "ttyS0"),
+    "amd64-6.12": Machine("amd64", "trixie", "linux-image-amd64", _PC, "ttyS0"),
+    "arm64-6.1": Machine("arm64", "bookworm", "linux-image-arm64", _ARM64, "ttyAMA0"),
+    "armhf-6.1": Machine("armhf", "bookworm", "linux-image-armmp", _ARM, "ttyAMA0"),
 }
 
 # Process 1 of the machine. What it prints after RESULT is what the job looks at.
@@ -92,24 +100,26 @@ libc.reboot(0x4321FEDC)  # RB_POWER_OFF
 NOBODY = b"root:x:0:0::/:\nnobody:x:65534:65534::/:\n"
 
 
-def fetch(architecture: str) -> Path:
+def fetch(name: str) -> Path:
     """-> the folder with `vmlinuz` and the RAM disk's `root`, downloaded and unpacked once."""
-    home = STORE / architecture
+    home = STORE / name
+    machine = MACHINES[name]
     if (home / "vmlinuz").exists():
         return home
     STORE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=STORE) as scratch:
         base = Path(scratch)
-        apt = _private_apt(base, architecture)
-        subprocess.run([*apt("apt-get"), "update"], check=True, capture_output=True)
-        depends = _lines([*apt("apt-cache"), "depends", MACHINES[architecture].kernel])
+        apt = _private_apt(base / "kernels", machine.architecture, machine.suite)
+        depends = _lines([*apt("apt-cache"), "depends", machine.kernel])
         kernel = next(line.split()[1] for line in depends if "Depends: linux-image-" in line)
+        _lines([*apt("apt-get"), "download", kernel], base / "kernels")
+        apt = _private_apt(base / "python", machine.architecture, PYTHON_SUITE)
         plan = _lines([*apt("apt-get"), "install", "--no-install-recommends", "--simulate", "python3"])
         packages = [line.split()[1] for line in plan if line.startswith("Inst ")]
-        subprocess.run([*apt("apt-get"), "download", kernel, *packages], check=True, capture_output=True, cwd=base)
-        (base / "home").mkdir()
-        for package in base.glob("*.deb"):
+        _lines([*apt("apt-get"), "download", *packages], base / "python")
+        for package in [*base.glob("*/*.deb")]:
             into = base / ("kernel" if package.name.startswith("linux-image") else "home/root")
+            into.mkdir(parents=True, exist_ok=True)
             subprocess.run(["dpkg-deb", "-x", package, into], check=True)
         shutil.move(next((base / "kernel/boot").glob("vmlinuz-*")), base / "home/vmlinuz")
         _thin(base / "home/root")
@@ -134,13 +144,13 @@ def ram_disk(home: Path) -> Path:
     return path
 
 
-def boot(architecture: str) -> dict[str, Any]:
+def boot(name: str) -> dict[str, Any]:
     """-> what the machine's process 1 found. Raises OSError where qemu is missing or the machine says nothing."""
-    machine = MACHINES[architecture]
+    machine = MACHINES[name]
     if shutil.which(machine.qemu[0]) is None:
-        package = "qemu-system-x86" if architecture == "amd64" else "qemu-system-arm"
+        package = "qemu-system-x86" if machine.architecture == "amd64" else "qemu-system-arm"
         raise OSError(f"{machine.qemu[0]} is not installed: apt-get install {package}")
-    home = fetch(architecture)
+    home = fetch(name)
     line = f"console={machine.console} quiet panic=-1 rdinit=/init PYTHONHASHSEED=0"
     command = [*machine.qemu, "-nodefaults", "-nographic", "-serial", "stdio", "-no-reboot", "-m", "1024"]
     command += ["-kernel", str(home / "vmlinuz"), "-initrd", str(ram_disk(home)), "-append", line]
@@ -150,7 +160,7 @@ def boot(architecture: str) -> dict[str, Any]:
         if found:
             result: dict[str, Any] = json.loads(answer)
             return result
-    raise OSError(f"{architecture}: no result; it said: " + (said.stdout + said.stderr)[-2000:])
+    raise OSError("no result; it said: " + (said.stdout + said.stderr)[-2000:])
 
 
 def faults(result: dict[str, Any]) -> list[str]:
@@ -166,7 +176,7 @@ def faults(result: dict[str, Any]) -> list[str]:
     return found
 
 
-def _private_apt(base: Path, architecture: str) -> Any:
+def _private_apt(base: Path, architecture: str, suite: str) -> Any:
     """apt with lists and a cache of its own, so that the machine's stay as they are -> a maker of commands."""
     sys.path.insert(0, str(ROOT / "firmware_tests"))
     from targets import _apt_source
@@ -175,7 +185,7 @@ def _private_apt(base: Path, architecture: str) -> Any:
         (base / folder).mkdir(parents=True)
     (base / "state/status").touch()
     words = _apt_source().split()
-    words[2] = SUITE
+    words[2] = suite
     (base / "sources.list").write_text(" ".join(words) + "\n")
     options = {
         "Dir::State": base / "state",
@@ -188,11 +198,17 @@ def _private_apt(base: Path, architecture: str) -> Any:
         "APT::Sandbox::User": "",
         "Acquire::Languages": "none",
     }
-    return lambda program: [program, "-q", *(f"-o{key}={value}" for key, value in options.items())]
+    settings = [f"-o{key}={value}" for key, value in options.items()]
+    _lines(["apt-get", "-q", *settings, "update"])
+    return lambda program: [program, "-q", *settings]
 
 
-def _lines(command: list[str]) -> list[str]:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+def _lines(command: list[str], folder: Path | None = None) -> list[str]:
+    """What a command prints. Raises OSError with its last words."""
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    if done.returncode:
+        raise OSError(f"{command[0]}: " + " ".join(done.stderr.split())[-300:])
+    return done.stdout.splitlines()
 
 
 def _thin(root: Path) -> None:
