@@ -1,0 +1,234 @@
+"""Show what is in a .tflite, what it costs on a board, and how a run goes layer by layer.
+
+Examples:
+  stonechat inspect models/micropython-1/model.tflite
+  stonechat inspect model.tflite --layers 00ff7f80
+  stonechat inspect model.tflite --layers 0,-1,127,-128 --json
+"""
+
+import argparse
+import json
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+from stonechat import cbor, operators, tflite
+from stonechat.errors import ModelError, StonechatError
+from stonechat.model import Model, load_model
+
+_ACTIVATIONS = ("", "relu", "relu -1..1", "relu6")
+# What a run takes, by target: ns per multiply-accumulate, and us per output of a dense layer. Of these only unix-x64
+# has been run; the RP2040's come from a cycle-based simulation of its instructions, and are estimates.
+SPEEDS = {
+    "RP2040 at 125 MHz, viper (estimate)": (360.0, 8.3),
+    "RP2040 at 125 MHz, plain (estimate)": (13_000.0, 60.0),
+    "MicroPython unix x86_64, viper": (1.5, 0.03),
+}
+# Heap on 32 bit beside the data itself: per dense layer its objects, and once the graph and the interpreter. Measured.
+_LAYER_BYTES = 190
+_BASE_BYTES = 780
+_BLOCK_BYTES = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="a .tflite")
+    parser.add_argument(
+        "--layers", metavar="INPUT", help="run it: int8 as hex, as numbers with commas, or a file of bytes"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def run(args: argparse.Namespace) -> int:
+    data = args.model.read_bytes()
+    model = load_model(data)
+    facts = describe(model, data)
+    if args.layers is not None:
+        facts["run"] = run_layers(model, read_input(args.layers, model.input_size))
+    if args.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        _print(args.model, facts)
+    return 0
+
+
+def describe(model: Model, data: bytes) -> dict[str, Any]:
+    """Everything that --json prints, without a run."""
+    graph = model.graph
+    layers = [_operator(graph, number) for number in range(graph.operator_count)]
+    outputs = sum(layer["outputs"] for layer in layers if layer["operator"] == "FULLY_CONNECTED")
+    times = {name: round(ns * model.macs / 1000 + us * outputs, 1) for name, (ns, us) in SPEEDS.items()}
+    times["this machine, CPython plain (measured)"] = round(_measure_us(model), 1)
+    return {
+        "file_bytes": len(data),
+        "digest": model.digest.hex(),
+        "input": _tensor(graph, graph.inputs[0]),
+        "output": _tensor(graph, graph.outputs[0]),
+        "macs": model.macs,
+        "operators": layers,
+        "memory": memory(model, len(data), layers),
+        "run_us": times,
+        "metadata": _metadata(model),
+    }
+
+
+def memory(model: Model, file_bytes: int, layers: list[dict[str, Any]]) -> dict[str, int]:
+    """Heap in bytes that a 32-bit board needs for the model, beside the code: an estimate to some 15 percent."""
+    held = _BASE_BYTES + model.input_size + model.output_size
+    weights = chunk = 0
+    for layer in layers:
+        held += _blocks(layer["outputs"]) + _LAYER_BYTES
+        if layer["operator"] == "FULLY_CONNECTED":
+            rows, width = layer["weights"]
+            weights += rows * width
+            chunk = max(chunk, min(rows, max(1, 1024 // width)) * width)
+            held += _blocks(4 * (7 + rows + 2 * (rows if layer["per_channel"] else 1)))
+    return {
+        "in flash (a memoryview)": held,
+        "from an open file": held + weights,
+        "from an open file, weights streamed": held + chunk,
+        "file in memory": held + _blocks(file_bytes),
+    }
+
+
+def run_layers(model: Model, x: bytes) -> list[dict[str, Any]]:
+    """The input and each operator's output in a run, as int8 values."""
+    model.run(x)
+    values = model.runner.values
+    steps = [{"layer": "input", "values": _signed(x)}]
+    for number in range(model.graph.operator_count):
+        code, _, (target,), _ = model.graph.operator(number)
+        steps.append(
+            {"layer": f"{number} {operators.name(code)}", "values": _signed(bytes(b ^ 128 for b in values[target]))}
+        )
+    return steps
+
+
+def read_input(text: str, size: int) -> bytes:
+    """An input as the command line gives it. Raises ModelError where it is not `size` int8."""
+    path = Path(text)
+    try:
+        if path.is_file():
+            x = path.read_bytes()
+        elif "," in text:
+            x = struct.pack(f"{text.count(',') + 1}b", *map(int, text.split(",")))
+        else:
+            x = bytes.fromhex(text)
+    except (ValueError, struct.error) as error:
+        raise ModelError(f"--layers {text}: neither a file, nor hex, nor numbers from -128 to 127 ({error})") from error
+    if len(x) != size:
+        raise ModelError(f"--layers: {len(x)} values, the model takes {size}")
+    return x
+
+
+def _operator(graph: tflite.Graph, number: int) -> dict[str, Any]:
+    code, inputs, (target,), options = graph.operator(number)
+    facts = {"operator": operators.name(code), **_tensor(graph, target), "outputs": graph.tensor(target).size}
+    if facts["operator"] == "FULLY_CONNECTED":
+        weights = graph.tensor(inputs[1])
+        scales = [_float(scale) for scale in weights.scales]
+        facts |= {
+            "weights": list(weights.shape),
+            "macs": weights.size,
+            "per_channel": len(scales) > 1,
+            "weight_scale": [min(scales), max(scales)] if len(scales) > 1 else scales,
+            "activation": _ACTIVATIONS[graph.byte(options, 0) if options else 0],
+        }
+    return facts
+
+
+def _tensor(graph: tflite.Graph, number: int) -> dict[str, Any]:
+    tensor = graph.tensor(number)
+    kind = {tflite.INT8: "int8", tflite.FLOAT32: "float32"}.get(tensor.kind, f"type {tensor.kind}")
+    scale = _float(tensor.scales[0]) if tensor.scales else None
+    return {"shape": list(tensor.shape), "type": kind, "scale": scale, "zero_point": tensor.zero_point}
+
+
+def _metadata(model: Model) -> dict[str, Any]:
+    """What the device reads, what only the tools read, and why one of them can't be read."""
+    facts: dict[str, Any] = {}
+    try:
+        if model.metadata:
+            facts["stonechat"] = {key: _plain(value) for key, value in vars(model.metadata).items()}
+        info = model.graph.metadata("stonechat.info")
+        if info:
+            facts["stonechat.info"] = _plain(cbor.loads(bytes(info)))
+    except StonechatError as error:
+        facts["error"] = str(error)
+    return facts
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: bytes become hex."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value).hex()
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _measure_us(model: Model) -> float:
+    x = bytes(model.input_size)
+    best = float("inf")
+    for _ in range(20):
+        started = time.perf_counter()
+        model.run(x)
+        best = min(best, time.perf_counter() - started)
+    return best * 1e6
+
+
+def _float(bits: int) -> float:
+    return float(struct.unpack("<f", struct.pack("<I", bits))[0])
+
+
+def _signed(values: bytes) -> list[int]:
+    return list(struct.unpack(f"{len(values)}b", values))
+
+
+def _blocks(count: int) -> int:
+    return -(-count // _BLOCK_BYTES) * _BLOCK_BYTES
+
+
+def _print(path: Path, facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(f"{path}: {facts['file_bytes']} bytes, {facts['macs']} multiply-accumulates", soft_wrap=True)
+    console.print(f"digest {facts['digest']}")
+    table = Table("", "operator", "output", "weights", "scales", "scale", "zero")
+    table.add_row("", "input", _shape(facts["input"]), "", "", *_quantization(facts["input"]))
+    for number, layer in enumerate(facts["operators"]):
+        dense = "weights" in layer
+        table.add_row(
+            str(number),
+            f"{layer['operator']} {layer.get('activation', '')}",
+            _shape(layer),
+            "x".join(map(str, layer["weights"])) if dense else "",
+            ("per channel" if layer["per_channel"] else "per tensor") if dense else "",
+            *_quantization(layer),
+        )
+    console.print(table)
+    for title, unit, values in (
+        ("heap on a 32-bit board, estimated", "bytes", facts["memory"]),
+        ("time of a run", "us", facts["run_us"]),
+    ):
+        table = Table(title, unit)
+        for name, value in values.items():
+            table.add_row(name, f"{value:,}")
+        console.print(table)
+    for name, value in facts["metadata"].items():
+        console.print(f"[bold]{name}[/bold]")
+        console.print(json.dumps(value, indent=1) if isinstance(value, dict) else value, soft_wrap=True)
+    for step in facts.get("run", []):
+        console.print(f"[bold]{step['layer']}[/bold] {' '.join(map(str, step['values']))}", soft_wrap=True)
+
+
+def _shape(tensor: dict[str, Any]) -> str:
+    return f"{tensor['type']} {'x'.join(map(str, tensor['shape']))}"
+
+
+def _quantization(tensor: dict[str, Any]) -> tuple[str, str]:
+    return ("" if tensor["scale"] is None else f"{tensor['scale']:.5g}", str(tensor["zero_point"]))
