@@ -810,3 +810,13 @@ def test_rows_of_the_columns_match_the_schema():
     assert names[30:38] == [column[0] for column in schemas.CONNECTION_COLUMNS]
     assert names[38:] == ["login_fail"]
     assert len(full._CALL_COLUMNS) == len(schemas.SYSCALL_COLUMNS) - 3
+
+
+@root
+@needs_bpf
+def test_the_benchmark_measures_every_row():
+    from stonechat_tools.device import bench_bpf
+
+    for row, figures in bench_bpf.measure(repeats=1).items():
+        assert figures["base_ns"] > 0 and figures["with_ns"] > 0, row
+        assert figures["added_ns"] == pytest.approx(figures["with_ns"] - figures["base_ns"]), row
