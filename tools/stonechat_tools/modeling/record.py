@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--window", type=float, default=5.0, metavar="S", help="length of a window in seconds (default 5)")
     add("--collector", choices=("auto", "proc", "bpf"), default="auto", help="auto: BPF where it starts")
     add("--interfaces", metavar="A,B", help="interfaces to count (default: all but lo)")
+    add("--cgroup", metavar="DIR", help="system calls and connections of this cgroup v2 folder only (BPF)")
     add("--counters", metavar="TOML", help="record the vendor's own counters that this file names instead")
     add("--label", default=BENIGN, help="what is going on: benign (default) or an attack's name")
     add("--device", default="", help="name of the device, by which data sets are split")
@@ -47,10 +48,12 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--window {args.window}: want 0.05 to 86400 seconds")
     if args.windows is not None and args.windows < 1:
         raise ConfigError(f"--windows {args.windows}: want at least 1")
-    collector = open_collector(args.collector, _names(args.interfaces), args.counters)
+    collector = open_collector(args.collector, _names(args.interfaces), args.counters, args.cgroup)
     path = args.trace + ".part.csv" if args.trace.endswith(".parquet") else args.trace
     window = Window(collector.schema, round(args.window * 1000))
     notes = {"interfaces": args.interfaces or "all but lo"} if args.counters is None else {}
+    if args.cgroup:
+        notes["system calls and connections"] = "of one cgroup"
     writer = TraceWriter(path, collector.schema, window.window_ms, args.device, notes, args.resume)
     try:
         with writer, terminated_as_interrupt(), _progress(args, writer) as shown:
@@ -77,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
     return 0 if complete or args.windows is None else 130
 
 
-def open_collector(kind: str, interfaces: tuple[str, ...] | None, counters: str | None) -> Any:
+def open_collector(
+    kind: str, interfaces: tuple[str, ...] | None, counters: str | None = None, cgroup: str | None = None
+) -> Any:
     """kind: auto, proc or bpf; counters: a TOML file of the vendor's own -> a collector. Raises CollectorError."""
     if counters is not None:
         from .counters import load_counters
@@ -87,7 +92,7 @@ def open_collector(kind: str, interfaces: tuple[str, ...] | None, counters: str 
         try:
             from stonechat.linux.collector import LinuxCollector
 
-            return LinuxCollector(interfaces=interfaces, use_bpf=True if kind == "bpf" else "auto")
+            return LinuxCollector(interfaces, use_bpf=True if kind == "bpf" else "auto", cgroup=cgroup)
         except (ImportError, CollectorError, OSError) as error:
             if kind == "bpf":
                 raise CollectorError(f"the BPF collector does not start: {error}") from None

@@ -1,0 +1,236 @@
+"""Turn the float weights of a trained autoencoder into an int8 .tflite with metadata.
+
+For whoever trains elsewhere (PyTorch, JAX, ...), or wants another table or name for what `stonechat train --weights`
+saved. The .npz holds
+
+    w0, b0, w1, b1, ...   float layers, y = activation(w @ x + b); the input is in benign deviations, the output
+                          reconstructs it; biases may be left out
+    activation0, ...      "none" (default) or "relu"; the last layer has none
+    scale0, ...           optional: the real size of one step of a hidden tensor, else it follows from the recordings
+    columns, schema       JSON [[name, unit, kind], ...] and the schema's name; window_ms
+    normalization         packed as features.pack_normalization does; or centre_q8 and deviation_q8
+
+The recordings (benign) give the ranges of hidden tensors, the weights of the score and the calibration table. Input and
+output have 16 steps a deviation by specification, whatever the recordings hold.
+
+Examples:
+  stonechat train recordings/*.csv.gz -o my-model/ --weights my-model/weights.npz
+  stonechat quantize my-model/weights.npz recordings/*.csv.gz -o again.tflite
+"""
+
+import argparse
+import json
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from stonechat.errors import StonechatError
+from stonechat.features import Normalization, Schema, pack_normalization
+from stonechat.metadata import Metadata
+
+from .dataset import split
+from .fit import DEFAULT_RUNGS, STEP, FittedModel, set_table
+from .replay_numpy import Network, Replay
+from .tflite_writer import Layer
+from .trace import Trace, TraceError, check_columns, read_all
+from .training import check_file, to_features
+
+Floats = npt.NDArray[np.float64]
+ACTIVATIONS = ("none", "relu")
+_LEAST_RESIDUAL = 0.125  # deviations: below it, rounding to 1/16 would be the residual
+_GREATEST_RESIDUAL = 2.0
+_LEAST_WINDOWS = 300
+
+
+class WeightsError(StonechatError):
+    """The .npz does not describe a network; the message begins with its name."""
+
+
+@dataclass
+class Weights:
+    """A float network before quantization: weights (outputs, inputs) and biases of each layer."""
+
+    schema: Schema
+    window_ms: int
+    normalization: bytes
+    weights: list[Floats]
+    biases: list[Floats]
+    activations: list[str]
+    scales: list[float | None]
+
+    def run(self, x: Floats) -> list[Floats]:
+        """x in deviations -> every layer's output."""
+        outputs = []
+        for w, b, activation in zip(self.weights, self.biases, self.activations, strict=True):
+            x = x @ w.T + b
+            x = np.maximum(x, 0) if activation == "relu" else x
+            outputs.append(x)
+        return outputs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("weights", help="the float weights, .npz")
+    add("recordings", nargs="+", help="benign traces of the schema")
+    add("-o", "--output", required=True, metavar="FILE", help="the .tflite to write")
+    add("--name", help="name of the model (default: that of the file)")
+    add("--model-version", type=int, default=1, metavar="N", help="version in the file")
+    add("--learn-windows", type=int, default=128, help="what a fresh device learns before it may alarm (default 128)")
+    add("--json", action="store_true", help="print the outcome as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    weights = read_weights(args.weights)
+    trace = read_all(args.recordings)
+    benign = trace.select(trace.benign)
+    fitted, figures = quantize(weights, benign)
+    fitted.meta.learn_windows = args.learn_windows
+    data = fitted.to_tflite(args.name or Path(args.output).name.split(".")[0], args.model_version)
+    figures |= check_file(data, fitted) | {"file_bytes": len(data)}
+    temporary = args.output + ".tmp"
+    with open(temporary, "wb") as file:
+        file.write(data)
+    os.replace(temporary, args.output)
+    if args.json:
+        print(json.dumps({"model": args.output, **figures}))
+    else:
+        print(
+            f"{args.output}: {len(data)} bytes, {figures['macs']} MACs; int8 against float over {len(benign)} windows: "
+            f"median {figures['output_error_median']:.3f}, 99 % {figures['output_error_q99']:.3f} deviations"
+        )
+    return 0
+
+
+def quantize(weights: Weights, benign: Trace) -> tuple[FittedModel, dict[str, Any]]:
+    """weights and benign windows in the order of time -> the quantized model with its table, and how far int8 is from
+    float. Raises TraceError where the trace does not fit."""
+    if benign.schema.id != weights.schema.id or benign.window_ms != weights.window_ms:
+        raise TraceError(
+            f"the weights are for {weights.schema.name} in windows of {weights.window_ms} ms, the recordings hold "
+            f"{benign.schema.name} in windows of {benign.window_ms} ms"
+        )
+    if len(benign) < _LEAST_WINDOWS:
+        raise TraceError(f"{len(benign)} benign windows: quantizing needs at least {_LEAST_WINDOWS}")
+    f_q8 = to_features(benign)
+    meta = Metadata()
+    meta.schema_name, meta.schema_id, meta.window_ms = weights.schema.name, weights.schema.id, weights.window_ms
+    meta.normalization = weights.normalization
+    meta.knots, meta.rungs = ((0, 0), (1, 1)), DEFAULT_RUNGS
+    x = Replay(meta, Network([]), learn=False).inputs(f_q8)
+    outputs = weights.run(x * STEP)
+    layers = quantize_layers(weights, outputs)
+    y = Network.from_layers(layers).run(x) * STEP
+    residual = x * STEP - y
+    deviation = np.clip(np.sqrt((residual**2).mean(axis=0)), _LEAST_RESIDUAL, _GREATEST_RESIDUAL)
+    meta.weights = bytes(np.clip(np.rint(255 * _LEAST_RESIDUAL**2 / deviation**2), 1, 255).astype(np.uint8))
+    middle = min(weights.weights, key=len)
+    fitted = FittedModel(weights.schema, weights.window_ms, meta, layers, middle, weights.weights[-1], deviation)
+    parts = split(benign, {"earlier": 0.6, "later": 0.4})
+    set_table(fitted, [to_features(part) for part in parts.values()])
+    error = np.abs(y - np.clip(outputs[-1], -8, 127 / 16))
+    figures = {
+        "windows": len(benign),
+        "output_error_median": round(float(np.median(error)), 4),
+        "output_error_q99": round(float(np.quantile(error, 0.99)), 4),
+    }
+    return fitted, figures
+
+
+def quantize_layers(weights: Weights, outputs: list[Floats]) -> list[Layer]:
+    """int8 weights per output, int32 biases; hidden ranges from `outputs`, the last tensor in 1/16 deviation."""
+    layers = []
+    scale_in = STEP
+    last = len(weights.weights) - 1
+    for i, (w, b, activation) in enumerate(zip(weights.weights, weights.biases, weights.activations, strict=True)):
+        scale_w = (np.maximum(np.abs(w).max(axis=1), 1e-6) / 127).astype(np.float32).astype(np.float64)
+        quantized = np.clip(np.rint(w / scale_w[:, None]), -127, 127).astype(np.int8)
+        scale_out, zero_point = _output_range(weights.scales[i], outputs[i], activation, i == last)
+        bias = np.rint(b / (scale_in * scale_w)).astype(np.int32)
+        name = "output" if i == last else f"dense{i}"
+        layers.append(Layer(quantized, bias, scale_w.astype(np.float32), scale_out, zero_point, activation, name))
+        # what follows counts in steps of this tensor; its zero point is the reader's business, as in any .tflite
+        scale_in = float(np.float32(scale_out))
+    return layers
+
+
+def _output_range(given: float | None, values: Floats, activation: str, last: bool) -> tuple[float, int]:
+    if last:
+        return STEP, 0
+    greatest = max(float(np.abs(values).max()), 1e-3)
+    if activation == "relu":
+        return given or greatest / 255, -128
+    return given or greatest / 127, 0
+
+
+# ------------------------------------------------------------------------------------------------------------ the .npz
+
+
+def read_weights(path: str) -> Weights:
+    """Raises WeightsError or OSError."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, zipfile.BadZipFile, KeyError, EOFError) as error:
+        raise WeightsError(f"{path}: not a sound .npz: {error}") from None
+    try:
+        schema = Schema(str(arrays["schema"]), check_columns(json.loads(str(arrays["columns"])), path))
+        window_ms = int(arrays["window_ms"])
+        if "normalization" in arrays:
+            packed = arrays["normalization"].astype(np.uint8).tobytes()
+        else:
+            packed = pack_normalization(arrays["centre_q8"].tolist(), arrays["deviation_q8"].tolist())
+    except KeyError as error:
+        raise WeightsError(f"{path}: it has no array {error}") from None
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    Normalization(schema, packed)
+    out = Weights(schema, window_ms, packed, [], [], [], [])
+    while (name := f"w{len(out.weights)}") in arrays:
+        _add_layer(out, arrays, len(out.weights), path)
+        if arrays[name].ndim != 2:
+            raise WeightsError(f"{path}: {name} has {arrays[name].ndim} dimensions, want 2")
+    _check_shape(out, path)
+    return out
+
+
+def _add_layer(out: Weights, arrays: dict[str, Any], i: int, path: str) -> None:
+    w = np.asarray(arrays[f"w{i}"], dtype=np.float64)
+    b = np.asarray(arrays.get(f"b{i}", np.zeros(len(w))), dtype=np.float64)
+    activation = str(arrays.get(f"activation{i}", "none"))
+    if activation not in ACTIVATIONS:
+        raise WeightsError(f"{path}: activation{i} is {activation!r}, one of {', '.join(ACTIVATIONS)}")
+    if not (np.isfinite(w).all() and np.isfinite(b).all()) or b.shape != w.shape[:1]:
+        raise WeightsError(f"{path}: w{i} {w.shape} and b{i} {b.shape} must fit together and be finite")
+    out.weights.append(w)
+    out.biases.append(b)
+    out.activations.append(activation)
+    scale = arrays.get(f"scale{i}")
+    out.scales.append(None if scale is None else float(scale))
+
+
+def _check_shape(out: Weights, path: str) -> None:
+    n = len(out.schema)
+    widths = [n, *[len(w) for w in out.weights]]
+    if not out.weights or widths[-1] != n or any(w.shape[1] != widths[i] for i, w in enumerate(out.weights)):
+        shapes = ", ".join(str(w.shape) for w in out.weights)
+        raise WeightsError(f"{path}: layers {shapes or 'none'} do not lead from {n} features back to {n}")
+    if out.activations[-1] != "none":
+        raise WeightsError(f"{path}: the last layer reconstructs and can't have the activation {out.activations[-1]}")
+
+
+def save_weights(path: str, fitted: FittedModel) -> None:
+    """What `stonechat train` fitted, as `read_weights` takes it."""
+    np.savez_compressed(
+        path,
+        w0=fitted.encoder,
+        w1=fitted.decoder,
+        scale0=np.float64(STEP),
+        columns=json.dumps([list(column) for column in fitted.schema.columns]),
+        schema=fitted.schema.name,
+        window_ms=fitted.window_ms,
+        normalization=np.frombuffer(fitted.meta.normalization, dtype=np.uint8),
+    )

@@ -1,0 +1,178 @@
+"""A recipe: a TOML file that says how a reference model is made, from the recording to the card, so that one command
+makes it again.
+
+    name = "linux-proc-1"
+    version = 1
+    summary = "One sentence for the card."
+    recordings = "recordings/linux-proc-1"   # folder, from the working directory; recordings are not in the repository
+
+    [record]                        # simulated devices in the laboratory (lab.py); leave it out for real recordings
+    window_s = 5.0
+    windows = 720
+    collector = "proc"              # or "bpf"
+    peers = "remote"                # across a veth pair; "loopback": on the device's own loopback, which is counted
+    devices = [{name = "sensor-1", kind = "sensor", pace = 4.0, seed = 1}]
+
+    [fit]                           # every key of FIT_KEYS, with its default
+    learn_windows = 128
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stonechat.errors import ConfigError
+
+from .trace import read_trace
+
+_TOP = {"name": str, "version": int, "summary": str, "recordings": str, "limits": list, "record": dict, "fit": dict}
+_RECORD = {
+    "window_s": (int, float),
+    "windows": int,
+    "collector": str,
+    "peers": str,
+    "devices": list,
+}
+_DEVICE = {"name": str, "kind": str, "pace": (int, float), "seed": int}
+_POLL_S = 10.0
+_GRACE_S = 60.0
+
+
+@dataclass
+class Recipe:
+    path: str
+    name: str
+    version: int = 1
+    summary: str = ""
+    recordings: str = ""
+    limits: list[str] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
+    fit: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where the model goes: beside the recipe."""
+        return Path(self.path).parent
+
+    def traces(self) -> list[str]:
+        """The recordings that there are, in the order of their names."""
+        folder = Path(self.recordings)
+        found = [*folder.glob("*.csv.gz"), *folder.glob("*.csv"), *folder.glob("*.parquet")]
+        return sorted(str(path) for path in found if not path.name.startswith("."))
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """Raises ConfigError (FILE: what is wrong) or OSError."""
+    name = os.fspath(path)
+    try:
+        with open(name, "rb") as file:
+            table = tomllib.load(file)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name}: not TOML: {error}") from None
+    _check(table, _TOP, name)
+    if not table.get("name") or not table.get("recordings"):
+        raise ConfigError(f"{name}: it needs name and recordings")
+    record = table.get("record", {})
+    _check(record, _RECORD, f"{name}: [record]")
+    for device in record.get("devices", []):
+        _check(device, _DEVICE, f"{name}: devices")
+        if not device.get("name") or "kind" not in device:
+            raise ConfigError(f"{name}: each of devices needs name and kind")
+    if record and (not record.get("devices") or record.get("windows", 0) < 1 or record.get("window_s", 0) <= 0):
+        raise ConfigError(f"{name}: [record] needs devices, windows and window_s")
+    if record.get("collector", "proc") not in ("proc", "bpf") or record.get("peers", "remote") not in (
+        "remote",
+        "loopback",
+    ):
+        raise ConfigError(f"{name}: [record] has collector proc or bpf, and peers remote or loopback")
+    return Recipe(name, **table)
+
+
+def _check(table: Any, known: dict[str, Any], where: str) -> None:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where}: want a table, got {table!r}")
+    for key, value in table.items():
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r} (there are {', '.join(known)})")
+        if not isinstance(value, known[key]) or isinstance(value, bool):
+            raise ConfigError(f"{where}: {key} is {value!r}")
+
+
+def record(recipe: Recipe, shown: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+    """Record what is missing of the recipe's devices, all of them side by side -> the traces. shown(windows so far,
+    windows wanted). An interrupted recording goes on at the next call. Raises ConfigError or OSError."""
+    from . import lab
+
+    wanted = recipe.record
+    if not wanted:
+        raise ConfigError(f"{recipe.path}: it has no [record]: put recordings into {recipe.recordings}")
+    os.makedirs(recipe.recordings, exist_ok=True)
+    paths = {
+        device["name"]: os.path.join(recipe.recordings, device["name"] + ".csv.gz") for device in wanted["devices"]
+    }
+    held = {name: _windows(path) for name, path in paths.items()}
+    missing = [device for device in wanted["devices"] if held[device["name"]] < wanted["windows"]]
+    if not missing:
+        return list(paths.values())
+    lab.need_root()
+    left = max(wanted["windows"] - held[device["name"]] for device in missing)
+    seconds = left * wanted["window_s"] * 1.2 + _GRACE_S
+    with contextlib.ExitStack() as stack:
+        recorders = [_start(stack, recipe, device, paths[device["name"]], seconds) for device in missing]
+        for process in recorders:
+            stack.callback(_end, process)
+        deadline_s = time.monotonic() + seconds
+        while any(process.poll() is None for process in recorders) and time.monotonic() < deadline_s:
+            shown(sum(_windows(path) for path in paths.values()), wanted["windows"] * len(paths))
+            time.sleep(_POLL_S)
+    for device, process in zip(missing, recorders, strict=True):
+        if process.wait(timeout=30):
+            _, errors = process.communicate()
+            raise ConfigError(
+                f"recording {device['name']} ended with status {process.returncode}: {errors.strip()[-400:]}"
+            )
+    return list(paths.values())
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    if process.poll() is None:
+        process.terminate()  # the recorder closes its file and ends
+        process.communicate(timeout=30)
+
+
+def _windows(path: str) -> int:
+    return len(read_trace(path)) if os.path.exists(path) and os.path.getsize(path) else 0
+
+
+def _start(
+    stack: contextlib.ExitStack, recipe: Recipe, device: dict[str, Any], path: str, seconds: float
+) -> "subprocess.Popen[str]":
+    from stonechat_tools.workloads import benign
+    from stonechat_tools.workloads.bounds import started, stopped
+
+    from . import lab
+
+    wanted = recipe.record
+    remote = wanted.get("peers", "remote") == "remote"
+    bpf = wanted.get("collector", "proc") == "bpf"
+    name = f"sc-{os.getpid()}-{device['name']}"
+    prefix, target = stack.enter_context(lab.device_namespace(name, remote, seconds))
+    command = [*prefix, sys.executable, "-m", "stonechat_tools.cli", "record", path, "--resume", "--json"]
+    command += ["--window", str(wanted["window_s"]), "--windows", str(wanted["windows"]), "--device", device["name"]]
+    command += ["--collector", "bpf" if bpf else "proc"] + ([] if remote else ["--interfaces", "lo"])
+    joining: tuple[str, ...] = ()
+    if bpf:
+        folder = stack.enter_context(lab.cgroup(name))
+        joining = lab.joining(folder)
+        command += ["--cgroup", str(folder)]
+    workload = [*prefix, *joining, sys.executable, "-m", benign.MODULE, "--kind", device["kind"]]
+    workload += ["--seconds", str(seconds), "--pace", str(device.get("pace", 1)), "--seed", str(device.get("seed", 7))]
+    stack.callback(stopped, started(workload + (["--target", target] if target else [])))
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -1,0 +1,382 @@
+"""From recordings to a model: split by time, fit every candidate, keep the best on validation, set the alarm constants,
+measure on what no step has seen. `train.py` is the command around it.
+
+Each device's benign windows are cut in the order of time: 60 % make the network, 20 % the calibration table, the last
+20 % are held out, as that device's living stream, for the figures.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from stonechat import __version__
+from stonechat.errors import ConfigError, ModelError
+from stonechat.features import LEVEL, RATE, SHARE
+from stonechat.model import load_model
+
+from .dataset import split
+from .fit import FitError, FittedModel, default_units, fit, set_table
+from .replay_numpy import features_q8
+from .trace import Trace, TraceError, join
+
+Ints = npt.NDArray[np.int64]
+FRACTIONS = {"fit": 0.6, "table": 0.2, "held-out": 0.2}
+_INJECTED = 3.0  # deviations: the made-up anomalies by which candidates are told apart
+_INJECTED_FEATURES = (1, 3)
+_BUDGET_SHARE = 0.01  # the share of benign windows above the line at which they must be found
+_CHECKED_ROWS = 200
+_LEAST_QUIET = 20
+_MAX_TABLE_WINDOWS = 20_000
+Tell = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is fitted; the keys of a recipe's [fit] and of `stonechat train`.
+
+    seeds: how many draws of the jitter (or of the weights) are tried. units: latents in the bottleneck, 0 tries
+    several. network: of fit.fit. learn_windows: what a fresh device learns before it may alarm (even). trim: the share
+    of 20-window blocks left out as contaminated. jitter_octaves, jitter_percent: noise added to counts and levels, and
+    to shares, while fitting: what is more alike in the recording than it will be elsewhere gets that much room.
+    latent_range: a latent saturates so many deviations from its centre (0: as fitted, 8), so that what goes further
+    than benign windows do along a benign direction is not rebuilt. leave_out: conditions such as "cpu_busy > 75"
+    (shares in percent); windows that meet one are not used. busy: the same, but of such windows, in which something
+    else than the device kept the machine busy, only the machine_columns are replaced, by those of a random window of
+    the same device in which it was not. centre_devices: move each device's windows so that its median is that of the
+    class, as the device's own learning will; deviations are then those within a device, not those between them.
+    budget: false alarms allowed, COUNT/DAYSd. rungs: (k, cap, alarm) each, instead of those that the budget picks."""
+
+    seeds: int = 5
+    units: int = 0
+    network: str = "linear"
+    learn_windows: int = 128
+    trim: float = 0.0
+    jitter_octaves: float = 0.0
+    jitter_percent: float = 0.0
+    latent_range: float = 0.0
+    leave_out: tuple[str, ...] = ()
+    busy: tuple[str, ...] = ()
+    machine_columns: tuple[str, ...] = ()
+    centre_devices: bool = False
+    budget: str = "1/30d"
+    rungs: tuple[tuple[float, float, float], ...] = ()
+    backend: str = "numpy"
+
+    @classmethod
+    def of(cls, table: dict[str, Any], where: str) -> "Options":
+        """A recipe's [fit] -> Options. Raises ConfigError."""
+        known = {one.name: one for one in fields(cls)}
+        values: dict[str, Any] = {}
+        for key, value in table.items():
+            if key not in known:
+                raise ConfigError(f"{where}: unknown key {key!r} (there are {', '.join(known)})")
+            kind = type(known[key].default)
+            if kind is float and isinstance(value, int) and not isinstance(value, bool):
+                value = float(value)
+            if key == "rungs" and isinstance(value, list):
+                value = tuple(tuple(float(number) for number in rung) for rung in value)
+            if key in ("leave_out", "busy", "machine_columns") and isinstance(value, list):
+                value = tuple(str(word) for word in value)
+            if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+                raise ConfigError(f"{where}: {key} is {value!r}, want {kind.__name__}")
+            values[key] = value
+        options = cls(**values)
+        options.check(where)
+        return options
+
+    def check(self, where: str) -> None:
+        if not 1 <= self.seeds <= 1000 or self.units < 0:
+            raise ConfigError(f"{where}: seeds {self.seeds} (1 to 1000), units {self.units} (0 or more)")
+        if self.learn_windows % 2 or not 0 <= self.learn_windows <= 4096:
+            raise ConfigError(f"{where}: learn_windows {self.learn_windows}: an even number up to 4096")
+        if not 0 <= self.trim < 0.5 or self.jitter_octaves < 0 or self.jitter_percent < 0:
+            raise ConfigError(f"{where}: trim is below 0.5, jitter not negative")
+        if any(len(rung) != 3 or not 0 < rung[0] < rung[1] < rung[2] for rung in self.rungs):
+            raise ConfigError(f"{where}: a rung is (k, cap, alarm), each above the one before")
+        if self.backend not in ("numpy", "keras"):
+            raise ConfigError(f"{where}: backend {self.backend!r}: numpy or keras")
+
+
+@dataclass
+class Trained:
+    """A model as a file, with everything that its card tells."""
+
+    data: bytes
+    fitted: FittedModel
+    figures: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def train(
+    traces: Sequence[Trace],
+    name: str,
+    version: int,
+    options: Options,
+    tell: Tell = lambda what, share: None,
+    origin: dict[str, str] | None = None,
+) -> Trained:
+    """traces: of one schema and window; attacks in them are left out. origin: file name -> its SHA-256, for the card.
+    Raises TraceError or FitError where they don't suffice, ConfigError for the options."""
+    whole = join(list(traces))
+    benign = whole.select(whole.benign)
+    left_out = _met(benign, options.leave_out)
+    benign = benign.select(~left_out)
+    if not len(benign):
+        raise TraceError("no benign windows to train on")
+    borrowed = borrow_quiet(benign, options.busy, options.machine_columns)
+    parts = split(benign, FRACTIONS)
+    f = _class_features(parts, options.centre_devices)
+    fitted, tried = _best(f, whole, options, tell)
+    tell("alarm constants", 0.8)
+    fitted.meta.learn_windows = _learnable(options.learn_windows, parts)
+    held_out = {device: _living(parts, device) for device in benign.device_names}
+    budget = _set_rungs(fitted, held_out, options)
+    tell("held-out figures", 0.9)
+    figures = fitted.figures | held_out_figures(fitted, held_out, len(parts["table"]), whole.window_ms)
+    figures |= {"tried": tried, "budget": budget, "left_out_windows": int(left_out.sum()), "borrowed_windows": borrowed}
+    figures |= {"excluded_attack_windows": int((~whole.benign).sum())}
+    provenance = {
+        "stonechat": __version__,
+        "numpy": np.__version__,
+        "options": asdict(options),
+        "recordings": origin or {},
+        "devices": {name: int((benign.devices == name).sum()) for name in benign.device_names},
+        "notes": whole.notes,
+        "backend": options.backend,
+    }
+    info = {"provenance": cbor_safe(provenance), "figures": cbor_safe(figures)}
+    data = fitted.to_tflite(name, version, info)
+    if options.backend == "keras":
+        from .keras_backend import convert
+
+        data = convert(fitted, f["fit"], data)
+    figures |= check_file(data, fitted) | {"file_bytes": len(data)}
+    tell("done", 1.0)
+    return Trained(data, fitted, figures, provenance)
+
+
+def to_features(trace: Trace) -> Ints:
+    """A trace -> f_q8, in the device's own arithmetic."""
+    return features_q8(trace.schema, trace.deltas, trace.elapsed_ms, trace.window_ms)
+
+
+def _met(trace: Trace, conditions: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """A mask of the windows that meet one of the conditions NAME > NUMBER. Raises ConfigError."""
+    met = np.zeros(len(trace), dtype=bool)
+    columns = {name: (i, kind) for i, (name, _, kind) in enumerate(trace.schema.columns)}
+    for condition in conditions:
+        name, _, number = (word.strip() for word in condition.partition(">"))
+        try:
+            line = float(number)
+        except ValueError:
+            raise ConfigError(f"leave_out: {condition!r} is not 'NAME > NUMBER'") from None
+        if name not in columns:
+            raise ConfigError(f"leave_out: {trace.schema.name} has no feature {name!r}")
+        i, kind = columns[name]
+        met |= trace.deltas[:, i] > line * (256 if kind == SHARE else 1)
+    return met
+
+
+def borrow_quiet(trace: Trace, busy: Sequence[str], columns: Sequence[str]) -> int:
+    """In the windows of `trace` that meet a condition of `busy`, replace `columns` by those of a random window that
+    meets none, of the same device where it has enough of them -> how many windows that were. Raises ConfigError or
+    TraceError."""
+    met = _met(trace, busy)
+    names = [name for name, _, _ in trace.schema.columns]
+    unknown = [name for name in columns if name not in names]
+    if unknown:
+        raise ConfigError(f"machine_columns: {trace.schema.name} has no feature {unknown[0]!r}")
+    at = [names.index(name) for name in columns]
+    rng = np.random.default_rng(17)
+    all_quiet = np.flatnonzero(~met)
+    if met.any() and len(all_quiet) < _LEAST_QUIET:
+        raise TraceError(f"only {len(all_quiet)} windows in which the machine was not busy; record longer")
+    before = trace.deltas.copy()
+    for device in trace.device_names:
+        own = trace.devices == device
+        quiet, rows = np.flatnonzero(own & ~met), np.flatnonzero(own & met)
+        donors = rng.choice(quiet if len(quiet) >= _LEAST_QUIET else all_quiet, len(rows))
+        trace.deltas[np.ix_(rows, at)] = before[np.ix_(donors, at)]
+    return int(met.sum())
+
+
+def _class_features(parts: dict[str, Trace], centre_devices: bool) -> dict[str, Ints]:
+    f = {part: to_features(trace) for part, trace in parts.items()}
+    if centre_devices:
+        fit_part = parts["fit"]
+        medians = {name: np.median(f["fit"][fit_part.devices == name], axis=0) for name in fit_part.device_names}
+        centre = np.mean(list(medians.values()), axis=0)
+        for part, trace in parts.items():
+            moves = np.array([np.rint(centre - medians[device]) for device in trace.devices.tolist()])
+            f[part] = f[part] + moves.astype(np.int64)
+    return f
+
+
+def digest_file(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# -------------------------------------------------------------------------------------------------------- candidates
+
+
+def _best(f: dict[str, Ints], whole: Trace, options: Options, tell: Tell) -> tuple[FittedModel, list[dict[str, Any]]]:
+    """Every candidate fitted -> (the best on validation, what each one reached)."""
+    n = len(whole.schema)
+    few = default_units(n)
+    units = [options.units] if options.units else sorted({max(1, few // 2), max(1, few * 3 // 4), few})
+    random = options.jitter_octaves or options.jitter_percent or options.network != "linear"
+    seeds = range(options.seeds if random else 1)  # a closed form without jitter: every seed gives the same
+    best: tuple[float, FittedModel] | None = None
+    tried: list[dict[str, Any]] = []
+    table = f["table"][-_MAX_TABLE_WINDOWS:]
+    for number, (unit, seed) in enumerate((unit, seed) for unit in units for seed in seeds):
+        tell(f"candidate {number + 1} of {len(units) * len(seeds)}", 0.8 * number / (len(units) * len(seeds)))
+        model = fit(
+            jitter(f["fit"], whole.schema, options, seed),
+            whole.schema,
+            whole.window_ms,
+            calibration=table,
+            seed=seed,
+            units=min(unit, n),
+            network=options.network,
+            trim=options.trim,
+        )
+        if options.latent_range:
+            model.layers[0].output_scale = options.latent_range / 127
+        if random or options.latent_range:  # the table is that of the windows as they were recorded
+            set_table(model, [f["fit"], table])
+        found = injected_recall(model, table)
+        tried.append({"units": unit, "seed": seed, "injected_found": round(found, 4)})
+        if best is None or found > best[0] + 1e-9:
+            best = (found, model)
+    if best is None:
+        raise FitError("no candidate could be fitted")
+    return best[1], tried
+
+
+def jitter(f_q8: Ints, schema: Any, options: Options, seed: int) -> Ints:
+    """f_q8 with noise of the options' size, the same for the same seed; the input itself where there is none."""
+    if not options.jitter_octaves and not options.jitter_percent:
+        return f_q8
+    rng = np.random.default_rng(1000 + seed)
+    size = {RATE: options.jitter_octaves, LEVEL: options.jitter_octaves, SHARE: options.jitter_percent}
+    size_q8 = np.array([256 * size[kind] for _, _, kind in schema.columns])
+    noisy: Ints = np.rint(f_q8 + rng.normal(0.0, 1.0, f_q8.shape) * size_q8).astype(np.int64)
+    return noisy
+
+
+def injected_recall(model: FittedModel, f_q8: Ints, seed: int = 5) -> float:
+    """The share of made-up anomalies (one or three features moved by three deviations) whose score lies above 99 % of
+    the benign ones: what candidates are compared by, since the benign alone say nothing of detection."""
+    replay = model.replay()
+    x = replay.inputs(f_q8)
+    line = np.quantile(replay.scores(x), 1 - _BUDGET_SHARE)
+    rng = np.random.default_rng(seed)
+    found = []
+    for count in _INJECTED_FEATURES:
+        moved = x.copy()
+        for _ in range(count):
+            columns = rng.integers(0, x.shape[1], len(x))
+            signs = rng.choice([-1, 1], len(x))
+            moved[np.arange(len(x)), columns] += (signs * _INJECTED * 16).astype(np.int64)
+        found.append(float((replay.scores(np.clip(moved, -128, 127)) > line).mean()))
+    return float(np.mean(found))
+
+
+# ------------------------------------------------------------------------------------------- alarm constants, figures
+
+
+def _living(parts: dict[str, Trace], device: str) -> Ints:
+    """The held-out stream of one device: what the table was made from, in which it learns, then the held-out part."""
+    return to_features(join([parts["table"].of_device(device), parts["held-out"].of_device(device)]))
+
+
+def _learnable(wanted: int, parts: dict[str, Trace]) -> int:
+    """At most as many windows as the shortest device's table part has, so that the figures can be taken at all."""
+    shortest = min(len(parts["table"].of_device(name)) for name in parts["table"].device_names)
+    if wanted > shortest:
+        raise FitError(
+            f"learn_windows {wanted}, but the shortest recording has {shortest} windows in its calibration part "
+            f"(20 % of it): record longer, or lower learn_windows"
+        )
+    return wanted
+
+
+def _set_rungs(fitted: FittedModel, held_out: dict[str, Ints], options: Options) -> dict[str, Any]:
+    if options.rungs:
+        fitted.meta.rungs = tuple((round(k * 256), round(c * 256), round(a * 256)) for k, c, a in options.rungs)
+        return {"rungs": "given", "asked": options.budget}
+    return {"rungs": "default", "asked": options.budget}
+
+
+def held_out_figures(
+    fitted: FittedModel, held_out: dict[str, Ints], table_windows: int, window_ms: int
+) -> dict[str, Any]:
+    """Each device lives through its held-out stream: learning, drift, alarm logic."""
+    devices: dict[str, Any] = {}
+    alarms = windows = 0
+    for device, f_q8 in held_out.items():
+        result = fitted.replay(learn=True).run(f_q8)
+        judged = ~result.learning
+        rate = float((result.surprise_q8[judged] >= 512).mean()) if judged.any() else 0.0
+        devices[device] = {
+            "windows": int(judged.sum()),
+            "alarms": len(result.alarms),
+            "p_below_01": round(rate, 4),
+            "evidence_peak": round(float(result.evidence_q8[judged].max()) / 256, 3) if judged.any() else 0.0,
+        }
+        alarms += len(result.alarms)
+        windows += int(judged.sum())
+    days = windows * window_ms / 86_400_000
+    return {
+        "held_out": devices,
+        "held_out_windows": windows,
+        "held_out_device_days": round(days, 4),
+        "held_out_alarms": alarms,
+        "alarms_per_30_days_at_most_95": round(_poisson_bound(alarms) / days * 30, 1) if days else None,
+    }
+
+
+def _poisson_bound(count: int) -> float:
+    """The one-sided 95 % upper bound of a Poisson mean of which `count` were seen."""
+    low, high = float(count), 10.0 + 3.0 * count
+    for _ in range(60):
+        mean = (low + high) / 2
+        seen = sum(math.exp(-mean + k * math.log(mean) - math.lgamma(k + 1)) for k in range(count + 1))
+        low, high = (mean, high) if seen > 0.05 else (low, mean)
+    return (low + high) / 2
+
+
+# -------------------------------------------------------------------------------------------------------- the file
+
+
+def check_file(data: bytes, fitted: FittedModel) -> dict[str, Any]:
+    """The device's own interpreter must give what the numpy path gave. -> figures of the file."""
+    model = load_model(data)
+    rng = np.random.default_rng(3)
+    x = rng.integers(-128, 128, (_CHECKED_ROWS, model.input_size))
+    if fitted.figures.get("backend") != "keras":
+        expected = fitted.network.run(x)
+        for row, want in zip(x, expected, strict=True):
+            got = model.run(bytes((row & 255).astype(np.uint8)))
+            if bytes(got) != bytes((want & 255).astype(np.uint8)):
+                raise ModelError("the written file does not compute what was trained; this is a bug, please report it")
+    return {"macs": int(model.macs), "digest": model.digest.hex()}
+
+
+def cbor_safe(value: Any) -> Any:
+    """value with floats as text, for the tools' buffer (deterministic CBOR as stonechat speaks it has no floats)."""
+    if isinstance(value, dict):
+        return {str(key): cbor_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [cbor_safe(item) for item in value]
+    return repr(value) if isinstance(value, float) else value
+
+
+def with_seeds(options: Options, seeds: int | None) -> Options:
+    return options if seeds is None else replace(options, seeds=seeds)
