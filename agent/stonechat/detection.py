@@ -41,14 +41,16 @@ class Verdict:
         self.level = NORMAL
         self.changed = False
         self.learning = False
-        self.parts = [0] * n  # each feature's part of the score's sum
+        self.parts = [0] * n  # what each feature carries (see explain)
         self.x = bytearray(n)  # the input the parts belong to, int8
 
     def explain(self, k=3):
         """The k features that carry the score -> list of (feature index, z_q4, share_percent), greatest first.
 
-        z_q4: how far the feature itself lies from its benign centre, signed, 16 a deviation. Shares are of the whole
-        score and rounded so that those of all features add up to 100; a list of no score is empty."""
+        A feature's part is weight * residual * (residual + z): the residual's square, which makes the score, and the
+        term of Mahalanobis's distance under the factor model that the autoencoder is, which does not blame the
+        features that a strange one drags along. z_q4: how far the feature itself lies from its benign centre, signed,
+        16 a deviation. Shares are rounded so that those of all features add up to 100; without a score: empty."""
         parts = self.parts
         total = sum(parts)
         if not total:
@@ -95,17 +97,18 @@ class Detector:
         self.verdict.x[:] = x
         total = 0
         for i in range(len(parts)):
+            z = x[i]
+            if z > 127:
+                z -= 256
             r = y[i]
             if r > 127:
                 r -= 256
             if self._rebuilds:
-                z = x[i]
-                r = (z - 256 if z > 127 else z) - r
-            part = r * r
-            if weights is not None:
-                part = part * weights[i] >> 4
-            parts[i] = part
-            total += part
+                r = z - r
+            weight = weights[i] if weights is not None else WEIGHT_ONE
+            total += r * r * weight >> 4
+            part = r * (r + z) * weight >> 4
+            parts[i] = part if part > 0 else 0
         self.verdict.score_q8 = log2_q8(1 + total)
         return self.verdict.score_q8
 

@@ -1,6 +1,6 @@
 from stonechat.detection import ALARM, NORMAL, WATCH, Detector, Verdict
 from stonechat.errors import ModelError
-from stonechat.features import pack_normalization
+from stonechat.features import log2_q8, pack_normalization
 from stonechat.metadata import RECONSTRUCTION, RESIDUAL, Metadata, pack, parse
 
 
@@ -43,11 +43,15 @@ def test_score_of_a_reconstruction_and_weights():
     detector = make_detector(kind=RECONSTRUCTION)
     x = bytes((10, 246, 0, 127))
     assert detector.score(x, x) == 0
-    detector.score(x, bytes((0, 0, 0, 128)))
-    assert detector.verdict.parts == [100, 100, 0, 255 * 255]
+    assert detector.score(x, bytes((0, 0, 0, 128))) == log2_q8(1 + 100 + 100 + 255 * 255)
+    assert detector.verdict.parts == [200, 200, 0, 255 * 382]
     detector = make_detector(kind=RECONSTRUCTION, weights=bytes((16, 32, 8, 0)))
     detector.score(x, bytes(4))
-    assert detector.verdict.parts == [100, 200, 0, 0]
+    assert detector.verdict.parts == [200, 400, 0, 0]
+    assert detector.score(x, bytes((30, 0, 0, 127))) == log2_q8(1 + 400 + 200)
+    assert detector.verdict.parts == [200, 400, 0, 0]
+    detector.score(x, bytes((15, 0, 0, 127)))
+    assert detector.verdict.parts == [0, 400, 0, 0]  # a residual against the feature's own way blames others
 
 
 def test_surprise_follows_the_table_and_its_tail():

@@ -160,7 +160,7 @@ def _fit_once(f: Ints, schema: Schema, window_ms: int, units: int | None, networ
     if network != "linear":
         raise FitError(f"network {network!r}: known: linear")
     encoder, decoder = _linear_autoencoder(x, b)
-    layers = quantize_linear(encoder, decoder)
+    layers = quantize_linear(encoder, decoder, x)
     residual = x - Network.from_layers(layers).run(np.rint(x / STEP)) * STEP
     spread = np.sqrt((residual**2).mean(axis=0))
     spread = np.clip(spread, _RESIDUAL_FLOOR, 16 * _RESIDUAL_FLOOR)
@@ -188,15 +188,23 @@ def _linear_autoencoder(x: Floats, units: int) -> tuple[Floats, Floats]:
     return vectors.T / scale[:, None], vectors * scale
 
 
-def quantize_linear(encoder: Floats, decoder: Floats) -> list[Layer]:
-    """int8 weights per output channel; every tensor in 1/16 deviation, as the contract asks of input and output."""
-    layers = []
-    for name, weights in (("encoder", encoder), ("output", decoder)):
-        scale = np.maximum(np.abs(weights).max(axis=1), 1e-6) / 127
-        quantized = np.rint(weights / scale[:, None]).astype(np.int8)
-        zeros = np.zeros(len(weights), dtype=np.int32)
-        layers.append(Layer(quantized, zeros, scale.astype(np.float32), STEP, 0, "none", name))
-    return layers
+def quantize_linear(encoder: Floats, decoder: Floats, x: Floats | None = None) -> list[Layer]:
+    """int8 weights per output channel; every tensor in 1/16 deviation, as the contract asks of input and output.
+
+    x: training windows in deviations. With them the decoder is solved again for the latents that the rounded encoder
+    really gives: inputs are so correlated that its rounding would otherwise show in the residual."""
+    first = _quantized(encoder, "encoder")
+    if x is not None:
+        z = Network.from_layers([first]).run(np.rint(x / STEP)) * STEP
+        gram = z.T @ z + 1e-3 * len(z) * np.eye(z.shape[1])
+        decoder = np.linalg.solve(gram, z.T @ x + 1e-3 * len(z) * decoder.T).T
+    return [first, _quantized(decoder, "output")]
+
+
+def _quantized(weights: Floats, name: str) -> Layer:
+    scale = np.maximum(np.abs(weights).max(axis=1), 1e-6) / 127
+    rounded = np.rint(weights / scale[:, None]).astype(np.int8)
+    return Layer(rounded, np.zeros(len(weights), dtype=np.int32), scale.astype(np.float32), STEP, 0, "none", name)
 
 
 def _clean_blocks(model: FittedModel, f: Ints, trim: float, block: int = 20) -> npt.NDArray[np.bool_]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from stonechat import features
 from stonechat.adaptation import FROZEN_FROM_Q8, Adaptation
-from stonechat.detection import ALARM, ALARM_Q8, NORMAL, SURPRISE_MAX_Q8, WATCH
+from stonechat.detection import ALARM, ALARM_Q8, NORMAL, SURPRISE_MAX_Q8, WATCH, WEIGHT_ONE
 from stonechat.features import LEVEL, RATE, SHARE, Normalization, Schema
 from stonechat.metadata import RECONSTRUCTION, Metadata
 from stonechat.model import load_model
@@ -232,7 +232,8 @@ class Replay:
         self._shift = np.array(list(self.normalization.shift), dtype=np.int64)
         self._half = np.left_shift(1, self._shift) >> 1
         self._deviation = np.array(self._adaptation._deviation_q8, dtype=np.int64)
-        self._weights = None if meta.weights is None else np.frombuffer(meta.weights, dtype=np.uint8).astype(np.int64)
+        weights = bytes([WEIGHT_ONE]) * n if meta.weights is None else meta.weights
+        self._weights = np.frombuffer(weights, dtype=np.uint8).astype(np.int64)
         self._knot_scores = [knot[0] for knot in meta.knots]
         self.learned = np.zeros(n, dtype=np.int64)
         self.drift = np.zeros(n, dtype=np.int64)
@@ -259,13 +260,18 @@ class Replay:
 
     def scores(self, x: Ints) -> Ints:
         """x (windows, n) -> score_q8 (windows,)."""
-        return log2_q8(1 + self.parts(x).sum(axis=-1))
+        residual = self.residuals(x)
+        return log2_q8(1 + ((residual * residual * self._weights) >> 4).sum(axis=-1))
+
+    def residuals(self, x: Ints) -> Ints:
+        y = self.network.run(x)
+        return x - y if self.meta.kind == RECONSTRUCTION else y
 
     def parts(self, x: Ints) -> Ints:
-        y = self.network.run(x)
-        r = x - y if self.meta.kind == RECONSTRUCTION else y
-        parts = r * r
-        return parts if self._weights is None else (parts * self._weights) >> 4
+        """What each feature carries, as Verdict.explain ranks it."""
+        residual = self.residuals(x)
+        out: Ints = np.maximum(0, (residual * (residual + x) * self._weights) >> 4)
+        return out
 
     def surprise(self, score_q8: int) -> int:
         meta, knots = self.meta, self.meta.knots

@@ -1,0 +1,501 @@
+"""What is measured, on which windows, in which order. Every figure of models/REPORT.md is made here.
+
+A device with one benign session is cut in the order of time: 60 % train, 20 % table and threshold, 20 % test. With
+several, the first is cut 60/20/20 and the later ones are the test stream. Nothing is shuffled, nothing is tuned to a
+file: the same defaults run on all.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from stonechat.detection import NORMAL
+
+from stonechat_tools.modeling import calibrate
+from stonechat_tools.modeling.calibrate import Budget, choose, poisson_bound
+from stonechat_tools.modeling.fit import STEP, FittedModel, fit, table
+from stonechat_tools.modeling.replay_numpy import Replay, Result, features_q8
+from stonechat_tools.modeling.suite import datasets, peers
+from stonechat_tools.modeling.suite.datasets import Device
+from stonechat_tools.modeling.trace import Trace
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Tell = Callable[[str], None]
+OWN = "stonechat int8"
+MONTH, DAY = Budget(1, 30), Budget(1, 1)
+_OVERLAY_WINDOWS = 120
+_DAY_S = 86_400
+
+
+@dataclass
+class Subject:
+    """One device as the suite uses it: features of each part, and attacks laid at the end of what is benign."""
+
+    group: str
+    name: str
+    schema: Any
+    window_ms: int
+    train: Ints
+    table: Ints
+    rest: Ints  # the last fifth of the first session
+    later: list[Ints]  # further benign sessions
+    attacks: dict[str, Ints]
+    pitch_s: float  # seconds from one window to the next
+
+    @property
+    def test(self) -> Ints:
+        """The benign windows that nothing has seen."""
+        return np.concatenate(self.later) if self.later else self.rest
+
+    def days(self, windows: int) -> float:
+        return windows * self.pitch_s / _DAY_S
+
+
+def to_features(trace: Trace) -> Ints:
+    return features_q8(trace.schema, trace.deltas, trace.elapsed_ms, trace.window_ms)
+
+
+def subject(group: str, device: Device) -> Subject:
+    first = device.benign[0]
+    f = to_features(first)
+    a, b = int(0.6 * len(f)), int(0.8 * len(f))
+    later = [to_features(trace) for trace in device.benign[1:]]
+    attacks = {name: to_features(trace) for name, trace in device.attacks.items()}
+    pitch = float(np.median(np.diff(first.t_s)))
+    return Subject(group, device.name, first.schema, first.window_ms, f[:a], f[a:b], f[b:], later, attacks, pitch)
+
+
+def with_overlays(device: Device, malware: dict[str, Trace]) -> Subject:
+    """A home device whose attacks are its own test windows with real malware's traffic on top: each capture's windows
+    that carry traffic, over and over for two hours, from two starts."""
+    one = subject("iot-lan", device)
+    base = device.benign[0]
+    n = len(base)
+    for name, trace in malware.items():
+        active = trace.select(trace.deltas[:, 0] > 0)
+        repeated = active.select(np.arange(_OVERLAY_WINDOWS) % len(active))
+        for number, start in enumerate((int(0.8 * n), (int(0.8 * n) + n) // 2)):
+            one.attacks[f"{name} #{number + 1}"] = to_features(datasets.lay_over(base, repeated, start))
+    return one
+
+
+def load(root: Path) -> dict[str, list[Subject]]:
+    """Every set under root -> its subjects."""
+    malware = datasets.malware_windows(root)
+    groups = {
+        "pi3-malware": [subject("pi3-malware", device) for device in datasets.pi3_malware(root)],
+        "pi-spectrum": [subject("pi-spectrum", device) for device in datasets.pi_spectrum(root)],
+        "iot-lan": [with_overlays(device, malware) for device in datasets.iot_lan(root)],
+        "iot23": [
+            with_overlays(device, malware)
+            for device in datasets.iot23(root)
+            if not device.attacks and len(device.benign[0]) >= 500
+        ],
+        "ipcam": [subject("ipcam", _one_session(device)) for device in datasets.ipcam(root)],
+    }
+    for one in groups["iot23"]:
+        one.group = "iot23"
+    return {name: subjects for name, subjects in groups.items() if subjects}
+
+
+def _one_session(device: Device) -> Device:
+    """Short recordings strung together."""
+    from stonechat_tools.modeling.trace import join
+
+    return Device(device.name, [join(device.benign)], device.attacks)
+
+
+# ------------------------------------------------------------------------------------------------------- one detector
+
+
+def auc(benign: npt.ArrayLike, attack: npt.ArrayLike) -> float:
+    """The chance that an attack's window scores above a benign one."""
+    b, a = np.asarray(benign, dtype=np.float64), np.asarray(attack, dtype=np.float64)
+    order = np.sort(b)
+    below = np.searchsorted(order, a, side="left") + np.searchsorted(order, a, side="right")
+    return float(below.mean() / 2 / len(b))
+
+
+def auc_interval(value: float, positives: int, negatives: int) -> tuple[float, float]:
+    """95 % by Hanley and McNeil (1982), as if windows were independent; they are not, so it is the least width."""
+    q1, q2 = value / (2 - value), 2 * value * value / (1 + value)
+    variance = value * (1 - value) + (positives - 1) * (q1 - value**2) + (negatives - 1) * (q2 - value**2)
+    half = 1.96 * math.sqrt(max(variance, 0) / (positives * negatives))
+    return max(0.0, value - half), min(1.0, value + half)
+
+
+def _attack_row(benign: Floats, scores: Floats, threshold: float, alarm: int | None) -> dict[str, Any]:
+    value = auc(benign, scores)
+    low, high = auc_interval(value, len(scores), len(benign))
+    return {
+        "auc": value,
+        "auc_low": low,
+        "auc_high": high,
+        "recall": float((scores > threshold).mean()),
+        "windows": len(scores),
+        "windows_to_alarm": alarm,
+    }
+
+
+def first_alarm(result: Result) -> int | None:
+    """The number of windows up to and with the first alarm."""
+    return result.alarms[0] + 1 if result.alarms else None
+
+
+def calm(replay: Replay) -> Replay:
+    """A copy of a living state without evidence: what an attack meets on an ordinary day."""
+    other = replay.fork()
+    other.evidence, other.level = [0] * len(other.evidence), NORMAL
+    return other
+
+
+def make_model(one: Subject, train: Ints | None = None, **options: Any) -> FittedModel:
+    return fit(one.train if train is None else train, one.schema, one.window_ms, calibration=one.table, **options)
+
+
+def own_figures(one: Subject, model: FittedModel) -> tuple[dict[str, Any], dict[str, Result]]:
+    """stonechat on one device: its living state through table, rest and later windows, then each attack from there."""
+    replay = model.replay()
+    threshold = float(np.quantile(replay.run(one.table).score_q8, 0.99))
+    streams = {"rest": replay.run(one.rest)}
+    for number, part in enumerate(one.later):
+        streams[f"later {number + 1}"] = replay.run(part)
+    test = [result for name, result in streams.items() if name != "rest"] or [streams["rest"]]
+    benign = np.concatenate([result.score_q8 for result in test]).astype(np.float64)
+    attacks = {}
+    for name, f_q8 in one.attacks.items():
+        # an overlay lies on the rest itself, so its living state is that before the rest
+        state = model.replay() if one.group in ("iot-lan", "iot23") else calm(replay)
+        if one.group in ("iot-lan", "iot23"):
+            state.run(one.table)
+        result = state.run(f_q8)
+        streams[name] = result
+        attacks[name] = _attack_row(benign, result.score_q8.astype(np.float64), threshold, first_alarm(result))
+    windows = sum(len(result) for name, result in streams.items() if name not in attacks)
+    peak = max(int(result.evidence_q8.max()) for name, result in streams.items() if name not in attacks) / 256
+    figures = {
+        "fpr": float((benign > threshold).mean()),
+        "attacks": attacks,
+        "alarms": sum(len(result.alarms) for name, result in streams.items() if name not in attacks),
+        "device_days": one.days(windows),
+        "evidence_peak": peak,
+        "drift_at_bound": float((np.abs(replay.drift) >= (model.meta.drift_cap << model.meta.drift_shift)).mean()),
+    }
+    return figures, streams
+
+
+def peer_figures(one: Subject, name: str, seed: int) -> dict[str, Any]:
+    """A peer on the same windows, and the same evidence logic behind its score, so that only detectors are compared."""
+    model = peers.make(name, seed)
+    model.fit(one.train / 256)
+    in_training, in_table = model.score(one.train / 256), model.score(one.table / 256)
+    threshold = float(np.quantile(in_table, 0.99))
+    curve = _peer_table([in_training, in_table])
+    benign_parts = [model.score(part / 256) for part in [one.rest, *one.later]]
+    benign = np.concatenate(benign_parts[1:]) if one.later else benign_parts[0]
+    attacks = {}
+    for attack, f_q8 in one.attacks.items():
+        scores = model.score(f_q8 / 256)
+        alarms = _evidence_alarms(curve(scores))
+        attacks[attack] = _attack_row(benign, scores, threshold, alarms[0] + 1 if alarms else None)
+    return {
+        "fpr": float((benign > threshold).mean()),
+        "attacks": attacks,
+        "alarms": sum(len(_evidence_alarms(curve(part))) for part in benign_parts),
+        "device_days": one.days(sum(len(part) for part in benign_parts)),
+    }
+
+
+def _peer_table(parts: Sequence[Floats]) -> Callable[[Floats], Ints]:
+    """A surprise for a peer's score, by the same table and tail over its log score."""
+
+    def log_q8(scores: Floats) -> Ints:
+        return np.rint(256 * np.log2(np.maximum(scores, 1e-9)) + 8000).astype(np.int64)
+
+    knots, tail_q8 = table([np.sort(log_q8(part)) for part in parts], 0)
+    at, surprise = [knot[0] for knot in knots], [knot[1] for knot in knots]
+
+    def look_up(scores: Floats) -> Ints:
+        s = log_q8(scores)
+        inside = np.interp(s, at, surprise)
+        beyond = surprise[-1] + (s - at[-1]) * tail_q8 / 256
+        return np.where(s > at[-1], np.minimum(4096, beyond), inside).astype(np.int64)
+
+    return look_up
+
+
+def _evidence_alarms(surprise_q8: Ints) -> list[int]:
+    k, cap, alarm = calibrate.LADDER[1].chart
+    alarms, e, ringing = [], 0, False
+    for i, step in enumerate((np.minimum(surprise_q8, cap) - k).tolist()):
+        e = min(max(0, e + step), alarm + alarm // 2)
+        if e >= alarm and not ringing:
+            ringing = True
+            alarms.append(i)
+        elif 4 * e < alarm:
+            ringing = False
+    return alarms
+
+
+# --------------------------------------------------------------------------------------------------------- the suite
+
+
+def compare(groups: dict[str, list[Subject]], seeds: int, tell: Tell) -> dict[str, Any]:
+    """Every detector on every device: medians over the seeds where a seed plays a part."""
+    out: dict[str, Any] = {}
+    for group, subjects in groups.items():
+        for one in subjects:
+            tell(f"{group} {one.name}")
+            row = {OWN: own_figures(one, make_model(one))[0]}
+            for name, seeded in peers.PEERS.items():
+                tell(f"{group} {one.name}: {name}")
+                runs = [peer_figures(one, name, seed) for seed in range(seeds if seeded else 1)]
+                row[name] = _median(runs)
+            out.setdefault(group, {})[one.name] = row
+    return out
+
+
+def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median of each figure of several runs of the same shape; None counts as never."""
+    first = runs[0]
+    out: dict[str, Any] = {}
+    for key, value in first.items():
+        values = [run[key] for run in runs]
+        if isinstance(value, dict):
+            out[key] = _median(values)
+        else:
+            middle = float(np.median([math.inf if one is None else one for one in values]))
+            out[key] = None if math.isinf(middle) else middle
+    return out
+
+
+def budgets(groups: dict[str, list[Subject]], tell: Tell) -> list[dict[str, Any]]:
+    """calibrate on a later recording, then count on what is later still: the first half of the later session where
+    there is one (of the rest otherwise) chooses the rung, the second half and the attacks judge it."""
+    rows = []
+    for group, subjects in groups.items():
+        for one in subjects:
+            tell(f"budget: {group} {one.name}")
+            for budget in (MONTH, DAY):
+                rows.append(_budget_row(one, budget))
+    return rows
+
+
+def _budget_row(one: Subject, budget: Budget) -> dict[str, Any]:
+    model = make_model(one)
+    replay = model.replay()
+    replay.run(one.table)
+    if one.later:
+        replay.run(one.rest)
+    stream = one.test
+    half = len(stream) // 2
+    seen = replay.run(stream[:half])
+    choice = choose([seen.surprise_q8], round(one.pitch_s * 1000), budget)
+    model.meta.rungs = choice.rungs
+    replay.evidence = [0]
+    judged = calm(replay).run(stream[half:])
+    after = calm(replay)
+    after.run(stream[half:])
+    to_alarm = [first_alarm(calm(after).run(f_q8)) for f_q8 in one.attacks.values()] if one.later else []
+    days = one.days(len(stream) - half)
+    return {
+        "group": one.group,
+        "device": one.name,
+        "budget": str(budget),
+        "rung": choice.rung,
+        "calibrated_days": one.days(half),
+        "judged_days": days,
+        "alarms": len(judged.alarms),
+        "allowed": 3 * budget.per_day * days,
+        "bound_per_30d": choice.bound_per_30d,
+        "proven": choice.proven,
+        "attack_windows": to_alarm,
+    }
+
+
+def ramps(subjects: Sequence[Subject], tell: Tell, lengths: Sequence[int] = (1000, 4000)) -> list[dict[str, Any]]:
+    """Each attack grows from nothing to its full strength over so many windows of a later benign stream, and stays."""
+    rows = []
+    for one in subjects:
+        model = make_model(one)
+        replay = model.replay()
+        replay.run(one.table)
+        replay.run(one.rest)
+        base = one.later[0] if one.later else one.rest
+        for name, attack in one.attacks.items():
+            tell(f"ramp: {one.name} {name}")
+            row: dict[str, Any] = {"device": one.name, "attack": name}
+            for length in lengths:
+                strength = np.minimum(1.0, np.arange(length + 200) / length)
+                row[str(length)] = first_alarm(calm(replay).run(_mixed(base, attack, strength)))
+            row["largest_unseen"] = _largest_unseen(calm(replay), base, attack)
+            rows.append(row)
+    return rows
+
+
+def _mixed(base: Ints, attack: Ints, strength: Floats) -> Ints:
+    """strength 0: the benign windows, 1: the attack's; between them on the line, feature by feature in the log."""
+    n = len(strength)
+    b, a = base[np.arange(n) % len(base)], attack[np.arange(n) % len(attack)]
+    return np.rint(b + strength[:, None] * (a - b)).astype(np.int64)
+
+
+def _largest_unseen(replay: Replay, base: Ints, attack: Ints, length: int = 2000) -> float:
+    """The greatest share of an attack (of eighths) that can be walked to over `length` windows, stay as long again
+    and never alarm: what lies inside the adaptation's bound."""
+    low = 0
+    for eighth in range(1, 9):
+        strength = np.minimum(1.0, np.arange(2 * length) / length) * eighth / 8
+        if replay.fork().run(_mixed(base, attack, strength)).alarms:
+            break
+        low = eighth
+    return low / 8
+
+
+def against_float(groups: dict[str, list[Subject]]) -> list[dict[str, Any]]:
+    """The int8 path and its own float: the same weights and centres, nothing rounded, the same clipping at 8."""
+    rows = []
+    for group in ("pi3-malware", "pi-spectrum"):
+        for one in groups.get(group, []):
+            model = make_model(one)
+            still = model.replay()
+            benign = _both(model, still, one.test)
+            for name, f_q8 in one.attacks.items():
+                attack = _both(model, still, f_q8)
+                values = [auc(benign[i], attack[i]) for i in range(2)]
+                rows.append({"device": one.name, "attack": name, "int8": values[0], "float": values[1]})
+    return rows
+
+
+def _both(model: FittedModel, still: Replay, f_q8: Ints) -> tuple[Floats, Floats]:
+    quantized = still.scores(still.inputs(f_q8)).astype(np.float64)
+    norm = still.normalization
+    scale = np.array(norm.inv) / np.exp2(np.array(list(norm.shift))) * STEP
+    x = np.clip((f_q8 - np.array(norm.centre_q8)) * scale, -8, 8)
+    rebuilt = np.clip(x @ model.encoder.T, -8, 8) @ model.decoder.T
+    residual = (x - np.clip(rebuilt, -8, 8)) / model.residual_deviation
+    return quantized, (residual**2).sum(axis=1)
+
+
+def contamination(
+    groups: dict[str, list[Subject]], tell: Tell, seeds: int, share: float = 0.02
+) -> list[dict[str, Any]]:
+    """A share of the training windows replaced by a run of an attack's, with and without block trimming: the AUC on
+    that attack's other windows."""
+    rows = []
+    for group in ("pi3-malware", "pi-spectrum"):
+        for one in groups.get(group, []):
+            clean = make_model(one).replay()
+            for name, attack in one.attacks.items():
+                tell(f"contamination: {one.name} {name}")
+                count = min(math.ceil(share * len(one.train)), len(attack) // 2)
+                kept = attack[count:]
+                base = auc(clean.scores(clean.inputs(one.test)), clean.scores(clean.inputs(kept)))
+                row: dict[str, Any] = {
+                    "device": one.name,
+                    "attack": name,
+                    "clean": base,
+                    "share": count / len(one.train),
+                }
+                for key, trim in (("untrimmed", 0.0), ("trimmed", 0.1)):
+                    values = []
+                    for seed in range(seeds):
+                        start = int(np.random.default_rng(seed).integers(0, len(one.train) - count))
+                        dirty = one.train.copy()
+                        dirty[start : start + count] = attack[:count]
+                        replay = make_model(one, dirty, trim=trim).replay()
+                        values.append(auc(replay.scores(replay.inputs(one.test)), replay.scores(replay.inputs(kept))))
+                    row[key] = float(np.median(values))
+                rows.append(row)
+    return rows
+
+
+def explanation(groups: dict[str, list[Subject]], seeds: int, deviations: float = 4.0) -> list[dict[str, Any]]:
+    """One feature of a benign test window is moved: how often is it among the first three of the explanation?"""
+    rows = []
+    for group in ("pi3-malware", "pi-spectrum", "iot-lan"):
+        for one in groups.get(group, []):
+            replay = make_model(one).replay()
+            x = replay.inputs(one.test)
+            found = []
+            for seed in range(seeds):
+                rng = np.random.default_rng(seed)
+                picked = x[rng.integers(0, len(x), 1000)].copy()
+                column = rng.integers(0, x.shape[1], len(picked))
+                step = (rng.choice([-1, 1], len(picked)) * deviations / STEP).astype(np.int64)
+                at = np.arange(len(picked))
+                moved = picked[at, column] + step
+                step = np.where(np.abs(moved) > 127, -step, step)  # away from the edge of the range
+                picked[at, column] += step
+                parts = replay.parts(np.clip(picked, -128, 127))
+                rank = (parts > parts[at, column][:, None]).sum(axis=1)
+                found.append(float((rank < 3).mean()))
+            rows.append({"group": group, "device": one.name, "top_three": float(np.median(found))})
+    return rows
+
+
+def fresh_device(subjects: Sequence[Subject], tell: Tell, learn_windows: int = 128) -> list[dict[str, Any]]:
+    """A device that begins its life in the later session with the model of the first: it learns, then watches."""
+    rows = []
+    for one in subjects:
+        tell(f"fresh device: {one.name}")
+        model = make_model(one, learn_windows=learn_windows)
+        replay = model.replay(learn=True)
+        stream = one.later[0] if one.later else np.concatenate([one.table, one.rest])
+        result = replay.run(stream)
+        rows.append(
+            {
+                "device": one.name,
+                "learn_windows": learn_windows,
+                "alarms": len(result.alarms),
+                "device_days": one.days(int((~result.learning).sum())),
+                "attacks": {name: first_alarm(calm(replay).run(f_q8)) for name, f_q8 in one.attacks.items()},
+            }
+        )
+    return rows
+
+
+def summary_of_alarms(comparison: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """All benign windows together, per detector: alarms, device-days, the one-sided 95 % bound per 30 days."""
+    totals: dict[str, dict[str, float]] = {}
+    for devices in comparison.values():
+        for row in devices.values():
+            for name, figures in row.items():
+                one = totals.setdefault(name, {"alarms": 0.0, "device_days": 0.0})
+                one["alarms"] += figures["alarms"]
+                one["device_days"] += figures["device_days"]
+    for one in totals.values():
+        one["bound_per_30d"] = 30 * poisson_bound(round(one["alarms"])) / one["device_days"]
+    return totals
+
+
+def run_suite(root: Path, seeds: int, tell: Tell) -> dict[str, Any]:
+    """Everything. root: the folder with the sets; seeds: how many where a seed plays a part."""
+    tell("reading the recordings")
+    groups = load(root)
+    pis = groups.get("pi-spectrum", [])
+    comparison = compare(groups, seeds, tell)
+    return {
+        "seeds": seeds,
+        "comparison": comparison,
+        "alarms": summary_of_alarms(comparison),
+        "budgets": budgets({name: groups[name] for name in groups if name != "ipcam"}, tell),
+        "ramps": ramps(pis, tell),
+        "float": against_float(groups),
+        "contamination": contamination(groups, tell, seeds),
+        "explanation": explanation(groups, seeds),
+        "fresh": fresh_device([*pis, *groups.get("pi3-malware", [])], tell),
+        "models": {one.name: _model_facts(one) for group in groups.values() for one in group},
+    }
+
+
+def _model_facts(one: Subject) -> dict[str, Any]:
+    model = make_model(one)
+    data = model.to_tflite(one.name, 1)
+    n, units = model.decoder.shape
+    return {"features": n, "units": units, "file_bytes": len(data), "macs": 2 * n * units}
