@@ -1,6 +1,7 @@
 """The workloads do what they say, end when they should, and leave nothing behind."""
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -8,11 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from stonechat.errors import ConfigError
 from stonechat.linux import schemas
 from stonechat.linux.proc import ProcCollector
-from stonechat_tools.workloads import attacks, benign, netns
+from stonechat_tools.modeling.fit import fit
+from stonechat_tools.modeling.replay_numpy import features_q8
+from stonechat_tools.workloads import attacks, benign, netns, trial
 from stonechat_tools.workloads.bounds import Deadline, disk_folder, started, stopped
 from stonechat_tools.workloads.peers import FIRMWARE_BYTES, PAGE_BYTES, PORTS, Peers
 
@@ -280,3 +284,45 @@ def test_the_namespaces_are_gone_afterwards():
 
 def _own_namespaces() -> list[str]:
     return [name for name in os.listdir("/run/netns") if name.startswith(f"stonechat-{os.getpid()}-")]
+
+
+class ScriptedWatcher:
+    """Two windows of learning, the one that ends it, two benign ones and a false alarm; then an alarm in the third
+    window of the first attack and in the fourth of the second, and what they rest for in between."""
+
+    def __init__(self, *_: object) -> None:
+        calm = {"level": "normal", "learning": False, "evidence": 0.0, "explain": []}
+        alarm = {"level": "alarm", "learning": False, "evidence": 1.2, "explain": [{"feature": "syn_out"}]}
+        attack = [calm, {**calm, "evidence": 0.6, "explain": [{"feature": "forks"}]}, alarm, alarm, calm]
+        self._script = iter([{**calm, "learning": True}] * 2 + [calm] * 3 + [alarm] + attack + [calm] + attack)
+
+    def window(self) -> dict[str, object]:
+        return {"verdict": next(self._script)}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.root
+def test_a_trial_counts_windows_to_alarm_and_false_alarms(monkeypatch, tmp_path):
+    elapsed = np.full(300, 1000)
+    deltas = np.random.default_rng(1).poisson(50, (300, len(COLUMNS)))
+    model = fit(features_q8(schemas.LINUX_PROC_1, deltas, elapsed, 1000), schemas.LINUX_PROC_1, 1000, learn_windows=0)
+    (tmp_path / "model.tflite").write_bytes(model.to_tflite("trial-test", 1))
+    monkeypatch.setattr(trial, "Watcher", ScriptedWatcher)
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["trial", str(tmp_path / "model.tflite"), "--calm", "3", "--attacks", "scan_1ps,beacon"]
+        + ["--json", str(tmp_path / "out.json")],
+    )
+    monkeypatch.setattr(trial, "leave_cleanly_on_signals", lambda: None)
+    status = trial.main()
+    if status:
+        pytest.skip("needs root")
+    figures = json.loads((tmp_path / "out.json").read_text())
+    assert (figures["benign_windows"], figures["false_alarms"]) == (3, 1)
+    assert [outcome["name"] for outcome in figures["attacks"]] == ["scan_1ps", "beacon"]
+    first, second = figures["attacks"]
+    assert (first["alarmed"], first["windows_to_alarm"], first["explained"]) == (True, 3, True)
+    assert (second["alarmed"], second["windows_to_alarm"], second["explained"]) == (True, 4, True)

@@ -176,6 +176,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--state", metavar="FILE", help="the state file of an agent, for what it has learned; it is only read")
     add("--collector", choices=("auto", "proc", "bpf"), default="auto", help="auto: BPF where it starts")
     add("--interface", action="append", metavar="NAME", help="count this interface only (again for more)")
+    add("--cgroup", metavar="DIR", help="system calls and connections of this cgroup v2 folder only (BPF)")
     add("--interval", type=float, metavar="S", help="seconds a window, without a model (default 2)")
     add("--windows", type=int, metavar="N", help="stop after so many")
     add("--once", action="store_true", help="one window, then stop (the same as --windows 1)")
@@ -189,8 +190,10 @@ def run(args: argparse.Namespace) -> int:
     if args.windows is not None and args.windows < 1:
         raise ConfigError(f"--windows {args.windows}: want at least 1")
     interfaces = tuple(args.interface) if args.interface else None
-    model = None if args.no_model else choose_model(args.model)
-    collector, model = open_matching(args.collector, interfaces, model, explicit=args.model is not None)
+    model = named_model(args.model) if args.model and not args.no_model else None
+    collector = open_matching(args.collector, interfaces, model, args.cgroup)
+    if model is None and not args.no_model:
+        model = shipped_model(collector.schema.name)
     try:
         state = read_state(args.state) if args.state else None
         view = View(collector, model, state, interval_s)
@@ -214,10 +217,8 @@ def read_state(path: str) -> State:
     return state
 
 
-def choose_model(path: str | None) -> Model | None:
-    """The model at `path`; without one None, and open_matching looks for the shipped one. Raises ModelError."""
-    if path is None:
-        return None
+def named_model(path: str) -> Model:
+    """Raises OSError, ModelError."""
     try:
         return _load(Path(path))
     except ModelError as error:
@@ -225,16 +226,13 @@ def choose_model(path: str | None) -> Model | None:
 
 
 def open_matching(
-    kind: str, interfaces: tuple[str, ...] | None, model: Model | None, explicit: bool
-) -> tuple[LinuxCollector, Model | None]:
-    """The collector that `kind` and the model ask for, and the model, or the shipped one that fits the collector."""
+    kind: str, interfaces: tuple[str, ...] | None, model: Model | None, cgroup: str | None = None
+) -> LinuxCollector:
+    """The collector that `kind` asks for; with "auto" the one of the model's schema, if there is a model."""
     use_bpf: bool | str = "auto" if kind == "auto" else kind == "bpf"
     if model and model.metadata and kind == "auto":
         use_bpf = bool(model.metadata.schema_id == schemas.LINUX_1.id)
-    collector = LinuxCollector(interfaces, use_bpf=use_bpf)
-    if not explicit:
-        model = shipped_model(collector.schema.name)
-    return collector, model
+    return LinuxCollector(interfaces, use_bpf=use_bpf, cgroup=cgroup)
 
 
 def shipped_model(schema_name: str) -> Model | None:
