@@ -35,5 +35,12 @@ if [ ! -x .venv/bin/python ] || [ "$(cat .venv/stamp 2>/dev/null)" != "$stamp" ]
     printf %s "$stamp" >.venv/stamp
 fi
 
+# --- an independent COSE library, in a room of its own because it needs an older cbor2 ---------------------------------
+if [ ! -f .venv-cose/stamp ]; then
+    say "making .venv-cose with cwt, which checks our COSE messages"
+    { "$PYTHON" -m venv .venv-cose && .venv-cose/bin/python -m pip install -qq --disable-pip-version-check 'cwt>=3,<4' &&
+        touch .venv-cose/stamp; } || say "cwt could not be installed; the test that needs it will be skipped"
+fi
+
 # --- MicroPython targets and stubs: said by name when one can't be had ------------------------------------------------
 .venv/bin/python firmware_tests/targets.py install
