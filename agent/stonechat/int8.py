@@ -76,7 +76,7 @@ class Interpreter:
         self._steps = []
         self._x = None
         first = graph.tensor(graph.inputs[0])
-        if first.kind == tflite.INT8:
+        if first.kind != tflite.FLOAT32:  # a float input waits for its QUANTIZE
             self._x = self.hold(graph.inputs[0], first)
         for number in range(graph.operator_count):
             self._prepare(number, graph.operator(number))
@@ -121,19 +121,19 @@ class Interpreter:
         if not inputs or len(outputs) != 1:
             raise ModelError("operator %d: %d inputs, %d outputs" % (number, len(inputs), len(outputs)))
         graph, target = self.graph, outputs[0]
-        if code == _QUANTIZE and self._x is None and inputs[0] == graph.inputs[0]:
-            self._x = self.hold(target, graph.tensor(target))  # a float input: ours is what it is quantized to
-        elif code == _DEQUANTIZE and target == graph.outputs[0] and target not in self.values:
-            self.values[target] = self.value(inputs[0])  # a float output: ours is what it is made from
+        source, output = graph.tensor(inputs[0]), graph.tensor(target)
+        if code == _QUANTIZE and self._x is None and inputs[0] == graph.inputs[0] and source.size == output.size:
+            self._x = self.hold(target, output)  # the model's input is what a float input is quantized to
+        elif code == _DEQUANTIZE and target == graph.outputs[0] and output.kind == tflite.FLOAT32:
+            self.values[target] = self.value(inputs[0])  # its output is what a float output is made from
         elif code == _RESHAPE:
-            source, output = graph.tensor(inputs[0]), graph.tensor(target)
             if source.size != output.size or source.scales != output.scales or source.zero_point != output.zero_point:
                 raise ModelError("operator %d RESHAPE changes more than the shape" % number)
             self.hold(target, output)
             self.values[target] = self.value(inputs[0])
         elif code == _FULLY_CONNECTED:
             try:
-                layer = _Dense(self, inputs, target, options)
+                layer = _Dense(self, inputs, source, output, target, options)
             except ModelError as error:
                 raise ModelError("operator %d FULLY_CONNECTED: %s" % (number, error))
             self.digits.append(layer.digit)
@@ -147,10 +147,9 @@ class Interpreter:
 class _Dense:
     """One FULLY_CONNECTED operator: checked, its rows' bounds proved, its table made."""
 
-    def __init__(self, interpreter, inputs, target, options):
+    def __init__(self, interpreter, inputs, source, output, target, options):
         self._graph = graph = interpreter.graph
         self._x = interpreter.value(inputs[0])
-        source, output = graph.tensor(inputs[0]), graph.tensor(target)
         self._out = interpreter.hold(target, output)
         if options and graph.byte(options, 1):
             raise ModelError("shuffled weights are not supported")
@@ -180,6 +179,9 @@ class _Dense:
         self._kernel = interpreter.dense if self.digit else fully_connected
 
     def run(self):
+        if self._views is None:
+            self._kernel(self._x, self._weights, self._out, self._table, 0, self._rows)
+            return
         first = 0
         while first < self._rows:
             last = min(first + self._rows_at_once, self._rows)

@@ -50,6 +50,15 @@ def test_any_chain_is_exact(widths: list[int], seed: int, per_channel: bool, ext
 
 
 @settings(max_examples=60, deadline=None)
+@given(widths=st.lists(st.integers(1, 60), min_size=2, max_size=7), seed=st.integers(0, 2**32 - 1))
+def test_any_autoencoder_is_exact(widths: list[int], seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    data = generated.autoencoder(generator, widths)
+    inputs = generator.normal(0, 16, (20, widths[0])).clip(-128, 127).astype(np.int8)
+    assert not any(exactness.differences(data, inputs, viper=False).values())
+
+
+@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), width=st.integers(1, 12))
 def test_any_graph_of_all_operators_is_exact(seed: int, width: int) -> None:
     generator = np.random.default_rng(seed)

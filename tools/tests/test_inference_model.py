@@ -84,6 +84,19 @@ def test_float_edges_are_peeled_off() -> None:
     assert bytes(model.run(bytes([1, 2]))) == bytes([5, 1])
 
 
+def test_other_types_at_the_edges_are_refused() -> None:
+    """uint8 is not float: its QUANTIZE moves the zero point, and peeling that off would change the numbers."""
+    import tflite
+
+    writer = Writer()
+    source = writer.activation([1, 2], "input", 1.0, 0, tflite.TensorType.UINT8)
+    inner = writer.activation([1, 2], "quantized", 1.0, -128)
+    writer.operator(tflite.BuiltinOperator.QUANTIZE, [source], [inner])
+    writer.inputs, writer.outputs = [source], [inner]
+    with pytest.raises(ModelError, match="int8 activation"):
+        load_model(writer.finish())
+
+
 def test_a_row_that_could_overflow_is_refused() -> None:
     layer = Layer(weights=[[1], [127]], bias=[0, 2**31 - 1], weight_scale=0.5, output_scale=1.0)
     with pytest.raises(ModelError, match="operator 0 FULLY_CONNECTED: row 1 could reach 2\\^31"):

@@ -33,6 +33,25 @@ def chain(
     return write(layers, input_scale=input_scale, input_zero_point=input_zero_point)
 
 
+def autoencoder(generator: np.random.Generator, widths: Sequence[int]) -> bytes:
+    """A chain as training leaves it: relu inside, a linear output, values spread over their range, none at its end."""
+    layers = []
+    for number, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        last = number == len(widths) - 2
+        weights = np.clip(generator.normal(0, 40, (outputs, inputs)).round(), -127, 127)
+        layers.append(
+            Layer(
+                weights=weights,
+                bias=generator.integers(-3000, 3000, outputs),
+                weight_scale=generator.uniform(0.8, 1.2, outputs) / (40 * np.sqrt(inputs)),
+                output_scale=1 / 16,
+                output_zero_point=0 if last else -128,
+                activation="none" if last else "relu",
+            )
+        )
+    return write(layers, input_scale=1 / 16)
+
+
 def _layer(
     generator: np.random.Generator, inputs: int, outputs: int, input_scale: float, per_channel: bool, extreme: bool
 ) -> Layer:

@@ -73,7 +73,7 @@ def describe(model: Model, data: bytes) -> dict[str, Any]:
 
 
 def memory(model: Model, file_bytes: int, layers: list[dict[str, Any]]) -> dict[str, int]:
-    """Heap in bytes that a 32-bit board needs for the model, beside the code: an estimate to some 15 percent."""
+    """Heap in bytes that a 32-bit board needs for the model, beside the code: an estimate."""
     held = _BASE_BYTES + model.input_size + model.output_size
     weights = chunk = 0
     for layer in layers:
