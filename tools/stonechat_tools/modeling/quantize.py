@@ -124,11 +124,7 @@ def quantize(weights: Weights, benign: Trace) -> tuple[FittedModel, dict[str, An
     outputs = weights.run(x * STEP)
     layers = quantize_layers(weights, outputs)
     y = Network.from_layers(layers).run(x) * STEP
-    residual = x * STEP - y
-    deviation = np.clip(np.sqrt((residual**2).mean(axis=0)), _LEAST_RESIDUAL, _GREATEST_RESIDUAL)
-    meta.weights = bytes(np.clip(np.rint(255 * _LEAST_RESIDUAL**2 / deviation**2), 1, 255).astype(np.uint8))
-    middle = min(weights.weights, key=len)
-    fitted = FittedModel(weights.schema, weights.window_ms, meta, layers, middle, weights.weights[-1], deviation)
+    fitted = assemble(meta, weights.schema, layers, x * STEP, min(weights.weights, key=len))
     parts = split(benign, {"earlier": 0.6, "later": 0.4})
     set_table(fitted, [to_features(part) for part in parts.values()])
     error = np.abs(y - np.clip(outputs[-1], -8, 127 / 16))
@@ -138,6 +134,16 @@ def quantize(weights: Weights, benign: Trace) -> tuple[FittedModel, dict[str, An
         "output_error_q99": round(float(np.quantile(error, 0.99)), 4),
     }
     return fitted, figures
+
+
+def assemble(meta: Metadata, schema: Schema, layers: list[Layer], x: Floats, bottleneck: Floats) -> FittedModel:
+    """A network quantized elsewhere -> a model with the weights of its score, still without a table. meta: with schema,
+    window and normalization; x: benign rows in deviations."""
+    meta.knots, meta.rungs = ((0, 0), (1, 1)), DEFAULT_RUNGS
+    residual = x - Network.from_layers(layers).run(np.rint(x / STEP)) * STEP
+    deviation = np.clip(np.sqrt((residual**2).mean(axis=0)), _LEAST_RESIDUAL, _GREATEST_RESIDUAL)
+    meta.weights = bytes(np.clip(np.rint(255 * _LEAST_RESIDUAL**2 / deviation**2), 1, 255).astype(np.uint8))
+    return FittedModel(schema, meta.window_ms, meta, layers, bottleneck, bottleneck.T, deviation)
 
 
 def quantize_layers(weights: Weights, outputs: list[Floats]) -> list[Layer]:

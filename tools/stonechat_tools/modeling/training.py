@@ -150,10 +150,6 @@ def train(
     }
     info = {"provenance": cbor_safe(provenance), "figures": cbor_safe(figures)}
     data = fitted.to_tflite(name, version, info)
-    if options.backend == "keras":
-        from .keras_backend import convert
-
-        data = convert(fitted, f["fit"], data)
     figures |= check_file(data, fitted) | {"file_bytes": len(data)}
     tell("done", 1.0)
     return Trained(data, fitted, figures, provenance)
@@ -190,7 +186,7 @@ def borrow_quiet(trace: Trace, busy: Sequence[str], columns: Sequence[str]) -> i
     unknown = [name for name in columns if name not in names]
     if unknown:
         raise ConfigError(f"machine_columns: {trace.schema.name} has no feature {unknown[0]!r}")
-    at = [names.index(name) for name in columns]
+    at = np.array([names.index(name) for name in columns], dtype=np.int64)
     rng = np.random.default_rng(17)
     all_quiet = np.flatnonzero(~met)
     if met.any() and len(all_quiet) < _LEAST_QUIET:
@@ -229,24 +225,17 @@ def _best(f: dict[str, Ints], whole: Trace, options: Options, tell: Tell) -> tup
     n = len(whole.schema)
     few = default_units(n)
     units = [options.units] if options.units else sorted({max(1, few // 2), max(1, few * 3 // 4), few})
-    random = options.jitter_octaves or options.jitter_percent or options.network != "linear"
+    random = (
+        options.jitter_octaves or options.jitter_percent or (options.network, options.backend) != ("linear", "numpy")
+    )
     seeds = range(options.seeds if random else 1)  # a closed form without jitter: every seed gives the same
     best: tuple[float, FittedModel] | None = None
     tried: list[dict[str, Any]] = []
     table = f["table"][-_MAX_TABLE_WINDOWS:]
     for number, (unit, seed) in enumerate((unit, seed) for unit in units for seed in seeds):
         tell(f"candidate {number + 1} of {len(units) * len(seeds)}", 0.8 * number / (len(units) * len(seeds)))
-        model = fit(
-            jitter(f["fit"], whole.schema, options, seed),
-            whole.schema,
-            whole.window_ms,
-            calibration=table,
-            seed=seed,
-            units=min(unit, n),
-            network=options.network,
-            trim=options.trim,
-        )
-        if options.latent_range:
+        model = _fit(jitter(f["fit"], whole.schema, options, seed), table, whole, min(unit, n), seed, options)
+        if options.latent_range and options.backend == "numpy":
             model.layers[0].output_scale = options.latent_range / 127
         if random or options.latent_range:  # the table is that of the windows as they were recorded
             set_table(model, [f["fit"], table])
@@ -257,6 +246,23 @@ def _best(f: dict[str, Ints], whole: Trace, options: Options, tell: Tell) -> tup
     if best is None:
         raise FitError("no candidate could be fitted")
     return best[1], tried
+
+
+def _fit(f_q8: Ints, table: Ints, whole: Trace, units: int, seed: int, options: Options) -> FittedModel:
+    if options.backend == "keras":
+        from .keras_backend import fit_keras
+
+        return fit_keras(f_q8, whole.schema, whole.window_ms, table, seed, units)
+    return fit(
+        f_q8,
+        whole.schema,
+        whole.window_ms,
+        calibration=table,
+        seed=seed,
+        units=units,
+        network=options.network,
+        trim=options.trim,
+    )
 
 
 def jitter(f_q8: Ints, schema: Any, options: Options, seed: int) -> Ints:
@@ -360,12 +366,11 @@ def check_file(data: bytes, fitted: FittedModel) -> dict[str, Any]:
     model = load_model(data)
     rng = np.random.default_rng(3)
     x = rng.integers(-128, 128, (_CHECKED_ROWS, model.input_size))
-    if fitted.figures.get("backend") != "keras":
-        expected = fitted.network.run(x)
-        for row, want in zip(x, expected, strict=True):
-            got = model.run(bytes((row & 255).astype(np.uint8)))
-            if bytes(got) != bytes((want & 255).astype(np.uint8)):
-                raise ModelError("the written file does not compute what was trained; this is a bug, please report it")
+    expected = fitted.network.run(x)
+    for row, want in zip(x, expected, strict=True):
+        got = model.run(bytes((row & 255).astype(np.uint8)))
+        if bytes(got) != bytes((want & 255).astype(np.uint8)):
+            raise ModelError("the written file does not compute what was trained; this is a bug, please report it")
     return {"macs": int(model.macs), "digest": model.digest.hex()}
 
 
