@@ -7,6 +7,7 @@ not wanted.
 
 from ..errors import CollectorError
 from . import schemas
+from .peers import KNOWN_AFTER
 from .proc import ProcCollector
 
 _LINK_HEADER = 14  # bytes of Ethernet, which interfaces count and the programs, one layer higher, do not
@@ -85,6 +86,12 @@ class LinuxCollector:
         resolve (yet). Not needed, and nothing is done, where own_user_id tells the agent's connections: others of this
         device may talk to the same broker."""
         return self._bpf is None or self._bpf.exclude_peer(host, port)
+
+    @property
+    def settle_windows(self) -> int:
+        """How many windows to let pass before recording or learning: until then every peer is new to a device that has
+        learned none."""
+        return KNOWN_AFTER if self._bpf is not None and not len(self._bpf.learned) else 0
 
     def hold_peers(self, hold: bool) -> None:
         """True while the device is under suspicion: no peer becomes known."""

@@ -39,7 +39,7 @@ _PEER_BITS_AT = 0
 _PORT_BITS_AT = 2048
 _ENTRIES_AT = 2560
 _PEER_BITS, _PORT_BITS = 14, 12  # 2^14 bits for peers, 2^12 for ports
-_WAYS = 4
+_WAYS = 8
 _SETS = MAX_PEERS // _WAYS
 _ENTRY = 40  # hash u64, sent u64, received u64, address 16 bytes
 _PACKETS_SHIFT = 40  # a traffic word: packets in the upper 24 bits, bytes in the lower 40
@@ -348,7 +348,7 @@ class Connections:
         p.label("marked_%d" % at)
 
     def _count_peer(self, p: bpf.Program, outward: bool) -> None:
-        """Find the entry of hash R8 among the four of its set, or take an empty one. One atomic add counts the packet
+        """Find the entry of hash R8 among those of its set, or take an empty one. One atomic add counts the packet
         in the upper bits of a word and its bytes in the lower ones."""
         p.copy(R1, R8)
         p.alu("and", R1, 2 * _SETS - 2)  # the lowest bit is always 1

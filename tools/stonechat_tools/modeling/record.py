@@ -111,8 +111,10 @@ def record(
     stop: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Append windows until the file holds `windows` of them (None: without end), stop() or ^C -> whether it holds
-    them all. shown(n) is called after each. Raises CollectorError or OSError after MAX_READ_ERRORS failed readings."""
+    them all. shown(n) is called after each. A benign recording begins once the collector has learned its peers
+    (settle_windows). Raises CollectorError or OSError after MAX_READ_ERRORS failed readings."""
     values = [0] * len(collector.schema)
+    settling = getattr(collector, "settle_windows", 0) if label == BENIGN else 0
     errors = 0
     next_ms = ticks_ms()
     try:
@@ -127,7 +129,11 @@ def record(
                 if errors >= MAX_READ_ERRORS:
                     raise
             else:
-                if window.push(values, now_ms):
+                if not window.push(values, now_ms):
+                    pass  # the first reading, or a window that had to be dropped
+                elif settling:
+                    settling -= 1
+                else:
                     writer.append(time.time(), window.elapsed_ms, label, window.deltas)
                     shown(writer.windows)
             if windows is not None and writer.windows >= windows:
