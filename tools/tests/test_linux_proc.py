@@ -1,7 +1,7 @@
 """The unprivileged Linux collector, on files that a test writes and on the machine that it runs on."""
 
+import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -394,7 +394,7 @@ def test_the_collector_process_stays_small():
     """15 MB for an agent before a transport is loaded; the collector, its window and the interpreter are most of it."""
     agent = str(Path(__file__).parents[2] / "agent")
     ran = subprocess.run(
-        [shutil.which("python3.11") or sys.executable, "-S", "-c", RSS_SCRIPT],
+        [sys.executable, "-S", "-c", RSS_SCRIPT],
         env={**os.environ, "PYTHONPATH": agent},
         capture_output=True,
         text=True,
@@ -404,3 +404,77 @@ def test_the_collector_process_stays_small():
     rss_kib, *heavy = ran.stdout.split()
     assert not heavy
     assert int(rss_kib) < 15 * 1024, rss_kib
+
+
+IN_A_NAMESPACE = """
+import json, socket, struct, subprocess
+from stonechat.linux.proc import ProcCollector
+from stonechat.window import Window
+
+def ip(*words): subprocess.run(["ip", *words], check=True, capture_output=True)
+
+collector = ProcCollector()
+window = Window(collector.schema, 1000)
+names = [name for name, _, _ in collector.schema.columns]
+values = [0] * len(names)
+now_ms = 0
+story = []
+
+def step():
+    global now_ms
+    now_ms += 1000
+    collector.read(values)
+    if window.push(values, now_ms):
+        story.append(dict(zip(names, window.deltas)))
+
+def send(packets):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for _ in range(packets): sock.sendto(bytes(100), ("10.9.9.9", 9))
+
+def appear():
+    ip("link", "add", "far0", "type", "veth", "peer", "far1"); ip("addr", "add", "10.9.0.1/16", "dev", "far0")
+    ip("link", "set", "far1", "up"); ip("link", "set", "far0", "arp", "off", "up")
+
+ip("link", "set", "lo", "up")
+step()
+appear(); step()
+send(50); step()
+ip("link", "delete", "far0"); step()
+appear(); step()
+send(7); step()
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+for n in range(5000): raw.sendto(struct.pack("!HHIIBBHHH", 4000, 23, n, 0, 0x50, 2, 1024, 0, 0), ("10.9.8.7", 0))
+step()
+for n in range(5000):
+    with socket.socket() as sock:
+        sock.connect_ex(("127.0.0.1", 9))
+step()
+print(json.dumps(story))
+"""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a network namespace")
+def test_a_real_interface_comes_and_goes_and_every_packet_counts_once():
+    agent = str(Path(__file__).parents[2] / "agent")
+    ran = subprocess.run(
+        ["unshare", "--net", sys.executable, "-c", IN_A_NAMESPACE],
+        env={**os.environ, "PYTHONPATH": agent},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if "Operation not permitted" in ran.stderr:
+        pytest.skip("may not make a network namespace")
+    assert not ran.returncode, ran.stderr
+    appeared, sent, deleted, again, sent_again, raw, refused = json.loads(ran.stdout)
+    assert 50 <= sent["pkts_out"] < 70  # the kernel's own IPv6 greetings are among them
+    assert 50 * 128 <= sent["bytes_out"] < 70 * 200
+    assert deleted["pkts_out"] == 0
+    assert 7 <= sent_again["pkts_out"] < 27
+    for window in (appeared, again):
+        assert window["bytes_out"] < 2_000
+    assert 5000 <= raw["ip_out_unattrib"] < 5010  # and, seldom, a multicast greeting
+    assert refused["conn_out"] == refused["conn_fail"] == refused["rst_out"] == 5000
+    assert refused["ip_out_unattrib"] < 10
