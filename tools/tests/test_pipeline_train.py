@@ -56,7 +56,7 @@ def test_one_command_makes_a_model_that_a_device_runs(tmp_path: Path, capsys: py
     words = ["train", str(tmp_path / "lamp.csv.gz"), "-o", str(out), "--learn-windows", "40", "--json"]
     assert main(words) == 0
     outcome = json.loads(capsys.readouterr().out)
-    assert outcome["name"] == "lamp-model" and outcome["windows"] == 600 and outcome["held_out_windows"] == 200
+    assert outcome["name"] == "lamp-model" and outcome["windows"] == 600 and outcome["held_out_windows"] == 120
     data = (out / "model.tflite").read_bytes()
     assert outcome["file_bytes"] == len(data) < 8192
     head = Head(load_model(data), SCHEMA)
@@ -153,6 +153,8 @@ def test_each_class_resumes_where_it_was(tmp_path: Path, capsys: pytest.CaptureF
         (["SHORT", "-o", "X"], "record longer"),
         (["SHORT", "-o", "X", "--seeds", "0"], "seeds 0"),
         (["SHORT", "-o", "X", "--learn-windows", "3"], "even number"),
+        (["LONG", "-o", "X", "--learn-windows", "300"], "record longer, or lower learn_windows"),
+        (["LONG", "-o", "X", "--budget", "never", "--learn-windows", "20"], "alarms per time"),
         (["SHORT", "-o", "X", "--record"], "--recipe"),
         (["--each", "SHORT", "SHORT", "-o", "X"], "same name"),
         (["--recipe", "MISSING"], "No such file"),
@@ -162,7 +164,8 @@ def test_each_class_resumes_where_it_was(tmp_path: Path, capsys: pytest.CaptureF
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
     write_trace(recording(60), tmp_path / "short.csv")
     write_trace(scan(), tmp_path / "attack.csv")
-    files = {"SHORT": "short.csv", "MISSING": "missing.csv", "X": "x", "ATTACK": "attack.csv"}
+    write_trace(recording(), tmp_path / "long.csv")
+    files = {"LONG": "long.csv", "SHORT": "short.csv", "MISSING": "missing.csv", "X": "x", "ATTACK": "attack.csv"}
     assert main(["train", *[str(tmp_path / files[word]) if word in files else word for word in words]]) == 1
     message = capsys.readouterr().err
     assert said in message and "Traceback" not in message

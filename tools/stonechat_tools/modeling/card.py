@@ -113,7 +113,7 @@ def _figures(trained: Trained) -> list[str]:
     lines += [
         "",
         f"Together {figures['held_out_alarms']} alarms in {figures['held_out_device_days']:g} device-days, which "
-        f"bounds the rate at {bound} per 30 device-days (95 %, one-sided).",
+        f"bounds the rate at {bound} per 30 device-days (95 %, one-sided). Alarm constants: {figures['budget']}.",
         "",
         "Candidates, by the share of injected anomalies (one or three features moved by 3 deviations) scored above "
         "99 % of the benign windows; the best one was kept:",

@@ -6,7 +6,6 @@ Each device's benign windows are cut in the order of time: 60 % make the network
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -18,6 +17,7 @@ from stonechat.errors import ConfigError, ModelError
 from stonechat.features import LEVEL, RATE, SHARE
 from stonechat.model import load_model
 
+from .calibrate import choose, parse_budget, poisson_bound
 from .dataset import split
 from .fit import FitError, FittedModel, default_units, fit, set_table
 from .replay_numpy import features_q8
@@ -32,6 +32,7 @@ _CHECKED_ROWS = 200
 _LEAST_QUIET = 20
 _MAX_TABLE_WINDOWS = 20_000
 Tell = Callable[[str, float], None]
+Stream = tuple[Ints, int]  # features of a device's windows, and from which of them on it is judged
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def train(
     held_out = {device: _living(parts, device) for device in benign.device_names}
     budget = _set_rungs(fitted, held_out, options)
     tell("held-out figures", 0.9)
-    figures = fitted.figures | held_out_figures(fitted, held_out, len(parts["table"]), whole.window_ms)
+    figures = fitted.figures | held_out_figures(fitted, held_out)
     figures |= {"tried": tried, "budget": budget, "left_out_windows": int(left_out.sum()), "borrowed_windows": borrowed}
     figures |= {"excluded_attack_windows": int((~whole.benign).sum())}
     provenance = {
@@ -297,13 +298,14 @@ def injected_recall(model: FittedModel, f_q8: Ints, seed: int = 5) -> float:
 # ------------------------------------------------------------------------------------------- alarm constants, figures
 
 
-def _living(parts: dict[str, Trace], device: str) -> Ints:
-    """The held-out stream of one device: what the table was made from, in which it learns, then the held-out part."""
-    return to_features(join([parts["table"].of_device(device), parts["held-out"].of_device(device)]))
+def _living(parts: dict[str, Trace], device: str) -> Stream:
+    """One device's last two parts as a stream: it learns in what the table was made from, and is judged after that."""
+    table = parts["table"].of_device(device)
+    return to_features(join([table, parts["held-out"].of_device(device)])), len(table)
 
 
 def _learnable(wanted: int, parts: dict[str, Trace]) -> int:
-    """At most as many windows as the shortest device's table part has, so that the figures can be taken at all."""
+    """Raises FitError where the shortest device's table part is too short to learn in, for then nothing is judged."""
     shortest = min(len(parts["table"].of_device(name)) for name in parts["table"].device_names)
     if wanted > shortest:
         raise FitError(
@@ -313,49 +315,39 @@ def _learnable(wanted: int, parts: dict[str, Trace]) -> int:
     return wanted
 
 
-def _set_rungs(fitted: FittedModel, held_out: dict[str, Ints], options: Options) -> dict[str, Any]:
+def _set_rungs(fitted: FittedModel, held_out: dict[str, Stream], options: Options) -> str:
+    """The alarm constants: those given, or those that the budget and the held-out streams allow -> a sentence."""
     if options.rungs:
         fitted.meta.rungs = tuple((round(k * 256), round(c * 256), round(a * 256)) for k, c, a in options.rungs)
-        return {"rungs": "given", "asked": options.budget}
-    return {"rungs": "default", "asked": options.budget}
+        return "the alarm constants were given, not earned: no budget is claimed"
+    budget = parse_budget(options.budget)
+    streams = [fitted.replay(learn=True).run(f_q8).surprise_q8[start:] for f_q8, start in held_out.values()]
+    choice = choose(streams, fitted.window_ms, budget)
+    fitted.meta.rungs = choice.rungs
+    return f"for the budget {options.budget}: {choice.sentence()}"
 
 
-def held_out_figures(
-    fitted: FittedModel, held_out: dict[str, Ints], table_windows: int, window_ms: int
-) -> dict[str, Any]:
-    """Each device lives through its held-out stream: learning, drift, alarm logic."""
+def held_out_figures(fitted: FittedModel, held_out: dict[str, Stream]) -> dict[str, Any]:
+    """Each device lives through its stream: learning, drift, alarm logic; judged in the held-out part."""
     devices: dict[str, Any] = {}
-    alarms = windows = 0
-    for device, f_q8 in held_out.items():
+    for device, (f_q8, start) in held_out.items():
         result = fitted.replay(learn=True).run(f_q8)
-        judged = ~result.learning
-        rate = float((result.surprise_q8[judged] >= 512).mean()) if judged.any() else 0.0
         devices[device] = {
-            "windows": int(judged.sum()),
-            "alarms": len(result.alarms),
-            "p_below_01": round(rate, 4),
-            "evidence_peak": round(float(result.evidence_q8[judged].max()) / 256, 3) if judged.any() else 0.0,
+            "windows": len(result) - start,
+            "alarms": sum(1 for at in result.alarms if at >= start),
+            "p_below_01": round(float((result.surprise_q8[start:] >= 512).mean()), 4),
+            "evidence_peak": round(float(result.evidence_q8[start:].max()) / 256, 3),
         }
-        alarms += len(result.alarms)
-        windows += int(judged.sum())
-    days = windows * window_ms / 86_400_000
+    alarms = sum(row["alarms"] for row in devices.values())
+    windows = sum(row["windows"] for row in devices.values())
+    days = windows * fitted.window_ms / 86_400_000
     return {
         "held_out": devices,
         "held_out_windows": windows,
         "held_out_device_days": round(days, 4),
         "held_out_alarms": alarms,
-        "alarms_per_30_days_at_most_95": round(_poisson_bound(alarms) / days * 30, 1) if days else None,
+        "alarms_per_30_days_at_most_95": round(poisson_bound(alarms) / days * 30, 1),
     }
-
-
-def _poisson_bound(count: int) -> float:
-    """The one-sided 95 % upper bound of a Poisson mean of which `count` were seen."""
-    low, high = float(count), 10.0 + 3.0 * count
-    for _ in range(60):
-        mean = (low + high) / 2
-        seen = sum(math.exp(-mean + k * math.log(mean) - math.lgamma(k + 1)) for k in range(count + 1))
-        low, high = (mean, high) if seen > 0.05 else (low, mean)
-    return (low + high) / 2
 
 
 # -------------------------------------------------------------------------------------------------------- the file
