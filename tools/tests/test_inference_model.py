@@ -117,3 +117,14 @@ def test_work_is_bounded() -> None:
     writer.outputs = [tensor]
     with pytest.raises(ModelError, match="multiply-accumulates"):
         load_model(writer.finish())
+
+
+def test_the_daemon_can_compute_with_tflite_runtime() -> None:
+    from stonechat.linux.daemon import read_model
+
+    shipped = Path(__file__).resolve().parents[2] / "models" / "micropython-1" / "model.tflite"
+    own, other = (read_model(str(shipped), backend) for backend in ("own", "tflite"))
+    assert isinstance(other.runner, TfliteRuntime) and not isinstance(own.runner, TfliteRuntime)
+    x = bytes(range(own.input_size))
+    assert bytes(own.run(x)) == bytes(other.run(x))
+    assert own.digest == other.digest

@@ -23,6 +23,7 @@ from ..outbox import Outbox
 from ..report import Reporter
 from ..state import State
 from . import config as configuration
+from .tflite_runtime import TfliteRuntime
 
 LEVEL_NAMES = {NORMAL: "normal", WATCH: "watch", ALARM: "alarm"}
 PRIORITIES = {"error": 3, "warning": 4, "info": 6, "debug": 7}  # syslog(3), as journald reads them from standard error
@@ -54,7 +55,7 @@ def read_model(path: str, backend: str):
     if len(data) > MODEL_MAX_BYTES:
         raise ConfigError("[model] file %s is larger than %d bytes" % (path, MODEL_MAX_BYTES))
     try:
-        model = load_model(data, None if backend == "own" else backend)
+        model = load_model(data, TfliteRuntime if backend == "tflite" else None)
         if model.metadata is None:
             raise ModelError("it has no stonechat metadata; make one with `stonechat train`")
     except ModelError as error:
