@@ -74,22 +74,17 @@ def test_it_attaches_with_the_units_ambient_capabilities_and_drops_them():
 
 RESULT = {
     "schema": "linux-1",
-    "root": {"info": 50_200, "syn_out": 40, "rst_in": 40, "peers": 40},
-    "dropped": {"info": 50_200, "syn_out": 40, "rst_in": 40, "peers": 40},
+    "status": [65534, 0, 0, 0, 0],
+    "root": {"calls": 50_200, "write": 3, "syn_out": 40, "rst_in": 40, "peers": 40},
+    "dropped": {"calls": 50_200, "write": 3, "syn_out": 40, "rst_in": 40, "peers": 40},
 }
 
 
 def test_the_kernel_job_sees_a_kernel_that_counts_wrong():
     assert kernels.faults(RESULT) == []
+    assert len(kernels.faults({**RESULT, "status": [0, 4096, 4096, 0, 0]})) == 1
     assert kernels.faults({"error": "OSError"}) == ["OSError"]
     assert kernels.faults({**RESULT, "schema": "linux-proc-1"}) == ["schema linux-proc-1"]
     assert kernels.faults({**RESULT, "dropped": {**RESULT["dropped"], "syn_out": 39}}) == ["dropped: syn_out 39"]
-    assert len(kernels.faults({**RESULT, "root": {**RESULT["root"], "info": 49_999}})) == 1
-
-
-def test_a_ram_disk_entry_is_what_the_kernel_unpacks(tmp_path):
-    if shutil.which("cpio") is None:
-        pytest.skip("cpio is not installed")
-    archive = kernels._entry("a", 0o040755) + kernels._entry("a/b", 0o100644, b"text") + kernels._entry("TRAILER!!!", 0)
-    subprocess.run(["cpio", "-idm", "--quiet"], input=archive, cwd=tmp_path, check=True, timeout=30)
-    assert (tmp_path / "a/b").read_bytes() == b"text"
+    assert len(kernels.faults({**RESULT, "root": {**RESULT["root"], "write": 50_003}})) == 1
+    assert len(kernels.faults({**RESULT, "root": {**RESULT["root"], "calls": 49_999}})) == 1

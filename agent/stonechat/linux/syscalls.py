@@ -54,7 +54,7 @@ class Syscalls:
         self.counts = [0] * (_CLASSES + 3)
         self.note = "exact"
         self._links: list = []
-        self._compat = _COMPAT_MARKS.get(os.uname().machine)
+        self._compat = _COMPAT_MARKS.get(kernel_machine())
         self._only = _cgroup_id(cgroup) if cgroup else None
         self._memory = bpf.Memory(_COUNTS_AT + self._cpus * _SLOTS * 8, "stonechat_sys")
         try:
@@ -199,13 +199,24 @@ class Syscalls:
         p.exit()
 
 
+def kernel_machine() -> str:
+    """The kernel's own architecture, by its name in TABLES, whatever a 32-bit userland is told by uname."""
+    try:
+        with open("/proc/sys/kernel/arch") as file:  # since 6.1
+            name = file.read().strip()
+    except OSError:
+        name = os.uname().machine
+    if name == "armv8l":  # an arm64 kernel to a process of personality linux32
+        return "aarch64"
+    return "armhf" if name.startswith("arm") else "i386" if name[1:] in ("386", "486", "586", "686") else name
+
+
 def machine_table() -> bytes:
     """The classes of this kernel's calls: 512 native ones, then 512 of the 32-bit ABI that it runs as well."""
-    machine = os.uname().machine
-    native = "armhf" if machine.startswith("armv") else machine
+    native = kernel_machine()
     if native not in TABLES:
-        raise CollectorError("no system call table for %s; there are %s" % (machine, ", ".join(sorted(TABLES))))
-    compat = _COMPAT_MARKS[machine][3] if machine in _COMPAT_MARKS else native
+        raise CollectorError("no system call table for %s; there are %s" % (native, ", ".join(sorted(TABLES))))
+    compat = _COMPAT_MARKS[native][3] if native in _COMPAT_MARKS else native
     return b"".join(
         bytes(int(digit, 16) for digit in TABLES[abi].ljust(NUMBERS, "0")[:NUMBERS]) for abi in (native, compat)
     )
