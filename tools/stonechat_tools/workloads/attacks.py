@@ -38,6 +38,7 @@ LOOPBACK_NETWORK = "127.77.0.0/16"
 TIMEOUT_S = 2.0
 MAX_EVENTS = 2_000_000  # packets, connections, files: no attack does more, however long it may run
 MAX_CHILDREN = 150
+MINER_REPORT_S = 3.0
 VICTIM_FILES = 200
 VICTIM_BYTES = 40_000
 _PAYLOAD = "#!/bin/sh\nfor i in 1 2 3; do uname; id; cat /proc/cpuinfo; done\n"
@@ -183,28 +184,45 @@ def _exfil_via_known_peer(scene: Scene) -> None:
     _exfiltrate(scene, "127.0.0.1" if scene.network.is_loopback else scene.host(0), 2_000, 1.0)
 
 
-def _miner(scene: Scene, work_share: float = 1.0) -> None:
-    """SHA-256 without end, and a share reported to the pool every three seconds."""
-    with scene.connect(scene.host(1542), "echo") as pool:
-        scene.begin()
-        nonce = 0
-        report_s = time.monotonic()
-        while scene.live():
-            start_s = time.monotonic()
-            for _ in range(2000):
-                hashlib.sha256(b"%d" % nonce).digest()
-                nonce += 1
-            worked_s = time.monotonic() - start_s
-            if work_share < 1:
-                scene.deadline.sleep(worked_s * (1 - work_share) / work_share)
-            if time.monotonic() - report_s > 3:
-                report_s = time.monotonic()
-                pool.sendall(b"share %d" % nonce)
-                pool.recv(64)
+def _miner(scene: Scene) -> None:
+    """SHA-256 without end on half of the cores, and a share reported to the pool every three seconds."""
+    others = [_fork(lambda: _hash(Deadline(scene.deadline.left_s()))) for _ in range(_cores() // 2 - 1)]
+    try:
+        _mine(scene, 1.0)
+    finally:
+        for pid in others:
+            _end(pid)
 
 
 def _miner_5pct(scene: Scene) -> None:
-    _miner(scene, 0.05)
+    _mine(scene, 0.05)
+
+
+def _mine(scene: Scene, work_share: float) -> None:
+    with scene.connect(scene.host(1542), "echo") as pool:
+        scene.begin()
+        while scene.live():
+            turn = Deadline(min(MINER_REPORT_S, scene.deadline.left_s()))
+            nonce = _hash(turn, work_share)
+            pool.sendall(b"share %d" % nonce)
+            pool.recv(64)
+
+
+def _hash(deadline: Deadline, work_share: float = 1.0) -> int:
+    nonce = 0
+    while deadline.live():
+        start_s = time.monotonic()
+        for _ in range(2000):
+            hashlib.sha256(b"%d" % nonce).digest()
+            nonce += 1
+        worked_s = time.monotonic() - start_s
+        if work_share < 1:
+            deadline.sleep(worked_s * (1 - work_share) / work_share)
+    return nonce
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _guess(scene: Scene, host: str, service: str) -> None:
@@ -268,16 +286,23 @@ def _forkbomb(scene: Scene) -> None:
         while scene.live():
             if len(children) == MAX_CHILDREN:
                 _end(children.pop(0))
-            pid = os.fork()
-            if pid == 0:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                time.sleep(scene.deadline.left_s())
-                os._exit(0)
-            children.append(pid)
+            children.append(_fork(lambda: time.sleep(scene.deadline.left_s())))
             scene.pause(0.025)
     finally:
         for pid in children:
             _end(pid)
+
+
+def _fork(work: Callable[[], object]) -> int:
+    """Do `work` in a child -> its process id. Nothing of the parent's is unwound in the child."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            work()
+        finally:
+            os._exit(0)
+    return pid
 
 
 def _end(pid: int) -> None:
@@ -410,7 +435,7 @@ ATTACKS: dict[str, Attack] = {
     ),
     "miner": Attack(
         _miner,
-        "SHA-256 on one core, and a word with the pool every three seconds",
+        "SHA-256 on half of the cores, and a word with the pool every three seconds",
         ("cpu_busy", "ctxt", "estab") + _NEW_PEERS,
     ),
     "brute_in": Attack(
