@@ -16,7 +16,7 @@ from .features import Normalization
 
 _PLACE_MAX_Q8 = const(1024)  # a device's benign score may lie four doublings over the model's, no further
 _SPREAD_LOW_Q8 = const(205)  # and its spread between .8 ...
-_SPREAD_HIGH_Q8 = const(768)  # ... and three times the model's
+_SPREAD_HIGH_Q8 = const(512)  # ... and twice the model's
 
 
 class Head:

@@ -40,6 +40,8 @@ _RESIDUAL_FLOOR = 0.125  # deviations; below it rounding to 1/16 would be the re
 _COUNTING_RESIDUAL = 0.09  # deviations; a table never calls residuals below it strange
 _KNOTS = (0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.12, 0.1, 0.08, 0.06, 0.05, 0.04, 0.03, 0.02)
 _EXCESS_FLOOR = 48.0  # Q8 of the log score: a tail no steeper than that of a dozen normal residuals
+_BLOCK = 20  # windows: what is trimmed is trimmed in blocks
+_TRIM_ROUNDS = 3
 DEFAULT_RUNGS = ((256, 384, 20 * 256),)  # k 1, cap 1.5, alarm at 20: 40 windows of p < .03 in a row
 
 
@@ -108,14 +110,13 @@ def fit(
         f, later = f[:split], f[split:]
     else:
         later = np.asarray(calibration, dtype=np.int64)
-    keep = np.ones(len(f), dtype=bool)
-    for round_number in range(4 if trim else 1):
-        tell("network", round_number / 4)
+    keep = _ordinary_blocks(f, trim) if trim else np.ones(len(f), dtype=bool)
+    model = _fit_once(f[keep], schema, window_ms, units, network, seed)
+    for round_number in range(_TRIM_ROUNDS if trim else 0):
+        tell("network", round_number / _TRIM_ROUNDS)
+        keep = _clean_blocks(model, f, trim)
         model = _fit_once(f[keep], schema, window_ms, units, network, seed)
-        if trim:
-            keep = _clean_blocks(model, f, trim)
     if trim:
-        model = _fit_once(f[keep], schema, window_ms, units, network, seed)
         model.figures["trimmed_windows"] = int((~keep).sum())
     model.meta.learn_windows = learn_windows
     tell("calibration", 0.9)
@@ -207,13 +208,28 @@ def _quantized(weights: Floats, name: str) -> Layer:
     return Layer(rounded, np.zeros(len(weights), dtype=np.int32), scale.astype(np.float32), STEP, 0, "none", name)
 
 
-def _clean_blocks(model: FittedModel, f: Ints, trim: float, block: int = 20) -> npt.NDArray[np.bool_]:
+def _ordinary_blocks(f: Ints, trim: float) -> npt.NDArray[np.bool_]:
+    """A mask without the worst `trim` of the blocks, told without a model, which contamination could already have
+    taught: the medians of each block against those of the others, by the three features that stand out most."""
+    blocks = np.arange(len(f)) // _BLOCK
+    medians = np.array([np.median(f[blocks == block], axis=0) for block in range(int(blocks[-1]) + 1)])
+    centre = np.median(medians, axis=0)
+    floor = np.where((f > 0).mean(axis=0) < _SPARSE_SHARE, _SPARSE_FLOOR_Q8, _DEVIATION_FLOOR_Q8)
+    deviation = np.maximum(1.4826 * np.median(np.abs(medians - centre), axis=0), floor)
+    strange = np.sort(np.minimum(np.abs(medians - centre) / deviation, 200.0), axis=1)[:, -3:].mean(axis=1)
+    return _without_worst(strange, blocks, trim)
+
+
+def _clean_blocks(model: FittedModel, f: Ints, trim: float) -> npt.NDArray[np.bool_]:
     """A mask without the worst `trim` of the blocks: an attack lasts, so blocks tell where single rows can't."""
     replay = model.replay()
     scores = replay.scores(replay.inputs(f)).astype(np.float64)
-    blocks = np.arange(len(f)) // block
-    means = np.bincount(blocks, scores) / np.bincount(blocks)
-    worst = np.argsort(means)[::-1][: math.ceil(trim * len(means))]
+    blocks = np.arange(len(f)) // _BLOCK
+    return _without_worst(np.bincount(blocks, scores) / np.bincount(blocks), blocks, trim)
+
+
+def _without_worst(strange: Floats, blocks: Ints, trim: float) -> npt.NDArray[np.bool_]:
+    worst = np.argsort(strange)[::-1][: math.ceil(trim * len(strange))]
     return ~np.isin(blocks, worst)
 
 
@@ -266,6 +282,8 @@ def _quantiles(scores: Sequence[Ints], p: Floats) -> Floats:
 def _floor_curve(p: Floats, n: int) -> Floats:
     """The log score at upper probability p of n normal residuals of the least deviation that counts: a chi-square
     quantile by Wilson and Hilferty."""
+    if not n:  # scores of another measure: no floor
+        return np.zeros(len(p))
     normal = np.array([NormalDist().inv_cdf(1 - share) for share in p.tolist()])
     chi = n * (1 - 2 / (9 * n) + normal * math.sqrt(2 / (9 * n))) ** 3
     part = (_COUNTING_RESIDUAL / STEP) ** 2 * 255 / 16

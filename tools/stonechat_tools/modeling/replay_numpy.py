@@ -349,4 +349,4 @@ class Replay:
         place = ordered[len(ordered) >> 1]
         spread = ordered[len(ordered) * 7 >> 3] - place
         self.place = min(place, meta.place_q8 + 1024)
-        self.spread = max(1, meta.spread_q8 * 205 >> 8, min(spread, meta.spread_q8 * 768 >> 8))
+        self.spread = max(1, meta.spread_q8 * 205 >> 8, min(spread, meta.spread_q8 * 512 >> 8))
