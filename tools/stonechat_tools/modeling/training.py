@@ -43,6 +43,7 @@ class Options:
     several. network: of fit.fit. learn_windows: what a fresh device learns before it may alarm (even). trim: the share
     of 20-window blocks left out as contaminated. jitter_octaves, jitter_percent: noise added to counts and levels, and
     to shares, while fitting: what is more alike in the recording than it will be elsewhere gets that much room.
+    jitter_of: the same for single features, {name = size}.
     latent_range: a latent saturates so many deviations from its centre (0: as fitted, 8), so that what goes further
     than benign windows do along a benign direction is not rebuilt. leave_out: conditions such as "cpu_busy > 75"
     (shares in percent); windows that meet one are not used. busy: the same, but of such windows, in which something
@@ -58,6 +59,7 @@ class Options:
     trim: float = 0.0
     jitter_octaves: float = 0.0
     jitter_percent: float = 0.0
+    jitter_of: tuple[tuple[str, float], ...] = ()
     latent_range: float = 0.0
     leave_out: tuple[str, ...] = ()
     busy: tuple[str, ...] = ()
@@ -66,6 +68,10 @@ class Options:
     budget: str = "1/30d"
     rungs: tuple[tuple[float, float, float], ...] = ()
     backend: str = "numpy"
+
+    @property
+    def jitters(self) -> bool:
+        return bool(self.jitter_octaves or self.jitter_percent or self.jitter_of)
 
     @classmethod
     def of(cls, table: dict[str, Any], where: str) -> "Options":
@@ -82,6 +88,8 @@ class Options:
                 value = tuple(tuple(float(number) for number in rung) for rung in value)
             if key in ("leave_out", "busy", "machine_columns") and isinstance(value, list):
                 value = tuple(str(word) for word in value)
+            if key == "jitter_of" and isinstance(value, dict):
+                value = tuple((str(name), float(number)) for name, number in sorted(value.items()))
             if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
                 raise ConfigError(f"{where}: {key} is {value!r}, want {kind.__name__}")
             values[key] = value
@@ -268,11 +276,16 @@ def _fit(f_q8: Ints, table: Ints, whole: Trace, units: int, seed: int, options: 
 
 def jitter(f_q8: Ints, schema: Any, options: Options, seed: int) -> Ints:
     """f_q8 with noise of the options' size, the same for the same seed; the input itself where there is none."""
-    if not options.jitter_octaves and not options.jitter_percent:
+    if not options.jitters:
         return f_q8
-    rng = np.random.default_rng(1000 + seed)
+    names = [name for name, _, _ in schema.columns]
+    unknown = [name for name, _ in options.jitter_of if name not in names]
+    if unknown:
+        raise ConfigError(f"jitter_of: {schema.name} has no feature {unknown[0]!r}")
     size = {RATE: options.jitter_octaves, LEVEL: options.jitter_octaves, SHARE: options.jitter_percent}
-    size_q8 = np.array([256 * size[kind] for _, _, kind in schema.columns])
+    special = dict(options.jitter_of)
+    size_q8 = np.array([256 * special.get(name, size[kind]) for name, _, kind in schema.columns])
+    rng = np.random.default_rng(1000 + seed)
     noisy: Ints = np.rint(f_q8 + rng.normal(0.0, 1.0, f_q8.shape) * size_q8).astype(np.int64)
     return noisy
 
