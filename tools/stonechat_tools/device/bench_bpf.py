@@ -86,26 +86,32 @@ def added_ns(body: Callable[[], None], units: int, attach: Callable[[], Any], re
 
 
 def measure(repeats: int = 25) -> dict[str, dict[str, float]]:
-    """-> {"syscall", "syscall, empty program", "packet, 1 peer", "packet, 256 peers"}: base_ns, with_ns, added_ns each.
-    The empty program is the floor: what this kernel and CPU ask for calling any program at all. Raises CollectorError
-    or OSError where BPF does not start here."""
+    """-> {"syscall", "packet, 1 peer", "packet, 256 peers", and both with an empty program}: base_ns, with_ns, added_ns
+    each. The empty program is the floor: what this kernel and CPU ask for calling any program at all. Raises
+    CollectorError or OSError where BPF does not start here."""
     from stonechat.linux import bpf
     from stonechat.linux.connections import Connections
     from stonechat.linux.syscalls import Syscalls
 
-    class EmptyProgram(Syscalls):
+    def empty_program(result: int) -> bpf.Program:
+        program = bpf.Program()
+        program.move(bpf.R0, result)
+        program.exit()
+        return program
+
+    class EmptySyscalls(Syscalls):
         def _sys_enter(self) -> bpf.Program:
-            program = bpf.Program()
-            program.move(bpf.R0, 0)
-            program.exit()
-            return program
+            return empty_program(0)
 
-    def connections() -> Connections:
-        return Connections(interfaces=["lo"])
+    class EmptyConnections(Connections):
+        def _program(self, outward: bool) -> bpf.Program:
+            return empty_program(1)
 
+    lo = ["lo"]
     return {
         "syscall": added_ns(syscalls, SYSCALLS_A_REPEAT, Syscalls, repeats),
-        "syscall, empty program": added_ns(syscalls, SYSCALLS_A_REPEAT, EmptyProgram, repeats),
-        "packet, 1 peer": added_ns(packets(1), PACKETS_A_REPEAT, connections, repeats),
-        "packet, 256 peers": added_ns(packets(256), PACKETS_A_REPEAT, connections, repeats),
+        "syscall, empty program": added_ns(syscalls, SYSCALLS_A_REPEAT, EmptySyscalls, repeats),
+        "packet, 1 peer": added_ns(packets(1), PACKETS_A_REPEAT, lambda: Connections(lo), repeats),
+        "packet, 256 peers": added_ns(packets(256), PACKETS_A_REPEAT, lambda: Connections(lo), repeats),
+        "packet, empty program": added_ns(packets(1), PACKETS_A_REPEAT, lambda: EmptyConnections(lo), repeats),
     }
