@@ -1,0 +1,157 @@
+"""Budgets, rungs and the bound: the constants are earned, and nothing is claimed that the recording can't show."""
+
+import json
+
+import numpy as np
+import pytest
+from stonechat.errors import ModelError
+from stonechat.features import RATE, Schema
+from stonechat.model import load_model
+from stonechat_tools import cli
+from stonechat_tools.modeling import calibrate
+from stonechat_tools.modeling.calibrate import (
+    LADDER,
+    CalibrationError,
+    choose,
+    excursions,
+    parse_budget,
+    poisson_bound,
+    rate_above,
+    replace_metadata,
+)
+from stonechat_tools.modeling.fit import fit
+from stonechat_tools.modeling.replay_numpy import features_q8
+from stonechat_tools.modeling.trace import make_trace, write_trace
+
+SCHEMA = Schema("calibrate-1", tuple((f"c{i}", "1", RATE) for i in range(6)))
+MINUTE_MS = 60_000
+
+
+def quiet(count: int, seed: int = 0) -> np.ndarray:
+    """Surprise of a well calibrated benign stream."""
+    return (256 * -np.log10(np.random.default_rng(seed).random(count))).astype(np.int64)
+
+
+def counts(count: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.poisson(np.exp(rng.normal(5, 0.4, (count, 1)) + rng.normal(0, 0.2, (count, 6))))
+
+
+def trace(count: int, seed: int, label: str = "benign", device: str = "d"):
+    rows = [(60.0 * i, MINUTE_MS, label, row) for i, row in enumerate(counts(count, seed).tolist())]
+    return make_trace(SCHEMA, MINUTE_MS, rows, device)
+
+
+@pytest.fixture(scope="module")
+def model() -> bytes:
+    f = features_q8(SCHEMA, counts(1500, 1), np.full(1500, MINUTE_MS), MINUTE_MS)
+    return fit(f, SCHEMA, MINUTE_MS, learn_windows=64).to_tflite("calibrate-test", 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "per_day"), [("1/30d", 1 / 30), ("2/7d", 2 / 7), ("1/12h", 2), ("3/week", 3 / 7), ("1/month", 1 / 30)]
+)
+def test_budgets_are_read(text, per_day):
+    assert parse_budget(text).per_day == pytest.approx(per_day)
+
+
+@pytest.mark.parametrize("text", ["", "1", "1/", "0/30d", "1/0d", "-1/3d", "one/30d", "1/30y"])
+def test_other_budgets_are_refused(text):
+    with pytest.raises(CalibrationError):
+        parse_budget(text)
+
+
+def test_the_bound_is_poissons():
+    assert poisson_bound(0) == pytest.approx(2.996, abs=0.001)
+    assert poisson_bound(1) == pytest.approx(4.744, abs=0.001)
+    assert poisson_bound(5) == pytest.approx(10.513, abs=0.001)
+
+
+def test_excursions_are_the_peaks_between_zeros():
+    chart = (256, 512, 99999)
+    assert excursions([0, 512, 512, 0, 0, 512, 0], chart) == [512, 256]
+    assert excursions([512, 512], chart) == [512]
+    assert excursions([0, 0], chart) == []
+
+
+def test_the_rate_is_counted_and_beyond_it_extrapolated():
+    peaks = list(range(1, 101))
+    assert rate_above(peaks, 50, 10) == 5.1
+    beyond = rate_above(peaks, 150, 10)
+    assert 0 < beyond < 0.1
+    assert rate_above(peaks, 400, 10) < beyond
+    assert rate_above([], 10, 1) == 0
+
+
+def test_a_short_recording_earns_the_default_rung_and_claims_nothing():
+    choice = choose([quiet(1000)], MINUTE_MS, parse_budget("1/30d"))
+    assert choice.rung == "steady" and choice.windows_to_alarm == 40
+    assert not choice.proven and "too short" in choice.sentence()
+    assert choice.bound_per_30d == pytest.approx(30 * 2.996 / (1000 / 1440), rel=0.01)
+
+
+def test_a_long_quiet_recording_earns_a_faster_rung():
+    windows = {choose([quiet(n)], MINUTE_MS, parse_budget("1/30d")).windows_to_alarm for n in (1000, 4000, 7000)}
+    assert windows == {40, 25, 12}
+
+
+def test_a_budget_that_the_recording_shows_is_proven():
+    choice = choose([quiet(10 * 1440)], MINUTE_MS, parse_budget("1/1d"))
+    assert choice.proven and choice.alarms == 0
+    assert choice.windows_to_alarm < 40
+
+
+def test_bursts_cost_the_fast_rungs():
+    stream = quiet(9000)
+    for start in range(500, 9000, 2000):
+        stream[start : start + 20] = 1000
+    choice = choose([stream], MINUTE_MS, parse_budget("1/30d"))
+    assert choice.rung in ("steady", "patient")
+    assert choice.alarms == 0
+
+
+def test_what_even_the_slowest_rung_can_not_keep_is_raised():
+    stream = quiet(3000)
+    stream[1000:1080] = 1000
+    choice = choose([stream], MINUTE_MS, parse_budget("1/30d"))
+    assert choice.rung == "patient" and choice.rungs[0][2] > LADDER[0].chart[2]
+    assert choice.alarms == 0
+
+
+def test_the_model_is_rewritten_and_nothing_else_moves(model):
+    data, choice = calibrate.calibrate(model, trace(2000, 5), parse_budget("1/30d"))
+    old, new = load_model(model), load_model(data)
+    assert new.metadata.rungs == choice.rungs
+    assert new.metadata.knots == old.metadata.knots and new.metadata.version == 3
+    for x in (bytes(6), bytes((127, 128, 3, 4, 5, 200))):
+        assert bytes(old.run(x)) == bytes(new.run(x))
+    again, _ = calibrate.calibrate(data, trace(2000, 5), parse_budget("1/30d"))
+    assert len(again) == len(data)  # calibrating over and over does not let the file grow
+
+
+def test_the_table_can_be_renewed(model):
+    data, _ = calibrate.calibrate(model, trace(2000, 5), parse_budget("1/30d"), renew_table=True)
+    assert load_model(data).metadata.knots != load_model(model).metadata.knots
+
+
+def test_what_does_not_fit_is_refused(model):
+    other = make_trace(Schema("other", SCHEMA.columns[:3]), MINUTE_MS, [(0.0, MINUTE_MS, "", [1, 2, 3])])
+    with pytest.raises(CalibrationError, match="recording holds"):
+        calibrate.calibrate(model, other, parse_budget("1/30d"))
+    with pytest.raises(CalibrationError, match="at least 200"):
+        calibrate.calibrate(model, trace(120, 5), parse_budget("1/30d"))
+    with pytest.raises(ModelError, match="carries no"):
+        replace_metadata(model, "nothing", b"")
+
+
+def test_the_command(model, tmp_path, capsys):
+    path, recording, out = tmp_path / "m.tflite", tmp_path / "later.csv.gz", tmp_path / "out.tflite"
+    path.write_bytes(model)
+    write_trace(trace(1500, 6), recording)
+    assert cli.main(["calibrate", str(path), str(recording), "--budget", "1/30d", "-o", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["rung"] == "steady" and load_model(out.read_bytes()).metadata.rungs == ((256, 384, 5120),)
+    assert cli.main(["calibrate", str(path), str(recording)]) == 0
+    assert "nothing written" in capsys.readouterr().out
+    assert cli.main(["calibrate", str(path), str(recording), "--budget", "often"]) == 1
+    assert "1/30d" in capsys.readouterr().err

@@ -1,0 +1,192 @@
+"""The suite's own arithmetic, its peers and loaders on made-up captures, and `stonechat evaluate`."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stonechat.features import RATE, Schema
+from stonechat_tools import cli
+from stonechat_tools.modeling.evaluate import evaluate
+from stonechat_tools.modeling.fit import fit
+from stonechat_tools.modeling.replay_numpy import features_q8
+from stonechat_tools.modeling.suite import datasets, peers, protocol, report
+from stonechat_tools.modeling.trace import join, make_trace, write_trace
+
+DATA = Path(__file__).resolve().parents[3] / "shared/data"
+EVENTS = ["alarmtimer:alarmtimer_fired", *[f"event:{i}" for i in range(11)]]
+
+
+def event_counts(count: int, seed: int, factor: float = 1.0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(3).normal(0, 0.5, (3, len(EVENTS)))
+    rates = np.exp(rng.normal(0, 1, (count, 3)) @ mixing + rng.normal(0, 0.2, (count, len(EVENTS))) + 6)
+    rates[:, :2] *= factor
+    return rng.poisson(rates)
+
+
+def write_pi(path: Path, start_s: float, rows: np.ndarray, seconds: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt") as file:
+        file.write("time,timestamp,seconds,connectivity," + ",".join(EVENTS) + "\n")
+        for i, row in enumerate(rows.tolist()):
+            file.write(f"1,{(start_s + 1.1 * seconds * i) * 1000:.0f},{seconds},1," + ",".join(map(str, row)) + "\n")
+        file.write("1,2,3\n")  # what an interrupted recorder leaves
+
+
+@pytest.fixture(scope="module")
+def captures(tmp_path_factory) -> Path:
+    """A made-up folder in the layout of the public sets: a Pi with two benign sessions and one attack, some flows."""
+    root = tmp_path_factory.mktemp("data")
+    pi = root / "pi-spectrum/made-up"
+    write_pi(pi / "samples_normal_v2_b_50s.csv.gz", 2e9, event_counts(700, 2), 50.0)
+    write_pi(pi / "samples_normal_a_50s.csv.gz", 1e9, event_counts(1000, 1), 50.0)
+    write_pi(pi / "samples_storm_a_50s.csv.gz", 3e9, event_counts(120, 4, 30.0), 50.0)
+    return root
+
+
+def test_auc_is_the_chance_of_a_higher_score():
+    assert protocol.auc([1, 2, 3], [4, 5]) == 1.0
+    assert protocol.auc([1, 2, 3, 4], [0, 5]) == 0.5
+    assert protocol.auc([1, 1], [1, 1]) == 0.5
+    low, high = protocol.auc_interval(0.9, 50, 50)
+    assert 0.8 < low < 0.9 < high < 1.0
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_every_peer_finds_the_obvious(name):
+    benign = np.log2(1 + event_counts(600, 1))
+    model = peers.make(name, 0)
+    model.fit(benign)
+    quiet = model.score(np.log2(1 + event_counts(200, 2)))
+    loud = model.score(np.log2(1 + event_counts(200, 3, 30.0)))
+    assert quiet.shape == (200,) and protocol.auc(quiet, loud) > 0.8
+
+
+def test_kitnet_groups_are_bounded_and_hold_every_feature():
+    model = peers.KitNET(0, group=5)
+    model.fit(np.log2(1 + event_counts(300, 1)))
+    groups = model._groups
+    assert max(map(len, groups)) <= 5
+    assert sorted(column for group in groups for column in group) == list(range(len(EVENTS)))
+
+
+def test_a_folder_of_captures_is_read_whatever_its_names(captures):
+    (device,) = datasets.pi_spectrum(captures)
+    assert device.name == "made-up"
+    assert [len(part) for part in device.benign] == [1000, 700]  # in the order of time, not of names
+    assert list(device.attacks) == ["storm"] and len(device.attacks["storm"]) == 120
+    assert [column[0] for column in device.benign[0].schema.columns] == EVENTS
+    assert datasets.iot_lan(captures) == [] and datasets.pi3_malware(captures) == []
+
+
+def test_flows_become_windows():
+    flow = datasets.Flow(60.0, True, "a", 80, 1000, False, "tcp", 10, 20, 1, 2, False)
+    other = datasets.Flow(65.0, False, "b", 53, 1001, True, "udp", 5, 0, 1, 0, True)
+    later = datasets.Flow(185.0, True, "a", 80, 1000, False, "tcp", 1, 1, 1, 1, False)
+    trace = datasets.flow_windows([flow, other, later], 60)
+    assert trace.deltas.tolist() == [
+        [2, 1, 2, 2, 2, 1, 1, 1, 2, 15, 20, 2, 2],
+        [0] * 13,
+        [1, 1, 1, 1, 1, 0, 1, 0, 0, 1, 1, 1, 1],
+    ]
+    assert trace.labels.tolist() == ["attack", "", ""]
+
+
+def test_the_suite_runs_and_reports(captures, tmp_path, capsys):
+    page, figures = tmp_path / "REPORT.md", tmp_path / "suite.json"
+    args = [
+        "evaluate",
+        "--suite",
+        "--data",
+        str(captures),
+        "--seeds",
+        "1",
+        "--report",
+        str(page),
+        "--json",
+        str(figures),
+    ]
+    assert cli.main(args) == 0
+    captured = capsys.readouterr()
+    assert "left out" in captured.err and "pi-spectrum: no alarm on benign days: 0 in" in captured.out
+    read = json.loads(figures.read_text())
+    own = read["comparison"]["pi-spectrum"]["made-up"][protocol.OWN]
+    assert own["alarms"] == 0 and own["attacks"]["storm"]["windows_to_alarm"] <= 60
+    text = page.read_text()
+    for heading in ("What had to be shown", "False alarms after the alarm logic", "Wins and losses", "do not say"):
+        assert heading in text
+    for peer in peers.PEERS:
+        assert f"| {peer} |" in text
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["made-up-drift.png", "made-up.png"]
+
+
+def test_a_suite_without_captures_says_so(tmp_path, capsys):
+    assert cli.main(["evaluate", "--suite", "--data", str(tmp_path)]) == 1
+    assert "--data" in capsys.readouterr().err
+
+
+def test_the_checks_notice_what_is_not_met(captures):
+    figures = protocol.run_suite(captures, 1, lambda what: None)
+    met = {text: ok for text, _, ok in report.checks(figures)}
+    assert met["pi-spectrum: no alarm on benign days"]
+    own = figures["comparison"]["pi-spectrum"]["made-up"][protocol.OWN]
+    own["alarms"] = 1
+    own["attacks"]["storm"]["windows_to_alarm"] = None
+    figures["float"][0]["int8"] -= 0.01
+    broken = {text: ok for text, _, ok in report.checks(figures)}
+    for text in (
+        "pi-spectrum: no alarm on benign days",
+        "pi-spectrum: every attack alarmed within 60 windows",
+        "int8 against its own float: AUC loss at most .002",
+    ):
+        assert met[text] and not broken[text]
+
+
+SCHEMA = Schema("evaluate-1", tuple((name, "1", RATE) for name in EVENTS))
+
+
+def recording(label: str, count: int, seed: int, factor: float = 1.0):
+    rows = [(50.0 * i, 50_000, label, row) for i, row in enumerate(event_counts(count, seed, factor).tolist())]
+    return make_trace(SCHEMA, 50_000, rows, "d")
+
+
+@pytest.fixture(scope="module")
+def model() -> bytes:
+    f = features_q8(SCHEMA, event_counts(1200, 1), np.full(1200, 50_000), 50_000)
+    return fit(f, SCHEMA, 50_000, learn_windows=32).to_tflite("evaluate-test", 1)
+
+
+def test_evaluate_counts_alarms_and_the_windows_to_them(model):
+    figures = evaluate(
+        model, join([recording("benign", 400, 2), recording("storm", 100, 3, 30.0), recording("", 200, 4)])
+    )
+    device = figures["devices"]["d"]
+    assert device["learning_windows"] == 32 and device["benign_windows"] == 568
+    assert figures["false_alarms"] == 0 and device["benign_p01"] < 0.05
+    storm = device["attacks"]["storm"]
+    assert storm["auc"] > 0.95 and storm["runs"][0]["windows_to_alarm"] == 40
+    assert figures["false_alarms_per_30d_at_most"] == pytest.approx(30 * 2.996 / (568 * 50 / 86400), rel=0.01)
+
+
+def test_evaluate_command(model, tmp_path, capsys):
+    path, trace = tmp_path / "m.tflite", tmp_path / "t.csv"
+    path.write_bytes(model)
+    write_trace(join([recording("benign", 300, 2), recording("storm", 80, 3, 30.0)]), trace)
+    assert cli.main(["evaluate", str(path), str(trace)]) == 0
+    assert "0 false alarms" in capsys.readouterr().out
+    assert cli.main(["evaluate", str(path), str(trace), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["false_alarms"] == 0
+    assert cli.main(["evaluate"]) == 1
+    assert "--suite" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the public captures are not beside the project (../shared/data)")
+def test_pi_spectrum_keeps_its_silence_and_its_eight_alarms():
+    """One of the two Pis, as the report has it: the regression that would hurt most."""
+    one = protocol.subject("pi-spectrum", datasets.pi_spectrum(DATA)[0])
+    figures, _ = protocol.own_figures(one, protocol.make_model(one))
+    assert figures["alarms"] == 0 and figures["device_days"] > 5
+    waits = [row["windows_to_alarm"] for row in figures["attacks"].values()]
+    assert len(waits) == 8 and all(wait is not None and wait <= 60 for wait in waits)
