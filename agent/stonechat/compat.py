@@ -95,6 +95,15 @@ def write_atomic(path, data):
 
 
 try:
+    from gc import collect as tidy
+    from gc import mem_free  # only where the heap is small  # noqa: F401
+except ImportError:
+
+    def tidy():
+        """Collect garbage before something large is made, so that a small heap has room for it in one piece."""
+
+
+try:
     from _operator import mul as _mul  # CPython's own; MicroPython has none
     from array import array as _array
 

@@ -15,7 +15,7 @@ is refused, and the kernels check nothing. The operators that few models have ar
 from array import array
 
 from . import quantization, tflite
-from .compat import const, dot, flip, int8_array, row_sums
+from .compat import const, dot, flip, int8_array, row_sums, tidy
 from .errors import ModelError
 
 _DEQUANTIZE = const(6)
@@ -74,13 +74,13 @@ class Interpreter:
         self.digits: list = []
         self.dense, self._flip, self.kernels = _choose(kernels)
         self._steps = []
-        self._x = None
+        self._x = b""
         first = graph.tensor(graph.inputs[0])
         if first.kind != tflite.FLOAT32:  # a float input waits for its QUANTIZE
             self._x = self.hold(graph.inputs[0], first)
         for number in range(graph.operator_count):
             self._prepare(number, graph.operator(number))
-        if self._x is None or graph.outputs[0] not in self.values:
+        if not self._x or graph.outputs[0] not in self.values:
             raise ModelError("the graph does not lead from its input to its output")
         self._y = self.values[graph.outputs[0]]
         self._out = bytearray(len(self._y))
@@ -99,7 +99,7 @@ class Interpreter:
 
     def hold(self, number, tensor):
         """Memory for the value of an int8 activation; raises ModelError if it has one already or can't have one."""
-        if tensor.kind != tflite.INT8 or tensor.data_bytes or len(tensor.scales) != 1:
+        if tensor.kind != tflite.INT8 or tensor.data_bytes or tensor.scales != 1:
             raise ModelError("tensor %d: not an int8 activation with one scale" % number)
         if tensor.size > tflite.MAX_ELEMENTS or number in self.values:
             raise ModelError("tensor %d: %d elements, or written twice" % (number, tensor.size))
@@ -122,12 +122,12 @@ class Interpreter:
             raise ModelError("operator %d: %d inputs, %d outputs" % (number, len(inputs), len(outputs)))
         graph, target = self.graph, outputs[0]
         source, output = graph.tensor(inputs[0]), graph.tensor(target)
-        if code == _QUANTIZE and self._x is None and inputs[0] == graph.inputs[0] and source.size == output.size:
+        if code == _QUANTIZE and not self._x and inputs[0] == graph.inputs[0] and source.size == output.size:
             self._x = self.hold(target, output)  # the model's input is what a float input is quantized to
         elif code == _DEQUANTIZE and target == graph.outputs[0] and output.kind == tflite.FLOAT32:
             self.values[target] = self.value(inputs[0])  # its output is what a float output is made from
         elif code == _RESHAPE:
-            if source.size != output.size or source.scales != output.scales or source.zero_point != output.zero_point:
+            if source.size != output.size or source.scale != output.scale or source.zero_point != output.zero_point:
                 raise ModelError("operator %d RESHAPE changes more than the shape" % number)
             self.hold(target, output)
             self.values[target] = self.value(inputs[0])
@@ -157,7 +157,7 @@ class _Dense:
         if len(weights.shape) != 2 or weights.kind != tflite.INT8 or weights.data_bytes != weights.size:
             raise ModelError("the weights must be a constant int8 matrix")
         self._rows, self._width = rows, width = weights.shape
-        if weights.zero_point or weights.axis or len(weights.scales) not in (1, rows):
+        if weights.zero_point or weights.axis or weights.scales not in (1, rows):
             raise ModelError("the weights must have zero point 0 and one scale, or one per output")
         if source.size != width or output.size != rows:
             raise ModelError("%d x %d weights, %d inputs, %d outputs" % (rows, width, source.size, output.size))
@@ -168,13 +168,14 @@ class _Dense:
             if bias.kind != tflite.INT32 or bias.data_bytes != 4 * rows or bias.size != rows:
                 raise ModelError("the bias must be %d constant int32" % rows)
             bias_at = bias.data_at
-        self._place(interpreter, weights)
-        step = 2 if len(weights.scales) > 1 else 0
-        self._table = table = array("i", [0] * (_HEADER + rows + (step * rows or 2)))
+        step = 2 if weights.scales > 1 else 0
+        tidy()
+        self._table = table = array("i", range(_HEADER + rows + (step * rows or 2)))  # sized once, filled below
         table[_INPUTS], table[_ROWS], table[_STEP] = width, rows, step
+        self._place(interpreter, weights)
         low, high = quantization.clamp(graph.byte(options, 0) if options else 0, output)
         table[_ZERO], table[_LOW], table[_HIGH] = output.zero_point + 128, low + 128, high + 128
-        _multiply(table, source.scales[0], weights.scales, output.scales[0])
+        _multiply(table, graph, source, weights, output)
         self.digit = table[_DIGIT] = self._prove(source.zero_point, bias_at)
         self._kernel = interpreter.dense if self.digit else fully_connected
 
@@ -236,20 +237,21 @@ class _Dense:
         return 8 if largest <= _EXACT_8 else 4 if largest <= _EXACT_4 else 0
 
 
-def _multiply(table, source, weights, output):
+def _multiply(table, graph, source, weights, output):
     """Per tensor TFLite multiplies the scales as floats, per channel as doubles; both divide as doubles."""
     at = _HEADER + table[_ROWS]
-    source, output = quantization.real(source), quantization.real(output)
-    for scale in weights:
-        product = quantization.times(source, quantization.real(scale))
-        if len(weights) == 1:
+    source_scale, output_scale = quantization.real(source.scale), quantization.real(output.scale)
+    for i in range(weights.scales):
+        weight_scale = quantization.real(graph.u32(weights.scale_at + 4 * i))
+        product = quantization.times(source_scale, weight_scale)
+        if weights.scales == 1:
             product = quantization.single(product)
-        m, shift = quantization.quantized(quantization.divided(product, output))
+        m, shift = quantization.quantized(quantization.divided(product, output_scale))
         table[at], table[at + 1] = m, shift + 32
         at += 2
 
 
-def _choose(kernels):
+def _choose(kernels) -> tuple:
     """The kernels by name: (dense, flip, name)."""
     if kernels != "plain":
         try:

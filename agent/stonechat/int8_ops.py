@@ -48,7 +48,7 @@ def _operand(interpreter, number):
     tensor = interpreter.graph.tensor(number)
     if not tensor.data_bytes:
         return tensor, interpreter.value(number)
-    if tensor.kind != tflite.INT8 or tensor.data_bytes != tensor.size or len(tensor.scales) != 1:
+    if tensor.kind != tflite.INT8 or tensor.data_bytes != tensor.size or tensor.scales != 1:
         raise ModelError("constant tensor %d is not int8 with one scale" % number)
     if tensor.size > tflite.MAX_ELEMENTS:
         raise ModelError("constant tensor %d has %d elements" % (number, tensor.size))
@@ -95,7 +95,7 @@ def _arithmetic(interpreter, code, inputs, target, options):
 
 
 def _product(a, b, output):
-    scale = divided(times(real(a.scales[0]), real(b.scales[0])), real(output.scales[0]))
+    scale = divided(times(real(a.scale), real(b.scale)), real(output.scale))
     m, shift = quantized(scale)
     if shift > 14:  # 2^16 << 14: as far as the reference's 32 bits go
         raise ModelError("the scales' ratio 2^%d is beyond the arithmetic" % shift)
@@ -108,12 +108,12 @@ def _product(a, b, output):
 
 def _sum(a, b, output, subtract):
     """Both inputs are brought to twice the larger scale, 20 bits up, and summed there."""
-    scale_a, scale_b = real(a.scales[0]), real(b.scales[0])
-    larger = scale_a if a.scales[0] >= b.scales[0] else scale_b  # positive floats sort as their bit patterns do
+    scale_a, scale_b = real(a.scale), real(b.scale)
+    larger = scale_a if a.scale >= b.scale else scale_b  # positive floats sort as their bit patterns do
     twice = larger[0], larger[1] + 1
     ma, shift_a = quantized(divided(scale_a, twice))
     mb, shift_b = quantized(divided(scale_b, twice))
-    wide = real(output.scales[0])
+    wide = real(output.scale)
     m, shift = quantized(divided(twice, (wide[0], wide[1] + _TWENTY_BITS)))
     if shift > 0:
         raise ModelError("the output's scale is too small for its inputs'")
@@ -140,7 +140,7 @@ def _concatenation(interpreter, code, inputs, target, options):
     parts = []
     for number in inputs:
         tensor, value = _operand(interpreter, number)
-        if tensor.scales != output.scales or tensor.zero_point != output.zero_point:
+        if tensor.scale != output.scale or tensor.zero_point != output.zero_point:
             raise ModelError("inputs of another scale")
         parts.append((len(value), value))
     output, out = _target(interpreter, target, sum([count for count, _ in parts]))
@@ -178,7 +178,7 @@ def _table(interpreter, code, inputs, target, options):
 def _rescaling(code, source, output):
     """QUANTIZE divides the scales as doubles; RELU as floats, then clamps at zero."""
     bits = 24 if code == _RELU else 53
-    m, shift = quantized(divided(real(source.scales[0]), real(output.scales[0]), bits))
+    m, shift = quantized(divided(real(source.scale), real(output.scale), bits))
     if shift > 22:  # 2^8 << 22: as far as the reference's 32 bits go
         raise ModelError("the scales' ratio 2^%d is beyond the arithmetic" % shift)
     zero = output.zero_point
@@ -193,9 +193,9 @@ def _rescaling(code, source, output):
 def _curve(code, source, output):
     """The input in fixed point with 4 integer bits, saturated beyond the radius; the output's scale is given."""
     scale, zero, drop = (0x3B800000, -128, 23) if code == _LOGISTIC else (0x3C000000, 0, 24)  # 1/256, 1/128
-    if output.scales[0] != scale or output.zero_point != zero:
+    if output.scale != scale or output.zero_point != zero:
         raise ModelError("the output's scale and zero point must be the ones that TFLite prescribes")
-    n, exponent = real(source.scales[0])
+    n, exponent = real(source.scale)
     m, shift = quantized((n, exponent + 27))
     if shift < 0:
         raise ModelError("the input's scale is too small")

@@ -45,7 +45,10 @@ def load_model(data, backend=None, resident_bytes=16384):
         return Model(graph, backend(data))
     if backend not in (None, "plain", "viper"):
         raise ModelError("backend %s: known are plain and viper" % backend)
-    return Model(graph, int8.Interpreter(graph, backend, resident_bytes))
+    try:
+        return Model(graph, int8.Interpreter(graph, backend, resident_bytes))
+    except MemoryError:
+        raise ModelError("the model needs more memory than there is; open it as a file with a smaller resident_bytes")
 
 
 def _digest(graph):

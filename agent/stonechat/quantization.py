@@ -28,7 +28,7 @@ def clamp(activation, tensor):
         raise ModelError("fused activation %d is not supported" % activation)
     low, high = -128, 127
     if activation:
-        zero, scale = tensor.zero_point, real(tensor.scales[0])
+        zero, scale = tensor.zero_point, real(tensor.scale)
         if activation == 2:  # RELU_N1_TO_1
             one = _rounded_int(divided(real(_ONE), scale, 24))
             low, high = zero - one, zero + one

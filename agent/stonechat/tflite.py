@@ -23,7 +23,7 @@ _PAGE_BYTES = const(128)
 
 class Tensor:
     """`size` in elements; `data_at`, `data_bytes`: where a constant's data lies, data_bytes 0 for an activation;
-    `scales`: float32 bit patterns, one or one per index of `axis`."""
+    `scales`: how many, from position `scale_at` of the file; `scale`: the first one's float32 bits, 0 without any."""
 
     def __init__(self, kind, shape, size, data_at, data_bytes):
         self.kind = kind
@@ -31,31 +31,31 @@ class Tensor:
         self.size = size
         self.data_at = data_at
         self.data_bytes = data_bytes
-        self.scales = []
+        self.scale_at = self.scales = self.scale = 0
         self.zero_point = 0
         self.axis = 0
 
 
 class Graph:
-    """data: bytes, bytearray, memoryview, or a file open for reading in binary, which then stays in use.
+    """data: bytes, bytearray, memoryview, or a file open for reading in binary, which then stays in use (`in_file`).
 
     Raises ModelError. `inputs`, `outputs`, operator(i) and tensor(i) speak in the file's own tensor numbers.
     """
 
     def __init__(self, data):
-        if hasattr(data, "readinto"):
-            self._file = data
+        self.in_file = hasattr(data, "readinto")
+        self._file = data
+        if self.in_file:
             self.size = data.seek(0, 2)
             self._view = memoryview(bytearray(_PAGE_BYTES))
             self._page_at = -_PAGE_BYTES
         else:
-            self._file = None
             self._view = memoryview(data)
             self.size = len(self._view)
         if not 16 <= self.size <= _MAX_BYTES or bytes(self.bytes(4, 4)) != b"TFL3":
             raise ModelError("not a .tflite file (no TFL3 mark)")
         model = self._follow(0)
-        version = self._u32(self.field(model, 0) or _missing("version"))
+        version = self._number(model, 0)
         if version != 3:
             raise ModelError("schema version %d, only 3 is supported" % version)
         self._codes, self._code_count = self.vector(model, 1, 4)
@@ -75,13 +75,11 @@ class Graph:
     def operator(self, number):
         """The operator as (builtin code, input tensors, output tensors, position of its options table or 0)."""
         table = self._follow(self._operators + 4 * number)
-        at = self.field(table, 0)
-        index = self._u32(at) if at else 0
+        index = self._number(table, 0)
         if index >= self._code_count:
             raise ModelError("operator %d: code %d of %d" % (number, index, self._code_count))
         code = self._follow(self._codes + 4 * index)
-        old, new = self.byte(code, 0), self.field(code, 3)
-        builtin = max(old, self._u32(new) if new else 0)
+        builtin = max(self.byte(code, 0), self._number(code, 3))
         options = self.field(table, 4)
         return builtin, self._numbers(table, 1), self._numbers(table, 2), self._follow(options) if options else 0
 
@@ -92,8 +90,7 @@ class Graph:
         if self.byte(table, 5) or self.field(table, 6):
             raise ModelError("tensor %d: variable and sparse tensors are not supported" % number)
         shape, size = self._shape(table, number)
-        buffer = self.field(table, 2)
-        tensor = Tensor(self.byte(table, 1), shape, size, *self._buffer(self._u32(buffer) if buffer else 0))
+        tensor = Tensor(self.byte(table, 1), shape, size, *self._buffer(self._number(table, 2)))
         self._quantization(table, tensor, number)
         return tensor
 
@@ -104,16 +101,14 @@ class Graph:
             entry = self._follow(self._metadata + 4 * i)
             at, size = self.vector(entry, 0, 1)
             if size == len(wanted) and bytes(self.bytes(at, size)) == wanted:
-                buffer = self.field(entry, 1)
-                at, size = self._buffer(self._u32(buffer) if buffer else 0)
-                return self.bytes(at, size)
+                return self.bytes(*self._buffer(self._number(entry, 1)))
         return None
 
     def bytes(self, at, size):
         """`size` bytes from position `at`: a view where the file is in memory, else a copy."""
         if at < 0 or size < 0 or at + size > self.size:
             raise ModelError("truncated: %d bytes at %d of %d" % (size, at, self.size))
-        if self._file is None:
+        if not self.in_file:
             return self._view[at : at + size]
         data = bytearray(size)
         self.read_into(at, data)
@@ -124,10 +119,6 @@ class Graph:
         self._file.seek(at)
         if self._file.readinto(out) != len(out):
             raise ModelError("truncated: %d bytes at %d of %d" % (len(out), at, self.size))
-
-    @property
-    def in_file(self):
-        return self._file is not None
 
     def field(self, table, slot):
         """Position of a table's field, 0 where it is left out."""
@@ -148,7 +139,7 @@ class Graph:
         if not at:
             return 0, 0
         at = self._follow(at)
-        count = self._u32(at)
+        count = self.u32(at)
         if at + 4 + count * item_bytes > self.size:
             raise ModelError("truncated: %d items at %d of %d" % (count, at, self.size))
         return at + 4, count
@@ -180,18 +171,19 @@ class Graph:
         table = self._follow(at)
         if self.byte(table, 4):
             raise ModelError("tensor %d: custom quantization is not supported" % number)
-        at, count = self.vector(table, 2, 4)
-        if count > max(tensor.shape or (1,)):
-            raise ModelError("tensor %d: %d scales" % (number, count))
-        tensor.scales = [self._u32(at + 4 * i) for i in range(count)]
+        tensor.scale_at, tensor.scales = self.vector(table, 2, 4)
+        if tensor.scales > min(max(tensor.shape or (1,)), MAX_ELEMENTS):
+            raise ModelError("tensor %d: %d scales" % (number, tensor.scales))
+        if tensor.scales:
+            tensor.scale = self.u32(tensor.scale_at)
         at, count = self.vector(table, 3, 8)
-        points = [self._unpack("<q", at + 8 * i, 8) for i in range(min(count, len(tensor.scales)))]
-        if points:
-            tensor.zero_point = points[0]
-            if min(points) != max(points) or not -128 <= points[0] <= 127:
-                raise ModelError("tensor %d: zero point %d" % (number, max(points)))
-        at = self.field(table, 6)
-        tensor.axis = self._unpack("<i", at, 4) if at else 0
+        for i in range(min(count, tensor.scales)):
+            point = self._unpack("<q", at + 8 * i, 8)
+            if i == 0 and -128 <= point <= 127:
+                tensor.zero_point = point
+            elif point != tensor.zero_point:
+                raise ModelError("tensor %d: zero point %d" % (number, point))
+        tensor.axis = self._number(table, 6)
 
     def _numbers(self, table, slot):
         at, count = self.vector(table, slot, 4)
@@ -199,29 +191,30 @@ class Graph:
             raise ModelError("%d tensors in one list" % count)
         return tuple([self._unpack("<i", at + 4 * i, 4) for i in range(count)])
 
+    def _number(self, table, slot):
+        """An unsigned field of 32 bits, 0 where it is left out."""
+        at = self.field(table, slot)
+        return self.u32(at) if at else 0
+
     def _follow(self, at):
-        return at + self._u32(at)
+        return at + self.u32(at)
 
     def int32(self, at):
         return self._unpack("<i", at, 4)
 
-    def _u32(self, at):
+    def u32(self, at):
         return self._unpack("<I", at, 4)
 
     def _unpack(self, form, at, size):
         if at < 0 or at + size > self.size:
             raise ModelError("truncated: %d bytes at %d of %d" % (size, at, self.size))
-        if self._file is not None:
+        if self.in_file:
             if not self._page_at <= at <= self._page_at + _PAGE_BYTES - size:
                 self._page_at = at
                 self._file.seek(at)
                 self._file.readinto(self._view)
             at -= self._page_at
         return unpack_from(form, self._view, at)[0]
-
-
-def _missing(what):
-    raise ModelError("no " + what)
 
 
 def read(data):

@@ -35,7 +35,7 @@ def test_it_reads_what_is_there():
     assert (code, inputs, outputs) == (9, (0, 1, 2), (3,))
     weights = graph.tensor(1)
     assert (weights.kind, weights.shape, weights.size, weights.data_bytes) == (tflite.INT8, (11, 19), 209, 209)
-    assert len(weights.scales) == 11 and weights.zero_point == 0 and weights.axis == 0
+    assert weights.scales == 11 and weights.zero_point == 0 and weights.axis == 0
     assert graph.tensor(2).kind == tflite.INT32 and graph.tensor(2).data_bytes == 44
     assert graph.tensor(0).data_bytes == 0 and graph.tensor(0).zero_point in (-128, 127, 0, -1, 64)
     assert graph.metadata("stonechat") is None
@@ -48,7 +48,7 @@ def test_a_file_reads_as_its_bytes_do():
         assert lazy.in_file and not whole.in_file
         for number in range(whole.tensor_count):
             a, b = lazy.tensor(number), whole.tensor(number)
-            assert (a.kind, a.shape, a.scales, a.zero_point) == (b.kind, b.shape, b.scales, b.zero_point)
+            assert (a.kind, a.shape, a.scale, a.zero_point) == (b.kind, b.shape, b.scale, b.zero_point)
             assert (a.data_at, a.data_bytes) == (b.data_at, b.data_bytes)
             assert bytes(lazy.bytes(a.data_at, a.data_bytes)) == bytes(whole.bytes(b.data_at, b.data_bytes))
         assert lazy.operator(3) == whole.operator(3)

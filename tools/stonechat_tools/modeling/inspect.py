@@ -126,7 +126,7 @@ def _operator(graph: tflite.Graph, number: int) -> dict[str, Any]:
     facts = {"operator": operators.name(code), **_tensor(graph, target), "outputs": graph.tensor(target).size}
     if facts["operator"] == "FULLY_CONNECTED":
         weights = graph.tensor(inputs[1])
-        scales = [_float(scale) for scale in weights.scales]
+        scales = [_float(graph.u32(weights.scale_at + 4 * i)) for i in range(weights.scales)]
         facts |= {
             "weights": list(weights.shape),
             "macs": weights.size,
@@ -140,7 +140,7 @@ def _operator(graph: tflite.Graph, number: int) -> dict[str, Any]:
 def _tensor(graph: tflite.Graph, number: int) -> dict[str, Any]:
     tensor = graph.tensor(number)
     kind = {tflite.INT8: "int8", tflite.FLOAT32: "float32"}.get(tensor.kind, f"type {tensor.kind}")
-    scale = _float(tensor.scales[0]) if tensor.scales else None
+    scale = _float(tensor.scale) if tensor.scales else None
     return {"shape": list(tensor.shape), "type": kind, "scale": scale, "zero_point": tensor.zero_point}
 
 
