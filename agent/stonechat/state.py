@@ -26,7 +26,9 @@ class State:
             return
         try:
             with open(path, "rb") as file:
-                raw = file.read(MAX_BYTES + 1)
+                size = file.seek(0, 2)  # MicroPython takes the RAM for all that read() is asked for
+                file.seek(0)
+                raw = file.read(min(size, MAX_BYTES + 1))
         except OSError:
             return
         try:

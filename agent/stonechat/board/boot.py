@@ -117,6 +117,7 @@ def start(
     outbox_bytes=8192,
     heartbeat_windows=30,
     bytes_per_day=40_000,
+    free_on_publish=False,
     extra=(),
     feed=None,
     on_verdict=None,
@@ -140,6 +141,7 @@ def start(
             heartbeat_windows=heartbeat_windows,
             bytes_per_day=bytes_per_day,
             state=state,
+            free_on_publish=free_on_publish,
         )
         transport = None
         if host is not None:

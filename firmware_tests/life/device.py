@@ -1,0 +1,122 @@
+"""A board's whole life in a few seconds, on MicroPython: boot, hook, learn, score, alarm, publish, lose the broker,
+reset, resume. Time is virtual; the broker and the peers are real.
+
+    micropython device.py FOLDER MODEL PORT BROKER_PORT PHASE [CA.der]
+
+PHASE first: learn, live, be infected, alarm. PHASE again: after a reset, which must not learn again. Between windows it
+prints facts, a line each, and waits for a line on standard input where the test has something to do to the broker.
+"""
+
+import sys
+
+KEY = bytes(range(32))
+
+
+def main(arguments):
+    from stonechat.board import hooks
+
+    counter = hooks.install()
+    import gc
+    import socket
+
+    import stonechat.agent
+    from life.firmware import WINDOW_MS, Firmware
+    from stonechat.board import boot
+    from stonechat.compat import sleep_ms
+
+    folder, model, port, broker_port, phase = arguments[:5]
+    tls = None
+    if len(arguments) > 5:
+        from stonechat.board.tls import tls_context
+
+        with open(arguments[5], "rb") as file:
+            tls = tls_context(file.read())
+    firmware = Firmware(socket, int(port), 42)
+    clock = lambda: firmware.now_ms  # noqa: E731
+    for room in (stonechat.agent, boot):
+        setattr(room, "ticks_ms", clock)  # noqa: B010
+    watch = boot.start(
+        "sensor-7",
+        KEY,
+        model,
+        host="localhost",
+        port=int(broker_port),
+        tls=tls,
+        folder=folder,
+        firmware="1.0" if phase != "new" else "1.1",
+        heartbeat_windows=6,
+    )
+    gc.collect()
+    print("started learning %d heap %d" % (watch.agent.learning, _used(gc)))
+
+    def live(windows, stop=None):
+        """So many windows, or until stop(verdict) -> how many passed."""
+        passed = 0
+        turns = 0
+        while passed < windows:
+            firmware.turn()
+            verdict = watch.tick()
+            turns += 1
+            if turns > 12 * windows + 30:
+                raise OSError("the agent makes no windows: %s" % watch.agent.last_error)
+            if verdict is not None:
+                passed += 1
+                if stop is not None and stop(verdict):
+                    break
+        return passed
+
+    def settle():
+        """Let the broker take what waits."""
+        for _ in range(300):
+            watch.tick()
+            if watch.transport.connected and not watch.transport.in_flight and not watch.agent.offline:
+                break
+            sleep_ms(10)
+
+    settle()
+    print("connected %d" % watch.transport.connected)
+    if phase == "first":
+        print("learned_after %d" % (live(400, lambda verdict: not verdict.learning)))
+        levels = []
+        live(60, lambda verdict: levels.append(verdict.level))
+        print("benign_levels %d" % max(levels))
+        firmware.infection = "telnet_scan"
+        print("alarm_after %d" % live(12, lambda verdict: verdict.level == 2))
+        settle()
+        print("published %d" % watch.agent.reporter.published)
+        firmware.infection = None
+        print("kill the broker")
+        sys.stdin.readline()
+        live(30)
+        print("offline %d connected %d" % (bool(watch.agent.offline), watch.transport.connected))
+        print("start the broker")
+        sys.stdin.readline()
+        for _ in range(2000):
+            watch.tick()
+            if watch.transport.connected:
+                break
+            sleep_ms(10)
+        firmware.now_ms += 2500
+        settle()
+        print("again connected %d" % watch.transport.connected)
+        live(20)
+        settle()
+    else:
+        live(20)
+        settle()
+    watch.save()
+    gc.collect()
+    print(
+        "windows %d errors %d published %d" % (watch.agent.windows, watch.agent.errors, watch.agent.reporter.published)
+    )
+    print("last_error %s / %s / window %d" % (watch.agent.last_error, watch.last_error, WINDOW_MS))
+    print("learning %d peers %d heap %d" % (watch.agent.learning, len(counter.known), _used(gc)))
+    firmware.close()
+
+
+def _used(gc):
+    return gc.mem_alloc() if hasattr(gc, "mem_alloc") else 0
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

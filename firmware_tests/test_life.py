@@ -1,0 +1,251 @@
+"""A board's life: the client and a real broker, the hook under TLS, and a device from its first boot to its third."""
+
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+sys.path.insert(0, str(HERE))
+
+from life.certificates import Certificates, make_certificates  # noqa: E402
+from life.firmware import INFECTIONS  # noqa: E402
+from life.peers import Peers  # noqa: E402
+from stonechat_tools.device.build import build  # noqa: E402
+from stonechat_tools.device.soak_mqtt import interpreters, publish_all  # noqa: E402
+from stonechat_tools.fleet.local_broker import LocalBroker, free_port, mosquitto_path  # noqa: E402
+from targets import Target, unix_i386, unix_x64  # noqa: E402
+
+MODEL = ROOT / "models/micropython-1/model.tflite"
+TARGETS = [unix_x64(), unix_i386()]
+ARCHITECTURE = {"unix-x64": "x64", "unix-i386": "x86"}
+# What the whole agent takes on 32 bit, all loaded from .mpy into RAM, with the simulated product beside it.
+HEAP = {"unix-x64": "224k", "unix-i386": "144k"}
+HEAP_TLS = {"unix-x64": "320k", "unix-i386": "192k"}
+
+needs_mosquitto = pytest.mark.skipif(
+    mosquitto_path() is None or shutil.which("mosquitto_sub") is None, reason="mosquitto is not installed"
+)
+every_target = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+
+
+def need(target: Target) -> None:
+    if target.missing:
+        pytest.skip(f"{target.name}: {target.missing}")
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def peers() -> Iterator[int]:
+    with Peers() as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("built")
+    for architecture in ARCHITECTURE.values():
+        build(architecture, folder / architecture)
+    return folder
+
+
+# --- the client against a real broker -------------------------------------------------------------------------------
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("name", ["cpython", "unix-x64", "unix-i386"])
+@pytest.mark.parametrize("over_tls", [False, True], ids=["plain", "tls"])
+def test_publishes_across_the_wrap_of_the_packet_ids(name: str, over_tls: bool, certificates: Certificates) -> None:
+    command = interpreters().get(name)
+    if command is None:
+        pytest.skip(f"{name} is not installed")
+    port = free_port()
+    config = f"listener {port} 127.0.0.1\nallow_anonymous true\n"
+    plain_port = port
+    more = []
+    if over_tls:
+        plain_port = free_port()
+        config = f"listener {plain_port} 127.0.0.1\n" + certificates.config(port)
+        more = [str(certificates.authority)]
+    with LocalBroker(config, plain_port):
+        said, arrived, _ = publish_all(command, port, 400, 65400, *more, subscriber_port=plain_port)
+    assert said == "published 400 connections 1 illegal 0 last_id 264"
+    assert arrived == 400
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("name", ["cpython", "unix-x64", "unix-i386"])
+def test_a_broker_with_another_certificate_is_refused(name: str, certificates: Certificates, tmp_path: Path) -> None:
+    command = interpreters().get(name)
+    if command is None:
+        pytest.skip(f"{name} is not installed")
+    stranger = make_certificates(tmp_path)
+    port = free_port()
+    with LocalBroker(stranger.config(port), port), pytest.raises(OSError, match="(?i)cert|verif|CA"):
+        publish_all(command, port, 1, 1, str(certificates.authority), subscriber_port=port)
+
+
+# --- the hook under TLS ---------------------------------------------------------------------------------------------
+
+
+def answer_over_tls(listener: socket.socket, certificates: Certificates) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.certificate, certificates.key)
+    while True:
+        try:
+            plain, _ = listener.accept()
+        except OSError:
+            return
+        try:
+            plain.settimeout(5)
+            with context.wrap_socket(plain, server_side=True) as stream:
+                stream.sendall(b"answer to " + stream.recv(100) + b"z" * 4000)
+                stream.unwrap()
+        except OSError:
+            plain.close()
+
+
+@every_target
+def test_tls_is_the_same_with_and_without_the_hook(target: Target, certificates: Certificates, tmp_path: Path) -> None:
+    need(target)
+    other = tmp_path / "stranger"
+    other.mkdir()
+    shutil.copyfile(make_certificates(other).authority, certificates.authority.parent / "other.der")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer_over_tls, args=(listener, certificates), daemon=True).start()
+        words = ["life/tls_client.py", str(listener.getsockname()[1]), str(certificates.authority)]
+        bare = target.run(*words)
+        hooked = target.run(*words, "hook")
+        listener.shutdown(socket.SHUT_RDWR)
+    assert bare.returncode == 0, bare.stdout + bare.stderr
+    assert "answer to question" in bare.stdout
+    assert bare.stdout.count("answer to") == 3
+    assert hooked.returncode == 0, hooked.stdout + hooked.stderr
+    assert hooked.stdout == bare.stdout
+
+
+# --- quiet while well, loud when not --------------------------------------------------------------------------------
+
+
+FITTING = {
+    "telnet_scan": {"new_peers", "peers", "conn_refused", "conn_out"},
+    "udp_flood": {"udp_out", "new_peer_bytes", "bytes_out", "writes"},
+    "exfiltration": {"new_peer_bytes", "bytes_out", "conn_mute"},
+    "beacon": {"new_peers", "new_peer_bytes", "peers"},
+    "web_shell": {"listens", "opens", "opens_write"},
+}
+
+
+@every_target
+def test_2000_benign_windows_are_silent_and_each_infection_alarms(target: Target, peers: int) -> None:
+    need(target)
+    done = target.run("life/detect.py", str(MODEL), str(peers), "2000", "77", timeout_s=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines[0] == ["learned", "128"]
+    assert lines[1][:4] == ["benign", "2000", "alarms", "0"]
+    assert [line[1] for line in lines[2:]] == list(INFECTIONS)
+    for line in lines[2:]:
+        assert 1 <= int(line[3]) <= 3, line
+        assert FITTING[line[1]] & {word.split("=")[0] for word in line[5:]}, line
+
+
+# --- a device from its first boot to its second ---------------------------------------------------------------------
+
+
+@dataclass
+class Life:
+    """One run of life/device.py: its facts by their first word."""
+
+    facts: dict[str, list[str]] = field(default_factory=dict)
+    output: str = ""
+    code: int = 0
+
+
+def live(
+    target: Target,
+    folder: Path,
+    built: Path,
+    peers: int,
+    broker: LocalBroker,
+    port: int,
+    phase: str,
+    heap: str,
+    *more: str,
+) -> Life:
+    environment = dict(os.environ, MICROPYPATH=f"{built / ARCHITECTURE[target.name]}:{HERE}:.frozen")
+    words = [str(HERE / "life/device.py"), str(folder / "data"), str(MODEL), str(peers), str(port), phase, *more]
+    life = Life()
+    with subprocess.Popen(
+        [*target.command, "-X", "heapsize=" + heap, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        cwd=folder,
+    ) as process:
+        watchdog = threading.Timer(120, process.kill)
+        watchdog.start()
+        assert process.stdin and process.stdout
+        for line in process.stdout:
+            life.output += line
+            words = line.split()
+            life.facts[words[0]] = words
+            if words[:2] == ["kill", "the"]:
+                broker.kill()
+            elif words[:2] == ["start", "the"]:
+                broker.start()
+            else:
+                continue
+            process.stdin.write("done\n")
+            process.stdin.flush()
+        watchdog.cancel()
+    life.code = process.returncode
+    return life
+
+
+@every_target
+@pytest.mark.parametrize("over_tls", [False, True], ids=["plain", "tls"])
+@needs_mosquitto
+def test_a_whole_life(
+    target: Target, over_tls: bool, tmp_path: Path, built: Path, peers: int, certificates: Certificates
+) -> None:
+    need(target)
+    port = free_port()
+    config = certificates.config(port) if over_tls else None
+    more = [str(certificates.authority)] if over_tls else []
+    heap = (HEAP_TLS if over_tls else HEAP)[target.name]
+    with LocalBroker(config, port) as broker:
+        first = live(target, tmp_path, built, peers, broker, port, "first", heap, *more)
+        assert first.code == 0, first.output
+        facts = first.facts
+        assert facts["started"][2] == "1"  # a fresh device learns
+        assert facts["connected"][1] == "1"
+        assert facts["learned_after"][1] == "129"  # 128, and the one that no longer does
+        assert facts["benign_levels"][1] == "0"
+        assert int(facts["alarm_after"][1]) <= 3
+        assert facts["offline"][1:] == ["1", "connected", "0"]
+        assert facts["again"][2] == "1"
+        assert facts["windows"][3] == "0", first.output  # no error within the agent
+        again = live(target, tmp_path, built, peers, broker, port, "again", heap, *more)
+        assert again.code == 0, again.output
+        assert again.facts["started"][2] == "0"  # it has not forgotten
+        assert again.facts["learning"][1:4] == ["0", "peers", "1"]
+        assert again.facts["windows"][3] == "0", again.output
+        new = live(target, tmp_path, built, peers, broker, port, "new", heap, *more)
+        assert new.code == 0, new.output
+        assert new.facts["started"][2] == "1"  # a new firmware is learned anew
