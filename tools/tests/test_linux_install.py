@@ -2,12 +2,13 @@
 
 import os
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 import stonechat.linux
-from stonechat_tools.device import kernels
+from stonechat_tools.device import kernels, syscall_tables
 from test_linux_bpf import facts, needs_bpf
 
 UNIT = Path(stonechat.linux.__file__).parent / "stonechat-agent.service"
@@ -28,6 +29,15 @@ def test_the_unit_is_well_formed_and_hardened():
 STARTS = """
 import sys
 sys.path.insert(0, sys.argv[1])
+if len(sys.argv) > 2:
+    import ctypes
+    code = bytes.fromhex(sys.argv[2])
+    class Program(ctypes.Structure):
+        _fields_ = [("n", ctypes.c_ushort), ("code", ctypes.c_char_p)]
+    program = Program(len(code) // 8, code)
+    assert ctypes.CDLL(None).prctl(22, 2, ctypes.byref(program), 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+    try: __import__("os").chroot("/")
+    except PermissionError: print("filtered", flush=True)
 from stonechat.linux import privileges
 from stonechat.linux.collector import LinuxCollector
 collector = LinuxCollector(use_bpf=True)
@@ -40,22 +50,30 @@ sys.stdin.readline()
 """
 
 
-@pytest.mark.root
-@needs_bpf
-@pytest.mark.skipif(
-    shutil.which("setpriv") is None or not os.path.exists(SYSTEM_PYTHON), reason="setpriv or python3 is missing"
-)
-def test_it_attaches_with_the_units_ambient_capabilities_and_drops_them():
-    """What User= and AmbientCapabilities= of the unit make: it is never root at all."""
+def as_the_unit(*arguments: str) -> "subprocess.Popen[bytes]":
+    """STARTS with what User=, AmbientCapabilities= and NoNewPrivileges= of the unit make."""
     capabilities = "+bpf,+perfmon,+net_admin"
     command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]
     command += [f"--inh-caps={capabilities}", f"--ambient-caps={capabilities}", f"--bounding-set=-all,{capabilities}"]
-    process = subprocess.Popen(
-        [*command, SYSTEM_PYTHON, "-B", "-c", STARTS, str(AGENT)],
+    return subprocess.Popen(
+        [*command, SYSTEM_PYTHON, "-B", "-c", STARTS, str(AGENT), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd="/",
     )
+
+
+needs_setpriv = pytest.mark.skipif(
+    shutil.which("setpriv") is None or not os.path.exists(SYSTEM_PYTHON), reason="setpriv or python3 is missing"
+)
+
+
+@pytest.mark.root
+@needs_bpf
+@needs_setpriv
+def test_it_attaches_with_the_units_ambient_capabilities_and_drops_them():
+    """It is never root at all."""
+    process = as_the_unit()
     try:
         assert process.stdout.readline() == b"linux-1\n"
         before = facts(process.pid)
@@ -67,6 +85,57 @@ def test_it_attaches_with_the_units_ambient_capabilities_and_drops_them():
         after = facts(process.pid)
         assert [int(after[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")] == [0, 0, 0, 0]
         assert after["NoNewPrivs"] == "1"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def filtered_calls() -> set[str]:
+    """The names that the unit's SystemCallFilter= lines allow, as systemd puts them together."""
+
+    def members(word: str) -> set[str]:
+        if not word.startswith("@"):
+            return {word}
+        listed = subprocess.run(["systemd-analyze", "syscall-filter", word], capture_output=True, text=True, timeout=60)
+        names = [line.split()[0] for line in listed.stdout.splitlines()[1:] if line.strip() and "#" not in line]
+        return set().union(*(members(name) for name in names))
+
+    allowed = members("@default")
+    for line in UNIT.read_text().splitlines():
+        key, _, words = line.partition("=")
+        if key == "SystemCallFilter":
+            names = set().union(*(members(word) for word in words.lstrip("~").split()))
+            allowed = allowed - names if words.startswith("~") else allowed | names
+    return allowed
+
+
+def seccomp(numbers: set[int]) -> bytes:
+    """A classic BPF program: these calls go through, any other gives EPERM (linux/seccomp.h, linux/filter.h)."""
+    load, equals, answer = 0x20, 0x15, 0x06
+    code = struct.pack("=HBBI", load, 0, 0, 0)
+    for number in sorted(numbers):
+        code += struct.pack("=HBBI", equals, 0, 1, number) + struct.pack("=HBBI", answer, 0, 0, 0x7FFF0000)
+    return code + struct.pack("=HBBI", answer, 0, 0, 0x00050000 | 1)
+
+
+@pytest.mark.root
+@needs_bpf
+@needs_setpriv
+@pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None or shutil.which("gcc") is None or os.uname().machine != "x86_64",
+    reason="needs systemd-analyze, gcc and an x86_64 machine",
+)
+def test_the_units_system_call_filter_lets_the_agent_attach_and_drop():
+    numbers = syscall_tables.numbers(Path("/"), "x86_64")
+    allowed = {numbers[name] for name in filtered_calls() if name in numbers}
+    assert numbers["bpf"] in allowed and numbers["setuid"] not in allowed
+    process = as_the_unit(seccomp(allowed).hex())
+    try:
+        assert process.stdout.readline() == b"filtered\n"
+        assert process.stdout.readline() == b"linux-1\n"
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"dropped\n"
     finally:
         process.kill()
         process.communicate()
