@@ -53,32 +53,29 @@ class Mac:
         cbor.encode(device_id.encode(), context)
         self._context = bytes(context)
 
-    def _tag(self, wrapped: bytes | bytearray) -> bytes:
+    def _tag(self, head: bytes | bytearray, payload: bytes | bytearray) -> bytes:
         inner = sha256(self._inner)
         inner.update(self._context)
-        inner.update(wrapped)
+        inner.update(head)
+        inner.update(payload)
         outer = sha256(self._outer)
         outer.update(inner.digest())
         return outer.digest()[:_TAG_BYTES]
 
     def seal(self, payload: bytes | bytearray) -> bytes:
         """payload: deterministic CBOR -> the COSE_Mac0 message."""
-        wrapped = bytearray()
-        cbor.encode(payload, wrapped)
-        return b"".join((_HEAD, wrapped, b"\x48", self._tag(wrapped)))
+        head = bytearray()
+        cbor.head(head, 2, len(payload))
+        return b"".join((_HEAD, head, payload, b"\x48", self._tag(head, payload)))
 
     def open(self, message: bytes) -> bytes:
         """The payload of a message that this key has sealed. Raises WireError for any other."""
         end = len(message) - _TAG_BYTES - 1
-        if end < 7 or bytes(message[:6]) != _HEAD or message[end] != 0x48:
-            raise WireError("not a COSE_Mac0 message with HMAC 256/64")
-        wrapped = bytes(message[6:end])
-        difference = 0
-        for want, got in zip(self._tag(wrapped), message[end + 1 :]):
+        wrapped = bytes(message[6 : max(6, end)])
+        difference = int(bytes(message[:6]) != _HEAD or end < 7 or message[end] != 0x48)
+        for want, got in zip(self._tag(b"", wrapped), message[-_TAG_BYTES:]):
             difference |= want ^ got  # all eight, always: the time taken tells nothing
-        if difference:
-            raise WireError("the authentication tag does not fit")
-        payload = cbor.loads(wrapped)
+        payload = None if difference else cbor.loads(wrapped)
         if not isinstance(payload, bytes):
-            raise WireError("the payload is not a byte string")
+            raise WireError("not sealed with this key")
         return payload

@@ -76,5 +76,5 @@ def test_it_does_not_open_for_another_device_or_key():
 def test_a_payload_that_is_no_byte_string_is_refused_though_its_tag_fits():
     mac = cose.Mac(SECRET, "pump-1")
     wrapped = b"\x19\x03\xe8"  # 1000
-    message = b"\x84\x43\xa1\x01\x04\xa0" + wrapped + b"\x48" + mac._tag(wrapped)
+    message = b"\x84\x43\xa1\x01\x04\xa0" + wrapped + b"\x48" + mac._tag(b"", wrapped)
     assert refused(mac.open, message)
