@@ -32,6 +32,7 @@ _COUNTERS_AT = 8
 _EXCLUDED_AT = 128  # MAX_EXCLUDED times (port u64, address 16 bytes), the first port of 0 ends them
 _INTERFACES_AT = 256  # a bit for each interface index that counts; bit 0 is for all beyond the last
 _INTERFACES = 4096
+_LOOPBACK_INDEX = 1  # in every network namespace
 _BANKS_AT = 4096
 # Bank, byte offsets
 _BANK_SHIFT = 15
@@ -137,18 +138,14 @@ class Connections:
         return found
 
     def _choose_interfaces(self) -> None:
-        if self._interfaces is None:
-            bits = bytearray(b"\xff" * (_INTERFACES // 8))
-            bits[0] &= ~2  # lo has index 1 in every network namespace
-        else:
-            bits = bytearray(_INTERFACES // 8)
-            for name in self._interfaces:
-                try:
-                    index = _socket.if_nametoindex(name)
-                except OSError:
-                    continue  # not there yet, or not any more
-                index = index if index < _INTERFACES else 0
-                bits[index >> 3] |= 1 << (index & 7)
+        bits = bytearray(_INTERFACES // 8)
+        for name in self._interfaces or ():
+            try:
+                index = _socket.if_nametoindex(name)
+            except OSError:
+                continue  # not there yet, or not any more
+            index = index if index < _INTERFACES else 0
+            bits[index >> 3] |= 1 << (index & 7)
         self._memory.bytes[_INTERFACES_AT : _INTERFACES_AT + len(bits)] = bytes(bits)
 
     def _attach(self, root: str) -> None:
@@ -198,6 +195,9 @@ class Connections:
 
     def _skip_other_interfaces(self, p: bpf.Program) -> None:
         p.load(4, R1, R6, _SKB_IFINDEX)
+        if self._interfaces is None:
+            p.jump("eq", R1, _LOOPBACK_INDEX, "pass")
+            return
         p.jump("lt", R1, _INTERFACES, "indexed")
         p.move(R1, 0)
         p.label("indexed")
