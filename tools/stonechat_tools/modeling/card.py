@@ -65,7 +65,7 @@ def _windows_to_alarm(rung: tuple[int, int, int]) -> int:
 
 def _learning(windows: int, window_ms: int) -> str:
     return (
-        f"{windows} windows ({windows * window_ms / 60_000:.0f} minutes) before it may alarm" if windows else "nothing"
+        f"{windows} windows ({windows * window_ms / 60_000:.1f} minutes) before it may alarm" if windows else "nothing"
     )
 
 

@@ -332,7 +332,7 @@ def _set_rungs(fitted: FittedModel, held_out: dict[str, Stream], options: Option
     """The alarm constants: those given, or those that the budget and the held-out streams allow -> a sentence."""
     if options.rungs:
         fitted.meta.rungs = tuple((round(k * 256), round(c * 256), round(a * 256)) for k, c, a in options.rungs)
-        return "the alarm constants were given, not earned: no budget is claimed"
+        return "given, not earned; no budget is claimed"
     budget = parse_budget(options.budget)
     streams = [fitted.replay(learn=True).run(f_q8).surprise_q8[start:] for f_q8, start in held_out.values()]
     choice = choose(streams, fitted.window_ms, budget)
