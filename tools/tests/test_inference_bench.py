@@ -14,7 +14,6 @@ MODEL = Path(__file__).resolve().parents[2] / "firmware_tests" / "golden" / "den
 def test_it_measures_side_by_side(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     here = [one for one in interpreters() if one.name == "unix-x64"]
     monkeypatch.setattr(bench_inference, "interpreters", lambda: [*here, Interpreter("gone", (), "not installed")])
-    monkeypatch.setenv("COLUMNS", "160")
     parser = argparse.ArgumentParser()
     bench_inference.add_arguments(parser)
     figures = json.loads(json.dumps(bench_inference.run(parser.parse_args([str(MODEL), "--seconds", "0.05"]))))

@@ -24,6 +24,7 @@ from .interpreters import AGENT, Interpreter, interpreters
 
 HELP = "latency, start-up, RSS and allocations of every runtime that is installed"
 _SECONDS = 0.5
+_LOG_COLUMNS = 120  # of the table where no terminal says how wide it is
 
 # One script for CPython's runtimes and one for MicroPython's: both print a line of JSON.
 CPYTHON = """
@@ -221,6 +222,8 @@ def _print(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _LOG_COLUMNS
     table = Table("runtime", "best us", "middle us", "ns/MAC", "x plain", "start ms", "RSS MB", "B/run", "as own")
     base = result["runs"][f"{BASE}, CPython"]
     for name, found in result["runs"].items():
