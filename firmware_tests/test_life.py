@@ -20,6 +20,7 @@ sys.path.insert(0, str(HERE))
 from life.certificates import Certificates, make_certificates  # noqa: E402
 from life.firmware import INFECTIONS  # noqa: E402
 from life.peers import Peers  # noqa: E402
+from stonechat_tools.device.bench_board import measure  # noqa: E402
 from stonechat_tools.device.build import build  # noqa: E402
 from stonechat_tools.device.soak_mqtt import interpreters, publish_all  # noqa: E402
 from stonechat_tools.fleet.local_broker import LocalBroker, free_port, mosquitto_path  # noqa: E402
@@ -249,3 +250,22 @@ def test_a_whole_life(
         new = live(target, tmp_path, built, peers, broker, port, "new", heap, *more)
         assert new.code == 0, new.output
         assert new.facts["started"][2] == "1"  # a new firmware is learned anew
+
+
+# --- budgets --------------------------------------------------------------------------------------------------------
+
+
+def test_mpy_stays_within_its_budgets(built: Path) -> None:
+    sizes = {path.stem: path.stat().st_size for path in (built / "x86/stonechat").rglob("*.mpy")}
+    assert sizes["mqtt"] <= 4096
+    assert sizes["hooks"] + sizes["collector"] + sizes["schema"] <= 6144
+
+
+@every_target
+def test_what_a_tick_and_an_inference_allocate(target: Target, built: Path) -> None:
+    need(target)
+    told = measure(target.command, built / ARCHITECTURE[target.name], MODEL, "full", 4096)
+    assert told is not None
+    assert told["tick_idle"][0] == 0
+    assert told["inference"][0] == 0
+    assert told["window_whole"][0] <= 16_384

@@ -1,0 +1,142 @@
+"""What the agent costs on this interpreter: measure.py MODEL FOLDER full | live
+
+full prints `name value` lines: bytes of heap, bytes allocated per call and microseconds per call. live only starts the
+agent with its MQTT client and ends ten windows, to find the least heap in which that works. MicroPython only.
+"""
+
+import gc
+import sys
+
+TURNS = 40
+mem_alloc = getattr(gc, "mem_alloc", int)
+
+
+def main(arguments):
+    model, folder, mode = arguments
+    gc.collect()
+    bare = mem_alloc()
+    from stonechat.board import hooks
+
+    hooks.install()
+    gc.collect()
+    hook = mem_alloc() - bare
+    from stonechat.board import boot
+
+    gc.collect()
+    imported = mem_alloc() - bare
+    sent = []
+
+    def publish(topic, payload, qos):
+        sent.append(len(payload))
+
+    watch = boot.start("sensor-7", bytes(32), model, publish=publish, folder=folder, bytes_per_day=0)
+    from stonechat.mqtt import Client
+
+    client = Client("sensor-7", "127.0.0.1")  # noqa: F841 - it takes its memory
+    gc.collect()
+    steady = mem_alloc() - bare
+    agent = watch.agent
+    now_ms = 0
+    for _ in range(10):
+        now_ms += agent.window_ms
+        agent.end_window(now_ms)
+    if mode == "live":
+        print("windows %d" % agent.windows)
+        return
+    print("heap_hook %d" % hook)
+    print("heap_import %d" % imported)
+    print("heap_steady %d" % steady)
+    stage = agent.stages[0]
+    head = stage.head
+    reporter = agent.reporter
+    values = stage.values
+    clock = [now_ms]
+
+    def window():
+        clock[0] += agent.window_ms
+        stage.window.push(values, clock[0])
+
+    def fill():
+        head.normalization.fill_q8(stage.window.deltas, agent.window_ms, agent.window_ms, f_q8)
+        head.normalization.fill(f_q8, x)
+
+    f_q8 = [0] * len(values)
+    x = bytearray(len(values))
+    y = bytes(len(values))
+    reporter.heartbeat_windows = 1
+
+    def whole():
+        clock[0] += agent.window_ms
+        agent.end_window(clock[0])
+
+    def observe():
+        clock[0] += agent.window_ms
+        reporter.observe(head.verdict, clock[0])
+
+    def send():
+        clock[0] += 60_000
+        reporter.pump(publish, clock[0])
+
+    stages = (
+        ("tick_idle", watch.tick),
+        ("collector_read", lambda: stage.collector.read(values)),
+        ("window_push", window),
+        ("features", fill),
+        ("inference", lambda: head.model.run(x)),
+        ("detection", lambda: head.detector.weigh(head.detector.surprise(head.detector.score(x, y)))),
+        ("report_make", observe),
+        ("report_send", send),
+        ("window_whole", whole),
+    )
+    for name, call in stages:
+        print("%s %s" % (name, cost(call)))
+    hooked_calls(hooks)
+
+
+def cost(call):
+    """-> "bytes microseconds": allocated per call, and the least time of a call in three rounds."""
+    from stonechat.compat import ticks_diff, ticks_us
+
+    call()
+    least_us = 1 << 29
+    for _ in range(3):
+        gc.collect()
+        gc.disable()
+        before = mem_alloc()
+        start_us = ticks_us()
+        for _ in range(TURNS):
+            call()
+        took_us = ticks_diff(ticks_us(), start_us)
+        taken = mem_alloc() - before
+        gc.enable()
+        least_us = min(least_us, took_us)
+    return "%d %d.%02d" % (taken // TURNS, least_us // TURNS, least_us * 100 // TURNS % 100)
+
+
+def hooked_calls(hooks):
+    """What the hook adds to a sendto and to an open."""
+    for name in ("bare", "hooked"):
+        if name == "hooked":
+            hooks.install()
+        else:
+            hooks.remove()
+        import socket
+
+        print("sendto_%s %s" % (name, cost(_sender(socket))))
+
+
+def _sender(socket):
+    stream = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    address = socket.getaddrinfo("127.0.0.1", 9)[0][-1]
+
+    def send():
+        try:
+            stream.sendto(b"x", address)
+        except OSError:  # nobody listens there, which the kernel tells every other time
+            pass
+
+    return send
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

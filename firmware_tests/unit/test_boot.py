@@ -1,0 +1,145 @@
+"""The board's side of the agent: it never stops the firmware, and leaves its own work uncounted."""
+
+import os
+
+from stonechat.board import boot, hooks
+from stonechat.errors import MQTTError, StonechatError
+
+
+class Reporter:
+    subscriptions = ()
+
+
+class Collector:
+    held = None
+
+    def hold_peers(self, hold):
+        self.held = hold
+
+
+class Stage:
+    def __init__(self):
+        self.collector = Collector()
+
+
+class Verdict:
+    level = 0
+
+
+class Agent:
+    """What tick() does is the test's to say."""
+
+    due_in_ms = 5
+
+    def __init__(self, work=None):
+        self.reporter = Reporter()
+        self.stages = [Stage()]
+        self.work = work
+        self.ticks = 0
+        self.saved = 0
+
+    def tick(self):
+        self.ticks += 1
+        return self.work() if self.work else None
+
+    def save(self):
+        self.saved += 1
+        if self.work:
+            self.work()
+
+
+class Transport:
+    def __init__(self, error=None):
+        self.error = error
+        self.polls = 0
+
+    def poll(self):
+        self.polls += 1
+        if self.error:
+            raise self.error
+
+
+def raiser(error):
+    def work():
+        raise error
+
+    return work
+
+
+def test_no_exception_of_the_agent_reaches_the_firmware():
+    fed = []
+    for error in (StonechatError("x"), OSError(5), MemoryError(), KeyError("k"), ValueError("bug")):
+        watch = boot.Watch(Agent(raiser(error)), None, hooks.Counter(), lambda: fed.append(1))
+        assert watch.tick() is None
+        watch.save()
+        assert watch.errors == 2
+        assert type(error).__name__ in watch.last_error
+        assert not watch.counter.quiet
+    assert len(fed) == 5
+
+
+def test_a_lost_broker_does_not_keep_the_window_from_being_scored():
+    verdict = Verdict()
+    watch = boot.Watch(Agent(lambda: verdict), Transport(MQTTError("closed")), hooks.Counter())
+    watch.tick()
+    assert watch.agent.ticks == watch.transport.polls == 1
+    assert watch.errors == 1 and "closed" in watch.last_error
+    assert watch.agent.stages[0].collector.held is False
+
+
+def test_suspicion_holds_the_peers():
+    verdict = Verdict()
+    verdict.level = 1
+    watch = boot.Watch(Agent(lambda: verdict), None, hooks.Counter())
+    assert watch.tick() is verdict
+    assert watch.agent.stages[0].collector.held is True
+
+
+def test_the_agents_own_work_is_not_counted():
+    counter = hooks.Counter()
+
+    def work():
+        counter.add(13, 1000)
+        counter.meet(("10.0.0.1", 80))
+
+    boot.Watch(Agent(work), None, counter).tick()
+    assert sum(counter.counts) == 0 and not counter.window_peers
+
+
+def test_a_timer_may_call_it_and_the_loop_is_timed():
+    watch = boot.Watch(Agent(), None, hooks.Counter())
+    watch.tick("a timer")
+    watch.tick("a timer")
+    assert watch.counter.lag_ms >= 0 and watch.counter._beat_ms is not None
+
+
+def test_run_ticks_under_asyncio():
+    import asyncio
+
+    watch = boot.Watch(Agent(), None, hooks.Counter())
+
+    async def some():
+        task = asyncio.create_task(watch.run())
+        while watch.agent.ticks < 3:
+            await asyncio.sleep(0.001)
+        task.cancel()
+
+    asyncio.run(some())
+    assert watch.agent.ticks >= 3
+
+
+def test_the_folder_is_made_once_and_a_file_in_its_place_is_told():
+    name = "boot-test-%d" % (os.urandom(1)[0])
+    boot._make_folder(name)
+    boot._make_folder(name)
+    os.rmdir(name)
+    with open(name, "w") as file:
+        file.write("x")
+    try:
+        boot._make_folder(name)
+    except OSError:
+        pass
+    else:
+        raise AssertionError("a file is no folder")
+    finally:
+        os.remove(name)

@@ -1,0 +1,127 @@
+"""What the agent costs a board: bytes of .mpy for each room and architecture, heap, bytes allocated and time per stage
+on each MicroPython that is here (stonechat built for it, -O2, model micropython-1).
+
+`heap least` is the smallest -X heapsize, in steps of 4 KB, in which the agent with its MQTT client starts and scores
+ten windows. Bytecode that is frozen into the firmware takes no heap: then a board needs about `steady` less `import`.
+armhf is emulated: its times say nothing, its bytes do. `collector read` counts the free heap, block by block, and this
+heap is 4 MB; a board's is a fiftieth of that.
+
+Examples:
+  stonechat bench board
+  stonechat bench board --json board.json
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from stonechat.errors import ConfigError
+
+from stonechat_tools.device.build import DEFAULT, build
+
+HELP = "a board: .mpy sizes, heap, bytes and time per stage on every MicroPython target"
+ROOT = Path(__file__).resolve().parents[3]
+ARCHITECTURE = {"unix-x64": "x64", "unix-i386": "x86", "unix-armhf": "armv6m"}
+STEP_KB = 4
+RUN_S = 300.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, default=ROOT / "models/micropython-1/model.tflite")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    sys.path.insert(0, str(ROOT / "firmware_tests"))
+    try:
+        from targets import targets
+    except ImportError:
+        raise ConfigError("this benchmark needs a working copy of stonechat: firmware_tests/ is not here") from None
+    finally:
+        sys.path.pop(0)
+    figures: dict[str, Any] = {"mpy_bytes": {}, "targets": {}}
+    with tempfile.TemporaryDirectory(prefix="stonechat-bench-") as scratch:
+        folder = Path(scratch)
+        for name in DEFAULT:
+            figures["mpy_bytes"][name] = build(name, folder / name).sizes
+        for target in targets():
+            if target.missing:
+                print(f"{target.name}: left out: {target.missing}")
+                continue
+            built = folder / ("for-" + target.name)
+            build(ARCHITECTURE[target.name], built)
+            told = measure(target.command, built, args.model, "full", 4096)
+            if told is None:
+                raise ConfigError(f"{target.name}: the measurement failed")
+            told["heap_least"] = [least_heap(target.command, built, args.model) * 1024]
+            figures["targets"][target.name] = told
+    show(figures)
+    return figures
+
+
+def measure(command: list[str], built: Path, model: Path, mode: str, heap_kb: int) -> dict[str, list[float]] | None:
+    """Run life/measure.py -> its figures by name ([value], or [bytes, microseconds]); None where it failed."""
+    with tempfile.TemporaryDirectory(prefix="stonechat-bench-") as data:
+        done = subprocess.run(
+            [
+                *command,
+                "-X",
+                f"heapsize={heap_kb}k",
+                str(ROOT / "firmware_tests/life/measure.py"),
+                str(model.resolve()),
+                data + "/d",
+                mode,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=RUN_S,
+            env=dict(os.environ, MICROPYPATH=f"{built}:.frozen"),
+            cwd=data,
+        )
+    if done.returncode:
+        return None
+    return {words[0]: [float(word) for word in words[1:]] for words in map(str.split, done.stdout.splitlines())}
+
+
+def least_heap(command: list[str], built: Path, model: Path) -> int:
+    """-> KB: the least heap, in steps of STEP_KB, in which the agent lives."""
+    low, high = 16 // STEP_KB, 512 // STEP_KB
+    while low < high:
+        middle = (low + high) // 2
+        if measure(command, built, model, "live", middle * STEP_KB) is None:
+            low = middle + 1
+        else:
+            high = middle
+    return low * STEP_KB
+
+
+def show(figures: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    sizes = figures["mpy_bytes"]
+    table = Table(title="bytes of .mpy")
+    for column in ("room", *sizes):
+        table.add_column(column, justify="left" if column == "room" else "right")
+    for room in next(iter(sizes.values())):
+        table.add_row(room, *[f"{sizes[name][room]:,}" for name in sizes])
+    table.add_section()
+    table.add_row("together", *[f"{sum(sizes[name].values()):,}" for name in sizes])
+    console.print(table)
+    targets = figures["targets"]
+    if not targets:
+        return
+    table = Table(title="on each target: bytes, and microseconds per call")
+    for column in ("", *targets):
+        table.add_column(column, justify="left" if not column else "right")
+    for name in next(iter(targets.values())):
+        table.add_row(name.replace("_", " "), *[_cell(targets[target][name]) for target in targets])
+    console.print(table)
+
+
+def _cell(values: list[float]) -> str:
+    return f"{values[0]:,.0f} B" + (f", {values[1]:,.2f} µs" if len(values) > 1 else "")
