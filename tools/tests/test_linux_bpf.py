@@ -4,6 +4,7 @@ import ctypes
 import errno
 import os
 import random
+import shutil
 import signal
 import struct
 import subprocess
@@ -359,6 +360,28 @@ def test_the_collectors_own_calls_are_left_out():
         assert calls.read()[1] == 50
     finally:
         calls.close()
+
+
+@root
+@needs_bpf
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed")
+def test_in_a_pid_namespace_it_says_that_its_own_calls_count(group):
+    """There its process number is another's; leaving that one out would hide a stranger."""
+    program = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT / "agent")!r})
+from stonechat.linux.syscalls import Syscalls
+calls = Syscalls(cgroup={group!r}, table={only([native_getppid()])!r})
+for _ in range(100): os.getppid()
+print(os.getpid(), calls.read()[1], calls.note)
+"""
+    command = f"""
+import subprocess, sys
+subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", {program!r}], check=True)
+"""
+    number, counted, note = netns.run(command, group=group).split(maxsplit=2)
+    assert (number, counted) == ("1", "100")
+    assert "PID namespace" in note
 
 
 @root

@@ -35,6 +35,7 @@ class LinuxCollector:
     ) -> None:
         self._proc = ProcCollector(interfaces)
         self._bpf = None
+        self._processor = None
         self.schema = schemas.LINUX_PROC_1
         self.sources = self._proc.sources
         if use_bpf is False:
@@ -54,7 +55,7 @@ class LinuxCollector:
             self._bpf = BpfColumns(started, peers_secret)
             self._processor = CgroupProcessor(cgroup) if cgroup is not None else None
         except BaseException:
-            self._proc.close()
+            self.close()
             raise
         self.schema = schemas.LINUX_1
         self.sources += tuple(rows)
@@ -111,8 +112,8 @@ class LinuxCollector:
         self._proc.close()
         if self._bpf is not None:
             self._bpf.close()
-            if self._processor is not None:
-                self._processor.close()
+        if self._processor is not None:
+            self._processor.close()
 
     def _leave_own_out(self, values: list, own: "tuple[int, int, int, int]") -> None:
         """The interfaces' counters without the agent's own connections. The two are read a moment apart and offloads

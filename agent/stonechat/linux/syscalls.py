@@ -57,6 +57,9 @@ class Syscalls:
             raise CollectorError("bpf: %d CPUs, at most %d" % (self._cpus, _MAX_CPUS))
         self.counts = [0] * (_CLASSES + 3)
         self.note = "exact"
+        self._own = os.getpid() if _sees_true_process_ids() else None
+        if self._own is None:
+            self.note = "exact; with the agent's own calls, whose process number a PID namespace hides"
         self._links: list = []
         self._compat = _COMPAT_MARKS.get(kernel_machine())
         self._only = _cgroup_id(cgroup) if cgroup else None
@@ -92,7 +95,7 @@ class Syscalls:
                 raise
             self._compat = None  # lockdown=confidentiality refuses to read the caller's registers
             calls = self._load(self._sys_enter(), "stonechat_sys")
-            self.note = "32-bit callers are counted by the 64-bit table: %s" % error
+            self.note += "; 32-bit callers are counted by the 64-bit table: %s" % error
         self._link(calls, "sys_enter")
         for slot, name in ((EXEC, "exec"), (FORK, "fork"), (EXIT, "exit")):
             event = self._load(self._event(slot), "stonechat_" + name)
@@ -146,7 +149,8 @@ class Syscalls:
         p.call(bpf.CURRENT_PID_TGID)
         p.copy(R8, R0)
         p.alu("shr", R8, 32)
-        p.jump("eq", R8, os.getpid(), "out")
+        if self._own is not None:
+            p.jump("eq", R8, self._own, "out")
         if self._only:
             level, identity = self._only
             p.move(R1, level)
@@ -201,6 +205,15 @@ class Syscalls:
         p.label("out")
         p.move(R0, 0)
         p.exit()
+
+
+def _sees_true_process_ids() -> bool:
+    """False in a container's PID namespace: the programs see the numbers of the first one, which always has the same
+    inode (PROC_PID_INIT_INO, linux/proc_ns.h)."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino == 0xEFFFFFFC
+    except OSError:
+        return True  # a kernel without PID namespaces
 
 
 def kernel_machine() -> str:
