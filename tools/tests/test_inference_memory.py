@@ -1,4 +1,4 @@
-"""What inference costs a board: the .mpy files it needs, and that it loads and runs at 48 KB of heap on 32 bit."""
+"""Inference as a board has it: .mpy files, their size, their machine code, and 48 KB of heap on 32 bit."""
 
 import subprocess
 import sys
@@ -69,6 +69,31 @@ def test_it_runs_at_48k_on_32_bit(model: Path, where: str, tmp_path: Path) -> No
     assert held < 20_000
     if model.name != "extreme":  # there a row needs 64 bits
         assert allocated == 0
+
+
+VECTORS = """
+import json
+from binascii import hexlify, unhexlify
+from stonechat.model import load_model
+with open(sys.argv[1] + "/model.tflite", "rb") as file:
+    model = load_model(file.read(), "viper")
+with open(sys.argv[1] + "/golden.json") as file:
+    vectors = json.load(file)["vectors"]
+print(all([hexlify(model.run(unhexlify(x))).decode() == y for x, y, _ in vectors]), len(vectors))
+"""
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda folder: folder.name)
+def test_the_machine_code_of_a_pico_gives_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    """The .mpy files that a deployment copies, armv6m, on the Thumb instructions of an emulated ARM."""
+    micropython = interpreter("unix-armhf")
+    if micropython.missing:
+        pytest.skip(f"unix-armhf: {micropython.missing}")
+    compiled(tmp_path, "armv6m")
+    done = micropython.run(VECTORS, str(model), heap="256k", path=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    same, count = done.stdout.split()
+    assert same == "True" and int(count) >= 4
 
 
 BIG = """
