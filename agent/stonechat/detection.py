@@ -47,10 +47,10 @@ class Verdict:
     def explain(self, k=3):
         """The k features that carry the score -> list of (feature index, z_q4, share_percent), greatest first.
 
-        A feature's part is weight * residual * (residual + z): the residual's square, which makes the score, and the
-        term of Mahalanobis's distance under the factor model that the autoencoder is, which does not blame the
-        features that a strange one drags along. z_q4: how far the feature itself lies from its benign centre, signed,
-        16 a deviation. Shares are rounded so that those of all features add up to 100; without a score: empty."""
+        A feature's part is root(weight) * residual * z where both point the same way: strange to the network and
+        strange by itself. The residual alone would also blame the features that a strange one drags along. z_q4: how
+        far the feature itself lies from its benign centre, signed, 16 a deviation. Shares are rounded so that those
+        of all features add up to 100; where nothing stands out the list is empty."""
         parts = self.parts
         total = sum(parts)
         if not total:
@@ -79,7 +79,8 @@ class Detector:
 
     def __init__(self, meta, verdict):
         self._rebuilds = meta.kind == RECONSTRUCTION
-        self._weights = meta.weights
+        self._weights = meta.weights or bytes([WEIGHT_ONE]) * len(verdict.parts)
+        self._roots = bytes([_root(weight << 8) for weight in self._weights])
         self._knots = meta.knots
         self._tail_q8 = meta.tail_q8
         self._table_place_q8 = meta.place_q8
@@ -94,6 +95,7 @@ class Detector:
         """x, y: the model's input and output, n bytes each -> score_q8; keeps x and the parts for `explain`."""
         parts = self.verdict.parts
         weights = self._weights
+        roots = self._roots
         self.verdict.x[:] = x
         total = 0
         for i in range(len(parts)):
@@ -105,9 +107,8 @@ class Detector:
                 r -= 256
             if self._rebuilds:
                 r = z - r
-            weight = weights[i] if weights is not None else WEIGHT_ONE
-            total += r * r * weight >> 4
-            part = r * (r + z) * weight >> 4
+            total += r * r * weights[i] >> 4
+            part = r * z * roots[i] >> 6
             parts[i] = part if part > 0 else 0
         self.verdict.score_q8 = log2_q8(1 + total)
         return self.verdict.score_q8
@@ -159,3 +160,11 @@ class Detector:
         verdict.evidence_q8 = 0
         verdict.changed = verdict.level != NORMAL
         verdict.level = NORMAL
+
+
+def _root(square):
+    """The whole square root, by integers: boards have floats of 32 bits."""
+    root = 0
+    while (root + 1) * (root + 1) <= square:
+        root += 1
+    return root

@@ -151,7 +151,7 @@ class Head:
         half = self.meta.learn_windows >> 1
         centred = self.adaptation.restore(self._state.get(self._norm_section))
         kept = self._state.get(self._cal_section)
-        if not isinstance(kept, list) or len(kept) != 6 or len(kept[3]) != len(self.detector.evidence):
+        if not self._is_ours(kept):
             # another model of the same schema learned the centres: only the score's place is left to learn
             self._seen = half if centred else 0
             return
@@ -162,6 +162,12 @@ class Head:
         detector.evidence[:] = kept[3]
         self._rows = bytearray(kept[4])
         self.verdict.level = kept[5]
+
+    def _is_ours(self, kept):
+        if not isinstance(kept, list) or len(kept) != 6:
+            return False
+        evidence = kept[3]
+        return isinstance(evidence, list) and len(evidence) == len(self.detector.evidence) and 0 <= kept[5] <= 2
 
     def facts(self):
         """-> what the status tells of this head: [learned offset in 1/16 deviation, drift in percent of its bound,

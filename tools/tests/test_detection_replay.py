@@ -71,12 +71,15 @@ def test_a_stream_gives_the_devices_verdicts(fitted, learn):
     fitted.meta.learn_windows = 64 if learn else 0
     head = Head(load_model(fitted.to_tflite("twin", 1)), SCHEMA, State())
     deltas, elapsed = windows(400, 3, loud=slice(250, 350))
-    result = fitted.replay(learn=True).run(features_q8(SCHEMA, deltas, elapsed, WINDOW_MS))
+    twin = fitted.replay(learn=True)
+    result = twin.run(features_q8(SCHEMA, deltas, elapsed, WINDOW_MS))
     for i, (row, ms) in enumerate(zip(deltas.tolist(), elapsed.tolist(), strict=True)):
         verdict = head.score(row, ms)
         got = (verdict.score_q8, verdict.surprise_q8, verdict.evidence_q8, verdict.level, verdict.learning)
         want = [int(getattr(result, key)[i]) for key in ("score_q8", "surprise_q8", "evidence_q8", "level", "learning")]
         assert got == tuple(want), i
+        x = np.frombuffer(bytes(verdict.x), dtype=np.int8).astype(np.int64)[None]
+        assert verdict.parts == twin.parts(x)[0].tolist()
     assert result.alarms and 250 < result.alarms[0] < 350
 
 

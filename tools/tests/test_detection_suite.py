@@ -119,7 +119,8 @@ def test_the_suite_runs_and_reports(captures, tmp_path, capsys):
         assert heading in text
     for peer in peers.PEERS:
         assert f"| {peer} |" in text
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["made-up-drift.png", "made-up.png"]
+    beside = sorted(path.name for path in (tmp_path / "report").iterdir())
+    assert beside == ["figures.json", "made-up-drift.png", "made-up.png"]
 
 
 def test_a_suite_without_captures_says_so(tmp_path, capsys):

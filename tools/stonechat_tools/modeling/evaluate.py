@@ -39,7 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--suite", action="store_true", help="the whole method on public captures, beside its peers")
     add("--data", default=DEFAULT_DATA, metavar="DIR", help=f"where the captures are (default {DEFAULT_DATA})")
     add("--seeds", type=int, default=5, help="how many, where a seed plays a part (default 5)")
-    add("--report", metavar="FILE", help="write the suite's page here, its plots in a folder `report` beside it")
+    add(
+        "--report",
+        metavar="FILE",
+        help="write the suite's page here; plots and figures.json go to a folder `report` beside it",
+    )
     add("--json", nargs="?", const="-", metavar="FILE", help="write the figures as JSON (to the screen without FILE)")
 
 
@@ -180,6 +184,8 @@ def _suite(args: argparse.Namespace) -> int:
     if args.report:
         command = f"stonechat evaluate --suite --seeds {args.seeds} --report {args.report}"
         Path(args.report).write_text(report.page(figures, command))
+        beside = Path(args.report).parent / "report/figures.json"
+        beside.write_text(json.dumps(report.compact(figures), separators=(",", ":"), default=float) + "\n")
     if args.json:
         _write_json(figures, args.json)
     if args.json != "-":

@@ -234,6 +234,7 @@ class Replay:
         self._deviation = np.array(self._adaptation._deviation_q8, dtype=np.int64)
         weights = bytes([WEIGHT_ONE]) * n if meta.weights is None else meta.weights
         self._weights = np.frombuffer(weights, dtype=np.uint8).astype(np.int64)
+        self._roots = np.array([math.isqrt(weight << 8) for weight in weights], dtype=np.int64)
         self._knot_scores = [knot[0] for knot in meta.knots]
         self.learned = np.zeros(n, dtype=np.int64)
         self.drift = np.zeros(n, dtype=np.int64)
@@ -269,8 +270,7 @@ class Replay:
 
     def parts(self, x: Ints) -> Ints:
         """What each feature carries, as Verdict.explain ranks it."""
-        residual = self.residuals(x)
-        out: Ints = np.maximum(0, (residual * (residual + x) * self._weights) >> 4)
+        out: Ints = np.maximum(0, (self.residuals(x) * x * self._roots) >> 6)
         return out
 
     def surprise(self, score_q8: int) -> int:
