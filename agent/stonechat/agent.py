@@ -189,6 +189,7 @@ class Agent:
 
     def connected(self) -> None:
         """Tell the agent that a connection to the broker stands (on_connect): it sends its status and what waits."""
+        self.reporter.reconnected()
         self._status_due = True
         self._pump_due_ms = ticks_ms()
 

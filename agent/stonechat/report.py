@@ -280,6 +280,12 @@ class Reporter:
             self._sent = outbox.oldest - 1
             raise
 
+    def reconnected(self) -> None:
+        """A new connection stands: what was on its way goes again, at once."""
+        self._sent = self.outbox.oldest - 1
+        self._wait_ms = self.resend_ms
+        self._quiet_ms = 0
+
     def _resend(self, publish) -> None:
         """Nothing was acknowledged for a while: knock with the oldest report alone, less and less often."""
         outbox = self.outbox

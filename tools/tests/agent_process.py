@@ -54,6 +54,7 @@ keepalive_s = 5
 [report]
 heartbeat_windows = 1
 bytes_per_day = 100000000
+resend_s = 2
 outbox_dir = "{changes.get("outbox_dir", str(folder / "outbox"))}"
 {changes.get("more", "")}
 """

@@ -1,5 +1,6 @@
 """The daemon on this machine's real counters, with a real broker and a real collector."""
 
+import os
 import subprocess
 import sys
 import time
@@ -54,14 +55,18 @@ def test_a_killed_broker_loses_nothing(folder: Path) -> None:
     try:
         with Store(folder / "fleet.db") as store:
             agent = AgentProcess(folder, broker.port)
-            with collector_for(agent, store, broker.port), agent:
+            with collector_for(agent, store, broker.port) as collector, agent:
                 wait_for(lambda: store.count() >= 3, say=agent.said)
                 broker.kill()
                 before = store.count()
                 time.sleep(5 * WINDOW_MS / 1000)
                 broker.start()
                 # What the broker acknowledged and then forgot comes again when the collector's word has not come.
-                wait_for(lambda: store.count() >= before + 6 and not missing(store), 90, say=agent.said)
+                wait_for(
+                    lambda: store.count() >= before + 6 and not missing(store),
+                    90,
+                    say=lambda: (agent.said(), collector.counts, missing(store), sorted(os.listdir(folder / "outbox"))),
+                )
         assert "Traceback" not in agent.said()
     finally:
         broker.stop()

@@ -12,12 +12,12 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools" / "stonechat_tools"
 STOREYS = [
     ["compat", "errors"],
     ["cbor", "backoff", "quantization", "operators"],
-    ["features", "state", "tflite", "counters"],
-    ["window", "int8_ops", "int8_viper", "cose"],
-    ["metadata", "adaptation", "int8"],
-    ["model", "detection"],
-    ["head", "policy"],
-    ["report", "outbox", "mqtt", "update", "replay"],
+    ["features", "state", "tflite"],
+    ["window", "counters", "int8_ops", "int8_viper", "cose", "metadata", "adaptation"],
+    ["int8", "detection"],
+    ["model"],
+    ["head", "policy", "outbox"],
+    ["report", "mqtt", "update", "replay"],
     ["agent"],
 ]
 STOREY = {room: height for height, rooms in enumerate(STOREYS) for room in rooms}

@@ -155,6 +155,12 @@ KEYS = {
             "What frees a report: ack = the collector's word that it is in its database, publish = the broker's\n"
             "acknowledgement (a broker that is killed loses what it acknowledged).",
         ),
+        "resend_s": Key(
+            30,
+            _integer(1, 3_600),
+            "Seconds without a word from the collector after which the oldest report is sent again; the wait doubles\n"
+            "each time, up to an hour.",
+        ),
     },
     "log": {
         "level": Key("info", _one_of("error", "warning", "info", "debug"), "What goes to standard error (journald)."),

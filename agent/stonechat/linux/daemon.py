@@ -203,6 +203,7 @@ class Daemon:
             bytes_per_day=report["bytes_per_day"],
             state=state,
             free_on_publish=report["free_on"] == "publish",
+            resend_ms=report["resend_s"] * 1000,
         )
         self.transport = connectable(reporter, self._on_message, self._on_connect)
         self.agent = Agent(
