@@ -124,3 +124,22 @@ def test_the_table_rises_and_ends_in_a_tail():
     assert 0 < tail_q8 < 0x7FFF
     wider, _ = table([scores, scores + 100], 0)
     assert wider[-1][0] > knots[-1][0]  # the stranger segment rules
+
+
+def test_a_slow_benign_drift_is_followed_and_stays_silent(model):
+    f = benign(4000, 11)
+    deviation = np.array(front_end(benign(2000, 1))[1])
+    drifting = f + np.rint(np.linspace(0, 0.35, len(f))[:, None] * deviation).astype(np.int64)
+    assert not model.replay().run(drifting).alarms
+
+
+def test_a_slow_ramp_can_not_walk_the_centre_away(model):
+    """Two counters part from each other over 2,000 windows: the drift follows half a deviation and no further."""
+    f = benign(2400, 12)
+    growth = np.minimum(1.0, np.arange(len(f)) / 2000)
+    f[:, 0] += np.rint(growth * 400).astype(np.int64)
+    f[:, 1] -= np.rint(growth * 400).astype(np.int64)
+    replay = model.replay()
+    result = replay.run(f)
+    assert result.alarms and result.alarms[0] < 2000
+    assert np.abs(replay.drift).max() <= model.meta.drift_cap << model.meta.drift_shift

@@ -6,8 +6,9 @@
 The network is the autoencoder whose optimum is known in closed form: a linear encoder to a bottleneck of `units`
 latents (the principal components, each scaled to unit variance, so that the bottleneck too has 16 steps a deviation)
 and a linear decoder back. Each output's squared residual is weighted by the inverse of its benign variance: that is
-factor analysis, Mahalanobis's distance for 2 * n * units multiply-accumulates instead of n^2. Being in closed form it
-needs no seed, no epochs and no luck; `network="relu"` trains a nonlinear one by gradient descent for comparison.
+factor analysis, Mahalanobis's distance for 2 * n * units multiply-accumulates instead of n^2. Being in closed form
+it needs no seed, no epochs and no luck. ReLU autoencoders trained by gradient descent were worse and depended on their
+seed (the suite's float autoencoder is one); `stonechat quantize` takes any of them.
 """
 
 import math

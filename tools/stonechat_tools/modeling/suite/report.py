@@ -306,8 +306,8 @@ def _unseen(figures: dict[str, Any]) -> list[str]:
         )
     text = (
         "One model fitted on all home devices but one, on the one left out: it learns for 128 windows, then watches "
-        "its own benign days, then malware laid over its last fifth. One model for devices as different as a lamp and a "
-        "camera is the worst case of a device class: train one per product."
+        "its own benign days, then malware laid over its last fifth. One model for devices as different as a lamp "
+        "and a camera is the worst case of a device class: train one per product."
     )
     head = ("device", "false alarms in days", "attacks alarmed")
     return ["## A model for a class, on a device it never saw", "", text, "", *_grid(head, rows)] if rows else []
