@@ -20,11 +20,12 @@ sys.path.insert(0, str(HERE))
 from life.certificates import Certificates, make_certificates  # noqa: E402
 from life.firmware import INFECTIONS  # noqa: E402
 from life.peers import Peers  # noqa: E402
+from life.record import record  # noqa: E402
 from stonechat_tools.device.bench_board import measure  # noqa: E402
 from stonechat_tools.device.build import build  # noqa: E402
 from stonechat_tools.device.soak_mqtt import interpreters, publish_all  # noqa: E402
 from stonechat_tools.fleet.local_broker import LocalBroker, free_port, mosquitto_path  # noqa: E402
-from targets import Target, unix_i386, unix_x64  # noqa: E402
+from targets import Target, targets, unix_i386, unix_x64  # noqa: E402
 
 MODEL = ROOT / "models/micropython-1/model.tflite"
 TARGETS = [unix_x64(), unix_i386()]
@@ -250,6 +251,29 @@ def test_a_whole_life(
         new = live(target, tmp_path, built, peers, broker, port, "new", heap, *more)
         assert new.code == 0, new.output
         assert new.facts["started"][2] == "1"  # a new firmware is learned anew
+
+
+# --- the same on every runtime ------------------------------------------------------------------------------------
+
+
+def test_a_replayed_trace_gives_the_same_verdicts_and_reports_everywhere(peers: int, tmp_path: Path) -> None:
+    recorder = next((target for target in TARGETS if not target.missing), None)
+    if recorder is None:
+        pytest.skip("no MicroPython target is installed")
+    for name, infection, windows in (("well", "", 300), ("ill", "exfiltration", 6), ("after", "", 30)):
+        record(recorder, tmp_path / (name + ".csv"), peers, windows, "sensor-1", infection)
+    trace = tmp_path / "trace.csv"
+    trace.write_text("".join((tmp_path / (name + ".csv")).read_text() for name in ("well", "ill", "after")))
+    words = ["life/parity.py", str(MODEL), str(trace)]
+    reference = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, timeout=60, cwd=HERE, check=True
+    ).stdout
+    assert reference.startswith("windows 336 alarms 1 reports "), reference
+    assert "errors 0" in reference
+    for target in targets():
+        if target.missing is None:
+            done = target.run(*words)
+            assert done.stdout == reference, target.name + done.stdout + done.stderr
 
 
 # --- budgets --------------------------------------------------------------------------------------------------------
