@@ -171,6 +171,11 @@ def test_evaluate_counts_alarms_and_the_windows_to_them(model):
     assert figures["false_alarms_per_30d_at_most"] == pytest.approx(30 * 2.996 / (568 * 50 / 86400), rel=0.01)
 
 
+def test_evaluate_of_the_training_device_needs_no_learning(model):
+    device = evaluate(model, recording("benign", 300, 2), learn=False)["devices"]["d"]
+    assert device["learning_windows"] == 0 and device["benign_windows"] == 300
+
+
 def test_evaluate_command(model, tmp_path, capsys):
     path, trace = tmp_path / "m.tflite", tmp_path / "t.csv"
     path.write_bytes(model)

@@ -10,6 +10,7 @@ KitNET and a float autoencoder on the same windows. Sets that are not there are 
 Examples:
   stonechat evaluate models/sensor/model.tflite recordings/later.csv.gz attacks.csv.gz
   stonechat evaluate model.tflite day.csv --json
+  stonechat evaluate model.tflite same-device-later.csv --learned
   stonechat evaluate --suite --data ../shared/data --report models/REPORT.md --json suite.json
   stonechat evaluate --suite --data captures/ --seeds 1
 """
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", nargs="?", help="the .tflite")
     add("traces", nargs="*", help="recordings: benign and labelled attacks")
+    add("--learned", action="store_true", help="the devices are those the model was trained on: no learning first")
     add("--suite", action="store_true", help="the whole method on public captures, beside its peers")
     add("--data", default=DEFAULT_DATA, metavar="DIR", help=f"where the captures are (default {DEFAULT_DATA})")
     add("--seeds", type=int, default=5, help="how many, where a seed plays a part (default 5)")
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         return _suite(args)
     if not args.model or not args.traces:
         raise ConfigError("name a model and at least one trace, or --suite")
-    figures = evaluate(Path(args.model).read_bytes(), read_all(args.traces))
+    figures = evaluate(Path(args.model).read_bytes(), read_all(args.traces), not args.learned)
     if args.json:
         _write_json(figures, args.json)
     if args.json != "-":
@@ -63,8 +65,9 @@ def run(args: argparse.Namespace) -> int:
 # -------------------------------------------------------------------------------------------------- a model on traces
 
 
-def evaluate(data: bytes, trace: Trace) -> dict[str, Any]:
-    """A model's figures on a trace: per device and together. Raises ModelError, TraceError."""
+def evaluate(data: bytes, trace: Trace, learn: bool = True) -> dict[str, Any]:
+    """A model's figures on a trace: per device and together. learn=False: the devices are those that the model was
+    trained on, and need not learn their own normal first. Raises ModelError, TraceError."""
     meta = load_model(data).metadata
     if meta is None:
         raise ModelError("the model carries no stonechat metadata: make it with `stonechat train`")
@@ -74,7 +77,7 @@ def evaluate(data: bytes, trace: Trace) -> dict[str, Any]:
             f"the recording holds {trace.schema.name} in windows of {trace.window_ms} ms"
         )
     network = Network.from_file(data)
-    devices = {name: _device(meta, network, trace.of_device(name)) for name in trace.device_names}
+    devices = {name: _device(meta, network, trace.of_device(name), learn) for name in trace.device_names}
     windows = sum(one["benign_windows"] for one in devices.values())
     alarms = sum(one["false_alarms"] for one in devices.values())
     days = windows * meta.window_ms / 1000 / DAY_S
@@ -88,11 +91,11 @@ def evaluate(data: bytes, trace: Trace) -> dict[str, Any]:
     }
 
 
-def _device(meta: Metadata, network: Network, part: Trace) -> dict[str, Any]:
+def _device(meta: Metadata, network: Network, part: Trace, learn: bool) -> dict[str, Any]:
     """Benign windows take the living state further; each run of attack windows is tried on a copy of it, because an
     attack that was caught is cleaned up and must not count against the benign windows after it."""
     f_q8 = features_q8(part.schema, part.deltas, part.elapsed_ms, part.window_ms)
-    replay = Replay(meta, network)
+    replay = Replay(meta, network, learn)
     benign_scores: list[int] = []
     benign_windows = false_alarms = learning = 0
     strange = 0
