@@ -117,9 +117,14 @@ class Outbox:
         return "%s/%08x.seg" % (self.path, number)
 
     def _read(self, number: int) -> bytes:
+        """The segment's bytes; none where the medium can't give them."""
         if self._cached != number:
-            with open(self._name(number), "rb") as file:
-                self._cache = file.read(2 * SEGMENT_BYTES)
+            self._cache = b""
+            try:
+                with open(self._name(number), "rb") as file:
+                    self._cache = file.read(2 * SEGMENT_BYTES)
+            except OSError:
+                self.damaged += 1
             self._cached = number
         return self._cache
 
@@ -171,7 +176,10 @@ class Outbox:
                 continue
             if used:
                 self.lost += segment[2] - max(segment[1], self.oldest) + 1
-            os.remove(self._name(segment[0]))
+            try:
+                os.remove(self._name(segment[0]))
+            except OSError:
+                pass  # it is no longer ours; the next start tries again
         self._segments = keep
         self._forward()
 
@@ -216,25 +224,29 @@ class Outbox:
             return None if self._is_ahead(sequence + 1) else self._latest
         for segment in self._segments:
             if segment[2] > sequence:
-                record = self._search(segment[0], sequence)
+                record = self._search(segment, sequence)
                 if record is not None:
                     return record
         return None
 
-    def _search(self, number: int, sequence: int):
-        try:
-            data = self._read(number)
-        except OSError as error:
-            raise OutboxError("outbox: can't read %s: %s" % (self._name(number), error))
-        at = 0
+    def _search(self, segment: list, sequence: int):
+        data = self._read(segment[0])
+        at = last = 0
         while at < len(data):
             length, found = _check(data, at)
             if length < 0:
                 break
             start = at + _HEADER_BYTES
             at = start + (length & ~_MARK)
-            if not length & _MARK and found > sequence and not self._is_ahead(found):
-                return found, data[start:at]
+            if not length & _MARK:
+                last = found
+                if found > sequence and not self._is_ahead(found):
+                    return found, data[start:at]
+        if last < segment[2]:  # the medium has gone bad since it was written: what can't be read must not hold the rest
+            self.damaged += 1
+            self.lost += segment[2] - max(last, segment[1] - 1, self.oldest - 1)
+            segment[2] = last
+            self._forward()
         return None
 
     def _is_ahead(self, sequence: int) -> bool:

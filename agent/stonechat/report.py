@@ -389,7 +389,10 @@ class Reporter:
         self._last_command = sequence
         if self._state is not None:
             self._state.put("command", sequence)
-            self._state.save()
+            try:
+                self._state.save()
+            except StonechatError:  # then only its expiry keeps it from being repeated after a restart
+                self.unsaved += 1
         result = self._judge(code, arguments, expires_s)
         self._answer(sequence, result)
         return [(code, tuple(arguments))] if result == ACCEPTED else []

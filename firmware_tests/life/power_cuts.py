@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """MicroPython: the outbox on littlefs on a simulated NOR flash whose power fails in the middle of an operation.
 
     micropython life/power_cuts.py CUTS SEED     prints one line of figures as JSON

@@ -1,7 +1,7 @@
 import stonechat.outbox
 import stonechat.report
 from stonechat import cbor, cose
-from stonechat.errors import MQTTError, OutboxError, WireError
+from stonechat.errors import MQTTError, OutboxError, StateError, WireError
 from stonechat.outbox import Queue
 from stonechat.report import (
     ACCEPTED,
@@ -44,6 +44,7 @@ class Memory:
     def __init__(self):
         self.sections = {}
         self.saved = 0
+        self.full = False
 
     def get(self, section, default=None):
         return self.sections.get(section, default)
@@ -52,6 +53,8 @@ class Memory:
         self.sections[section] = value
 
     def save(self):
+        if self.full:
+            raise StateError("full")
         self.saved += 1
 
 
@@ -405,6 +408,15 @@ def test_replayed_forged_and_foreign_commands_are_counted_and_ignored():
     command[0], command[1] = 1, 10
     assert again.on_message(again.topics["command"], mac.seal(cbor.dumps(command))) == []
     assert again.rejected == 1
+
+
+@on_clock
+def test_a_command_is_carried_out_though_the_state_can_not_be_saved():
+    memory = Memory()
+    memory.full = True
+    bench = Bench(supported=(CALIBRATE,), state=memory)
+    assert bench.command(1, CALIBRATE) == [(CALIBRATE, ())]
+    assert bench.reporter.unsaved == 1
 
 
 @on_clock

@@ -238,11 +238,14 @@ def test_secrets_are_private_and_stay_unprinted(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize("auth", provision.AUTHS)
 def test_the_devices_configuration_is_one_the_agent_takes(auth: str, tmp_path: Path) -> None:
     port = 443 if auth == "managed" else 8883
-    settings = provision.Settings("b.example", port, fleet="west", prefix="v/1", auth=auth, alpn="mqtt")
+    settings = provision.Settings(
+        "b.example", port, fleet="west", prefix="v/1", auth=auth, alpn="mqtt", username_file="/u"
+    )
     place = provision.Fleet.init(tmp_path / "f", settings).add("pump-1")
     loaded = config.load(str(place / "stonechat.toml"))
     assert loaded["device"]["id"] == "pump-1" and loaded["device"]["fleet"] == "west"
     assert loaded["mqtt"]["port"] == port and loaded["mqtt"]["alpn"] == "mqtt"
+    assert loaded["mqtt"]["username_file"] == "/u"
     assert loaded["mqtt"]["tls"] is (auth != "plain")
     assert len(wire.read_secrets(place / "device.key")[0]) == 32
 

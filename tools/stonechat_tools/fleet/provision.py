@@ -75,6 +75,7 @@ class Settings:
     prefix: str = "stonechat/1"
     auth: str = "mtls"
     alpn: str = ""
+    username_file: str = ""
     install_dir: str = "/etc/stonechat"
 
     @property
@@ -200,7 +201,11 @@ class Fleet:
         if settings.auth in ("mtls", "managed"):
             mqtt |= {"cert_file": f"{where}/client.crt", "cert_key_file": f"{where}/client.key"}
         if settings.auth == "passwords":
-            mqtt |= {"username": device, "password_file": f"{where}/password"}
+            mqtt["password_file"] = f"{where}/password"
+            if not settings.username_file:
+                mqtt["username"] = device
+        if settings.username_file:
+            mqtt["username_file"] = settings.username_file
         if settings.alpn:
             mqtt["alpn"] = settings.alpn
         sections = {
@@ -392,6 +397,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     init.add_argument("--fleet", default="fleet", help="name of the fleet, a level of every topic")
     init.add_argument("--prefix", default="stonechat/1", help="where the topics start (default %(default)s)")
     init.add_argument("--alpn", default="", help="ALPN protocol name, for managed brokers on port 443")
+    init.add_argument("--username-file", default="", help="file on the device with its user name (managed brokers)")
     init.add_argument("--install-dir", default="/etc/stonechat", help="where files lie on a device")
     for act, text in (
         ("add", "new devices"),
@@ -434,6 +440,7 @@ def _init(folder: Path, args: argparse.Namespace) -> int:
         prefix=args.prefix.strip("/"),
         auth=args.auth,
         alpn=args.alpn,
+        username_file=args.username_file,
         install_dir=args.install_dir,
     )
     fleet = Fleet.init(folder, settings)
