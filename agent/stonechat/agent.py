@@ -33,11 +33,16 @@ class Stage:
             peers = state.get(self.peers_section)
             if peers is not None:
                 collector.restore(peers)
+        # What no baseline may learn from: windows in which the collector itself still finds its feet.
+        self.settle_windows = getattr(collector, "settle_windows", 0)
 
     def end_window(self, now_ms: int):
-        """Read the counters at now_ms -> the Verdict, or None while priming or for a dropped window."""
+        """Read the counters at now_ms -> the Verdict, or None while priming, settling or for a dropped window."""
         self.collector.read(self.values)
         if not self.window.push(self.values, now_ms):
+            return None
+        if self.settle_windows:
+            self.settle_windows -= 1
             return None
         return self.head.score(self.window.deltas, self.window.elapsed_ms)
 

@@ -110,9 +110,10 @@ def parse(data: bytes | memoryview) -> Metadata:
         if not 0 < inv < 1 << 14 or shift > 29:
             raise ModelError("metadata: normalization of feature %d: inv %d shift %d" % (i, inv, shift))
     if 9 in fields:
-        meta.weights = _field(fields, 9, bytes)
-        if len(meta.weights) != n or not any(meta.weights):
-            raise ModelError("metadata: %d score weights for %d features" % (len(meta.weights), n))
+        weights = _field(fields, 9, bytes)
+        if len(weights) != n or not any(weights):
+            raise ModelError("metadata: %d score weights for %d features" % (len(weights), n))
+        meta.weights = weights
     _read_table(meta, _field(fields, 10, list))
     _read_rungs(meta, _field(fields, 11, list))
     _read_learning(meta, _field(fields, 12, list))

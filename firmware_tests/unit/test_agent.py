@@ -170,3 +170,15 @@ def test_a_broker_out_of_reach_is_told_and_does_not_stop_the_windows():
     agent.tick()
     assert "113" in agent.offline
     assert agent.errors == 0
+
+
+def test_windows_in_which_the_collector_settles_are_not_scored():
+    class Settling(Replay):
+        settle_windows = 3
+
+    replay = Settling(SCHEMA, [LOUD] * 3 + [QUIET] * 5)
+    agent = Agent(replay, EchoModel(learn_windows=4), publish, reporter=Reporter(), state=State())
+    for now_ms in replay:
+        agent.end_window(now_ms)
+    assert agent.windows == 5
+    assert not agent.learning
