@@ -393,18 +393,14 @@ def contamination(
     rows = []
     for group in ("pi3-malware", "pi-spectrum"):
         for one in groups.get(group, []):
-            clean = make_model(one).replay()
+            clean, cut = make_model(one).replay(), make_model(one, trim=0.1).replay()
             for name, attack in one.attacks.items():
                 tell(f"contamination: {one.name} {name}")
                 count = min(math.ceil(share * len(one.train)), len(attack) // 2)
                 kept = attack[count:]
-                base = auc(clean.scores(clean.inputs(one.test)), clean.scores(clean.inputs(kept)))
-                row: dict[str, Any] = {
-                    "device": one.name,
-                    "attack": name,
-                    "clean": base,
-                    "share": count / len(one.train),
-                }
+                row: dict[str, Any] = {"device": one.name, "attack": name, "share": count / len(one.train)}
+                for key, replay in (("clean", clean), ("clean_trimmed", cut)):
+                    row[key] = auc(replay.scores(replay.inputs(one.test)), replay.scores(replay.inputs(kept)))
                 for key, trim in (("untrimmed", 0.0), ("trimmed", 0.1)):
                     values = []
                     for seed in range(seeds):
