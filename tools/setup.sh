@@ -27,6 +27,10 @@ if [ -n "$want" ]; then
 fi
 
 # --- the virtual environment ----------------------------------------------------------------------------------------
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || {
+    say "$PYTHON is missing or older than 3.11; name another: make PYTHON=python3.11 ..."
+    exit 1
+}
 stamp=$(cat pyproject.toml tools/setup.sh | sha256sum | cut -d' ' -f1)
 if [ ! -x .venv/bin/python ] || [ "$(cat .venv/stamp 2>/dev/null)" != "$stamp" ]; then
     say "making .venv and installing what pyproject.toml names (once; some minutes)"
