@@ -1,5 +1,6 @@
 """A board's life: the client and a real broker, the hook under TLS, and a device from its first boot to its third."""
 
+import json
 import os
 import shutil
 import socket
@@ -251,6 +252,26 @@ def test_a_whole_life(
         new = live(target, tmp_path, built, peers, broker, port, "new", heap, *more)
         assert new.code == 0, new.output
         assert new.facts["started"][2] == "1"  # a new firmware is learned anew
+
+
+@every_target
+@needs_mosquitto
+def test_the_example_runs_unchanged(target: Target, built: Path, tmp_path: Path) -> None:
+    need(target)
+    shutil.copyfile(MODEL, tmp_path / "model.tflite")
+    shutil.copyfile(MODEL.parent / "main.py", tmp_path / "main.py")
+    with LocalBroker() as broker:
+        device = {"id": "sensor-7", "key": "07" * 32, "host": "localhost", "port": broker.port, "turns": 30}
+        (tmp_path / "device.json").write_text(json.dumps(device))
+        done = subprocess.run(
+            [*target.command, "main.py"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+            env=dict(os.environ, MICROPYPATH=f"{built / ARCHITECTURE[target.name]}:.frozen"),
+        )
+    assert done.stdout == "connected True published 0 errors 0\n", done.stdout + done.stderr
 
 
 # --- the same on every runtime ------------------------------------------------------------------------------------
