@@ -41,7 +41,7 @@ _RECORD = {
     "devices": list,
 }
 _DEVICE = {"name": str, "kind": str, "pace": (int, float), "seed": int}
-_POLL_S = 10.0
+_SHOW_EVERY_S = 10.0
 _GRACE_S = 60.0
 
 
@@ -129,9 +129,12 @@ def record(recipe: Recipe, shown: Callable[[int, int], None] = lambda done, tota
         for process in recorders:
             stack.callback(_end, process)
         deadline_s = time.monotonic() + seconds
+        show_s = 0.0
         while any(process.poll() is None for process in recorders) and time.monotonic() < deadline_s:
-            shown(sum(_windows(path) for path in paths.values()), wanted["windows"] * len(paths))
-            time.sleep(_POLL_S)
+            if time.monotonic() >= show_s:
+                shown(sum(_windows(path) for path in paths.values()), wanted["windows"] * len(paths))
+                show_s = time.monotonic() + _SHOW_EVERY_S
+            time.sleep(0.2)
     for device, process in zip(missing, recorders, strict=True):
         if process.wait(timeout=30):
             _, errors = process.communicate()

@@ -1,0 +1,145 @@
+"""Weights from elsewhere become the same kind of file; the shipped models are what their folders say."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stonechat.features import RATE, Schema
+from stonechat.head import Head
+from stonechat.model import load_model
+from stonechat_tools.cli import main
+from stonechat_tools.modeling.quantize import WeightsError, read_weights
+from stonechat_tools.modeling.recipe import read_recipe, record
+from stonechat_tools.modeling.trace import known_schemas, make_trace, read_trace, write_trace
+
+SCHEMA = Schema("toy-2", tuple((f"c{i}", "1", RATE) for i in range(6)))
+MODELS = Path(__file__).parents[2] / "models"
+SHIPPED = sorted(path.parent for path in MODELS.glob("*/model.tflite"))
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(1)
+    load = np.exp(rng.normal(3, 0.5, 700))
+    deltas = rng.poisson(load[:, None] * np.arange(1, 7))
+    rows = [(10.0 * i, 10_000, "", deltas[i].tolist()) for i in range(700)]
+    write_trace(make_trace(SCHEMA, 10_000, rows, "pump"), tmp_path / "pump.csv.gz")
+    return tmp_path / "pump.csv.gz"
+
+
+def network(**other: object) -> dict[str, object]:
+    """A ReLU autoencoder as a stranger would save it."""
+    rng = np.random.default_rng(2)
+    arrays: dict[str, object] = {
+        "w0": rng.normal(0, 0.4, (8, 6)),
+        "b0": rng.normal(0, 0.1, 8),
+        "activation0": "relu",
+        "w1": rng.normal(0, 0.4, (6, 8)),
+        "columns": json.dumps([list(column) for column in SCHEMA.columns]),
+        "schema": "toy-2",
+        "window_ms": 10_000,
+        "centre_q8": np.linspace(1200, 1900, 6),
+        "deviation_q8": np.full(6, 180.0),
+    }
+    return {key: value for key, value in (arrays | other).items() if value is not None}
+
+
+def test_what_train_saved_gives_the_same_network(tmp_path: Path, recording: Path) -> None:
+    weights, again = tmp_path / "w.npz", tmp_path / "again.tflite"
+    out = tmp_path / "out"
+    words = [str(recording), "-o", str(out), "--weights", str(weights), "--learn-windows", "20", "--json"]
+    assert main(["train", *words]) == 0
+    assert main(["quantize", str(weights), str(recording), "-o", str(again), "--json"]) == 0
+    one, two = load_model((out / "model.tflite").read_bytes()), load_model(again.read_bytes())
+    assert one.metadata.normalization == two.metadata.normalization
+    rng = np.random.default_rng(5)
+    for _ in range(50):
+        x = np.clip(np.rint(rng.normal(0, 20, 6)), -128, 127).astype(np.int8).tobytes()
+        a, b = (np.frombuffer(bytes(model.run(x)), dtype=np.int8).astype(int) for model in (one, two))
+        assert np.abs(a - b).max() <= 4  # a quarter of a deviation: the decoder is rounded once more
+
+
+def test_a_strangers_relu_network(tmp_path: Path, recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, out = tmp_path / "w.npz", tmp_path / "m.tflite"
+    np.savez(weights, **network())  # type: ignore[arg-type]
+    assert main(["quantize", str(weights), str(recording), "-o", str(out), "--learn-windows", "0", "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["output_error_q99"] < 0.25 and outcome["macs"] == 96
+    head = Head(load_model(out.read_bytes()), SCHEMA)
+    usual = [head.score(row, 10_000).surprise_q8 for row in read_trace(recording).deltas[-100:].tolist()]
+    strange = head.score([4, 100_000, 0, 0, 9, 100_000], 10_000).surprise_q8
+    assert strange > max(usual)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"w1": np.zeros((5, 8))}, "back to 6"),
+        ({"w0": np.full((8, 6), np.nan)}, "finite"),
+        ({"activation0": "tanh"}, "tanh"),
+        ({"activation1": "relu"}, "last layer"),
+        ({"window_ms": None}, "window_ms"),
+        ({"columns": "{"}, "w.npz"),
+        ({"w0": None, "w1": None}, "none"),
+    ],
+)
+def test_weights_that_are_no_network(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    np.savez(tmp_path / "w.npz", **network(**change))  # type: ignore[arg-type]
+    with pytest.raises(WeightsError, match=said):
+        read_weights(str(tmp_path / "w.npz"))
+    (tmp_path / "w.npz").write_bytes(b"PK no archive")
+    with pytest.raises(WeightsError):
+        read_weights(str(tmp_path / "w.npz"))
+
+
+def test_keras_backend(tmp_path: Path, recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", str(recording), "-o", str(tmp_path / "k"), "--backend", "keras", "--seeds", "1", "--units", "2"]
+    words += ["--learn-windows", "20", "--json"]
+    try:
+        import tensorflow  # noqa: F401
+    except ImportError:
+        assert main(words) == 1 and "stonechat[keras]" in capsys.readouterr().err
+        pytest.skip("TensorFlow is not installed: pip install 'stonechat[keras]'")
+    assert main(words) == 0
+    assert load_model((tmp_path / "k" / "model.tflite").read_bytes()).metadata.learn_windows == 20
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_shipped_models(folder: Path) -> None:
+    model = load_model((folder / "model.tflite").read_bytes())
+    recipe = read_recipe(folder / "recipe.toml")
+    assert (
+        (model.metadata.name, model.metadata.version) == (recipe.name, recipe.version) == (folder.name, recipe.version)
+    )
+    assert (folder / "model.tflite").stat().st_size <= 8192 and model.macs <= 8000
+    (schema,) = [schema for schema in known_schemas() if schema.id == model.metadata.schema_id]
+    document = json.loads((folder / "golden.json").read_text())
+    for window in document["windows"]:
+        verdict = Head(model, schema).score(window["deltas"], window["elapsed_ms"])
+        assert bytes(verdict.x).hex() == window["x"]
+        assert (verdict.score_q8, verdict.surprise_q8) == (window["score_q8"], window["surprise_q8"])
+    assert model.digest.hex() in (folder / "card.md").read_text()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("peers", ["loopback", "remote"])
+def test_the_laboratory_records_and_leaves_nothing(tmp_path: Path, peers: str) -> None:
+    import os
+    import shutil
+    import subprocess
+
+    if os.geteuid() or not shutil.which("ip") or not shutil.which("nsenter"):
+        pytest.skip("the laboratory needs root, ip and nsenter")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'name = "x"\nrecordings = "{tmp_path}/rec"\n[record]\nwindow_s = 1\nwindows = 3\npeers = "{peers}"\n'
+        'devices = [{name = "lab-1", kind = "sensor"}]\n'
+    )
+    (path,) = record(read_recipe(recipe))
+    trace = read_trace(path)
+    assert len(trace) == 3 and trace.device_names == ["lab-1"]
+    names = [column[0] for column in trace.schema.columns]
+    assert trace.deltas[:, names.index("bytes_out")].sum() > 0
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+    assert f"sc-{os.getpid()}-lab-1" not in listed
