@@ -362,3 +362,52 @@ def test_fields_are_bounded():
     assert not client.in_flight and not client._queue
     broker.close()
     client.close()
+
+
+class Stream:
+    """In place of a socket: gives `data` in pieces of up to `step` bytes, then nothing more."""
+
+    def __init__(self, data, step):
+        self.data = data
+        self.step = step
+        self.at = 0
+
+    def read(self, view):
+        count = min(self.step, len(view), len(self.data) - self.at)
+        if not count:
+            return None
+        view[:count] = self.data[self.at : self.at + count]
+        self.at += count
+        return count
+
+    def close(self):
+        pass
+
+
+def test_any_bytes_are_taken_or_refused_and_never_loop():
+    state = 4711
+    refused = 0
+    for number in range(400):
+        data = bytearray()
+        while len(data) < 60:
+            state = state * 25173 + 13849 & 0xFFFF
+            kind = state >> 8 & 7
+            if kind < 3:  # something that begins like a packet
+                data += bytes((0x20 + 0x10 * (state >> 11 & 7), kind * 3 + 1))
+            data.append(state >> 5 & 255)
+        client = Client("id", "127.0.0.1", 1, max_packet=16, on_message=lambda topic, payload: None)
+        stream = Stream(data, 1 + number % 7)
+        client._socket = stream
+        client._read = stream.read
+        client._write = len
+        client.connected = number & 1 == 1
+        client._timer_ms = ticks_ms()
+        try:
+            for _ in range(80):
+                client.poll()
+        except MQTTError:
+            refused += 1
+            assert client._socket is None and not client.connected
+        else:
+            assert stream.at == len(data)
+    assert refused > 200
