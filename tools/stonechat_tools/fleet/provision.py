@@ -157,7 +157,8 @@ class Fleet:
         self.write_broker_lists()
 
     def revoke(self, device: str) -> None:
-        """The collector forgets its keys, the broker its password; its certificates go to the revocation list."""
+        """The collector forgets its keys and refuses its reports at once; the broker refuses its next connection after
+        a SIGHUP (one that is open lasts until it ends: restart the broker to cut it)."""
         place, _ = self._known(device)
         (self.folder / "keys" / (device + ".key")).unlink()
         for name in ("client.crt", "old.crt"):
@@ -422,7 +423,7 @@ def run(args: argparse.Namespace) -> int:
         done = {"add": "added", "rotate": "rotated", "settle": "settled", "revoke": "revoked"}[args.act]
         print(f"{device}: {done}" + (f"; copy {place}/ to {fleet.settings.install_dir}/ on it" if place else ""))
     if fleet.settings.auth in ("mtls", "passwords"):
-        print("the broker takes up broker/ on SIGHUP")
+        print("the broker takes up broker/ on SIGHUP; connections that are open last until they end")
     return 0
 
 
