@@ -25,7 +25,8 @@ REAL_WINDOWS = 8
 def golden(data: bytes, schema: Schema, trace: Trace) -> dict[str, Any]:
     """data: the .tflite; trace: windows to take some from -> what golden.json holds."""
     document = _network_vectors(data)
-    document |= {"schema": schema.name, "schema_id": schema.id.hex(), "windows": _window_vectors(data, schema, trace)}
+    document |= {"schema": schema.name, "schema_id": schema.id.hex(), "kinds": [column[2] for column in schema.columns]}
+    document["windows"] = _window_vectors(data, schema, trace)
     return document
 
 
