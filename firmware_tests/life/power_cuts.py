@@ -24,7 +24,7 @@ _NEVER = -1
 
 
 class Flash:
-    """NOR: an erase sets a block to ones, a program operation clears bits. `left` operations succeed, the next tears."""
+    """NOR: an erase sets a block to ones, a program clears bits. After `left` operations the next one tears."""
 
     def __init__(self, data=None):
         self.data = data or bytearray(b"\xff" * (BLOCK_BYTES * BLOCKS))
