@@ -45,6 +45,9 @@ DEVICE = "demo-device"
 ATTACKS = ("scan_connect", "exfil_burst", "ransom", "miner", "brute_in")
 BENIGN_WINDOWS = 15
 ATTACK_WINDOWS = 4  # windows an attack may last before it counts as missed
+QUIET_PERCENT = 15.0  # what keeps the processors busier than this while the agent learns would count as normal
+QUIET_S = 4
+QUIET_WAIT_S = 45
 CALM_WINDOWS = 15  # at most so many between one attack and the next, until the level is normal again
 ALARM = 2
 LEVELS = {0: "[green]normal[/]", 1: "[yellow]watch[/]", 2: "[bold red]ALARM[/]"}
@@ -56,6 +59,19 @@ def model_file(name: str = MODEL) -> Path:
         if (folder / name / "model.tflite").is_file():
             return folder / name / "model.tflite"
     raise StonechatError(f"the model {name} is not here; in a working copy it is models/{name}/model.tflite")
+
+
+def busy_percent(seconds: float = 1.0) -> float:
+    """How busy the machine's processors were over the next `seconds`."""
+
+    def read() -> tuple[int, int]:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return sum(fields), fields[3] + fields[4]
+
+    total, idle = read()
+    time.sleep(seconds)
+    total_after, idle_after = read()
+    return 100.0 * (1 - (idle_after - idle) / max(1, total_after - total))
 
 
 class Stopped(StonechatError):
@@ -194,6 +210,7 @@ class Demo:
             folder.chmod(0o711)  # started as root, the agent becomes another user and must reach its state
             broker = stack.enter_context(LocalBroker())
             self.console.print(f"broker: {broker.kind} on 127.0.0.1:{broker.port}")
+            self._wait_for_quiet()
             secret = secrets.token_bytes(32)
             store = Store(folder / "fleet.db")
             stack.callback(store.close)
@@ -242,13 +259,30 @@ class Demo:
             "transport": self.args.transport,
         }
 
+    def _wait_for_quiet(self) -> None:
+        """An install that has just ended still writes; what goes on while the agent learns is what it takes for
+        normal. Wait a little for a quiet machine, and say so where it does not become one."""
+        os.sync()
+        quiet_s = 0
+        with self._progress() as progress:
+            task = progress.add_task("waiting for a quiet machine", total=QUIET_S, last="", what="s")
+            deadline_s = time.monotonic() + QUIET_WAIT_S
+            while quiet_s < QUIET_S and time.monotonic() < deadline_s:
+                quiet_s = quiet_s + 1 if busy_percent() < QUIET_PERCENT else 0
+                progress.update(task, completed=quiet_s)
+        if quiet_s < QUIET_S:
+            self.console.print(
+                "[yellow]this machine is busy with other work: the agent will learn that as normal, and may miss "
+                "attacks that are no louder[/]"
+            )
+
     # --- phases -----------------------------------------------------------------------------------------------------
 
     def _phase(self, what: str, windows: int) -> None:
         """Wait for `windows` more reports under a progress bar."""
         start = len(self._reports)
         with self._progress() as progress:
-            task = progress.add_task(what, total=windows)
+            task = progress.add_task(what, total=windows, last="", what="windows")
             while len(self._reports) - start < windows:
                 self._next_report()
                 progress.update(task, completed=len(self._reports) - start, last=self._line())
@@ -263,7 +297,7 @@ class Demo:
             process = attacks.spawn(name, ATTACK_WINDOWS * self.window_s + 1, folder=folder)
             try:
                 with self._progress() as progress:
-                    task = progress.add_task(f"attack: {about.what}", total=ATTACK_WINDOWS)
+                    task = progress.add_task(f"attack: {about.what}", total=ATTACK_WINDOWS, last="", what="windows")
                     for window in range(1, ATTACK_WINDOWS + 1):
                         report = self._next_report()
                         progress.update(task, completed=window, last=self._line())
@@ -310,7 +344,7 @@ class Demo:
             Progress(
                 TextColumn("{task.description}"),
                 BarColumn(24),
-                TextColumn("{task.completed}/{task.total} windows"),
+                TextColumn("{task.completed}/{task.total} {task.fields[what]}"),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[last]}"),
                 console=self.console,

@@ -134,6 +134,28 @@ def test_check_says_what_would_run(folder: Path) -> None:
     assert "/proc/net/dev" in done.stdout
 
 
+def test_the_products_own_counters_are_scored_beside_the_devices(folder: Path) -> None:
+    door = folder / "openings"
+    door.write_text("7\n")
+    columns = (("openings", "1", RATE), ("locked", "1", RATE))
+    quick_model(folder / "door.tflite", Schema("door-1", columns))
+    more = f"""[counters]
+schema = "door-1"
+model = "{folder}/door.tflite"
+list = [{{name = "openings", unit = "1", kind = "rate", path = "{door}"}},
+        {{name = "locked", unit = "1", kind = "rate", path = "{door}"}}]
+"""
+    with LocalBroker() as broker, Store(folder / "fleet.db") as store:
+        agent = AgentProcess(folder, broker.port, more=more)
+        with collector_for(agent, store, broker.port), agent:
+            wait_for(lambda: store.count() >= 4, say=agent.said)
+        assert "Traceback" not in agent.said()
+    missing_model = AgentProcess(folder, 1, more=more.replace("door.tflite", "absent.tflite")).run_to_end()
+    assert missing_model.returncode == 1 and "[counters] model" in missing_model.stderr
+    other_schema = AgentProcess(folder, 1, more=more.replace('"locked"', '"opened"')).run_to_end()
+    assert other_schema.returncode == 1 and "schema" in other_schema.stderr
+
+
 @pytest.mark.root
 @pytest.mark.skipif(not is_root(), reason="needs root for a file system of its own")
 @pytest.mark.parametrize("scenario", ["full_disk", "network_pulled"])

@@ -61,6 +61,11 @@ def _texts(value) -> str | None:
     return None if good else "a list of texts"
 
 
+def _tables(value) -> str | None:
+    good = isinstance(value, list) and all(isinstance(item, dict) for item in value)
+    return None if good else 'a list like [{name = "openings", unit = "1", kind = "rate", path = "/run/door/openings"}]'
+
+
 KEYS = {
     "device": {
         "id": Key(REQUIRED, _device_id, "Name of this device, unique in its fleet.", "pump-17"),
@@ -111,6 +116,17 @@ KEYS = {
             "User to become after start, when started as root. Every capability is dropped. Empty: `stonechat` if\n"
             "there is such a user, else `nobody`.",
         ),
+    },
+    "counters": {
+        "list": Key(
+            [],
+            _tables,
+            "The product's own counters, one small file each that holds a whole number; they are scored by a model\n"
+            "of their own beside the device's (kind: rate = it only grows, level = a reading, share = percent):\n"
+            '[{name = "openings", unit = "1", kind = "rate", path = "/run/door/openings"}]',
+        ),
+        "schema": Key("counters", _filled, "Name of their schema, as the model was trained with."),
+        "model": Key("", _text, "Their model, of the same window length as the device's."),
     },
     "mqtt": {
         "host": Key(REQUIRED, _filled, "The broker's name or address.", "broker.example.org"),

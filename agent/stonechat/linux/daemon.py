@@ -45,21 +45,21 @@ class Log:
             sys.stderr.flush()
 
 
-def read_model(path: str, backend: str):
+def read_model(path: str, backend: str, what: str = "[model] file"):
     """path -> Model. Raises ConfigError where the file can't be read, ModelError where it is no model."""
     try:
         with open(path, "rb") as file:
             data = file.read(MODEL_MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError("[model] file %s: %s" % (path, error.strerror))
+        raise ConfigError("%s %s: %s" % (what, path, error.strerror))
     if len(data) > MODEL_MAX_BYTES:
-        raise ConfigError("[model] file %s is larger than %d bytes" % (path, MODEL_MAX_BYTES))
+        raise ConfigError("%s %s is larger than %d bytes" % (what, path, MODEL_MAX_BYTES))
     try:
         model = load_model(data, TfliteRuntime if backend == "tflite" else None)
         if model.metadata is None:
             raise ModelError("it has no stonechat metadata; make one with `stonechat train`")
     except ModelError as error:
-        raise ModelError("[model] file %s: %s" % (path, error))
+        raise ModelError("%s %s: %s" % (what, path, error))
     return model
 
 
@@ -112,6 +112,25 @@ def open_collector(config: dict, model, key: bytes, user_id: int | None):
         use_bpf=bpf,
         own_user_id=user_id,
     )
+
+
+def open_counters(config: dict, model) -> list:
+    """The product's own counters as the agent's `extra`: [(collector, model)], or [] where there are none. Raises
+    ConfigError, ModelError."""
+    rows = config["counters"]["list"]
+    if not rows:
+        return []
+    from ..counters import from_config
+
+    if not config["counters"]["model"]:
+        raise ConfigError("[counters] needs model: the .tflite trained on recordings of these counters")
+    own = read_model(config["counters"]["model"], config["model"]["backend"], "[counters] model")
+    if own.metadata.window_ms != model.metadata.window_ms:
+        raise ConfigError(
+            "[counters] model has windows of %d ms, the device's model %d ms; they must be the same"
+            % (own.metadata.window_ms, model.metadata.window_ms)
+        )
+    return [(from_config(config["counters"]["schema"], rows), own)]
 
 
 def prepare_transport(config: dict):
@@ -185,6 +204,7 @@ class Daemon:
         user = config["collector"]["user"]
         user_id = privileges.user_ids(user)[0] if os.geteuid() == 0 else None
         collector = open_collector(config, model, key, user_id)
+        extra = open_counters(config, model)
         connectable = prepare_transport(config)
         own_folder(os.path.dirname(os.path.abspath(device["state_file"])), user_id)
         if report["outbox_dir"]:
@@ -214,6 +234,7 @@ class Daemon:
             state=state,
             firmware=device["firmware"],
             publish_retained=self._publish_retained,
+            extra=extra,
             on_verdict=self._on_verdict,
         )
         if hasattr(collector, "exclude_peer"):
