@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from stonechat.errors import StonechatError
 from stonechat.linux.schemas import LINUX_PROC_1
@@ -264,8 +264,8 @@ class Demo:
         normal. Wait a little for a quiet machine, and say so where it does not become one."""
         os.sync()
         quiet_s = 0
-        with self._progress() as progress:
-            task = progress.add_task("waiting for a quiet machine", total=QUIET_S, last="", what="s")
+        progress, task = self._progress("waiting for a quiet machine", QUIET_S, "quiet seconds")
+        with progress:
             deadline_s = time.monotonic() + QUIET_WAIT_S
             while quiet_s < QUIET_S and time.monotonic() < deadline_s:
                 quiet_s = quiet_s + 1 if busy_percent() < QUIET_PERCENT else 0
@@ -281,8 +281,8 @@ class Demo:
     def _phase(self, what: str, windows: int) -> None:
         """Wait for `windows` more reports under a progress bar."""
         start = len(self._reports)
-        with self._progress() as progress:
-            task = progress.add_task(what, total=windows, last="", what="windows")
+        progress, task = self._progress(what, windows)
+        with progress:
             while len(self._reports) - start < windows:
                 self._next_report()
                 progress.update(task, completed=len(self._reports) - start, last=self._line())
@@ -296,8 +296,8 @@ class Demo:
         with tempfile.TemporaryDirectory(prefix="stonechat-demo-") as folder:
             process = attacks.spawn(name, ATTACK_WINDOWS * self.window_s + 1, folder=folder)
             try:
-                with self._progress() as progress:
-                    task = progress.add_task(f"attack: {about.what}", total=ATTACK_WINDOWS, last="", what="windows")
+                progress, task = self._progress(f"attack: {about.what}", ATTACK_WINDOWS)
+                with progress:
                     for window in range(1, ATTACK_WINDOWS + 1):
                         report = self._next_report()
                         progress.update(task, completed=window, last=self._line())
@@ -339,19 +339,17 @@ class Demo:
 
     # --- what is shown ------------------------------------------------------------------------------------------------
 
-    def _progress(self) -> Progress:
-        return (
-            Progress(
-                TextColumn("{task.description}"),
-                BarColumn(24),
-                TextColumn("{task.completed}/{task.total} {task.fields[what]}"),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[last]}"),
-                console=self.console,
-            )
-            if self.console.is_terminal
-            else _Plain(self.console)
+    def _progress(self, what: str, total: int, unit: str = "windows") -> tuple[Progress, TaskID]:
+        """A line that says what goes on, and under it the bar (a terminal only) with the last report."""
+        self.console.print(what, highlight=False)
+        progress = Progress(
+            BarColumn(24),
+            TextColumn("{task.completed}/{task.total} " + unit),
+            TextColumn("{task.fields[last]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
         )
+        return progress, progress.add_task(what, total=total, last="")
 
     def _line(self) -> str:
         report = self._reports[-1]
@@ -359,17 +357,6 @@ class Demo:
             f"{self.features[feature.index]} {feature.deviation:+.1f} sd" for feature in report.features[:2]
         )
         return f"{LEVELS[report.level]} evidence {(report.evidence_q8 or 0) / 2.56:.0f} % {causes}"
-
-
-class _Plain(Progress):
-    """Without a terminal: a line a phase, no cursor games."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(console=console, disable=True)
-
-    def add_task(self, description: str, *args: Any, **kwargs: Any) -> Any:
-        self.console.print(description, highlight=False)
-        return super().add_task(description, *args, **kwargs)
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
