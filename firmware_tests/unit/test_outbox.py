@@ -18,6 +18,10 @@ def at_clock(now_s):
                 test()
             finally:
                 stonechat.outbox.epoch_s = real
+                try:
+                    os.rmdir(wiped())  # nothing is left behind
+                except OSError:
+                    pass  # this test made no folder
 
         return run
 
