@@ -12,6 +12,8 @@ The score's own level is never tracked: a quiet attack's shift is the signal (me
 eight attacks). What lies beyond the bound alarms, however slowly it came; what stays inside it for ever is not seen.
 """
 
+from array import array
+
 from .compat import const
 
 LEARNED_MAX_STEPS = const(64)  # 4 deviations
@@ -85,21 +87,22 @@ class Adaptation:
             offset_q8[i] = self.learned_q8[i] + (self.drift[i] * self._deviation_q8[i] + half >> shift)
 
     def dump(self):
-        """-> what the state keeps: the learned centres (absolute, Q8, so that a later model of the same schema finds
-        them) and the drift."""
+        """-> what the state keeps, bytes: the learned centres (absolute, Q8, so that a later model of the same schema
+        finds them) and the drift, 32 bits each."""
         centre_q8 = self._normalization.centre_q8
-        return [[centre_q8[i] + self.learned_q8[i] for i in range(len(self.drift))], list(self.drift)]
+        return bytes(array("i", [centre_q8[i] + self.learned_q8[i] for i in range(len(self.drift))] + self.drift))
 
-    def restore(self, kept):
-        """kept: what dump() gave -> True, or False where it is not for this schema (then nothing changes)."""
+    def restore(self, packed):
+        """packed: what dump() gave -> True, or False where it is not for this schema (then nothing changes)."""
         n = len(self.drift)
-        if not isinstance(kept, list) or len(kept) != 2 or [len(part) for part in kept] != [n, n]:
+        if packed is None or len(packed) != 8 * n:
             return False
+        kept = array("i", packed)
         for i in range(n):
             bound = LEARNED_MAX_STEPS * self._deviation_q8[i] >> 4
-            offset = kept[0][i] - self._normalization.centre_q8[i]
+            offset = kept[i] - self._normalization.centre_q8[i]
             self.learned_q8[i] = bound if offset > bound else -bound if offset < -bound else offset
-            drift = kept[1][i]
+            drift = kept[n + i]
             self.drift[i] = self._bound if drift > self._bound else -self._bound if drift < -self._bound else drift
         self._apply()
         return True

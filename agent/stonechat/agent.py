@@ -28,7 +28,7 @@ class Stage:
         self.head = Head(model, collector.schema, state)
         self.window = Window(collector.schema, self.head.window_ms)
         self.values = [0] * len(collector.schema)
-        self.peers_section = "peers:" + collector.schema.id.hex()
+        self.peers_section = b"peers" + collector.schema.id
         if hasattr(collector, "restore"):
             peers = state.get(self.peers_section)
             if peers is not None:
@@ -95,10 +95,11 @@ class Agent:
         self.last_error = ""
         self.offline = ""  # why the last try to publish failed; empty when it worked
         self._status_due = True
-        if state.get("firmware", firmware) != firmware:
+        release = firmware.encode()
+        if state.get(b"firmware", release) != release:
             for stage in self.stages:
                 stage.head.relearn()
-        state.put("firmware", firmware)
+        state.put(b"firmware", release)
         self._learning = self.learning
         self._due_ms = ticks_ms()
         self._pump_due_ms = self._due_ms

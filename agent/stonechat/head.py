@@ -8,6 +8,8 @@ second the place and spread of its log score under that offset. Until then the v
 stays normal. What was learned, the evidence and a learning half done survive a restart through the state.
 """
 
+from array import array
+
 from .adaptation import Adaptation
 from .compat import const
 from .detection import NORMAL, Detector, Verdict
@@ -46,8 +48,8 @@ class Head:
         self.verdict = Verdict(len(meta))
         self.detector = Detector(meta, self.verdict)
         self._state = state
-        self._norm_section = "norm:" + _hex(schema.id)
-        self._cal_section = "cal:" + _hex(model.digest)
+        self._norm_section = b"norm" + schema.id
+        self._cal_section = b"cal" + model.digest
         self._f_q8 = [0] * len(meta)
         self._x = bytearray(len(meta))
         self._seen = 0
@@ -142,32 +144,30 @@ class Head:
             self._state.put(self._norm_section, self.adaptation.dump())
         else:
             self._state.drop(self._norm_section)
-        kept = [self._seen, detector.place_q8, detector.spread_q8, list(detector.evidence), bytes(self._rows)]
-        self._state.put(self._cal_section, kept + [self.verdict.level])
+        kept = array("i", [self._seen, detector.place_q8, detector.spread_q8, self.verdict.level] + detector.evidence)
+        self._state.put(self._cal_section, bytes(kept) + self._rows)
 
     def _restore(self):
         if self._state is None:
             return
         half = self.meta.learn_windows >> 1
         centred = self.adaptation.restore(self._state.get(self._norm_section))
-        kept = self._state.get(self._cal_section)
-        if not self._is_ours(kept):
+        detector = self.detector
+        size = 16 + 4 * len(detector.evidence)
+        kept = self._state.get(self._cal_section, b"")
+        if len(kept) < size:
             # another model of the same schema learned the centres: only the score's place is left to learn
             self._seen = half if centred else 0
             return
-        if kept[0] >= half and not centred:
+        numbers = array("i", kept[:size])
+        if numbers[0] >= half and not centred:
             return
-        detector = self.detector
-        self._seen, detector.place_q8, detector.spread_q8 = kept[:3]
-        detector.evidence[:] = kept[3]
-        self._rows = bytearray(kept[4])
-        self.verdict.level = kept[5]
-
-    def _is_ours(self, kept):
-        if not isinstance(kept, list) or len(kept) != 6:
-            return False
-        evidence = kept[3]
-        return isinstance(evidence, list) and len(evidence) == len(self.detector.evidence) and 0 <= kept[5] <= 2
+        self._seen = numbers[0]
+        detector.place_q8 = numbers[1]
+        detector.spread_q8 = numbers[2]
+        self.verdict.level = numbers[3]
+        detector.evidence[:] = list(numbers[4:])
+        self._rows = bytearray(kept[size:])
 
     def facts(self):
         """-> what the status tells of this head: [learned offset in 1/16 deviation, drift in percent of its bound,
@@ -206,7 +206,3 @@ def fuse(verdicts, fused=None):
     fused.changed = level != fused.level
     fused.level = level
     return fused
-
-
-def _hex(data):
-    return "".join(["%02x" % byte for byte in data])

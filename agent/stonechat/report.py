@@ -10,6 +10,8 @@ Commands come authenticated, numbered and with an expiry. Mute, maintenance and 
 codes named in `supported` are answered "accepted" and handed to the agent; all others are answered "not supported".
 """
 
+from struct import pack, unpack
+
 from . import cbor, cose
 from .compat import const, epoch_s, ticks_diff
 from .errors import OutboxError, StonechatError, WireError
@@ -105,7 +107,7 @@ class Reporter:
         self._ack_mac = cose.Mac(cose.derive(key, cose.ACK), device_id)
         self._command_mac = cose.Mac(cose.derive(key, cose.COMMAND), device_id)
         self._state = state
-        self._last_command = state.get("command", 0) if state else 0
+        self._last_command = unpack("<I", state.get(b"command", bytes(4)))[0] if state else 0
         self._fields: list = [None] * _FIELDS
         self._scores: list = []
         self._windows = 0
@@ -388,7 +390,7 @@ class Reporter:
             raise WireError("command: %d again" % sequence)
         self._last_command = sequence
         if self._state is not None:
-            self._state.put("command", sequence)
+            self._state.put(b"command", pack("<I", sequence))
             try:
                 self._state.save()
             except StonechatError:  # then only its expiry keeps it from being repeated after a restart

@@ -1,15 +1,15 @@
 """What the device has learned, as one atomic record: it survives a restart, a power cut and a full disk.
 
-The record is a CBOR map of sections, each under a text key of its own: "norm:" and "peers:" + schema id, "cal:" + model
-digest, "device" (sequence, boot, firmware). A CRC guards it; a record that can't be read is set aside as PATH.bad and
-the device starts afresh, saying so.
+The record is a run of sections, each '<BH' length of its name, length of its value, then both; a CRC-32 ends it. Names
+are bytes: b"norm" and b"peers" + schema id, b"cal" + model digest, b"device", b"firmware", b"command". A record that
+can't be read is set aside as PATH.bad and the device starts afresh, saying so.
 """
 
 from binascii import crc32
+from struct import pack, unpack_from
 
-from . import cbor
 from .compat import const, replace, write_atomic
-from .errors import StateError, WireError
+from .errors import StateError
 
 MAX_BYTES = const(32768)
 
@@ -31,48 +31,46 @@ class State:
                 raw = file.read(min(size, MAX_BYTES + 1))
         except OSError:
             return
-        try:
-            self.sections = _unseal(raw)
-            self.fresh = False
-        except (StateError, WireError) as error:
-            self.damaged = str(error)
+        end = len(raw) - 4
+        if not 0 <= end <= MAX_BYTES - 4 or crc32(raw[:end]) != unpack_from("<I", raw, end)[0]:
+            self.damaged = "state: %d bytes, damaged" % len(raw)
             try:
                 replace(path, path + ".bad")
             except OSError:
                 pass
+            return
+        at = 0
+        while at < end:  # the checksum behind it keeps unpack_from inside the record
+            name_bytes, value_bytes = unpack_from("<BH", raw, at)
+            at += 3 + name_bytes
+            self.sections[raw[at - name_bytes : at]] = raw[at : at + value_bytes]
+            at += value_bytes
+        self.fresh = False
 
-    def get(self, section: str, default=None):
+    def get(self, section: bytes, default=None):
         return self.sections.get(section, default)
 
-    def put(self, section: str, value) -> None:
-        """Hold `value` (anything that cbor.dumps takes) for the next save()."""
+    def put(self, section: bytes, value: bytes) -> None:
+        """Hold `value` for the next save()."""
         self.sections[section] = value
 
-    def drop(self, section: str) -> None:
+    def drop(self, section: bytes) -> None:
         self.sections.pop(section, None)
 
     def save(self) -> None:
         """Write the record atomically. Raises StateError where the medium refuses (full, read-only)."""
         if self.path is None:
             return
-        body = cbor.dumps(self.sections)
-        if len(body) > MAX_BYTES - 4:
-            raise StateError("state: %d bytes, at most %d" % (len(body), MAX_BYTES - 4))
-        crc = crc32(body) & 0xFFFFFFFF
+        record = bytearray()
+        for name in self.sections:
+            value = self.sections[name]
+            record.extend(pack("<BH", len(name), len(value)))
+            record.extend(name)
+            record.extend(value)
+        record.extend(pack("<I", crc32(record)))
         try:
-            write_atomic(self.path, body + bytes((crc >> 24, crc >> 16 & 255, crc >> 8 & 255, crc & 255)))
+            if len(record) > MAX_BYTES:
+                raise OSError("%d bytes" % len(record))
+            write_atomic(self.path, record)
         except OSError as error:
             raise StateError("state: can't write %s: %s" % (self.path, error))
-
-
-def _unseal(raw: bytes) -> dict:
-    if len(raw) < 5 or len(raw) > MAX_BYTES:
-        raise StateError("state: %d bytes" % len(raw))
-    body = raw[:-4]
-    stored = raw[-4] << 24 | raw[-3] << 16 | raw[-2] << 8 | raw[-1]
-    if crc32(body) & 0xFFFFFFFF != stored:
-        raise StateError("state: its checksum does not hold")
-    sections = cbor.loads(body)
-    if not isinstance(sections, dict):
-        raise StateError("state: not a map")
-    return sections

@@ -1,3 +1,5 @@
+from struct import pack
+
 from stonechat.adaptation import LEARNED_MAX_STEPS, Adaptation
 from stonechat.features import LEVEL, Normalization, Schema, pack_normalization
 
@@ -90,7 +92,7 @@ def test_dump_and_restore():
     assert other.drift == adaptation.drift
     other.forget()
     assert other_norm.offset_q8 == [0, 0]
-    for bad in (None, [], [[1], [2]], [[1, 2]], {}):
+    for bad in (None, b"", bytes(15), bytes(17), bytes(24)):
         assert not other.restore(bad), bad
 
 
@@ -105,6 +107,6 @@ def test_a_later_model_of_the_schema_finds_the_learned_centre():
 
 def test_a_forged_record_can_not_pass_the_bounds():
     adaptation, norm = make()
-    assert adaptation.restore([[30000, -30000], [9999, -9999]])
+    assert adaptation.restore(pack("<iiii", 30000, -30000, 9999, -9999))
     assert adaptation.drift == [128, -128]
     assert norm.offset_q8 == [640 + 80, -1280 - 160]
