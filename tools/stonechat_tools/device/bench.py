@@ -16,6 +16,7 @@ from typing import Any
 BENCHES = {
     "inference": "stonechat_tools.device.bench_inference",
     "collect": "stonechat_tools.device.bench_collect",
+    "agent": "stonechat_tools.device.bench_agent",
     "board": "stonechat_tools.device.bench_board",
     "wire": "stonechat_tools.fleet.bench_wire",
 }
