@@ -19,6 +19,7 @@ VERBS = {
         "set a model's alarm constants for a false-alarm budget",
     ),
     "evaluate": ("stonechat_tools.modeling.evaluate", "measure a model, or the whole suite, on recordings"),
+    "trial": ("stonechat_tools.workloads.trial", "attack simulated devices, live, and count windows to the alarm"),
     "inspect": ("stonechat_tools.modeling.inspect", "show what is in a .tflite and what it costs on a board"),
     "collect": ("stonechat_tools.fleet.collect", "subscribe to the fleet's reports and store them"),
     "report": ("stonechat_tools.fleet.history", "show a device's history as a table or a plot"),

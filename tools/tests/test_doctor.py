@@ -33,7 +33,7 @@ def machine(tmp_path):
 def bpf(monkeypatch):
     """start_bpf answers what the test puts into this list."""
     rows = [("syscalls", "raw tracepoint", "exact"), ("connections", "cgroup_skb", "every socket's packets")]
-    monkeypatch.setattr(doctor, "start_bpf", lambda interfaces: ([], rows))
+    monkeypatch.setattr(doctor, "start_bpf", lambda interfaces, cgroup: ([], rows))
     return rows
 
 

@@ -142,4 +142,4 @@ def test_the_laboratory_records_and_leaves_nothing(tmp_path: Path, peers: str) -
     names = [column[0] for column in trace.schema.columns]
     assert trace.deltas[:, names.index("bytes_out")].sum() > 0
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    assert f"sc-{os.getpid()}-lab-1" not in listed
+    assert f"stonechat-{os.getpid()}-" not in listed

@@ -91,6 +91,18 @@ def test_with_a_model_it_shows_what_the_agent_computes(model_bytes, clock):
     assert json.loads(json.dumps(shown)) == shown
 
 
+def test_no_peer_is_learned_under_suspicion(model_bytes, clock):
+    deltas = _day(60, 6)
+    deltas[2:, NAMES.index("rst_out")] = 20_000_000
+    collector = Replayed(deltas)
+    held = []
+    collector.hold_peers = held.append
+    view = top.View(collector, load_model(model_bytes), None, 1.0)
+    shown = [view.step() for _ in range(61)][1:]
+    assert held == [window["verdict"]["level"] != "normal" for window in shown]
+    assert not held[0] and held[-1]
+
+
 def test_without_a_model_it_learns_what_is_usual_for_display(clock):
     deltas = _day(40, 4)
     deltas[-1, NAMES.index("conn_out")] *= 300

@@ -1,11 +1,11 @@
 """The workloads do what they say, end when they should, and leave nothing behind."""
 
 import contextlib
-import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 from stonechat.errors import ConfigError
 from stonechat.linux import schemas
+from stonechat.linux.connections import cgroup_root
 from stonechat.linux.proc import ProcCollector
+from stonechat_tools.modeling import lab
 from stonechat_tools.modeling.fit import fit
 from stonechat_tools.modeling.replay_numpy import features_q8
+from stonechat_tools.modeling.trace import TraceWriter, read_trace
 from stonechat_tools.workloads import attacks, benign, netns, trial
 from stonechat_tools.workloads.bounds import Deadline, disk_folder, started, stopped
 from stonechat_tools.workloads.peers import FIRMWARE_BYTES, PAGE_BYTES, PORTS, Peers
@@ -288,41 +291,65 @@ def _own_namespaces() -> list[str]:
 
 class ScriptedWatcher:
     """Two windows of learning, the one that ends it, two benign ones and a false alarm; then an alarm in the third
-    window of the first attack and in the fourth of the second, and what they rest for in between."""
+    window of the first attack, and none in the four of the second; four of rest after each."""
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self) -> None:
         calm = {"level": "normal", "learning": False, "evidence": 0.0, "explain": []}
+        watch = {**calm, "evidence": 0.6, "explain": [{"feature": "forks"}]}
         alarm = {"level": "alarm", "learning": False, "evidence": 1.2, "explain": [{"feature": "syn_out"}]}
-        attack = [calm, {**calm, "evidence": 0.6, "explain": [{"feature": "forks"}]}, alarm, alarm, calm]
-        self._script = iter([{**calm, "learning": True}] * 2 + [calm] * 3 + [alarm] + attack + [calm] + attack)
+        rest = [calm] * trial.SETTLE_WINDOWS
+        first, second = [calm, watch, alarm, watch, *rest], [calm, watch, calm, calm, calm, *rest]
+        self._script = iter([{**calm, "learning": True}] * 2 + [calm] * 3 + [alarm] + first + second)
 
     def window(self) -> dict[str, object]:
-        return {"verdict": next(self._script)}
+        deltas = list(range(len(schemas.LINUX_PROC_1)))
+        return {"verdict": next(self._script), "time_s": 1.0, "elapsed_ms": 1000, "deltas": deltas}
 
-    def close(self) -> None:
-        pass
+
+def test_a_trial_counts_windows_to_alarm_and_false_alarms(tmp_path):
+    net = netns.Pair((), ())
+    box = lab.Box(net, (), (), (), str(tmp_path))
+    with TraceWriter(tmp_path / "t.csv", schemas.LINUX_PROC_1, 1000, "d") as trace:
+        one = trial.Trial("d", box, ScriptedWatcher(), trace, loopback=True)
+        assert one.learn() == 2
+        assert one.calm(3) == 1
+        first = one.attack("scan_1ps", 4)
+        second = one.attack("shell_recon", 4)
+    assert (first["windows_to_alarm"], first["peak_evidence"], first["explained"]) == (3, 1.2, True)
+    assert (second["windows_to_alarm"], second["peak_evidence"], second["top_features"]) == (None, 0.6, ["forks"])
+    labels = read_trace(tmp_path / "t.csv").labels.tolist()
+    assert labels == ["benign"] * 6 + ["scan_1ps"] * 3 + ["shell_recon"] * 4
+
+
+def test_attacks_are_dealt_out_to_the_boxes_of_each_kind():
+    names = ["a", "b", "c", "d", "e"]
+    assert trial.deal(["x", "y"], names, 1) == [("x", names), ("y", names)]
+    assert trial.deal(["x"], names, 2) == [("x", ["a", "b", "c"]), ("x", ["d", "e"])]
+    dealt = trial.deal(["x", "y"], names, 9)
+    assert {kind: sum((some for k, some in dealt if k == kind), []) for kind in "xy"} == {"x": names, "y": names}
+    assert len(dealt) <= 9
 
 
 @pytest.mark.root
-def test_a_trial_counts_windows_to_alarm_and_false_alarms(monkeypatch, tmp_path):
+def test_a_trial_that_is_stopped_leaves_nothing(tmp_path):
+    if os.geteuid():
+        pytest.skip("needs root")
     elapsed = np.full(300, 1000)
     deltas = np.random.default_rng(1).poisson(50, (300, len(COLUMNS)))
     model = fit(features_q8(schemas.LINUX_PROC_1, deltas, elapsed, 1000), schemas.LINUX_PROC_1, 1000, learn_windows=0)
     (tmp_path / "model.tflite").write_bytes(model.to_tflite("trial-test", 1))
-    monkeypatch.setattr(trial, "Watcher", ScriptedWatcher)
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["trial", str(tmp_path / "model.tflite"), "--calm", "3", "--attacks", "scan_1ps,beacon"]
-        + ["--json", str(tmp_path / "out.json")],
-    )
-    monkeypatch.setattr(trial, "leave_cleanly_on_signals", lambda: None)
-    status = trial.main()
-    if status:
-        pytest.skip("needs root")
-    figures = json.loads((tmp_path / "out.json").read_text())
-    assert (figures["benign_windows"], figures["false_alarms"]) == (3, 1)
-    assert [outcome["name"] for outcome in figures["attacks"]] == ["scan_1ps", "beacon"]
-    first, second = figures["attacks"]
-    assert (first["alarmed"], first["windows_to_alarm"], first["explained"]) == (True, 3, True)
-    assert (second["alarmed"], second["windows_to_alarm"], second["explained"]) == (True, 4, True)
+    command = [sys.executable, "-m", "stonechat_tools.cli", "trial", str(tmp_path / "model.tflite"), "--boxes", "2"]
+    process = started([*command, "--attacks", "scan_1ps,beacon"])  # its first line: what a device has learned
+    there = _left_by(process.pid)
+    assert stopped(process, 60) == 0
+    assert len(there) >= 3  # namespaces, an image, a mount
+    assert not _left_by(process.pid)
+
+
+def _left_by(pid: int) -> list[str]:
+    name = f"stonechat-{pid}-"
+    places = ("/run/netns", "/dev/shm", tempfile.gettempdir(), cgroup_root())
+    found = [entry for place in places if os.path.isdir(place) for entry in os.listdir(place) if name in entry]
+    mounted = [line for line in Path("/proc/self/mounts").read_text().splitlines() if name in line]
+    images = [line for line in subprocess.getoutput("losetup --list").splitlines() if name in line]
+    return found + mounted + images

@@ -18,9 +18,11 @@ class LinuxCollector:
     (None: random, so that what is learned does not outlive this process); use_bpf: True (raise CollectorError where it
     does not start), False, or "auto".
 
-    cgroup: a cgroup v2 folder to watch instead of the whole machine, for tests and recordings beside other work: its
-    processes' system calls, connections, programs and CPU time. What the interfaces, /proc/net, the disk and the memory
-    tell stays the namespace's or the machine's. Needs BPF.
+    disks: block devices or partitions whose writes count, None for all.
+    cgroup: a cgroup v2 folder to watch instead of the whole machine (a container, a slice, a recording beside other
+    work): the system calls, connections, programs, CPU time and memory of its processes and of those below it, and what
+    they write where io.stat tells (else name its `disks`). What the interfaces and /proc/net tell is its network
+    namespace's if the agent runs in it, else the machine's. Needs BPF: CollectorError where that does not start.
     own_user_id: the user that the agent will become, whose connections are its own; None: the present one unless root.
 
     schema: LINUX_1 or LINUX_PROC_1. sources: a tuple of (group, source, note)."""
@@ -32,10 +34,13 @@ class LinuxCollector:
         use_bpf: "bool | str" = "auto",
         cgroup: "str | None" = None,
         own_user_id: "int | None" = None,
+        disks: "tuple[str, ...] | list[str] | None" = None,
     ) -> None:
-        self._proc = ProcCollector(interfaces)
+        if cgroup is not None and use_bpf is False:
+            raise CollectorError("cgroup %s: watching one cgroup needs BPF" % cgroup)
+        self._proc = ProcCollector(interfaces, disks=disks)
         self._bpf = None
-        self._processor = None
+        self._cgroup: list = []  # [(column, what reads it)]
         self.schema = schemas.LINUX_PROC_1
         self.sources = self._proc.sources
         if use_bpf is False:
@@ -46,14 +51,15 @@ class LinuxCollector:
             if failed:
                 for part in started:
                     part.close()
-                if use_bpf is True:
+                if use_bpf is True or cgroup is not None:
                     raise CollectorError("; ".join("%s: %s" % (group, note) for group, _, note in failed))
                 self.sources += tuple(failed)
                 return
-            from .full import BpfColumns, CgroupProcessor
+            from .full import BpfColumns
 
             self._bpf = BpfColumns(started, peers_secret)
-            self._processor = CgroupProcessor(cgroup) if cgroup is not None else None
+            if cgroup is not None:
+                self._watch_cgroup(cgroup, disks is None)
         except BaseException:
             self.close()
             raise
@@ -65,7 +71,8 @@ class LinuxCollector:
         self._kept = tuple(names.index(name) for name in kept)
         self._traffic = tuple(kept.index(name) for name in ("bytes_in", "pkts_in", "bytes_out", "pkts_out"))
         self._foreign = [0] * 4
-        self._cpu_busy, self._forks = kept.index("cpu_busy"), kept.index("forks")
+        self._forks = kept.index("forks")
+        self._cgroup = [(kept.index(name), part) for name, part in self._cgroup]
 
     def read(self, values: list) -> None:
         """values: a list of len(schema) ints to fill: cumulative for RATE, the reading for LEVEL and SHARE. Raises
@@ -78,9 +85,10 @@ class LinuxCollector:
             values[at] = self._scratch[source]
         self._bpf.fill(values, len(self._kept))
         self._leave_own_out(values, self._bpf.own_traffic())
-        if self._processor is not None:
-            values[self._cpu_busy] = self._processor.read()
+        if self._cgroup:
             values[self._forks] = self._bpf.forks()
+            for at, part in self._cgroup:
+                values[at] = part.read()
 
     def exclude_peer(self, host: str, port: int) -> bool:
         """Leave connections to the agent's own broker out -> whether that is done; False where the name does not
@@ -112,8 +120,23 @@ class LinuxCollector:
         self._proc.close()
         if self._bpf is not None:
             self._bpf.close()
-        if self._processor is not None:
-            self._processor.close()
+        for _, part in self._cgroup:
+            part.close()
+
+    def _watch_cgroup(self, cgroup: str, with_disk: bool) -> None:
+        from .cgroup import CgroupDisk, CgroupMemory, CgroupProcessor
+
+        self._cgroup.append(("cpu_busy", CgroupProcessor(cgroup)))
+        memory = CgroupMemory(cgroup)
+        self._cgroup.append(("mem_avail", memory))
+        told = "cpu.stat, " + memory.source
+        if with_disk:
+            try:
+                self._cgroup.append(("disk_written", CgroupDisk(cgroup)))
+                told += ", io.stat"
+            except OSError:
+                told += "; disk_written is the whole machine's: it has no io.stat (name its disks)"
+        self.sources += (("cgroup", "v2", cgroup + ": " + told),)
 
     def _leave_own_out(self, values: list, own: "tuple[int, int, int, int]") -> None:
         """The interfaces' counters without the agent's own connections. The two are read a moment apart and offloads

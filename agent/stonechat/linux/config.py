@@ -104,6 +104,20 @@ KEYS = {
             _texts,
             'Interfaces to count. Empty: all of them but "lo".',
         ),
+        "disks": Key(
+            [],
+            _texts,
+            "Block devices or partitions whose reads and writes count, as in /proc/diskstats: mmcblk0 without the USB\n"
+            "disk beside it. Empty: all of them.",
+        ),
+        "cgroup": Key(
+            "",
+            _text,
+            "A cgroup v2 folder to watch in place of the whole machine, such as\n"
+            "/sys/fs/cgroup/system.slice/app.service: one container or slice of a gateway, with a model of its own.\n"
+            "Needs BPF. The agent itself stays outside.\n"
+            "Packets of interfaces and the kernel's TCP counters are those of the agent's network namespace.",
+        ),
         "bpf": Key(
             "auto",
             _one_of("auto", True, False),

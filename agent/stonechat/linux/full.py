@@ -7,7 +7,7 @@ import _socket
 import errno
 import os
 
-from ..compat import sha256, ticks_diff, ticks_us
+from ..compat import sha256
 from ..errors import CollectorError
 from . import bpf
 from .connections import (
@@ -23,7 +23,6 @@ from .connections import (
 )
 from .logins import FailedLogins
 from .peers import LearnedPeers
-from .proc import ProcFile
 from .syscall_classes import CLASSES
 from .syscalls import EXEC, FORK, Syscalls, entropy_share_q8
 
@@ -81,26 +80,6 @@ def start(interfaces=None, cgroup: "str | None" = None, own_user_id: "int | None
         except CollectorError as error:
             rows.append((kind.group, "", "%s does not start: %s" % (kind.source, error)))
     return started, rows
-
-
-class CgroupProcessor:
-    """The share of all CPUs that one cgroup v2 folder has used since the last read, in percent Q8."""
-
-    def __init__(self, cgroup: str) -> None:
-        self._file = ProcFile(cgroup + "/cpu.stat")
-        self._cpus = os.cpu_count() or 1
-        self._last = (0, ticks_us())
-
-    def read(self) -> int:
-        used_us = int(self._file.read().split(None, 2)[1])  # usage_usec comes first
-        now_us = ticks_us()
-        last_used_us, last_us = self._last
-        self._last = (used_us, now_us)
-        whole_us = max(1, ticks_diff(now_us, last_us)) * self._cpus
-        return min(_WHOLE_Q8, _WHOLE_Q8 * (used_us - last_used_us) // whole_us)
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class BpfColumns:

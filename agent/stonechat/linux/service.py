@@ -106,7 +106,9 @@ def open_collector(config: dict, model, key: bytes, user_id: int | None):
         interfaces=config["collector"]["interfaces"] or None,
         peers_secret=cose.derive(key, cose.PEERS),
         use_bpf=bpf,
+        cgroup=config["collector"]["cgroup"] or None,
         own_user_id=user_id,
+        disks=config["collector"]["disks"] or None,
     )
 
 

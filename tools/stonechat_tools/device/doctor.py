@@ -7,6 +7,7 @@ BPF must work too.
 Examples:
   sudo stonechat doctor
   stonechat doctor --require linux-1
+  stonechat doctor --cgroup /sys/fs/cgroup/system.slice/app.service
   stonechat doctor --json
 """
 
@@ -75,9 +76,11 @@ class Machine:
             return None
 
 
-def proc_groups(interfaces: tuple[str, ...] | None, machine: Machine) -> list[Group]:
+def proc_groups(
+    interfaces: tuple[str, ...] | None, machine: Machine, disks: tuple[str, ...] | None = None
+) -> list[Group]:
     schema = schemas.LINUX_PROC_1.name
-    started, failed = proc.start(interfaces, machine.proc)
+    started, failed = proc.start(interfaces, machine.proc, disks)
     rows = []
     for part, _ in started:
         rows.append(Group(schema, part.group, part.source, part.note, part.better))
@@ -85,15 +88,34 @@ def proc_groups(interfaces: tuple[str, ...] | None, machine: Machine) -> list[Gr
     return rows + [Group(schema, group, "", reason, fix) for group, reason, fix in failed]
 
 
-def bpf_groups(interfaces: tuple[str, ...] | None) -> list[Group]:
-    started, rows = start_bpf(interfaces)
+def bpf_groups(interfaces: tuple[str, ...] | None, cgroup: str | None = None) -> list[Group]:
+    started, rows = start_bpf(interfaces, cgroup)
     for part in started:
         part.close()
     groups = []
     for group, source, note in rows:
         reason, _, fix = note.partition(" (fix: ")
         groups.append(Group(schemas.LINUX_1.name, group, source, reason, fix.removesuffix(")")))
+    if cgroup is not None:
+        groups.append(_cgroup_group(cgroup))
     return groups
+
+
+def _cgroup_group(cgroup: str) -> Group:
+    from stonechat.linux.cgroup import CgroupMemory, CgroupProcessor
+
+    try:
+        parts = (CgroupProcessor(cgroup), CgroupMemory(cgroup))
+    except OSError as error:
+        fix = "name a folder of cgroup v2, which has a cpu.stat; see /proc/PID/cgroup of a process in it"
+        return Group(schemas.LINUX_1.name, "cgroup", "", f"{error.filename}: {error.strerror}", fix)
+    for part in parts:
+        part.close()
+    note = f"processor from cpu.stat, memory from {parts[1].source}"
+    fix = (
+        "" if os.path.exists(cgroup + "/io.stat") else "name its disks, or enable the io controller: it has no io.stat"
+    )
+    return Group(schemas.LINUX_1.name, "cgroup", "v2", note, fix)
 
 
 def checks(machine: Machine) -> list[Check]:
@@ -186,11 +208,16 @@ def _container(machine: Machine) -> Check | None:
     return None
 
 
-def examine(interfaces: tuple[str, ...] | None = None, machine: Machine | None = None) -> dict[str, object]:
+def examine(
+    interfaces: tuple[str, ...] | None = None,
+    machine: Machine | None = None,
+    cgroup: str | None = None,
+    disks: tuple[str, ...] | None = None,
+) -> dict[str, object]:
     """-> {"schema": the best that works here or None, "groups": [Group], "checks": [Check]}."""
     machine = machine or Machine()
-    unprivileged = proc_groups(interfaces, machine)
-    with_bpf = bpf_groups(interfaces)
+    unprivileged = proc_groups(interfaces, machine, disks)
+    with_bpf = bpf_groups(interfaces, cgroup)
     schema = None
     if all(group.works for group in unprivileged):
         schema = schemas.LINUX_1.name if all(group.works for group in with_bpf) else schemas.LINUX_PROC_1.name
@@ -203,11 +230,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--interface", action="append", metavar="NAME", help="count this interface only (again for more)"
     )
+    parser.add_argument("--cgroup", metavar="DIR", help="the cgroup v2 folder that the agent is to watch")
+    parser.add_argument("--disks", metavar="A,B", help="block devices whose reads and writes count (default: all)")
     parser.add_argument("--json", action="store_true", help="print it for machines")
 
 
 def run(args: argparse.Namespace) -> int:
-    found = examine(tuple(args.interface) if args.interface else None)
+    disks = tuple(word for word in args.disks.split(",") if word) if args.disks else None
+    found = examine(tuple(args.interface) if args.interface else None, None, args.cgroup, disks)
     schema = found["schema"]
     ok = schema == schemas.LINUX_1.name or schema == args.require
     groups: list[Group] = found["groups"]  # type: ignore[assignment]

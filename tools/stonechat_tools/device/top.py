@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from stonechat.compat import ticks_ms
+from stonechat.detection import NORMAL
 from stonechat.errors import ConfigError, ModelError, StateError, StonechatError
 from stonechat.features import LEVEL, RATE, SHARE, Normalization, Schema, pack_normalization
 from stonechat.head import Head
@@ -122,6 +123,7 @@ class View:
             "model": self.model_name,
             "elapsed_ms": elapsed_ms,
             "dropped": self._window.dropped,
+            "deltas": list(deltas),
             "verdict": verdict,
             "features": features,
         }
@@ -143,6 +145,8 @@ class View:
         self, head: Head, deltas: list[int], elapsed_ms: int
     ) -> tuple[list[float | None], list[int], dict[str, Any]]:
         verdict = head.score(deltas, elapsed_ms)
+        if hasattr(self.collector, "hold_peers"):
+            self.collector.hold_peers(verdict.level != NORMAL)  # as the agent does
         total = sum(verdict.parts) or 1
         names = [name for name, _, _ in self.schema.columns]
         told = {
@@ -176,7 +180,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--state", metavar="FILE", help="the state file of an agent, for what it has learned; it is only read")
     add("--collector", choices=("auto", "proc", "bpf"), default="auto", help="auto: BPF where it starts")
     add("--interface", action="append", metavar="NAME", help="count this interface only (again for more)")
-    add("--cgroup", metavar="DIR", help="system calls and connections of this cgroup v2 folder only (BPF)")
+    add("--cgroup", metavar="DIR", help="watch this cgroup v2 folder instead of the whole machine (BPF)")
+    add("--disks", metavar="A,B", help="block devices whose reads and writes count (default: all)")
     add("--interval", type=float, metavar="S", help="seconds a window, without a model (default 2)")
     add("--windows", type=int, metavar="N", help="stop after so many")
     add("--once", action="store_true", help="one window, then stop (the same as --windows 1)")
@@ -191,7 +196,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--windows {args.windows}: want at least 1")
     interfaces = tuple(args.interface) if args.interface else None
     model = named_model(args.model) if args.model and not args.no_model else None
-    collector = open_matching(args.collector, interfaces, model, args.cgroup)
+    disks = tuple(word for word in args.disks.split(",") if word) if args.disks else None
+    collector = open_matching(args.collector, interfaces, model, args.cgroup, disks)
     if model is None and not args.no_model:
         model = shipped_model(collector.schema.name)
     try:
@@ -226,13 +232,17 @@ def named_model(path: str) -> Model:
 
 
 def open_matching(
-    kind: str, interfaces: tuple[str, ...] | None, model: Model | None, cgroup: str | None = None
+    kind: str,
+    interfaces: tuple[str, ...] | None,
+    model: Model | None,
+    cgroup: str | None = None,
+    disks: tuple[str, ...] | None = None,
 ) -> LinuxCollector:
     """The collector that `kind` asks for; with "auto" the one of the model's schema, if there is a model."""
     use_bpf: bool | str = "auto" if kind == "auto" else kind == "bpf"
     if model and model.metadata and kind == "auto":
         use_bpf = bool(model.metadata.schema_id == schemas.LINUX_1.id)
-    return LinuxCollector(interfaces, use_bpf=use_bpf, cgroup=cgroup)
+    return LinuxCollector(interfaces, use_bpf=use_bpf, cgroup=cgroup, disks=disks)
 
 
 def shipped_model(schema_name: str) -> Model | None:

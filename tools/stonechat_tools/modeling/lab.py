@@ -1,76 +1,87 @@
-"""A laboratory for recordings on one machine: each simulated device in a network namespace of its own (so that what
-the machine itself does on the network stays outside), with its peers across a veth pair where they are to be remote,
-and its processes in a cgroup of their own where BPF is to see them alone. Needs root; leaves nothing behind.
+"""A laboratory on one machine: simulated devices, each in a box of its own, so that what else the machine does stays
+outside and several boxes can run side by side.
+
+A box is a network namespace with the device's peers across a veth pair, a cgroup of its processes, and a disk of its
+own (an ext4 image in memory behind a loop device, so that its writes are counted and nobody else's are). What watches
+it runs in its network and outside of its cgroup. Needs root; leaves nothing behind.
 """
 
 import contextlib
 import os
+import shutil
 import subprocess
-import sys
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from stonechat.errors import ConfigError
+from stonechat.errors import CollectorError, ConfigError
+from stonechat.linux.connections import cgroup_root
 
-from stonechat_tools.workloads.bounds import started
+from stonechat_tools.workloads import netns
 
-DEVICE_NETWORK = "10.77.0.0/16"
-PEER_HOST = "10.77.0.1"
-DEVICE_HOST = "10.77.200.2"
-_INTERFACE = "eth0"
-_CGROUP_ROOTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
-_RUNNER = 'echo $$ > "$0" && exec "$@"'
+DISK_MIB = 96
+_MEMORY_FOLDER = "/dev/shm"
+_JOIN = 'echo $$ > "$0" && exec "$@"'
 
 
-class Namespace:
-    """A network namespace with loopback up. `prefix` is the command under which something runs in it: nsenter, because
-    `ip netns exec` would hide /sys/fs/cgroup."""
+@dataclass(frozen=True)
+class Box:
+    """`inside`: the command prefix of the device's processes; `watching`: that of who watches it; `options`: what
+    `stonechat record` and `stonechat top` must be told to see this box alone. `folder`: where the device writes.
+    `net`: its two ends of the network."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.prefix = ("nsenter", f"--net=/run/netns/{name}")
-        _ip("netns", "add", name)
-        try:
-            _ip("-n", name, "link", "set", "lo", "up")
-        except ConfigError:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        subprocess.run(["ip", "netns", "del", self.name], capture_output=True, check=False)
+    net: netns.Pair
+    inside: tuple[str, ...]
+    watching: tuple[str, ...]
+    options: tuple[str, ...]
+    folder: str
 
 
 @contextlib.contextmanager
-def device_namespace(name: str, remote_peers: bool, seconds: float) -> Iterator[tuple[tuple[str, ...], str | None]]:
-    """-> (the command prefix of the device, where its peers are: None for its own loopback)."""
+def box(seconds: float, in_cgroup: bool = True) -> Iterator[Box]:
+    """A box whose peers end after `seconds` at the latest. in_cgroup: whether BPF is to see its processes alone.
+    Raises ConfigError where this machine or user can't make one."""
     need_root()
     with contextlib.ExitStack() as stack:
-        device = Namespace(name)
-        stack.callback(device.close)
-        if not remote_peers:
-            yield device.prefix, None
-            return
-        other = Namespace(name + "-peers")
-        stack.callback(other.close)
-        _ip("link", "add", _INTERFACE, "netns", device.name, "type", "veth", "peer", _INTERFACE, "netns", other.name)
-        for space, host in ((device, DEVICE_HOST), (other, PEER_HOST)):
-            _ip("-n", space.name, "addr", "add", host + "/16", "dev", _INTERFACE)
-            _ip("-n", space.name, "link", "set", _INTERFACE, "up")
-        module = "stonechat_tools.workloads.peers"
-        command = [*other.prefix, sys.executable, "-m", module, "--bind", "0.0.0.0", "--seconds", str(seconds)]
-        peers = started(command)
-        stack.callback(_end, peers)
-        yield device.prefix, PEER_HOST
+        net = stack.enter_context(netns.pair(seconds))
+        name, folder = stack.enter_context(disk())
+        inside = (*net.device, "env", f"TMPDIR={folder}")
+        options: tuple[str, ...] = ("--disks", name)
+        if in_cgroup:
+            group = stack.enter_context(cgroup())
+            inside += ("sh", "-c", _JOIN, str(group / "cgroup.procs"))
+            options += ("--cgroup", str(group))
+        yield Box(net, inside, net.device, options, folder)
 
 
 @contextlib.contextmanager
-def cgroup(name: str) -> Iterator[Path]:
-    """A cgroup v2 folder. A process joins by `joining(folder)` before its command."""
-    root = next((root for root in map(Path, _CGROUP_ROOTS) if (root / "cgroup.procs").exists()), None)
-    if root is None or not (root / "cgroup.controllers").exists():
-        raise ConfigError("no cgroup v2 hierarchy is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
-    folder = root / name
-    folder.mkdir(exist_ok=True)
+def disk(mib: int = DISK_MIB) -> Iterator[tuple[str, str]]:
+    """-> (the name of a block device, the folder where it is mounted)."""
+    home = _MEMORY_FOLDER if os.path.isdir(_MEMORY_FOLDER) else None
+    with contextlib.ExitStack() as stack:
+        image = stack.enter_context(tempfile.NamedTemporaryFile(prefix=_prefix(), suffix=".img", dir=home))
+        os.truncate(image.name, mib << 20)
+        # Nothing is left for later, so that what is written after this is the device's doing.
+        _run("mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0", image.name)
+        device = _run("losetup", "--find", "--show", image.name)
+        folder = tempfile.mkdtemp(prefix=_prefix())
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            _run("mount", "-o", "noatime", device, folder)
+        finally:
+            _run("losetup", "--detach", device)  # in fact when it is unmounted, or now if it could not be mounted
+        stack.callback(_unmount, folder)
+        yield os.path.basename(device), folder
+
+
+@contextlib.contextmanager
+def cgroup() -> Iterator[Path]:
+    """A cgroup v2 folder that processes can join. Raises ConfigError where none can be made."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=_prefix(), dir=cgroup_root()))
+    except (OSError, CollectorError) as error:
+        raise ConfigError(f"no cgroup can be made: {error}") from None
     try:
         yield folder
     finally:
@@ -78,28 +89,24 @@ def cgroup(name: str) -> Iterator[Path]:
             folder.rmdir()
 
 
-def joining(folder: Path) -> tuple[str, ...]:
-    return ("sh", "-c", _RUNNER, str(folder / "cgroup.procs"))
-
-
 def need_root() -> None:
     if os.geteuid():
         raise ConfigError("the laboratory makes network namespaces: run it as root, or record real devices instead")
 
 
-def _ip(*words: str) -> None:
+def _prefix() -> str:
+    return f"stonechat-{os.getpid()}-"
+
+
+def _unmount(folder: str) -> None:
+    subprocess.run(["umount", "--lazy", folder], capture_output=True, timeout=20, check=False)
+
+
+def _run(*words: str) -> str:
     try:
-        done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError:
-        raise ConfigError("the laboratory needs iproute2's ip: apt install iproute2") from None
+        raise ConfigError(f"the laboratory needs {words[0]}: apt install e2fsprogs mount") from None
     if done.returncode:
-        raise ConfigError(f"ip {' '.join(words)}: {done.stderr.strip()}")
-
-
-def _end(process: "subprocess.Popen[str]") -> None:
-    process.terminate()
-    try:
-        process.communicate(timeout=10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
+        raise ConfigError(f"{' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout.strip()

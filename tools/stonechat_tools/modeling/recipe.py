@@ -9,6 +9,7 @@ makes it again.
     [record]                        # simulated devices in the laboratory (lab.py); leave it out for real recordings
     window_s = 5.0
     windows = 720
+    settle_windows = 48             # that pass before them: rarely met peers become known
     collector = "proc"              # or "bpf"
     peers = "remote"                # across a veth pair; "loopback": on the device's own loopback, which is counted
     devices = [{name = "sensor-1", kind = "sensor", pace = 4.0, seed = 1}]
@@ -36,6 +37,7 @@ _TOP = {"name": str, "version": int, "summary": str, "recordings": str, "limits"
 _RECORD = {
     "window_s": (int, float),
     "windows": int,
+    "settle_windows": int,
     "collector": str,
     "peers": str,
     "devices": list,
@@ -123,7 +125,7 @@ def record(recipe: Recipe, shown: Callable[[int, int], None] = lambda done, tota
         return list(paths.values())
     lab.need_root()
     left = max(wanted["windows"] - held[device["name"]] for device in missing)
-    seconds = left * wanted["window_s"] * 1.2 + _GRACE_S
+    seconds = (left + wanted.get("settle_windows", 0)) * wanted["window_s"] * 1.2 + _GRACE_S
     with contextlib.ExitStack() as stack:
         recorders = [_start(stack, recipe, device, paths[device["name"]], seconds) for device in missing]
         for process in recorders:
@@ -158,24 +160,20 @@ def _start(
     stack: contextlib.ExitStack, recipe: Recipe, device: dict[str, Any], path: str, seconds: float
 ) -> "subprocess.Popen[str]":
     from stonechat_tools.workloads import benign
-    from stonechat_tools.workloads.bounds import started, stopped
+    from stonechat_tools.workloads.bounds import stopped
 
     from . import lab
 
     wanted = recipe.record
     remote = wanted.get("peers", "remote") == "remote"
     bpf = wanted.get("collector", "proc") == "bpf"
-    name = f"sc-{os.getpid()}-{device['name']}"
-    prefix, target = stack.enter_context(lab.device_namespace(name, remote, seconds))
-    command = [*prefix, sys.executable, "-m", "stonechat_tools.cli", "record", path, "--resume", "--json"]
+    box = stack.enter_context(lab.box(seconds, in_cgroup=bpf))
+    peers, router = (box.net.peers, box.net.router) if remote else (None, None)
+    pace, seed = device.get("pace", 1), device.get("seed", 7)
+    workload = benign.spawn(device["kind"], seconds, peers, router, pace=pace, seed=seed, prefix=box.inside)
+    stack.callback(stopped, workload)
+    command = [*box.watching, sys.executable, "-m", "stonechat_tools.cli", "record", path, "--resume", "--json"]
     command += ["--window", str(wanted["window_s"]), "--windows", str(wanted["windows"]), "--device", device["name"]]
-    command += ["--collector", "bpf" if bpf else "proc"] + ([] if remote else ["--interfaces", "lo"])
-    joining: tuple[str, ...] = ()
-    if bpf:
-        folder = stack.enter_context(lab.cgroup(name))
-        joining = lab.joining(folder)
-        command += ["--cgroup", str(folder)]
-    workload = [*prefix, *joining, sys.executable, "-m", benign.MODULE, "--kind", device["kind"]]
-    workload += ["--seconds", str(seconds), "--pace", str(device.get("pace", 1)), "--seed", str(device.get("seed", 7))]
-    stack.callback(stopped, started(workload + (["--target", target] if target else [])))
+    command += ["--settle", str(wanted.get("settle_windows", 0))]
+    command += ["--collector", "bpf" if bpf else "proc", *box.options, *([] if remote else ["--interfaces", "lo"])]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

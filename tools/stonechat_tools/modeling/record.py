@@ -33,9 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("trace", help="the file to write: .csv, .csv.gz or .parquet")
     add("--windows", type=int, metavar="N", help="how many windows the file shall hold (default: until ^C)")
     add("--window", type=float, default=5.0, metavar="S", help="length of a window in seconds (default 5)")
+    add("--settle", type=int, default=0, metavar="N", help="let N windows pass first, at least until peers are learned")
     add("--collector", choices=("auto", "proc", "bpf"), default="auto", help="auto: BPF where it starts")
     add("--interfaces", metavar="A,B", help="interfaces to count (default: all but lo)")
-    add("--cgroup", metavar="DIR", help="system calls and connections of this cgroup v2 folder only (BPF)")
+    add("--cgroup", metavar="DIR", help="watch this cgroup v2 folder instead of the whole machine (BPF)")
+    add("--disks", metavar="A,B", help="block devices whose reads and writes count (default: all)")
     add("--counters", metavar="TOML", help="record the vendor's own counters that this file names instead")
     add("--label", default=BENIGN, help="what is going on: benign (default) or an attack's name")
     add("--device", default="", help="name of the device, by which data sets are split")
@@ -48,16 +50,19 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--window {args.window}: want 0.05 to 86400 seconds")
     if args.windows is not None and args.windows < 1:
         raise ConfigError(f"--windows {args.windows}: want at least 1")
-    collector = open_collector(args.collector, _names(args.interfaces), args.counters, args.cgroup)
+    disks = _names(args.disks)
+    collector = open_collector(args.collector, _names(args.interfaces), args.counters, args.cgroup, disks)
     path = args.trace + ".part.csv" if args.trace.endswith(".parquet") else args.trace
     window = Window(collector.schema, round(args.window * 1000))
     notes = {"interfaces": args.interfaces or "all but lo"} if args.counters is None else {}
     if args.cgroup:
-        notes["system calls and connections"] = "of one cgroup"
+        notes["system calls, connections, processor and memory"] = "of one cgroup"
+    if disks:
+        notes["disks"] = "of its own" if args.cgroup else ",".join(disks)
     writer = TraceWriter(path, collector.schema, window.window_ms, args.device, notes, args.resume)
     try:
         with writer, terminated_as_interrupt(), _progress(args, writer) as shown:
-            complete = record(collector, window, writer, args.label, args.windows, shown)
+            complete = record(collector, window, writer, args.label, args.windows, shown, settle=args.settle)
     finally:
         collector.close()
     if path != args.trace:
@@ -81,7 +86,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def open_collector(
-    kind: str, interfaces: tuple[str, ...] | None, counters: str | None = None, cgroup: str | None = None
+    kind: str,
+    interfaces: tuple[str, ...] | None,
+    counters: str | None = None,
+    cgroup: str | None = None,
+    disks: tuple[str, ...] | None = None,
 ) -> Any:
     """kind: auto, proc or bpf; counters: a TOML file of the vendor's own -> a collector. Raises CollectorError."""
     if counters is not None:
@@ -92,13 +101,13 @@ def open_collector(
         try:
             from stonechat.linux.collector import LinuxCollector
 
-            return LinuxCollector(interfaces, use_bpf=True if kind == "bpf" else "auto", cgroup=cgroup)
+            return LinuxCollector(interfaces, use_bpf=True if kind == "bpf" else "auto", cgroup=cgroup, disks=disks)
         except (ImportError, CollectorError, OSError) as error:
-            if kind == "bpf":
+            if kind == "bpf" or cgroup:
                 raise CollectorError(f"the BPF collector does not start: {error}") from None
     from stonechat.linux.proc import ProcCollector
 
-    return ProcCollector(interfaces=interfaces)
+    return ProcCollector(interfaces=interfaces, disks=disks)
 
 
 def record(
@@ -109,12 +118,14 @@ def record(
     windows: int | None,
     shown: Callable[[int], None],
     stop: Callable[[], bool] = lambda: False,
+    settle: int = 0,
 ) -> bool:
     """Append windows until the file holds `windows` of them (None: without end), stop() or ^C -> whether it holds
-    them all. shown(n) is called after each. A benign recording begins once the collector has learned its peers
-    (settle_windows). Raises CollectorError or OSError after MAX_READ_ERRORS failed readings."""
+    them all. shown(n) is called after each. A recording begins after `settle` windows, a benign one not before the
+    collector has learned its peers (settle_windows). Raises CollectorError or OSError after MAX_READ_ERRORS failed
+    readings."""
     values = [0] * len(collector.schema)
-    settling = getattr(collector, "settle_windows", 0) if label == BENIGN else 0
+    settling = max(settle, getattr(collector, "settle_windows", 0)) if label == BENIGN else settle
     errors = 0
     next_ms = ticks_ms()
     try:

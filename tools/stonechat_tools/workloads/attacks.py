@@ -80,6 +80,10 @@ class Scene:
         """The n-th well-known address of the network; a network of one address is that host."""
         return str(self.network[n % self.network.num_addresses])
 
+    def known(self) -> str:
+        """The host that the device talks to anyway."""
+        return "127.0.0.1" if self._local else self.host(1)
+
     def device(self) -> str:
         """The device that the *_in attacks are aimed at."""
         return "127.0.0.1" if self._local else str(self.network[0])
@@ -149,7 +153,7 @@ def _syn(source: bytes, target: bytes, sequence: int) -> bytes:
 
 
 def _udp_flood(scene: Scene) -> None:
-    victim = scene.host(1)
+    victim = scene.host(258)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         scene.begin()
         while scene.live():
@@ -181,7 +185,7 @@ def _exfil_400bps(scene: Scene) -> None:
 
 
 def _exfil_via_known_peer(scene: Scene) -> None:
-    _exfiltrate(scene, "127.0.0.1" if scene.network.is_loopback else scene.host(0), 2_000, 1.0)
+    _exfiltrate(scene, scene.known(), 2_000, 1.0)
 
 
 def _miner(scene: Scene) -> None:
@@ -275,7 +279,7 @@ def _beacon(scene: Scene, host: str | None = None, every_s: float = 5.0) -> None
 
 
 def _beacon_60s_known(scene: Scene) -> None:
-    _beacon(scene, "127.0.0.1" if scene.network.is_loopback else scene.host(0), 60.0)
+    _beacon(scene, scene.known(), 60.0)
 
 
 def _forkbomb(scene: Scene) -> None:
@@ -315,8 +319,10 @@ def _ransom(scene: Scene, every_s: float = 0.01) -> None:
     """Encrypts its own files, over and over: read, write beside, fsync, unlink."""
     files = [scene.folder / f"letter{n:03d}.dat" for n in range(VICTIM_FILES)]
     for file in files:
-        file.write_bytes(scene.rng.randbytes(VICTIM_BYTES))
-    os.sync()  # the victims are there before the attack is
+        with file.open("wb") as out:  # the victims are there before the attack is
+            out.write(scene.rng.randbytes(VICTIM_BYTES))
+            out.flush()
+            os.fsync(out.fileno())
     time.sleep(0.5)
     scene.begin()
     n = 0

@@ -87,14 +87,24 @@ _RARE = ("clock_s", "cron_s", "update_s", "motion_s")
 
 
 class Device:
-    """One device of a kind. `ports`: where its peers serve on `target`; `own`: what it serves itself."""
+    """One device of a kind. `ports`: where its peers serve on `target`, and names and time on `router`; `own`: what it
+    serves itself."""
 
     def __init__(
-        self, kind: Kind, folder: Path, target: str, ports: dict[str, int], own: Peers, rng: random.Random, pace: float
+        self,
+        kind: Kind,
+        folder: Path,
+        target: str,
+        router: str,
+        ports: dict[str, int],
+        own: Peers,
+        rng: random.Random,
+        pace: float,
     ) -> None:
         self.kind = kind
         self._folder = folder
         self._target = target
+        self._router = router
         self._ports = ports
         self._own = own
         self._rng = rng
@@ -176,7 +186,7 @@ class Device:
     def _ask(self, service: str, n_bytes: int) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.settimeout(TIMEOUT_S)
-            sock.sendto(bytes(n_bytes), (self._target, self._ports[service]))
+            sock.sendto(bytes(n_bytes), (self._router, self._ports[service]))
             sock.recv(512)
 
     def _log(self) -> None:
@@ -228,7 +238,9 @@ def _own_services(login_host: str) -> Iterator[Peers]:
         yield own
 
 
-def run(kind: str, seconds: float, target: str | None = None, *, pace: float = 1.0, seed: int = 7) -> None:
+def run(
+    kind: str, seconds: float, target: str | None = None, router: str | None = None, *, pace: float = 1.0, seed: int = 7
+) -> None:
     """Be a device of `kind` for `seconds`. Prints one line of JSON once it is up."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(scratch_folder())
@@ -236,18 +248,27 @@ def run(kind: str, seconds: float, target: str | None = None, *, pace: float = 1
         ports = PORTS
         if target is None:
             ports = stack.enter_context(Peers(services=tuple(name for name in PORTS if name != "login"))).ports
-        device = Device(KINDS[kind], folder, target or "127.0.0.1", ports, own, random.Random(seed), pace)
+        target = target or "127.0.0.1"
+        device = Device(KINDS[kind], folder, target, router or target, ports, own, random.Random(seed), pace)
         stack.callback(device.close)
         print(json.dumps({"kind": kind, "ports": ports}), flush=True)
         device.run(Deadline(seconds))
 
 
 def spawn(
-    kind: str, seconds: float, target: str | None = None, *, pace: float = 1.0, prefix: tuple[str, ...] = ()
+    kind: str,
+    seconds: float,
+    target: str | None = None,
+    router: str | None = None,
+    *,
+    pace: float = 1.0,
+    seed: int = 7,
+    prefix: tuple[str, ...] = (),
 ) -> "subprocess.Popen[str]":
     """A device as a process of its own, already up; `prefix` is a command to run it under (ip netns exec ...)."""
     command = [*prefix, sys.executable, "-m", MODULE, "--kind", kind, "--seconds", str(seconds)]
-    command += ["--pace", str(pace)] + (["--target", target] if target else [])
+    command += ["--pace", str(pace), "--seed", str(seed)] + (["--target", target] if target else [])
+    command += ["--router", router] if router else []
     return started(command)
 
 
@@ -257,13 +278,14 @@ def main() -> int:
     parser.add_argument("--kind", choices=KINDS, default="sensor", help=kinds)
     parser.add_argument("--seconds", type=float, default=300.0, help="how long (default 300)")
     parser.add_argument("--target", metavar="HOST", help="where the peers are (default: its own, on loopback)")
+    parser.add_argument("--router", metavar="HOST", help="where names and time come from (default: the target)")
     parser.add_argument(
         "--pace", type=float, default=1.0, help="how much more often the rare things happen (default 1)"
     )
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
     leave_cleanly_on_signals()
-    run(args.kind, args.seconds, args.target, pace=args.pace, seed=args.seed)
+    run(args.kind, args.seconds, args.target, args.router, pace=args.pace, seed=args.seed)
     return 0
 
 

@@ -1,7 +1,7 @@
 """A device and its network as two namespaces of this machine: nothing that happens there leaves it. Needs root.
 
 with pair() as net:
-    device = benign.spawn("sensor", 60, net.peers, prefix=net.device)
+    device = benign.spawn("sensor", 60, net.peers, net.router, prefix=net.device)
     attack = attacks.spawn("scan_connect", 20, net.network, prefix=net.device)
     attack = attacks.spawn("brute_in", 20, net.address, prefix=net.outside)
 """
@@ -20,6 +20,7 @@ from stonechat_tools.workloads.bounds import started, stopped
 
 NETWORK = "10.77.0.0/16"
 PEERS = "10.77.0.1"
+ROUTER = "10.77.0.2"
 DEVICE = "10.77.200.2"
 INTERFACE = "eth0"
 _numbers = itertools.count()
@@ -28,12 +29,13 @@ _numbers = itertools.count()
 @dataclass(frozen=True)
 class Pair:
     """`device`, `outside`: commands to run something under, at either end. On the outside `peers` answer at every
-    address of `network`, `peers` being the one that the device knows; `address` is the device's own."""
+    address of `network`, `peers` and `router` being those that the device knows; `address` is the device's own."""
 
     device: tuple[str, ...]
     outside: tuple[str, ...]
     network: str = NETWORK
     peers: str = PEERS
+    router: str = ROUTER
     address: str = DEVICE
 
 

@@ -1,46 +1,55 @@
-"""A trial by attack: a device in a namespace of its own, a model that watches it, and every attack in turn.
+"""A trial by attack, live: simulated devices in boxes, a model that watches each, and every attack in turn.
 
-What watches is `stonechat top --json`, so the verdicts are those of the agent. With --loopback all happens on the
-device's loopback, as in the demo; else its peers and attackers are across a veth pair. Counters of processor, memory
-and disk are the whole machine's: let it rest meanwhile. Needs root; leaves nothing behind.
+What watches is `stonechat top --json`, so the verdicts are those of the agent, on this machine's kernel. Each device
+first learns, then lives through some calm windows, then meets its share of the attacks, one after the other, and has
+time to settle in between. Several boxes run side by side (--boxes): each attack still happens once for each kind of
+device. With --loopback all happens on the device's loopback, as in the demo; else its peers and attackers are across a
+veth pair. A model of linux-proc-1 sees processor, memory and paging of the whole machine: let it rest meanwhile.
+Needs root; leaves nothing behind.
 
 Examples:
-  python -m stonechat_tools.workloads.trial models/linux-1/model.tflite --json trial.json
-  python -m stonechat_tools.workloads.trial models/linux-proc-1-demo/model.tflite --loopback --attacks ransom,miner
+  stonechat trial models/linux-1/model.tflite --boxes 3 --json trial.json
+  stonechat trial models/linux-1/model.tflite --kinds sensor,gateway --attacks scan_1ps,ransom --traces recorded/
+  stonechat trial models/linux-proc-1-demo/model.tflite --loopback --attacks ransom,miner
 """
 
 import argparse
 import contextlib
 import json
-import os
+import math
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from stonechat.errors import ConfigError, StonechatError
+from stonechat.features import Schema
 from stonechat.linux import schemas
 from stonechat.model import load_model
 
-from stonechat_tools.workloads import attacks, benign, netns
-from stonechat_tools.workloads.bounds import disk_folder, leave_cleanly_on_signals, stopped
+from stonechat_tools.modeling import lab
+from stonechat_tools.modeling.trace import BENIGN, TraceWriter
+from stonechat_tools.workloads import attacks, benign
+from stonechat_tools.workloads.bounds import leave_cleanly_on_signals, stopped
 
 CALM_WINDOWS = 10  # benign windows that are counted for false alarms, before the first attack
 WINDOWS = 12  # that an attack may last
-REST_WINDOWS = 60  # at most so many after an attack, until the level is normal again
-_JOIN = 'echo $$ > "$0" && exec "$@"'
+REST_WINDOWS = 60  # at most so many after an attack, until the evidence is gone
+SETTLE_WINDOWS = 4  # and at least so many: what was under way ends, files are written back
+_SETTLED = 0.05  # of an alarm
+_LONGEST_S = 24 * 3600.0
+Tell = Callable[[str], None]
 
 
 class Watcher:
-    """`stonechat top --json` under `prefix`; `window()` waits for the next one."""
+    """`stonechat top --json` on a box; `window()` waits for the next one."""
 
-    def __init__(self, model: str, cgroup: Path | None, loopback: bool, prefix: tuple[str, ...]) -> None:
-        command = [*prefix, sys.executable, "-m", "stonechat_tools.cli", "top", "--json", "--model", model]
-        command += ["--cgroup", str(cgroup)] if cgroup else []
-        command += ["--interface", "lo"] if loopback else []
+    def __init__(self, model: str, box: lab.Box, loopback: bool) -> None:
+        command = [*box.watching, sys.executable, "-m", "stonechat_tools.cli", "top", "--json", "--model", model]
+        command += [*box.options, *(["--interface", "lo"] if loopback else [])]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def window(self) -> dict[str, Any]:
@@ -50,116 +59,211 @@ class Watcher:
         window: dict[str, Any] = json.loads(line)
         return window
 
+    def stop(self) -> None:
+        """From another thread: window() raises."""
+        self._process.kill()
+
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()
 
 
-def run_trial(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+class Trial:
+    """One device in one box, and what it went through. trace: where its windows go, labelled; those of the rest after
+    an attack are left out."""
+
+    def __init__(self, name: str, box: lab.Box, watcher: Watcher, trace: TraceWriter | None, loopback: bool) -> None:
+        self.name = name
+        self._box = box
+        self._watcher = watcher
+        self._trace = trace
+        self._loopback = loopback
+
+    def learn(self) -> int:
+        """-> how many windows it learned from."""
+        learned = 0
+        while self._window(BENIGN)["learning"]:
+            learned += 1
+        return learned
+
+    def calm(self, windows: int) -> int:
+        """-> how many alarms there were in so many benign windows."""
+        levels = ["", *(self._window(BENIGN)["level"] for _ in range(windows))]
+        return sum(level == "alarm" and before != "alarm" for before, level in zip(levels, levels[1:], strict=False))
+
+    def attack(self, name: str, windows: int) -> dict[str, Any]:
+        """Act the attack out for at most so many windows, until the alarm; then let the device come to rest."""
+        known = attacks.ATTACKS[name]
+        net = self._box.net
+        outside = known.at_device and not self._loopback
+        target = None if self._loopback else net.address if known.at_device else net.network
+        prefix, folder = (net.outside, None) if outside else (self._box.inside, self._box.folder)
+        process = attacks.spawn(name, _LONGEST_S, target, folder=folder, prefix=prefix)
+        outcome: dict[str, Any] = {"device": self.name, "attack": name, "windows_to_alarm": None, "top_features": []}
+        peak = 0.0
+        try:
+            for n in range(1, windows + 1):
+                verdict = self._window(name)
+                if verdict["evidence"] >= peak:
+                    peak = verdict["evidence"]
+                    outcome["top_features"] = [told["feature"] for told in verdict["explain"]]
+                if verdict["level"] == "alarm":
+                    outcome["windows_to_alarm"] = n
+                    break
+        finally:
+            stopped(process)
+        outcome["peak_evidence"] = peak
+        outcome["explained"] = bool(set(outcome["top_features"]) & set(known.features))
+        rested = 0
+        while rested < REST_WINDOWS and (self._window(None)["evidence"] >= _SETTLED or rested < SETTLE_WINDOWS):
+            rested += 1
+        outcome["windows_to_normal"] = rested
+        return outcome
+
+    def _window(self, label: str | None) -> dict[str, Any]:
+        window = self._watcher.window()
+        if self._trace and label is not None:
+            self._trace.append(window["time_s"], window["elapsed_ms"], label, window["deltas"])
+        verdict: dict[str, Any] = window["verdict"]
+        return verdict
+
+
+def deal(kinds: list[str], names: list[str], boxes: int) -> list[tuple[str, list[str]]]:
+    """-> (kind, its attacks) for each box: the attacks of a kind over as many boxes as its share of `boxes`."""
+    shares = max(1, min(boxes // len(kinds), len(names)))
+    each = math.ceil(len(names) / shares)
+    return [(kind, names[at : at + each]) for kind in kinds for at in range(0, len(names), each)]
+
+
+class Trials:
+    """The boxes of one trial. `stop()` ends all of them from another thread."""
+
+    def __init__(self, args: argparse.Namespace, schema: Schema, window_ms: int, tell: Tell) -> None:
+        self._args = args
+        self._schema = schema
+        self._window_ms = window_ms
+        self._tell = tell
+        self._watchers: list[Watcher] = []
+        self._stopping = False
+
+    def stop(self) -> None:
+        self._stopping = True
+        for watcher in self._watchers:
+            watcher.stop()
+
+    def in_a_box(self, name: str, kind: str, names: list[str], seed: int) -> dict[str, Any]:
+        """One device's trial by the attacks of these names -> its figures."""
+        args = self._args
+        with contextlib.ExitStack() as stack:
+            box = stack.enter_context(lab.box(_LONGEST_S, in_cgroup=self._schema is schemas.LINUX_1))
+            peers, router = (None, None) if args.loopback else (box.net.peers, box.net.router)
+            device = benign.spawn(kind, _LONGEST_S, peers, router, pace=args.pace, seed=seed, prefix=box.inside)
+            stack.callback(stopped, device)
+            watcher = Watcher(args.model, box, args.loopback)
+            stack.callback(watcher.close)
+            self._watchers.append(watcher)
+            if self._stopping:
+                raise StonechatError(f"{name}: stopped")
+            trace = stack.enter_context(self._writer(name)) if args.traces else None
+            return self._go_through(Trial(name, box, watcher, trace, args.loopback), names)
+
+    def _writer(self, name: str) -> TraceWriter:
+        folder = Path(self._args.traces)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}-{int(time.time())}.csv.gz"
+        return TraceWriter(path, self._schema, self._window_ms, name, {"pace": f"{self._args.pace:g}"})
+
+    def _go_through(self, trial: Trial, names: list[str]) -> dict[str, Any]:
+        calm = self._args.calm
+        self._tell(f"{trial.name}: learned for {trial.learn()} windows")
+        alarms = trial.calm(calm)
+        self._tell(f"{trial.name}: {calm} benign windows, {alarms} false alarms")
+        outcomes = []
+        for name in names:
+            outcome = trial.attack(name, self._args.windows)
+            outcomes.append(outcome)
+            after = outcome["windows_to_alarm"]
+            told = f"alarm after {after}" if after else f"no alarm, {outcome['peak_evidence']:.2f} of one"
+            self._tell(f"{trial.name}: {name}: {told}; {', '.join(outcome['top_features'])}")
+        return {"benign_windows": calm, "false_alarms": alarms, "attacks": outcomes}
+
+
+def run_trial(args: argparse.Namespace, tell: Tell) -> dict[str, Any]:
     meta = load_model(Path(args.model).read_bytes()).metadata
     if meta is None:
         raise ConfigError(f"{args.model} has no stonechat metadata")
-    with contextlib.ExitStack() as stack:
-        net = stack.enter_context(netns.pair())
-        group = stack.enter_context(cgroup()) if meta.schema_id == schemas.LINUX_1.id else None
-        inside = (*net.device, "sh", "-c", _JOIN, str(group / "cgroup.procs")) if group else net.device
-        peers = None if args.loopback else net.peers
-        stack.callback(stopped, benign.spawn(args.kind, 24 * 3600, peers, pace=args.pace, prefix=inside))
-        watcher = Watcher(args.model, group, args.loopback, net.device)
-        stack.callback(watcher.close)
-        figures = _calm(watcher, args.calm, console)
-        for name in args.attacks.split(",") if args.attacks else attacks.ATTACKS:
-            outcome = _attack(watcher, name, args, net, inside)
-            figures["attacks"].append(outcome)
-            told = f"alarm after {outcome['windows_to_alarm']}" if outcome["alarmed"] else "no alarm"
-            console.print(f"{name}: {told}; {', '.join(outcome['top_features'])}")
-    return figures
+    schema = next((one for one in (schemas.LINUX_1, schemas.LINUX_PROC_1) if one.id == meta.schema_id), None)
+    if schema is None:
+        raise ConfigError(f"{args.model} is for {meta.schema_name}, which no Linux device gives")
+    lab.need_root()
+    names = _chosen(args.attacks, attacks.ATTACKS, "attack")
+    tasks = deal(_chosen(args.kinds, benign.KINDS, "kind"), names, args.boxes)
+    trials = Trials(args, schema, meta.window_ms, tell)
+    with ThreadPoolExecutor(args.boxes) as pool:
+        try:
+            runs = [
+                pool.submit(trials.in_a_box, f"{kind}-{n + 1}", kind, some, args.seed + n)
+                for n, (kind, some) in enumerate(tasks)
+            ]
+            done = [run.result() for run in runs]
+        except BaseException:
+            trials.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    outcomes = [outcome for one in done for outcome in one["attacks"]]
+    outcomes.sort(key=lambda outcome: (names.index(outcome["attack"]), outcome["device"]))
+    return {
+        "model": meta.name,
+        "window_s": meta.window_ms / 1000,
+        "rungs": [[number / 256 for number in rung] for rung in meta.rungs],
+        "pace": args.pace,
+        "learned_windows": meta.learn_windows,
+        "benign_windows": sum(one["benign_windows"] for one in done),
+        "false_alarms": sum(one["false_alarms"] for one in done),
+        "attacks": outcomes,
+    }
 
 
-def _calm(watcher: Watcher, windows: int, console: Console) -> dict[str, Any]:
-    learned = 0
-    while watcher.window()["verdict"]["learning"]:
-        learned += 1
-    console.print(f"learned for {learned} windows")
-    levels = [watcher.window()["verdict"]["level"] for _ in range(windows)]
-    alarms = sum(level == "alarm" and before != "alarm" for before, level in zip(["", *levels], levels, strict=False))
-    console.print(f"{windows} benign windows, {alarms} false alarms")
-    return {"benign_windows": windows, "false_alarms": alarms, "attacks": []}
+def _chosen(text: str | None, known: dict[str, Any], what: str) -> list[str]:
+    words = [word for word in text.split(",") if word] if text else list(known)
+    for word in words:
+        if word not in known:
+            raise ConfigError(f"{word!r} is no {what}: there are {', '.join(known)}")
+    return words
 
 
-def _attack(
-    watcher: Watcher, name: str, args: argparse.Namespace, net: netns.Pair, inside: tuple[str, ...]
-) -> dict[str, Any]:
-    at_device = attacks.ATTACKS[name].at_device
-    target = None if args.loopback else net.address if at_device else net.network
-    prefix = net.outside if at_device and not args.loopback else inside
-    process = attacks.spawn(name, 24 * 3600, target, folder=disk_folder(), prefix=prefix)
-    outcome: dict[str, Any] = {"name": name, "alarmed": False, "windows_to_alarm": None, "top_features": []}
-    peak = 0.0
-    try:
-        for n in range(1, args.windows + 1):
-            verdict = watcher.window()["verdict"]
-            if verdict["evidence"] >= peak:
-                peak = verdict["evidence"]
-                outcome["top_features"] = [told["feature"] for told in verdict["explain"]]
-            if verdict["level"] == "alarm":
-                outcome |= {"alarmed": True, "windows_to_alarm": n}
-                break
-    finally:
-        stopped(process)
-    outcome["peak_evidence"] = peak
-    outcome["explained"] = bool(set(outcome["top_features"]) & set(attacks.ATTACKS[name].features))
-    for n in range(REST_WINDOWS):
-        outcome["windows_to_normal"] = n
-        if watcher.window()["verdict"]["evidence"] < 0.05:
-            break
-    return outcome
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", help="a .tflite for linux-1 or linux-proc-1")
+    add("--kinds", default="sensor", metavar="A,B", help=f"the devices, of {', '.join(benign.KINDS)} (default sensor)")
+    add("--attacks", metavar="A,B", help="these only (default: all)")
+    add("--boxes", type=int, default=1, metavar="N", help="how many run side by side (default 1)")
+    add("--pace", type=float, default=4.0, help="how much more often rare things happen (default 4)")
+    add("--seed", type=int, default=100, help="of the first device's day; the others count up (default 100)")
+    add("--loopback", action="store_true", help="everything on the device's loopback")
+    add("--calm", type=int, default=CALM_WINDOWS, help="benign windows first (default %(default)s)")
+    add("--windows", type=int, default=WINDOWS, help="an attack lasts at most (default %(default)s)")
+    add("--traces", metavar="DIR", help="keep the windows, labelled, as traces: for `stonechat evaluate`")
+    add("--json", metavar="FILE", help="write the outcome to FILE")
 
 
-@contextlib.contextmanager
-def cgroup() -> Iterator[Path]:
-    """A cgroup v2 folder that processes can join. Raises ConfigError where none can be made."""
-    from stonechat.linux.connections import cgroup_root
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
 
-    folder = Path(cgroup_root()) / f"stonechat-{os.getpid()}"
-    try:
-        folder.mkdir()
-    except OSError as error:
-        raise ConfigError(f"{folder}: {error.strerror}") from None
-    try:
-        yield folder
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a .tflite for linux-1 or linux-proc-1")
-    parser.add_argument("--kind", choices=benign.KINDS, default="sensor", help="the device (default sensor)")
-    parser.add_argument("--pace", type=float, default=4.0, help="how much more often rare things happen (default 4)")
-    parser.add_argument("--loopback", action="store_true", help="everything on the device's loopback")
-    parser.add_argument("--attacks", metavar="A,B", help="these only (default: all)")
-    parser.add_argument("--calm", type=int, default=CALM_WINDOWS, help="benign windows first (default %(default)s)")
-    parser.add_argument("--windows", type=int, default=WINDOWS, help="an attack lasts at most (default %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the outcome to FILE")
-    args = parser.parse_args()
     leave_cleanly_on_signals()
+    if args.boxes < 1:
+        raise ConfigError(f"--boxes {args.boxes}: want at least 1")
     console = Console()
-    try:
-        figures = run_trial(args, console)
-    except (StonechatError, OSError) as error:
-        print(f"trial: {error}", file=sys.stderr)
-        return 1
-    table = Table("attack", "alarm after", "peak of the evidence", "explained by")
+    figures = run_trial(args, lambda text: console.print(text, highlight=False))
+    table = Table("attack", "device", "alarm after", "peak of the evidence", "explained by")
     for outcome in figures["attacks"]:
-        after = f"{outcome['windows_to_alarm']} windows" if outcome["alarmed"] else "never"
-        table.add_row(outcome["name"], after, f"{outcome['peak_evidence']:.2f}", ", ".join(outcome["top_features"]))
+        after = outcome["windows_to_alarm"]
+        told = f"{after} window{'s' if after > 1 else ''}" if after else "never"
+        peak = f"{outcome['peak_evidence']:.2f}"
+        table.add_row(outcome["attack"], outcome["device"], told, peak, ", ".join(outcome["top_features"]))
     console.print(table)
+    print(f"{figures['false_alarms']} false alarms in {figures['benign_windows']} benign windows")
     if args.json:
         Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
