@@ -10,6 +10,7 @@ from stonechat.model import load_model
 from stonechat_tools import cli
 from stonechat_tools.modeling import calibrate
 from stonechat_tools.modeling.calibrate import (
+    FASTEST,
     LADDER,
     CalibrationError,
     choose,
@@ -118,6 +119,19 @@ def test_what_even_the_slowest_rung_can_not_keep_is_raised():
     assert choice.alarms == 0
 
 
+def test_the_fastest_rung_is_the_one_that_stays_silent_and_says_what_that_proves():
+    choice = choose([quiet(1000)], MINUTE_MS, parse_budget("1/30d"), fastest=True)
+    assert (choice.rung, choice.windows_to_alarm) == (FASTEST[-1].name, 2)
+    assert not choice.proven and "fastest that stayed silent" in choice.sentence() and "too short" in choice.sentence()
+    burst = quiet(1000)
+    burst[500:502] = 4000  # two windows as loud as can be: enough for an alarm by the fastest rung alone
+    choice = choose([burst], MINUTE_MS, parse_budget("1/30d"), fastest=True)
+    assert choice.windows_to_alarm > 2 and choice.alarms == 0
+    burst[500:560] = 4000
+    choice = choose([burst], MINUTE_MS, parse_budget("1/30d"), fastest=True)
+    assert choice.rung == "patient" and choice.alarms == 0
+
+
 def test_the_model_is_rewritten_and_nothing_else_moves(model):
     data, choice = calibrate.calibrate(model, trace(2000, 5), parse_budget("1/30d"))
     old, new = load_model(model), load_model(data)
@@ -153,5 +167,9 @@ def test_the_command(model, tmp_path, capsys):
     assert told["rung"] == "steady" and load_model(out.read_bytes()).metadata.rungs == ((256, 384, 5120),)
     assert cli.main(["calibrate", str(path), str(recording)]) == 0
     assert "nothing written" in capsys.readouterr().out
+    assert cli.main(["calibrate", str(path), str(recording), "--fastest", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["windows_to_alarm"] < 40
+    assert cli.main(["calibrate", str(path), str(recording), "--fastest"]) == 0
+    assert "stays silent" in capsys.readouterr().out
     assert cli.main(["calibrate", str(path), str(recording), "--budget", "often"]) == 1
     assert "1/30d" in capsys.readouterr().err
