@@ -15,7 +15,7 @@ from .report import CALIBRATE, WAS_NORMAL
 from .window import Window
 
 COMMANDS = (WAS_NORMAL, CALIBRATE)  # what the agent itself carries out; mute and the like the reporter does
-PUMP_EVERY_MS = const(200)  # how often the outbox is looked at between windows
+PUMP_EVERY_MS = const(1000)  # how often the outbox is looked at between windows and messages
 PUMP_AGAIN_MS = const(2000)  # the same while the broker can't be reached
 SAVE_EVERY_WINDOWS = const(360)  # an hour at 10 s: bounds the wear of the flash
 
@@ -201,6 +201,7 @@ class Agent:
 
     def on_message(self, topic, payload: bytes) -> None:
         """Take a message from the broker: acknowledgements and commands that authenticate are carried out."""
+        self._pump_due_ms = ticks_ms()  # an acknowledgement makes room for what waits
         try:
             for code, _ in self.reporter.on_message(topic, payload):
                 if code == CALIBRATE:

@@ -24,7 +24,8 @@ from .tflite_runtime import TfliteRuntime
 LEVEL_NAMES = {NORMAL: "normal", WATCH: "watch", ALARM: "alarm"}
 PRIORITIES = {"error": 3, "warning": 4, "info": 6, "debug": 7}  # syslog(3), as journald reads them from standard error
 MODEL_MAX_BYTES = 1 << 20
-IDLE_MS = 100  # the longest nap: bounds how late a command is seen
+IDLE_MS = 1000  # the longest nap while connected: a message ends it at once, a signal does not
+CONNECTING_MS = 100  # and while a connection is being made
 
 
 class Log:
@@ -263,14 +264,13 @@ class Daemon:
         self.log("info", "%s with model %s, windows of %g s" % (doing, head.meta.name, self.agent.window_ms / 1000))
         while not self.stopping:
             self.agent.tick()
-            wait_ms = min(self.agent.due_in_ms, IDLE_MS)
             try:
                 if self.transport.connected:
-                    self.transport.poll(wait_ms / 1000)
+                    self.transport.poll(min(self.agent.due_in_ms, IDLE_MS) / 1000)
                 else:
                     self.transport.poll()
                     if not self.transport.connected:
-                        sleep_ms(wait_ms)
+                        sleep_ms(min(self.agent.due_in_ms, CONNECTING_MS))
             except (StonechatError, OSError) as error:
                 self._trouble("broker %s: %s" % (self._where, error))
             if self.agent.last_error:

@@ -39,8 +39,9 @@ _NO_TRANSPORT = """
 import sys, time
 from stonechat.linux import service
 class Nothing:
-    connected = False
-    publish = poll = close = staticmethod(lambda *_: time.sleep(0.05))
+    connected = True
+    poll = staticmethod(time.sleep)
+    publish = close = staticmethod(lambda *_: None)
 service.prepare_transport = lambda config: lambda *_: Nothing
 raise SystemExit(service.main(int(sys.argv[1])))
 """
