@@ -48,7 +48,7 @@ class CounterCollector:
         self.schema = schema
         self.sources = (("counters", schema.name, ""),)
         self._read = read
-        self._share = [column[2] == SHARE for column in schema.columns]
+        self._share = [kind == SHARE for kind in schema.kinds]
 
     def read(self, values) -> None:
         """Fill `values`. Raises CollectorError for a wrong number of counters or a value that is not a count, and

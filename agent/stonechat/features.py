@@ -52,12 +52,13 @@ def log2_q8(v: int) -> int:
 
 
 class Schema:
-    """name; columns: ((name, unit, kind), ...) in their order. `id` is eight bytes: the start of SHA-256 over the
-    deterministic CBOR of the columns, so that two devices agree on it without a registry."""
+    """name; columns: ((name, unit, kind), ...) in their order; `kinds`: theirs. `id` is eight bytes: the start of
+    SHA-256 over the deterministic CBOR of the columns, so that two devices agree on it without a registry."""
 
     def __init__(self, name: str, columns) -> None:
         self.name = name
         self.columns = tuple(columns)
+        self.kinds = tuple([column[2] for column in self.columns])
         self.id = sha256(cbor.dumps(self.columns)).digest()[:8]
 
     def __len__(self) -> int:
@@ -70,11 +71,11 @@ class Normalization:
     packed: bytes, struct '<hHB' a feature (centre_q8, inv, shift): five bytes each. `offset_q8` is what the device
     itself has learned on top of the model's centres (adaptation.py owns it)."""
 
-    def __init__(self, schema: Schema, packed: bytes) -> None:
+    def __init__(self, schema, packed: bytes) -> None:
         if len(packed) != 5 * len(schema):
             raise FeatureError("normalization: %d bytes for %d features" % (len(packed), len(schema)))
         n = len(schema)
-        self.kinds = tuple(column[2] for column in schema.columns)
+        self.kinds = schema.kinds
         self.centre_q8 = [0] * n
         self.inv = [0] * n
         self.shift = bytearray(n)

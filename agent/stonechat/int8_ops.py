@@ -8,8 +8,9 @@ Values are held as value + 128, as in int8.py.
 
 from . import operators, tflite
 from .compat import const, flip
+from .dense import MAX_ELEMENTS, requantize
 from .errors import ModelError
-from .quantization import clamp, divided, quantized, real, requantize, times
+from .quantization import clamp, divided, quantized, real, times
 
 _ADD = const(0)
 _CONCATENATION = const(2)
@@ -50,7 +51,7 @@ def _operand(interpreter, number):
         return tensor, interpreter.value(number)
     if tensor.kind != tflite.INT8 or tensor.data_bytes != tensor.size or tensor.scales != 1:
         raise ModelError("constant tensor %d is not int8 with one scale" % number)
-    if tensor.size > tflite.MAX_ELEMENTS:
+    if tensor.size > MAX_ELEMENTS:
         raise ModelError("constant tensor %d has %d elements" % (number, tensor.size))
     value = bytearray(tensor.size)
     flip(interpreter.graph.bytes(tensor.data_at, tensor.size), value, tensor.size)

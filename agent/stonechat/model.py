@@ -1,36 +1,28 @@
 """A model: the .tflite, what runs it, and what it says about itself."""
 
-from . import int8, tflite
-from .compat import const, sha256
-from .errors import ModelError
+from struct import unpack_from
 
-_CHUNK_BYTES = const(256)
+from .compat import const
+from .dense import Network, Source
+from .errors import ModelError
+from .metadata import END, END_BYTES, MAGIC, Metadata
+
+_WHOLE = const(0x2144DF1C)  # the CRC-32 of anything that ends in its own CRC-32
 
 
 class Model:
     """`run(x)` takes and returns int8 bytes in the tensor's order, the same buffer each time. `input_size` and
-    `output_size` in bytes; `macs` per run; `digest`: the first 8 bytes of the file's SHA-256."""
+    `output_size` in bytes; `macs` per run; `digest`: the first 8 bytes of the file's SHA-256; `metadata`: Metadata, or
+    None where the file carries none; `runner`: what runs it."""
 
-    def __init__(self, graph, runner):
-        self.graph = graph
+    def __init__(self, runner, digest, metadata):
         self.runner = runner
         self.run = runner.run
         self.input_size = runner.input_size
         self.output_size = runner.output_size
         self.macs = runner.macs
-        self.digest = _digest(graph)
-        self._metadata = None
-
-    @property
-    def metadata(self):
-        """metadata.Metadata, or None where the file carries none. Raises ModelError when it is malformed."""
-        if self._metadata is None:
-            from . import metadata  # a graph that is only run needs none of it
-
-            packed = self.graph.metadata(metadata.BUFFER)
-            if packed is not None:
-                self._metadata = metadata.parse(packed)
-        return self._metadata
+        self.digest = digest
+        self.metadata = metadata
 
 
 def load_model(data, backend=None, resident_bytes=16384):
@@ -38,21 +30,38 @@ def load_model(data, backend=None, resident_bytes=16384):
     open for reading in binary, which stays in use: the weights beyond `resident_bytes` are read from it at each run.
 
     backend: None for the fastest kernels there are, "plain", "viper", or a callable such as
-    linux.tflite_runtime.TfliteRuntime that makes a runner from data. All give the same bytes. Raises ModelError.
+    linux.tflite_runtime.TfliteRuntime that makes a runner from data. All give the same bytes. A file with a plan runs
+    by it; one without is read whole, where the rooms for that are here. Raises ModelError.
     """
-    graph = tflite.read(data)
-    if callable(backend):
-        return Model(graph, backend(data))
-    if backend not in (None, "plain", "viper"):
-        raise ModelError("backend %s: known are plain and viper" % backend)
     try:
-        return Model(graph, int8.Interpreter(graph, backend, resident_bytes))
+        source = Source(data)
+        digest, crc = source.digests()
+        metadata = None
+        plan = 0
+        end = source.size - END_BYTES
+        if end > 0:
+            size, plan, magic, _ = unpack_from(END, source.bytes(end, END_BYTES), 0)
+            if magic == MAGIC:
+                if crc != _WHOLE:
+                    raise ModelError("the file is damaged")
+                metadata = Metadata(source.bytes(end - plan - size, size))
+            else:
+                plan = 0
+        if callable(backend):
+            runner = backend(data)
+        elif plan:
+            runner = Network(backend, resident_bytes)
+            runner.load_plan(source, end - plan, end)
+        else:
+            runner = _read(data, backend, resident_bytes)
+        return Model(runner, digest, metadata)
     except MemoryError:
         raise ModelError("the model needs more memory than there is; open it as a file with a smaller resident_bytes")
 
 
-def _digest(graph):
-    digest = sha256()
-    for at in range(0, graph.size, _CHUNK_BYTES):
-        digest.update(graph.bytes(at, min(_CHUNK_BYTES, graph.size - at)))
-    return digest.digest()[:8]
+def _read(data, backend, resident_bytes):
+    try:
+        from . import int8
+    except ImportError:
+        raise ModelError("no plan in the file: make it anew, or build the agent --with int8")
+    return int8.read(data, backend, resident_bytes)

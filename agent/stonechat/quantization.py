@@ -12,16 +12,6 @@ _ONE = const(0x3F800000)  # float32 1.0
 _SIX = const(0x40C00000)  # float32 6.0
 
 
-def requantize(acc, m, shift):
-    """MultiplyByQuantizedMultiplier: acc * m * 2^(shift - 31), rounded twice as gemmlowp rounds (see int8.py)."""
-    if shift > 0:
-        acc <<= shift
-    h = (acc * m + 0x40000000) >> 31
-    if shift < 0:
-        h = (h + (1 << -shift - 1) - (h < 0)) >> -shift
-    return h
-
-
 def clamp(activation, tensor):
     """The range of a fused activation on `tensor` (CalculateActivationRangeQuantized): (lowest, highest) int8."""
     if not 0 <= activation <= 3:

@@ -18,7 +18,7 @@ class Replay:
         self.schema = schema
         self.sources = (("replay", "trace", ""),)
         self._windows = windows
-        self._rates = [column[2] == RATE for column in schema.columns]
+        self._rates = [kind == RATE for kind in schema.kinds]
         self._counters = [0] * len(schema)
 
     def __iter__(self):

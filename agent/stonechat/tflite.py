@@ -8,6 +8,7 @@ business. Field numbers: tensorflow/lite/schema/schema.fbs.
 from struct import unpack_from
 
 from .compat import const
+from .dense import MAX_ELEMENTS, Source
 from .errors import ModelError
 
 FLOAT32 = const(0)
@@ -15,7 +16,6 @@ INT32 = const(2)
 INT8 = const(9)
 
 MAX_OPERATORS = const(64)
-MAX_ELEMENTS = const(4096)  # of one activation; constants are bounded by the file that holds them
 _MAX_RANK = const(6)
 _MAX_BYTES = const(0x3FFFFFFF)
 _PAGE_BYTES = const(128)
@@ -36,22 +36,17 @@ class Tensor:
         self.axis = 0
 
 
-class Graph:
-    """data: bytes, bytearray, memoryview, or a file open for reading in binary, which then stays in use (`in_file`).
+class Graph(Source):
+    """data: as dense.Source takes it.
 
     Raises ModelError. `inputs`, `outputs`, operator(i) and tensor(i) speak in the file's own tensor numbers.
     """
 
     def __init__(self, data):
-        self.in_file = hasattr(data, "readinto")
-        self._file = data
+        Source.__init__(self, data)
         if self.in_file:
-            self.size = data.seek(0, 2)
             self._view = memoryview(bytearray(_PAGE_BYTES))
             self._page_at = -_PAGE_BYTES
-        else:
-            self._view = memoryview(data)
-            self.size = len(self._view)
         if not 16 <= self.size <= _MAX_BYTES or bytes(self.bytes(4, 4)) != b"TFL3":
             raise ModelError("not a .tflite file (no TFL3 mark)")
         model = self._follow(0)
@@ -103,22 +98,6 @@ class Graph:
             if size == len(wanted) and bytes(self.bytes(at, size)) == wanted:
                 return self.bytes(*self._buffer(self._number(entry, 1)))
         return None
-
-    def bytes(self, at, size):
-        """`size` bytes from position `at`: a view where the file is in memory, else a copy."""
-        if at < 0 or size < 0 or at + size > self.size:
-            raise ModelError("truncated: %d bytes at %d of %d" % (size, at, self.size))
-        if not self.in_file:
-            return self._view[at : at + size]
-        data = bytearray(size)
-        self.read_into(at, data)
-        return data
-
-    def read_into(self, at, out):
-        """Fill `out` from position `at` of the file: how weights that stay in the file are read."""
-        self._file.seek(at)
-        if self._file.readinto(out) != len(out):
-            raise ModelError("truncated: %d bytes at %d of %d" % (len(out), at, self.size))
 
     def field(self, table, slot):
         """Position of a table's field, 0 where it is left out."""
@@ -211,8 +190,7 @@ class Graph:
         if self.in_file:
             if not self._page_at <= at <= self._page_at + _PAGE_BYTES - size:
                 self._page_at = at
-                self._file.seek(at)
-                self._file.readinto(self._view)
+                self.read_into(at, self._view[: self.size - at])
             at -= self._page_at
         return unpack_from(form, self._view, at)[0]
 

@@ -15,7 +15,7 @@ class Window:
     """schema: the columns; window_ms: how long a window should be. `deltas` and `elapsed_ms` hold the last one."""
 
     def __init__(self, schema, window_ms: int) -> None:
-        self._rates = tuple(column[2] == RATE for column in schema.columns)
+        self._rates = tuple([kind == RATE for kind in schema.kinds])
         self._last = [0] * len(self._rates)
         self._last_ms = 0
         self._primed = False

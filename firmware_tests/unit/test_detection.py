@@ -1,7 +1,8 @@
 from stonechat.detection import ALARM, NORMAL, WATCH, Detector, Verdict
 from stonechat.errors import ModelError
 from stonechat.features import log2_q8, pack_normalization
-from stonechat.metadata import RECONSTRUCTION, RESIDUAL, Metadata, pack, parse
+from stonechat.metadata import RECONSTRUCTION, RESIDUAL, Metadata
+from stonechat.planning import pack
 
 
 def make_meta(n=4):
@@ -133,7 +134,7 @@ def test_metadata_round_trip():
     meta = make_meta()
     meta.weights = bytes((1, 2, 3, 255))
     meta.golden = ((bytes(4), b"\x01\x02\x03\x04", 1250),)
-    got = parse(pack(meta))
+    got = Metadata(pack(meta))
     for name in (
         "name",
         "version",
@@ -184,7 +185,7 @@ def test_unsound_metadata_is_refused():
     assert refused(golden=((bytes(4), bytes(4), -1),))
     for data in (b"", b"\x00", b"\xa0", b"\xa1\x01\x02", b"\xff" * 9):
         try:
-            parse(data)
+            Metadata(data)
         except ModelError:
             continue
         assert False, data

@@ -3,6 +3,7 @@
 import gc
 
 from stonechat import quantization
+from stonechat.dense import requantize
 from stonechat.errors import ModelError
 from stonechat.model import load_model
 from test_golden import kernels, models, read
@@ -57,11 +58,11 @@ def test_multipliers_are_those_of_doubles():
 
 def test_requantize_rounds_half_away_from_zero_twice():
     half = 1 << 30  # m = 2^30 is 1/2
-    assert [quantization.requantize(acc, half, 0) for acc in (-3, -2, -1, 0, 1, 2, 3)] == [-1, -1, 0, 0, 1, 1, 2]
-    assert [quantization.requantize(acc, half, 1) for acc in (-3, 0, 3)] == [-3, 0, 3]
-    assert [quantization.requantize(acc, half, -1) for acc in (-6, -5, -2, 2, 5, 6)] == [-2, -1, -1, 1, 2, 2]
-    assert quantization.requantize(1 << 29, half, -31) == 0
-    assert quantization.requantize(-0x7FFFFFFF, 0x7FFFFFFF, 0) == -0x7FFFFFFE
+    assert [requantize(acc, half, 0) for acc in (-3, -2, -1, 0, 1, 2, 3)] == [-1, -1, 0, 0, 1, 1, 2]
+    assert [requantize(acc, half, 1) for acc in (-3, 0, 3)] == [-3, 0, 3]
+    assert [requantize(acc, half, -1) for acc in (-6, -5, -2, 2, 5, 6)] == [-2, -1, -1, 1, 2, 2]
+    assert requantize(1 << 29, half, -31) == 0
+    assert requantize(-0x7FFFFFFF, 0x7FFFFFFF, 0) == -0x7FFFFFFE
 
 
 def test_scales_that_are_no_numbers_are_refused():
@@ -108,8 +109,7 @@ def test_viper_allocates_nothing():
         return
     for path in models():
         model = load_model(read(path + "/model.tflite"), "viper")
-        interpreter = model.runner
-        if 0 in interpreter.digits or path.endswith("/operators"):
+        if path.endswith(("/operators", "/extreme")):  # in plain Python, or with rows that need 64 bits
             continue
         x = bytes([(i * 37) & 255 for i in range(model.input_size)])
         model.run(x)

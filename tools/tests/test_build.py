@@ -27,7 +27,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import stonechat
 from stonechat.board import boot, hooks
-from stonechat.int8 import Interpreter
+from stonechat.dense import Network
 assert stonechat.__file__.endswith(".mpy"), stonechat.__file__
 from stonechat.mqtt import Client
 print(stonechat.__version__)
@@ -64,8 +64,8 @@ def test_no_room_of_linux_and_every_room_that_boot_needs() -> None:
     assert {"__init__", "board/__init__", "board/boot", "board/hooks", "agent", "mqtt", "outbox", "int8_viper"} <= set(
         found
     )
-    assert not {"replay", "int8_ops", "operators"} & set(found)
-    assert {"int8_ops", "operators"} <= set(room.rooms(["int8_ops"]))
+    assert not {"replay", "int8", "tflite", "int8_ops", "operators"} & set(found)
+    assert {"int8", "tflite", "int8_ops", "operators"} <= set(room.rooms(["int8"]))
     assert "replay" in room.rooms(["replay"])
 
 

@@ -18,10 +18,10 @@ from stonechat_tools.modeling.calibrate import (
     parse_budget,
     poisson_bound,
     rate_above,
-    replace_metadata,
 )
 from stonechat_tools.modeling.fit import fit
 from stonechat_tools.modeling.replay_numpy import features_q8
+from stonechat_tools.modeling.seal import replace_metadata
 from stonechat_tools.modeling.trace import make_trace, write_trace
 
 SCHEMA = Schema("calibrate-1", tuple((f"c{i}", "1", RATE) for i in range(6)))

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from stonechat.features import RATE, Schema
-from stonechat.metadata import parse
 from stonechat.model import load_model
 from stonechat_tools.modeling.fit import FitError, fit, front_end, table
 from stonechat_tools.modeling.replay_numpy import Network, features_q8
@@ -43,7 +42,7 @@ def test_the_file_is_an_autoencoder_within_the_contract(model):
     loaded = load_model(data)
     assert loaded.input_size == loaded.output_size == N
     assert loaded.macs == 2 * N * 4
-    meta = parse(load_model(data).graph.metadata("stonechat"))
+    meta = loaded.metadata
     assert (meta.name, meta.version, meta.schema_id, len(meta.golden)) == ("fit-test", 7, SCHEMA.id, 3)
     x = np.random.default_rng(0).integers(-128, 128, (200, N))
     y = Network.from_file(data).run(x)

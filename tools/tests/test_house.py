@@ -11,11 +11,12 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools" / "stonechat_tools"
 # storey of each room of the core; a new room must be given one
 STOREYS = [
     ["compat", "errors"],
-    ["cbor", "backoff", "quantization", "operators"],
-    ["features", "state", "tflite"],
-    ["window", "counters", "int8_ops", "int8_viper", "cose", "metadata", "adaptation"],
-    ["int8", "detection"],
-    ["model"],
+    ["cbor", "backoff", "quantization", "operators", "int8_viper"],
+    ["features", "state", "dense", "metadata"],
+    ["window", "counters", "tflite", "cose", "adaptation"],
+    ["int8_ops", "detection"],
+    ["int8"],
+    ["model", "planning"],
     ["head", "policy", "outbox"],
     ["report", "mqtt", "update", "replay"],
     ["agent"],

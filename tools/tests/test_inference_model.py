@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stonechat import planning, tflite
 from stonechat.errors import ModelError
 from stonechat.linux.tflite_runtime import TfliteRuntime
 from stonechat.model import load_model
@@ -27,11 +28,14 @@ def test_what_a_model_says() -> None:
     assert bytes(model.run(bytes([1, 2]))) == bytes([5, 1])
 
 
-def test_malformed_metadata_is_a_model_error() -> None:
-    model = load_model(small({"other": b"x" * 9, "stonechat": b"\xff\x00"}))
-    assert bytes(model.graph.metadata("other")) == b"x" * 9
-    with pytest.raises(ModelError, match="metadata"):
-        _ = model.metadata
+def test_metadata_of_others_and_of_an_older_format() -> None:
+    data = small({"other": b"x" * 9})
+    planning.prove(data)
+    assert bytes(tflite.read(data).metadata("other")) == b"x" * 9
+    older = small({"stonechat": b"\xac\x01\x01" + bytes(40)})
+    assert load_model(older).metadata is None
+    with pytest.raises(ModelError, match="older format"):
+        planning.prove(older)
 
 
 @pytest.mark.parametrize("per_channel", [False, True])

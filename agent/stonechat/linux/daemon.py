@@ -12,10 +12,10 @@ import marshal
 import os
 import sys
 
-from .. import __version__
-from ..errors import StonechatError
+from .. import __version__, planning
+from ..errors import ModelError, StonechatError
 from . import config as configuration
-from .service import Daemon, Log
+from .service import Daemon, Log, read_file
 
 
 def parse(argv: list | None) -> argparse.Namespace:
@@ -30,6 +30,17 @@ def parse(argv: list | None) -> argparse.Namespace:
     if not args.config and not args.example_config:
         parser.error("--config FILE is missing (--example-config prints one to start from)")
     return args
+
+
+def prove_models(config: dict) -> None:
+    """Here, where it costs the resident process nothing: are the models' plans those of their graphs? Raises
+    ConfigError, ModelError."""
+    for what, path in (("[model] file", config["model"]["file"]), ("[counters] model", config["counters"]["model"])):
+        if path:
+            try:
+                planning.prove(read_file(path, what))
+            except ModelError as error:
+                raise ModelError("%s %s: %s" % (what, path, error))
 
 
 def become_service(config: dict) -> None:
@@ -50,6 +61,7 @@ def main(argv: list | None = None) -> int:
         return 0
     try:
         config = configuration.load(args.config)
+        prove_models(config)
         if args.check:
             print(Daemon(config, Log(config["log"]["level"])).plan())
         else:

@@ -42,8 +42,8 @@ class Log:
             sys.stderr.flush()
 
 
-def read_model(path: str, backend: str, what: str = "[model] file"):
-    """path -> Model. Raises ConfigError where the file can't be read, ModelError where it is no model."""
+def read_file(path: str, what: str) -> bytes:
+    """A model file's bytes. Raises ConfigError where it can't be read or is too large."""
     try:
         with open(path, "rb") as file:
             data = file.read(MODEL_MAX_BYTES + 1)
@@ -51,6 +51,12 @@ def read_model(path: str, backend: str, what: str = "[model] file"):
         raise ConfigError("%s %s: %s" % (what, path, error.strerror))
     if len(data) > MODEL_MAX_BYTES:
         raise ConfigError("%s %s is larger than %d bytes" % (what, path, MODEL_MAX_BYTES))
+    return data
+
+
+def read_model(path: str, backend: str, what: str = "[model] file"):
+    """path -> Model. Raises ConfigError where the file can't be read, ModelError where it is no model."""
+    data = read_file(path, what)
     try:
         model = load_model(data, TfliteRuntime if backend == "tflite" else None)
         if model.metadata is None:

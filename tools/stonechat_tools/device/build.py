@@ -1,8 +1,8 @@
 """Make what a board needs of the agent: .mpy files (mpy-cross -O2), package.json for mip, manifest.py for freezing.
 
 One folder an architecture: OUT/ARCH/stonechat/*.mpy. Only the viper kernels differ between them. What goes in is what
-stonechat.board.boot imports, found by reading the sources, and what --with names. int8_ops (the operators beside
-FULLY_CONNECTED) and operators (their names, for messages) go in only where the --model needs them.
+stonechat.board.boot imports, found by reading the sources, and what --with names. The reader of whole .tflite graphs
+(int8 and what it needs) goes in only for a --model without a plan: what `stonechat train` makes has one.
 
 mip before MicroPython 1.26 wants whole addresses in package.json: --url is where OUT/ARCH will be served from.
 
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import stonechat
-from stonechat import tflite
+from stonechat import planning
 from stonechat.errors import ConfigError
 
 # mpy-cross's names, and boards that have them
@@ -39,8 +39,7 @@ ARCHITECTURES = {
     "x86": "the unix port, 32 bit",
 }
 DEFAULT = ("armv6m", "armv7emsp", "xtensawin", "rv32imc")
-OPTIONAL = ("int8_ops", "operators")
-DENSE = (6, 9, 22, 114)  # DEQUANTIZE, FULLY_CONNECTED, RESHAPE, QUANTIZE: what int8.py runs by itself
+OPTIONAL = ("int8", "int8_ops", "operators")
 ENTRY = ("board/boot", "board/tls")
 PACKAGE = Path(stonechat.__file__).parent
 
@@ -128,10 +127,11 @@ def mpy_cross() -> str:
     return found
 
 
-def needs_operators(model: Path) -> bool:
-    """Whether a .tflite has operators that only int8_ops runs. Raises ModelError."""
-    graph = tflite.read(model.read_bytes())
-    return any(graph.operator(number)[0] not in DENSE for number in range(graph.operator_count))
+def needs_reader(model: Path) -> bool:
+    """Whether a .tflite has no plan for a board to run by. Raises ModelError."""
+    data = model.read_bytes()
+    planning.prove(data)
+    return not planning.sizes(data)[1]
 
 
 def build(
@@ -144,7 +144,7 @@ def build(
     built = Built(architecture, folder)
     shutil.rmtree(folder / "stonechat", ignore_errors=True)
     compiler = mpy_cross()
-    extra = [*extra, "int8_ops"] if model is not None and needs_operators(model) else extra
+    extra = [*extra, "int8"] if model is not None and needs_reader(model) else extra
     for room in rooms(extra):
         target = folder / "stonechat" / (room + ".mpy")
         target.parent.mkdir(parents=True, exist_ok=True)

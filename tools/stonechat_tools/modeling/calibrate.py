@@ -21,7 +21,6 @@ import argparse
 import json
 import math
 import re
-import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,13 +28,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from stonechat import metadata
+from stonechat import planning
 from stonechat.errors import ModelError, StonechatError
 from stonechat.metadata import Metadata
 from stonechat.model import load_model
 
 from stonechat_tools.modeling.fit import table
 from stonechat_tools.modeling.replay_numpy import Network, Replay, features_q8
+from stonechat_tools.modeling.seal import seal
 from stonechat_tools.modeling.trace import Trace, read_all
 
 Ints = npt.NDArray[np.int64]
@@ -260,37 +260,11 @@ def living_streams(meta: Metadata, network: Network, trace: Trace, skip: int = 0
     return streams
 
 
-def replace_metadata(data: bytes, name: str, value: bytes) -> bytes:
-    """The .tflite with another content in a metadata buffer that it has: the new bytes stand at its end, the buffer
-    points there, the old ones are blanked. Nothing else moves, so weights and operators stay as they were."""
-    import tflite
-
-    model = tflite.Model.GetRootAs(data, 0)
-    for i in range(model.MetadataLength()):
-        entry = model.Metadata(i)
-        if entry.Name() == name.encode():
-            buffer = model.Buffers(entry.Buffer())
-            break
-    else:
-        raise ModelError(f"the model carries no {name} metadata: make it with `stonechat train`")
-    at = buffer._tab.Pos + buffer._tab.Offset(4)
-    old = buffer._tab.Vector(buffer._tab.Offset(4))
-    out = bytearray(data)
-    length = buffer.DataLength()
-    if old + length == len(data):  # it already stands at the end: put the new one in its place
-        del out[old - 4 :]
-    else:
-        out[old : old + length] = bytes(length)
-    while (len(out) + 4) % 16:
-        out.append(0)
-    struct.pack_into("<I", out, at, len(out) - at)
-    return bytes(out + struct.pack("<I", len(value)) + value)
-
-
 def calibrate(
     data: bytes, trace: Trace, budget: Budget, renew_table: bool = False, fastest: bool = False
 ) -> tuple[bytes, Choice]:
     """The model with the alarm constants that the trace and the budget give. Raises ModelError, CalibrationError."""
+    planning.prove(data)
     meta = load_model(data).metadata
     if meta is None:
         raise ModelError("the model carries no stonechat metadata: make it with `stonechat train`")
@@ -311,7 +285,7 @@ def calibrate(
         )
     choice = choose(streams, meta.window_ms, budget, fastest=fastest)
     meta.rungs = choice.rungs
-    return replace_metadata(data, metadata.BUFFER, metadata.pack(meta)), choice
+    return seal(data, meta), choice
 
 
 def _renew_table(meta: Metadata, network: Network, benign: Trace) -> None:

@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from stonechat import cbor, metadata
+from stonechat import cbor
 from stonechat.errors import StonechatError
 from stonechat.features import Normalization, Schema, pack_normalization
-from stonechat.metadata import Metadata
+from stonechat.metadata import BUFFER, INFO_BUFFER, Metadata
 
 from stonechat_tools.modeling.replay_numpy import Network, Replay
+from stonechat_tools.modeling.seal import PLACEHOLDER, seal
 from stonechat_tools.modeling.tflite_writer import Layer, write
 
 Ints = npt.NDArray[np.int64]
@@ -76,11 +77,8 @@ class FittedModel:
         self.meta.name, self.meta.version = name, version
         self.meta.golden = _golden(self.meta, self.network)
         columns = [list(column) for column in self.schema.columns]
-        buffers = {
-            metadata.BUFFER: metadata.pack(self.meta),
-            metadata.INFO_BUFFER: cbor.dumps({"columns": columns, **(info or {})}),
-        }
-        return write(self.layers, input_scale=STEP, metadata=buffers)
+        buffers = {BUFFER: PLACEHOLDER, INFO_BUFFER: cbor.dumps({"columns": columns, **(info or {})})}
+        return seal(write(self.layers, input_scale=STEP, metadata=buffers), self.meta)
 
 
 def fit(

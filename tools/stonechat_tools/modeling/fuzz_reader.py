@@ -70,7 +70,6 @@ def attempt(data: bytes) -> str:
     except ModelError:
         return "refused"
     model.run(bytes(model.input_size))
-    model.graph.metadata("stonechat")
     return "run"
 
 

@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stonechat import cbor, operators, tflite
+from stonechat import cbor, int8, operators, planning, tflite
 from stonechat.errors import ModelError, StonechatError
+from stonechat.metadata import INFO_BUFFER
 from stonechat.model import Model, load_model
 
 _ACTIVATIONS = ("", "relu", "relu -1..1", "relu6")
@@ -41,10 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     data = args.model.read_bytes()
-    model = load_model(data)
-    facts = describe(model, data)
+    facts = describe(data)
     if args.layers is not None:
-        facts["run"] = run_layers(model, read_input(args.layers, model.input_size))
+        network = int8.read(data)
+        facts["run"] = run_layers(network, read_input(args.layers, network.input_size))
     if args.json:
         print(json.dumps(facts, indent=2))
     else:
@@ -52,9 +53,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(model: Model, data: bytes) -> dict[str, Any]:
-    """Everything that --json prints, without a run."""
-    graph = model.graph
+def describe(data: bytes) -> dict[str, Any]:
+    """Everything that --json prints, without a run. Raises ModelError, also where the plan is not the graph's."""
+    planning.prove(data)
+    model, graph = load_model(data), tflite.read(data)
     layers = [_operator(graph, number) for number in range(graph.operator_count)]
     outputs = sum(layer["outputs"] for layer in layers if layer["operator"] == "FULLY_CONNECTED")
     times = {name: round(ns * model.macs / 1000 + us * outputs, 1) for name, (ns, us) in SPEEDS.items()}
@@ -68,7 +70,7 @@ def describe(model: Model, data: bytes) -> dict[str, Any]:
         "operators": layers,
         "memory": memory(model, len(data), layers),
         "run_us": times,
-        "metadata": _metadata(model),
+        "metadata": _metadata(model, graph),
     }
 
 
@@ -91,13 +93,13 @@ def memory(model: Model, file_bytes: int, layers: list[dict[str, Any]]) -> dict[
     }
 
 
-def run_layers(model: Model, x: bytes) -> list[dict[str, Any]]:
+def run_layers(network: int8.Interpreter, x: bytes) -> list[dict[str, Any]]:
     """The input and each operator's output in a run, as int8 values."""
-    model.run(x)
-    values = model.runner.values
+    network.run(x)
+    values = network.values
     steps = [{"layer": "input", "values": _signed(x)}]
-    for number in range(model.graph.operator_count):
-        code, _, (target,), _ = model.graph.operator(number)
+    for number in range(network.graph.operator_count):
+        code, _, (target,), _ = network.graph.operator(number)
         steps.append(
             {"layer": f"{number} {operators.name(code)}", "values": _signed(bytes(b ^ 128 for b in values[target]))}
         )
@@ -144,13 +146,13 @@ def _tensor(graph: tflite.Graph, number: int) -> dict[str, Any]:
     return {"shape": list(tensor.shape), "type": kind, "scale": scale, "zero_point": tensor.zero_point}
 
 
-def _metadata(model: Model) -> dict[str, Any]:
+def _metadata(model: Model, graph: tflite.Graph) -> dict[str, Any]:
     """What the device reads, what only the tools read, and why one of them can't be read."""
     facts: dict[str, Any] = {}
     try:
         if model.metadata:
             facts["stonechat"] = {key: _plain(value) for key, value in vars(model.metadata).items()}
-        info = model.graph.metadata("stonechat.info")
+        info = graph.metadata(INFO_BUFFER)
         if info:
             facts["stonechat.info"] = _plain(cbor.loads(bytes(info)))
     except StonechatError as error:

@@ -54,6 +54,8 @@ def write(
     if not layers:
         raise ValueError("a model needs at least one layer")
     writer = Writer(description)
+    for key, value in (metadata or {}).items():  # what comes first lies last in the file
+        writer.metadata(key, value)
     width = np.asarray(layers[0].weights).shape[-1]
     current = writer.activation([1, width], "input", input_scale, input_zero_point)
     writer.inputs = [current]
@@ -61,8 +63,6 @@ def write(
         name = layer.name or ("output" if number == len(layers) - 1 else f"dense{number}")
         current = writer.dense(current, layer, name)
     writer.outputs = [current]
-    for key, value in (metadata or {}).items():
-        writer.metadata(key, value)
     return writer.finish()
 
 

@@ -1,0 +1,224 @@
+"""Dense int8 layers at work, and the reader of the plan that lets a board run a .tflite without reading its graph.
+
+A plan is what int8.py makes of a chain of dense layers: for each one the place of its weights in the file and its
+table, ready to use. planning.py writes it behind the metadata at the end of the file and proves it. Here only what
+memory safety needs is checked again, because the viper kernel checks nothing: sizes, places, and that the layers fit
+together. The golden vectors (head.py) tell whether the numbers are right. The arithmetic is described in int8.py.
+"""
+
+from array import array
+from binascii import crc32
+from struct import unpack_from
+
+from .compat import const, dot, flip, int8_array, sha256
+from .errors import ModelError
+
+MAX_ELEMENTS = const(4096)  # of one activation; constants are bounded by the file that holds them
+MAX_MACS = const(1048576)  # what a file may ask for at each run; 270 KB of weights are a quarter of it
+_CHUNK_BYTES = const(1024)  # how much of a layer that stays in its file is read at a time, unless a row is longer
+_PAGE_BYTES = const(256)
+
+# The table of one dense layer, an array('i'): a header, a bias per row, then [m, shift + 32] per row or one for all.
+_INPUTS = const(0)
+_ROWS = const(1)
+_ZERO = const(2)  # output zero point + 128
+_LOW = const(3)  # the clamp's lower end + 128
+_HIGH = const(4)
+_STEP = const(5)  # 2: a multiplier per row, 0: one for all
+_DIGIT = const(6)  # bits of a multiplier that 32-bit arithmetic takes at a time: 8, 4, or 0 where even 4 could overflow
+_HEADER = const(7)
+
+
+def requantize(acc, m, shift):
+    """MultiplyByQuantizedMultiplier: acc * m * 2^(shift - 31), rounded twice as gemmlowp rounds (see int8.py)."""
+    if shift > 0:
+        acc <<= shift
+    h = (acc * m + 0x40000000) >> 31
+    if shift < 0:
+        h = (h + (1 << -shift - 1) - (h < 0)) >> -shift
+    return h
+
+
+def fully_connected(x, weights, out, table, first, last):
+    """Rows first .. last - 1 of a dense layer, `weights` starting at row `first`; x and out hold value + 128."""
+    inputs, zero, low, high, step = table[_INPUTS], table[_ZERO], table[_LOW], table[_HIGH], table[_STEP]
+    at = 0
+    q = _HEADER + table[_ROWS] + first * step
+    for row in range(first, last):
+        acc = table[_HEADER + row] + dot(weights, at, inputs, x)
+        y = requantize(acc, table[q], table[q + 1] - 32) + zero
+        out[row] = low if y < low else high if y > high else y
+        at += inputs
+        q += step
+
+
+class Source:
+    """A file's bytes, `size` of them. data: bytes, bytearray, memoryview, or a file open for reading in binary, which
+    then stays in use (`in_file`)."""
+
+    def __init__(self, data):
+        self.in_file = hasattr(data, "readinto")
+        self._file = data
+        self._view = b"" if self.in_file else memoryview(data)
+        self.size = data.seek(0, 2) if self.in_file else len(data)
+
+    def read_into(self, at, out):
+        """Fill `out`, any buffer of bytes, from position `at`. Raises ModelError beyond the end."""
+        size = len(out)
+        if 0 <= at <= self.size - size:
+            if not self.in_file:
+                out[:] = self._view[at : at + size]
+                return
+            self._file.seek(at)
+            if self._file.readinto(out) == size:
+                return
+        raise ModelError("truncated: %d bytes at %d of %d" % (size, at, self.size))
+
+    def bytes(self, at, size):
+        """`size` bytes from position `at`: a view where the file is in memory, else a copy."""
+        if not self.in_file and 0 <= at <= at + size <= self.size:
+            return self._view[at : at + size]
+        data = bytearray(max(0, min(size, self.size)))
+        self.read_into(at, data)
+        return data
+
+    def digests(self):
+        """-> (the first 8 bytes of the SHA-256, the CRC-32) of all the bytes."""
+        page = memoryview(bytearray(_PAGE_BYTES))
+        sha = sha256()
+        crc = 0
+        for at in range(0, self.size, _PAGE_BYTES):
+            part = page[: self.size - at]
+            self.read_into(at, part)
+            sha.update(part)
+            crc = crc32(part, crc)
+        return sha.digest()[:8], crc
+
+
+class Layer:
+    """One dense layer: `run()` computes `out` from `x`. at: where its weights lie in the source; network: bounds what
+    is held in memory."""
+
+    def __init__(self, network, source, at, table, x, out):
+        self.at = at
+        self.table = table
+        self.x = x
+        self.out = out
+        self.kernel = network.dense
+        self._source = source
+        self._view = None
+        width = table[_INPUTS]
+        self.rows_at_once = rows = table[_ROWS]
+        size = width * rows
+        if not source.in_file:  # used where they lie
+            self._weights = int8_array(source.bytes(at, size))
+        elif size <= network.resident_bytes:  # read once
+            network.resident_bytes -= size
+            self._weights = int8_array(bytearray(size))
+            source.read_into(at, memoryview(self._weights))
+        else:  # read at each run, as many rows at a time as fit into a chunk and divide them all
+            while rows > 1 and (rows * width > _CHUNK_BYTES or self.rows_at_once % rows):
+                rows -= 1
+            self.rows_at_once = rows
+            if len(network.chunk) < rows * width:
+                network.chunk = int8_array(bytearray(rows * width))
+            self._weights = network.chunk
+            self._view = memoryview(network.chunk)[: rows * width]
+
+    def run(self):
+        first = 0
+        while first < self.table[_ROWS]:
+            last = first + self.rows_at_once
+            self.kernel(self.x, self.fetch(first), self.out, self.table, first, last)
+            first = last
+
+    def fetch(self, first):
+        """The weights of rows first .. first + rows_at_once - 1."""
+        if self._view is not None:
+            self._source.read_into(self.at + first * self.table[_INPUTS], self._view)
+        return self._weights
+
+
+class Network:
+    """A chain of steps from an int8 input to an int8 output. kernels: "plain", "viper", or None for the fastest that
+    this runtime has. `resident_bytes` bounds the weights that are taken into memory when the source is a file: the
+    layers beyond it are read at each run. `macs` counts multiply-accumulates. Raises ModelError."""
+
+    def __init__(self, kernels=None, resident_bytes=16384):
+        self.dense, self._flip, self.kernels = choose(kernels)
+        self.resident_bytes = resident_bytes
+        self.chunk = b""  # where the layers that stay in the file pass through
+        self.macs = 0
+        self.steps = []
+
+    def lead(self, x, y):
+        """x, y: where the steps find the input and leave the output, value + 128."""
+        self._x = x
+        self._y = y
+        self.input_size = len(x)
+        self.output_size = len(y)
+        self._out = bytearray(len(y))
+
+    def run(self, x):
+        """x: `input_size` bytes, int8 in two's complement -> the output likewise, the same bytearray at each call."""
+        if len(x) != self.input_size:
+            raise ModelError("input: %d bytes, not %d" % (len(x), self.input_size))
+        self._flip(x, self._x, self.input_size)
+        for step in self.steps:
+            step.run()
+        self._flip(self._y, self._out, self.output_size)
+        return self._out
+
+    def add_macs(self, count):
+        self.macs += count
+        if self.macs > MAX_MACS:
+            raise ModelError("more than %d multiply-accumulates" % MAX_MACS)
+
+    def load_plan(self, source, at, end):
+        """Take the layers of the plan that lies in source from `at` to `end`: a position and a table each."""
+        x = first = None
+        while at < end:
+            start, inputs, rows, _, low, high, step, digit = unpack_from("<8i", source.bytes(at, 32), 0)
+            if (
+                not (0 < inputs <= MAX_ELEMENTS and 0 < rows <= MAX_ELEMENTS and 0 <= low <= high < 256)
+                or step not in (0, 2)
+                or digit not in (0, 4, 8)
+                or not 0 <= start <= source.size - inputs * rows
+                or x is not None
+                and len(x) != inputs
+            ):
+                raise ModelError("plan: layer %d" % len(self.steps))
+            self.add_macs(inputs * rows)
+            raw = bytearray(4 * (_HEADER + rows + (step * rows or 2)))
+            source.read_into(at + 4, raw)
+            at += 4 + len(raw)
+            table = array("i", raw)
+            for q in range(_HEADER + rows + 1, len(table), 2):
+                if not 0 < table[q] < 63:
+                    raise ModelError("plan: layer %d" % len(self.steps))
+            if x is None:
+                x = first = bytearray(inputs)
+            out = bytearray(rows)
+            layer = Layer(self, source, start, table, x, out)
+            if not digit:
+                layer.kernel = fully_connected
+            self.steps.append(layer)
+            x = out
+        if at != end:
+            raise ModelError("plan: cut")
+        self.lead(first, x)
+
+
+def choose(kernels) -> tuple:
+    """The kernels by name: (dense, flip, name)."""
+    if kernels in (None, "viper"):
+        try:
+            from . import int8_viper
+
+            return int8_viper.fully_connected, int8_viper.flip, "viper"
+        except (ImportError, ValueError, SyntaxError):  # no such room; .mpy for another machine; no viper emitter
+            if kernels:
+                raise ModelError("this runtime has no viper emitter")
+    elif kernels != "plain":
+        raise ModelError("backend %s: known are plain and viper" % kernels)
+    return fully_connected, flip, "plain"
