@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stonechat.errors import ConfigError
 from stonechat.features import RATE, Schema
 from stonechat.head import Head
 from stonechat.model import load_model
@@ -123,23 +124,39 @@ def test_shipped_models(folder: Path) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("peers", ["loopback", "remote"])
-def test_the_laboratory_records_and_leaves_nothing(tmp_path: Path, peers: str) -> None:
+@pytest.mark.parametrize("how", ['peers = "loopback"', 'peers = "remote"', 'collector = "bpf"', "guests = true"])
+def test_the_laboratory_records_and_leaves_nothing(tmp_path: Path, how: str) -> None:
     import os
     import shutil
     import subprocess
 
     if os.geteuid() or not shutil.which("ip") or not shutil.which("nsenter"):
         pytest.skip("the laboratory needs root, ip and nsenter")
+    if "guests" in how and not shutil.which("linux.uml"):
+        pytest.skip("guests need linux.uml: apt install user-mode-linux")
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
-        f'name = "x"\nrecordings = "{tmp_path}/rec"\n[record]\nwindow_s = 1\nwindows = 3\npeers = "{peers}"\n'
+        f'name = "x"\nrecordings = "{tmp_path}/rec"\n[record]\nwindow_s = 1\nwindows = 3\n{how}\n'
         'devices = [{name = "lab-1", kind = "sensor"}]\n'
     )
     (path,) = record(read_recipe(recipe))
     trace = read_trace(path)
     assert len(trace) == 3 and trace.device_names == ["lab-1"]
     names = [column[0] for column in trace.schema.columns]
+    assert trace.schema.name == ("linux-1" if "bpf" in how else "linux-proc-1")
     assert trace.deltas[:, names.index("bytes_out")].sum() > 0
+    if "guests" in how:  # a machine of 256 MB, of which this one would be but a part
+        assert 0 < trace.deltas[:, names.index("mem_avail")].min() < 0.9 * 25600
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
     assert f"stonechat-{os.getpid()}-" not in listed
+
+
+@pytest.mark.parametrize("how", ['guests = true\ncollector = "bpf"', 'guests = true\npeers = "loopback"', "guests = 1"])
+def test_guests_that_there_can_not_be_are_refused(tmp_path: Path, how: str) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'name = "x"\nrecordings = "r"\n[record]\nwindow_s = 1\nwindows = 3\n{how}\n'
+        'devices = [{name = "lab-1", kind = "sensor"}]\n'
+    )
+    with pytest.raises(ConfigError, match="guests"):
+        read_recipe(recipe)

@@ -21,7 +21,7 @@ from stonechat.linux.connections import cgroup_root
 from stonechat_tools.workloads import netns
 
 DISK_MIB = 96
-_MEMORY_FOLDER = "/dev/shm"
+MEMORY_FOLDER = "/dev/shm" if os.path.isdir("/dev/shm") else None
 _JOIN = 'echo $$ > "$0" && exec "$@"'
 
 
@@ -58,13 +58,8 @@ def box(seconds: float, in_cgroup: bool = True) -> Iterator[Box]:
 @contextlib.contextmanager
 def disk(mib: int = DISK_MIB) -> Iterator[tuple[str, str]]:
     """-> (the name of a block device, the folder where it is mounted)."""
-    home = _MEMORY_FOLDER if os.path.isdir(_MEMORY_FOLDER) else None
     with contextlib.ExitStack() as stack:
-        image = stack.enter_context(tempfile.NamedTemporaryFile(prefix=_prefix(), suffix=".img", dir=home))
-        os.truncate(image.name, mib << 20)
-        # Nothing is left for later, so that what is written after this is the device's doing.
-        _run("mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0", image.name)
-        device = _run("losetup", "--find", "--show", image.name)
+        device = _run("losetup", "--find", "--show", stack.enter_context(image(mib)))
         folder = tempfile.mkdtemp(prefix=_prefix())
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         try:
@@ -73,6 +68,16 @@ def disk(mib: int = DISK_MIB) -> Iterator[tuple[str, str]]:
             _run("losetup", "--detach", device)  # in fact when it is unmounted, or now if it could not be mounted
         stack.callback(_unmount, folder)
         yield os.path.basename(device), folder
+
+
+@contextlib.contextmanager
+def image(mib: int = DISK_MIB) -> Iterator[str]:
+    """-> the path of an empty ext4 file system, in memory where there is a folder for that."""
+    with tempfile.NamedTemporaryFile(prefix=_prefix(), suffix=".img", dir=MEMORY_FOLDER) as file:
+        os.truncate(file.name, mib << 20)
+        # Nothing is left for later, so that what is written after this is the device's doing.
+        _run("mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0", file.name)
+        yield file.name
 
 
 @contextlib.contextmanager

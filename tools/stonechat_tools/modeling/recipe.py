@@ -12,6 +12,7 @@ makes it again.
     settle_windows = 48             # that pass before them: rarely met peers become known
     collector = "proc"              # or "bpf"
     peers = "remote"                # across a veth pair; "loopback": on the device's own loopback, which is counted
+    guests = true                   # each device a guest under User-mode Linux (guest.py); false: in a box (lab.py)
     devices = [{name = "sensor-1", kind = "sensor", pace = 4.0, seed = 1}]
 
     [fit]                           # every key of FIT_KEYS, with its default
@@ -40,6 +41,7 @@ _RECORD = {
     "settle_windows": int,
     "collector": str,
     "peers": str,
+    "guests": bool,
     "devices": list,
 }
 _DEVICE = {"name": str, "kind": str, "pace": (int, float), "seed": int}
@@ -94,6 +96,8 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         "loopback",
     ):
         raise ConfigError(f"{name}: [record] has collector proc or bpf, and peers remote or loopback")
+    if record.get("guests") and (record.get("collector") == "bpf" or record.get("peers") == "loopback"):
+        raise ConfigError(f"{name}: [record] guests have no BPF and remote peers")
     return Recipe(name, **table)
 
 
@@ -103,7 +107,7 @@ def _check(table: Any, known: dict[str, Any], where: str) -> None:
     for key, value in table.items():
         if key not in known:
             raise ConfigError(f"{where}: unknown key {key!r} (there are {', '.join(known)})")
-        if not isinstance(value, known[key]) or isinstance(value, bool):
+        if not isinstance(value, known[key]) or isinstance(value, bool) != (known[key] is bool):
             raise ConfigError(f"{where}: {key} is {value!r}")
 
 
@@ -138,10 +142,10 @@ def record(recipe: Recipe, shown: Callable[[int, int], None] = lambda done, tota
                 show_s = time.monotonic() + _SHOW_EVERY_S
             time.sleep(0.2)
     for device, process in zip(missing, recorders, strict=True):
-        if process.wait(timeout=30):
-            _, errors = process.communicate()
+        said, _ = process.communicate(timeout=30)
+        if process.returncode or _windows(paths[device["name"]]) < wanted["windows"]:
             raise ConfigError(
-                f"recording {device['name']} ended with status {process.returncode}: {errors.strip()[-400:]}"
+                f"recording {device['name']} ended with status {process.returncode}: {said.strip()[-400:]}"
             )
     return list(paths.values())
 
@@ -159,21 +163,26 @@ def _windows(path: str) -> int:
 def _start(
     stack: contextlib.ExitStack, recipe: Recipe, device: dict[str, Any], path: str, seconds: float
 ) -> "subprocess.Popen[str]":
-    from stonechat_tools.workloads import benign
+    from stonechat_tools.workloads import benign, netns
     from stonechat_tools.workloads.bounds import stopped
 
-    from . import lab
+    from . import guest, lab
 
     wanted = recipe.record
     remote = wanted.get("peers", "remote") == "remote"
     bpf = wanted.get("collector", "proc") == "bpf"
-    box = stack.enter_context(lab.box(seconds, in_cgroup=bpf))
-    peers, router = (box.net.peers, box.net.router) if remote else (None, None)
     pace, seed = device.get("pace", 1), device.get("seed", 7)
-    workload = benign.spawn(device["kind"], seconds, peers, router, pace=pace, seed=seed, prefix=box.inside)
-    stack.callback(stopped, workload)
-    command = [*box.watching, sys.executable, "-m", "stonechat_tools.cli", "record", path, "--resume", "--json"]
+    command = [sys.executable, "-m", "stonechat_tools.cli", "record", path, "--resume", "--json"]
     command += ["--window", str(wanted["window_s"]), "--windows", str(wanted["windows"]), "--device", device["name"]]
-    command += ["--settle", str(wanted.get("settle_windows", 0))]
-    command += ["--collector", "bpf" if bpf else "proc", *box.options, *([] if remote else ["--interfaces", "lo"])]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    command += ["--settle", str(wanted.get("settle_windows", 0)), "--collector", "bpf" if bpf else "proc"]
+    command += [] if remote else ["--interfaces", "lo"]
+    if wanted.get("guests"):
+        target, router = netns.PEERS, netns.ROUTER
+        workload = benign.command(device["kind"], seconds, target, router, pace=pace, seed=seed)
+        return stack.enter_context(guest.machine(seconds, workload, command))
+    box = stack.enter_context(lab.box(seconds, in_cgroup=bpf))
+    peers = (box.net.peers, box.net.router) if remote else (None, None)
+    stack.callback(stopped, benign.spawn(device["kind"], seconds, *peers, pace=pace, seed=seed, prefix=box.inside))
+    return subprocess.Popen(
+        [*box.watching, *command, *box.options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )

@@ -255,6 +255,15 @@ def run(
         device.run(Deadline(seconds))
 
 
+def command(
+    kind: str, seconds: float, target: str | None = None, router: str | None = None, *, pace: float = 1.0, seed: int = 7
+) -> list[str]:
+    """What starts a device as a process of its own; it prints a line once it is up."""
+    words = [sys.executable, "-m", MODULE, "--kind", kind, "--seconds", str(seconds)]
+    words += ["--pace", str(pace), "--seed", str(seed)] + (["--target", target] if target else [])
+    return words + (["--router", router] if router else [])
+
+
 def spawn(
     kind: str,
     seconds: float,
@@ -265,11 +274,8 @@ def spawn(
     seed: int = 7,
     prefix: tuple[str, ...] = (),
 ) -> "subprocess.Popen[str]":
-    """A device as a process of its own, already up; `prefix` is a command to run it under (ip netns exec ...)."""
-    command = [*prefix, sys.executable, "-m", MODULE, "--kind", kind, "--seconds", str(seconds)]
-    command += ["--pace", str(pace), "--seed", str(seed)] + (["--target", target] if target else [])
-    command += ["--router", router] if router else []
-    return started(command)
+    """A device as a process of its own, already up; `prefix` is a command to run it under (nsenter --net=...)."""
+    return started([*prefix, *command(kind, seconds, target, router, pace=pace, seed=seed)])
 
 
 def main() -> int:

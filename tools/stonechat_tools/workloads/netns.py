@@ -23,6 +23,9 @@ PEERS = "10.77.0.1"
 ROUTER = "10.77.0.2"
 DEVICE = "10.77.200.2"
 INTERFACE = "eth0"
+TAP = "tap0"
+# All through one neighbour: a scan of the whole network would fill the table of neighbours that all namespaces share.
+ROUTES = ((PEERS,), (NETWORK, "via", PEERS))
 _numbers = itertools.count()
 
 
@@ -48,21 +51,53 @@ def pair(seconds: float = 3600) -> Iterator[Pair]:
     device, outside = name + "-device", name + "-outside"
     with contextlib.ExitStack() as stack:
         for space in (device, outside):
-            _ip("netns", "add", space)
-            stack.callback(_ip, "netns", "delete", space)
-            _ip("-n", space, "link", "set", "lo", "up")
+            stack.enter_context(_space(space))
         _ip("link", "add", INTERFACE, "netns", device, "type", "veth", "peer", INTERFACE, "netns", outside)
-        for space, address in ((device, DEVICE), (outside, PEERS)):
-            _ip("-n", space, "addr", "add", address + "/16", "dev", INTERFACE)
-            _ip("-n", space, "link", "set", INTERFACE, "up")
-        # The outside takes every address of the network for its own, except the device's.
-        _ip("-n", outside, "route", "add", DEVICE, "dev", INTERFACE, "table", "local")
-        _ip("-n", outside, "route", "add", "local", NETWORK, "dev", "lo", "table", "local")
-        there = Pair(_inside(device), _inside(outside))
-        module = "stonechat_tools.workloads.peers"
-        command = [*there.outside, sys.executable, "-m", module, "--bind", "0.0.0.0", "--seconds", str(seconds)]
-        stack.callback(stopped, started(command))
-        yield there
+        _ip("-n", device, "addr", "add", DEVICE + "/32", "dev", INTERFACE)
+        _ip("-n", device, "link", "set", INTERFACE, "up")
+        for words in ROUTES:
+            _ip("-n", device, "route", "add", *words, "dev", INTERFACE)
+        stack.enter_context(_serving(outside, INTERFACE, seconds))
+        yield Pair(_inside(device), _inside(outside))
+
+
+@contextlib.contextmanager
+def tap(seconds: float = 3600) -> Iterator[tuple[str, ...]]:
+    """The outside alone, with a tap device TAP in it for a virtual machine at DEVICE -> the command under which the
+    machine must be started."""
+    if os.geteuid():
+        raise ConfigError("network namespaces need root")
+    outside = f"stonechat-{os.getpid()}-{next(_numbers)}-outside"
+    with _space(outside):
+        _ip("-n", outside, "tuntap", "add", TAP, "mode", "tap")
+        with _serving(outside, TAP, seconds):
+            yield _inside(outside)
+
+
+@contextlib.contextmanager
+def _space(name: str) -> Iterator[None]:
+    _ip("netns", "add", name)
+    try:
+        _ip("-n", name, "link", "set", "lo", "up")
+        yield
+    finally:
+        _ip("netns", "delete", name)
+
+
+@contextlib.contextmanager
+def _serving(outside: str, interface: str, seconds: float) -> Iterator[None]:
+    """The outside takes every address of the network for its own, except the device's, and serves there."""
+    _ip("-n", outside, "addr", "add", PEERS + "/16", "dev", interface)
+    _ip("-n", outside, "link", "set", interface, "up")
+    _ip("-n", outside, "route", "add", DEVICE, "dev", interface, "table", "local")
+    _ip("-n", outside, "route", "add", "local", NETWORK, "dev", "lo", "table", "local")
+    module = "stonechat_tools.workloads.peers"
+    command = [*_inside(outside), sys.executable, "-m", module, "--bind", "0.0.0.0", "--seconds", str(seconds)]
+    peers = started(command)
+    try:
+        yield
+    finally:
+        stopped(peers)
 
 
 def _inside(space: str) -> tuple[str, ...]:
