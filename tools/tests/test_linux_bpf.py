@@ -842,7 +842,7 @@ def test_rows_of_the_columns_match_the_schema():
 def test_the_benchmark_measures_every_row():
     from stonechat_tools.device import bench_bpf
 
-    for row, figures in bench_bpf.measure(repeats=1).items():
+    for row, figures in bench_bpf.measure(turns=1).items():
         assert figures["base_ns"] > 0 and figures["with_ns"] > 0, row
         assert figures["added_ns"] == pytest.approx(figures["with_ns"] - figures["base_ns"]), row
 

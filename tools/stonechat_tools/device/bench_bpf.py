@@ -1,7 +1,8 @@
 """What the BPF programs add to a system call and to a packet: the same loop with and without them, interleaved.
 
 `measure()` is called by `stonechat bench collect`. The loops run in a child, since the collector leaves out its own
-process; each figure is the best of many short repeats, because a shared machine only ever adds."""
+process; each figure is the best of thousands of slices of a fraction of a millisecond, because a shared machine only
+ever adds, and only a short slice is ever left in peace on a busy one."""
 
 import os
 import socket
@@ -9,12 +10,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-SYSCALLS_A_REPEAT = 20_000
-PACKETS_A_REPEAT = 2_000
+SYSCALLS_A_SLICE = 2_000
+PACKETS_A_SLICE = 200
+SLICES_A_TURN = 50
+TURNS = 30
 
 
 class Loop:
-    """A child that runs `body` each time it is asked. `run()` -> nanoseconds that one repeat took."""
+    """A child that runs `body` each time it is asked. `run()` -> nanoseconds that one slice took."""
 
     def __init__(self, body: Callable[[], None]) -> None:
         asks, self._ask = os.pipe()
@@ -44,12 +47,12 @@ class Loop:
 
 def syscalls() -> None:
     getppid = os.getppid
-    for _ in range(SYSCALLS_A_REPEAT):
+    for _ in range(SYSCALLS_A_SLICE):
         getppid()
 
 
 def packets(peers: int = 1) -> Callable[[], None]:
-    """-> a body that sends and receives PACKETS_A_REPEAT / 2 datagrams over loopback: each is one packet out and one
+    """-> a body that sends and receives PACKETS_A_SLICE / 2 datagrams over loopback: each is one packet out and one
     in. peers: to how many addresses of 127.0.0.0/8 in turn."""
     receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     receiver.bind(("0.0.0.0", 0))
@@ -58,25 +61,25 @@ def packets(peers: int = 1) -> Callable[[], None]:
     targets = [(f"127.0.{1 + i // 250}.{1 + i % 250}", port) for i in range(peers)]
 
     def body() -> None:
-        for i in range(PACKETS_A_REPEAT // 2):
+        for i in range(PACKETS_A_SLICE // 2):
             sender.sendto(b"x" * 64, targets[i % peers])
             receiver.recv(128)
 
     return body
 
 
-def added_ns(body: Callable[[], None], units: int, attach: Callable[[], Any], repeats: int) -> dict[str, float]:
+def added_ns(body: Callable[[], None], units: int, attach: Callable[[], Any], turns: int) -> dict[str, float]:
     """The loop without and with what attach() returns, turn by turn -> nanoseconds a unit of each, and the
     difference of the two best."""
     loop = Loop(body)
     without, beside = [], []
     try:
         loop.run()
-        for _ in range(repeats):
-            without.append(min(loop.run() for _ in range(5)))
+        for _ in range(turns):
+            without.append(min(loop.run() for _ in range(SLICES_A_TURN)))
             attached = attach()
             try:
-                beside.append(min(loop.run() for _ in range(5)))
+                beside.append(min(loop.run() for _ in range(SLICES_A_TURN)))
             finally:
                 attached.close()
     finally:
@@ -85,7 +88,7 @@ def added_ns(body: Callable[[], None], units: int, attach: Callable[[], Any], re
     return {"base_ns": base, "with_ns": min(beside) / units, "added_ns": (min(beside) - min(without)) / units}
 
 
-def measure(repeats: int = 25) -> dict[str, dict[str, float]]:
+def measure(turns: int = TURNS) -> dict[str, dict[str, float]]:
     """-> {"syscall", "packet, 1 peer", "packet, 256 peers", and both with an empty program}: base_ns, with_ns, added_ns
     each. The empty program is the floor: what this kernel and CPU ask for calling any program at all. Raises
     CollectorError or OSError where BPF does not start here."""
@@ -109,9 +112,9 @@ def measure(repeats: int = 25) -> dict[str, dict[str, float]]:
 
     lo = ["lo"]
     return {
-        "syscall": added_ns(syscalls, SYSCALLS_A_REPEAT, Syscalls, repeats),
-        "syscall, empty program": added_ns(syscalls, SYSCALLS_A_REPEAT, EmptySyscalls, repeats),
-        "packet, 1 peer": added_ns(packets(1), PACKETS_A_REPEAT, lambda: Connections(lo), repeats),
-        "packet, 256 peers": added_ns(packets(256), PACKETS_A_REPEAT, lambda: Connections(lo), repeats),
-        "packet, empty program": added_ns(packets(1), PACKETS_A_REPEAT, lambda: EmptyConnections(lo), repeats),
+        "syscall": added_ns(syscalls, SYSCALLS_A_SLICE, Syscalls, turns),
+        "syscall, empty program": added_ns(syscalls, SYSCALLS_A_SLICE, EmptySyscalls, turns),
+        "packet, 1 peer": added_ns(packets(1), PACKETS_A_SLICE, lambda: Connections(lo), turns),
+        "packet, 256 peers": added_ns(packets(256), PACKETS_A_SLICE, lambda: Connections(lo), turns),
+        "packet, empty program": added_ns(packets(1), PACKETS_A_SLICE, lambda: EmptyConnections(lo), turns),
     }

@@ -237,7 +237,7 @@ def _bpftrace(left_out: dict[str, str]) -> dict[str, float] | None:
         probe = _Bpftrace()
         figures: dict[str, float] = {"rss_kib": probe.rss_kib(), "start_s": round(probe.start_s, 2)}
         probe.close()
-        return figures | bench_bpf.added_ns(bench_bpf.syscalls, bench_bpf.SYSCALLS_A_REPEAT, _Bpftrace, 3)
+        return figures | bench_bpf.added_ns(bench_bpf.syscalls, bench_bpf.SYSCALLS_A_SLICE, _Bpftrace, 3)
     except OSError as error:
         left_out["bpftrace"] = str(error)
         return None
