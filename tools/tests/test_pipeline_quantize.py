@@ -151,6 +151,26 @@ def test_the_laboratory_records_and_leaves_nothing(tmp_path: Path, how: str) -> 
     assert f"stonechat-{os.getpid()}-" not in listed
 
 
+def test_a_recipes_later_part_is_recorded_beside_the_model_s_own(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    text = 'name = "x"\nrecordings = "r"\n[record]\nwindow_s = 2\nwindows = 3\ncollector = "bpf"\ndevices = [{}]\n'
+    text += "[later]\nwindows = 5\ndevices = [{}]\n"
+    path.write_text(text.format('{name = "a-1", kind = "sensor"}', '{name = "a-2", kind = "sensor"}'))
+    recipe = read_recipe(path)
+    later = recipe.part("later")
+    assert (recipe.recordings, later.recordings) == ("r", "r-later")
+    assert (recipe.record["windows"], later.record["windows"], later.record["window_s"]) == (3, 5, 2)
+    assert later.record["collector"] == "bpf" and later.record["devices"][0]["name"] == "a-2"
+    with pytest.raises(ConfigError, match=r"no \[test\]"):
+        recipe.part("test")
+    path.write_text(text.format('{name = "a-1", kind = "sensor"}', '{name = "a-2"}'))
+    with pytest.raises(ConfigError, match="kind"):
+        read_recipe(path)
+    assert main(["record", "--recipe", str(path), "--part", "test"]) == 1
+    assert main(["record", "x.csv", "--recipe", str(path)]) == 1
+    assert main(["record"]) == 1
+
+
 @pytest.mark.parametrize("how", ['guests = true\ncollector = "bpf"', 'guests = true\npeers = "loopback"', "guests = 1"])
 def test_guests_that_there_can_not_be_are_refused(tmp_path: Path, how: str) -> None:
     recipe = tmp_path / "recipe.toml"

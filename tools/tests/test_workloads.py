@@ -321,6 +321,21 @@ def test_a_trial_counts_windows_to_alarm_and_false_alarms(tmp_path):
     assert labels == ["benign"] * 6 + ["scan_1ps"] * 3 + ["shell_recon"] * 4
 
 
+def test_the_page_has_a_row_for_each_attack_and_a_column_for_each_kind():
+    base = {"windows": 12, "peak_evidence": 0.4, "top_features": ["syn_out", "peers"], "windows_to_alarm": None}
+    outcomes = [
+        base | {"device": "sensor-1", "attack": "scan_1ps", "windows_to_alarm": 4},
+        base | {"device": "plug-2", "attack": "scan_1ps", "windows_to_alarm": 2},
+        base | {"device": "plug-2", "attack": "beacon"},
+    ]
+    figures = {"model": "m", "window_s": 5.0, "rungs": [[1.0, 4.0, 6.0]], "learned_windows": 96, "attacks": outcomes}
+    text = trial.page(figures | {"false_alarms": 0, "benign_windows": 20}, "stonechat trial m.tflite")
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert rows[0].split(" | ")[2:] == ["4", "2", "syn_out, peers |"]
+    assert rows[1].split(" | ")[2:] == ["", "- (0.40 in 12)", " |"]
+    assert "(1, 4, 6)" in text and "`stonechat trial m.tflite`" in text
+
+
 def test_attacks_are_dealt_out_to_the_boxes_of_each_kind():
     names = ["a", "b", "c", "d", "e"]
     assert trial.deal(["x", "y"], names, 1) == [("x", names), ("y", names)]

@@ -15,6 +15,10 @@ makes it again.
     guests = true                   # each device a guest under User-mode Linux (guest.py); false: in a box (lab.py)
     devices = [{name = "sensor-1", kind = "sensor", pace = 4.0, seed = 1}]
 
+    [later]                         # what `stonechat record --recipe FILE --part later` records, for `calibrate`; and
+    windows = 400                   # [test], for `evaluate`. Keys that are not here are those of [record]
+    devices = [{name = "sensor-11", kind = "sensor", pace = 4.0, seed = 101}]
+
     [fit]                           # every key of FIT_KEYS, with its default
     learn_windows = 128
 """
@@ -26,7 +30,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,7 @@ from stonechat.errors import ConfigError
 from .trace import read_trace
 
 _TOP = {"name": str, "version": int, "summary": str, "recordings": str, "limits": list, "record": dict, "fit": dict}
+PARTS = ("later", "test")  # recordings that the model is not made of
 _RECORD = {
     "window_s": (int, float),
     "windows": int,
@@ -59,6 +64,16 @@ class Recipe:
     limits: list[str] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
     fit: dict[str, Any] = field(default_factory=dict)
+    later: dict[str, Any] = field(default_factory=dict)
+    test: dict[str, Any] = field(default_factory=dict)
+
+    def part(self, name: str) -> "Recipe":
+        """The recipe with the recording of this name in place of its own, in a folder beside that. Raises
+        ConfigError."""
+        table: dict[str, Any] = getattr(self, name)
+        if not table:
+            raise ConfigError(f"{self.path}: it has no [{name}]")
+        return replace(self, record=self.record | table, recordings=f"{self.recordings}-{name}")
 
     @property
     def folder(self) -> Path:
@@ -80,10 +95,18 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
             table = tomllib.load(file)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name}: not TOML: {error}") from None
-    _check(table, _TOP, name)
+    _check(table, _TOP | dict.fromkeys(PARTS, dict), name)
     if not table.get("name") or not table.get("recordings"):
         raise ConfigError(f"{name}: it needs name and recordings")
     record = table.get("record", {})
+    _check_record(record, name)
+    for part in PARTS:
+        if part in table:
+            _check_record(record | table[part], name)
+    return Recipe(name, **table)
+
+
+def _check_record(record: Any, name: str) -> None:
     _check(record, _RECORD, f"{name}: [record]")
     for device in record.get("devices", []):
         _check(device, _DEVICE, f"{name}: devices")
@@ -98,7 +121,6 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         raise ConfigError(f"{name}: [record] has collector proc or bpf, and peers remote or loopback")
     if record.get("guests") and (record.get("collector") == "bpf" or record.get("peers") == "loopback"):
         raise ConfigError(f"{name}: [record] guests have no BPF and remote peers")
-    return Recipe(name, **table)
 
 
 def _check(table: Any, known: dict[str, Any], where: str) -> None:

@@ -8,6 +8,7 @@ Examples:
   stonechat record demo.csv.gz --window 2 --interfaces eth0,lo --label benign
   stonechat record scan.csv.gz --window 5 --windows 60 --label connect-scan
   stonechat record doors.csv.gz --window 60 --counters counters.toml
+  stonechat record --recipe models/linux-1/recipe.toml --part later
 """
 
 import argparse
@@ -23,6 +24,7 @@ from stonechat.compat import ticks_diff, ticks_ms
 from stonechat.errors import CollectorError, ConfigError
 from stonechat.window import Window
 
+from .recipe import PARTS
 from .trace import BENIGN, TraceWriter, read_trace, write_trace
 
 MAX_READ_ERRORS = 10  # in a row; then the recording ends and says why
@@ -30,7 +32,9 @@ MAX_READ_ERRORS = 10  # in a row; then the recording ends and says why
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("trace", help="the file to write: .csv, .csv.gz or .parquet")
+    add("trace", nargs="?", help="the file to write: .csv, .csv.gz or .parquet")
+    add("--recipe", metavar="TOML", help="record the simulated devices of this recipe in its folder (needs root)")
+    add("--part", choices=PARTS, help="with --recipe: those of this part, which the model is not made of")
     add("--windows", type=int, metavar="N", help="how many windows the file shall hold (default: until ^C)")
     add("--window", type=float, default=5.0, metavar="S", help="length of a window in seconds (default 5)")
     add("--settle", type=int, default=0, metavar="N", help="let N windows pass first, at least until peers are learned")
@@ -46,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if (args.trace is None) == (args.recipe is None) or (args.part and not args.recipe):
+        raise ConfigError("name the file to write, or a --recipe")
+    if args.recipe:
+        return _record_recipe(args)
     if not 0.05 <= args.window <= 86_400:
         raise ConfigError(f"--window {args.window}: want 0.05 to 86400 seconds")
     if args.windows is not None and args.windows < 1:
@@ -83,6 +91,20 @@ def run(args: argparse.Namespace) -> int:
             f"{window.dropped} dropped" + ("" if complete else "; interrupted: --resume goes on")
         )
     return 0 if complete or args.windows is None else 130
+
+
+def _record_recipe(args: argparse.Namespace) -> int:
+    from . import recipe
+
+    wanted = recipe.read_recipe(args.recipe)
+    if args.part:
+        wanted = wanted.part(args.part)
+    traces = recipe.record(wanted)
+    if args.json:
+        print(json.dumps({"traces": traces}))
+    else:
+        print(f"{len(traces)} traces in {wanted.recordings}")
+    return 0
 
 
 def open_collector(
