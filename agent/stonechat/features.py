@@ -52,14 +52,16 @@ def log2_q8(v: int) -> int:
 
 
 class Schema:
-    """name; columns: ((name, unit, kind), ...) in their order; `kinds`: theirs. `id` is eight bytes: the start of
-    SHA-256 over the deterministic CBOR of the columns, so that two devices agree on it without a registry."""
+    """name; columns: ((name, unit, kind), ...) in their order. `id` is eight bytes: the start of SHA-256 over the
+    deterministic CBOR of the columns, so that two devices agree on it without a registry."""
 
     def __init__(self, name: str, columns) -> None:
         self.name = name
         self.columns = tuple(columns)
         self.kinds = tuple([column[2] for column in self.columns])
-        self.id = sha256(cbor.dumps(self.columns)).digest()[:8]
+        packed = bytearray()
+        cbor.encode(self.columns, packed)
+        self.id = sha256(packed).digest()[:8]
 
     def __len__(self) -> int:
         return len(self.columns)

@@ -140,10 +140,8 @@ class Head:
         if self._state is None:
             return
         detector = self.detector
-        if self._seen >= self.meta.learn_windows >> 1:
-            self._state.put(self._norm_section, self.adaptation.dump())
-        else:
-            self._state.drop(self._norm_section)
+        centred = self._seen >= self.meta.learn_windows >> 1
+        self._state.put(self._norm_section, self.adaptation.dump() if centred else b"")
         kept = array("i", [self._seen, detector.place_q8, detector.spread_q8, self.verdict.level] + detector.evidence)
         self._state.put(self._cal_section, bytes(kept) + self._rows)
 

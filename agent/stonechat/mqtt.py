@@ -12,18 +12,47 @@ an attempt. A TLS handshake goes on in poll() step by step; its arithmetic takes
 A QoS 1 publish stays in RAM until the broker acknowledges it, and is sent again, marked as a duplicate, after a
 reconnect: wait until `in_flight` is empty before a reset or a deep sleep. The session is persistent (clean session
 off), so that the broker keeps what comes for a device that sleeps.
+
+Reconnects wait with exponential back-off and jitter, so that a fleet does not come back in one second. Source:
+"Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 """
 
+import os
 import select
 from errno import EAGAIN, EINPROGRESS
 
-from .backoff import Backoff
-from .compat import const, ticks_diff, ticks_ms
+from .compat import const, ticks_add, ticks_diff, ticks_ms
 from .errors import MQTTError
 
-CONNECT_MS = const(10_000)  # from the start of TCP to CONNACK
+_CONNECT_MS = const(10_000)  # from the start of TCP to CONNACK
 _READS_PER_POLL = const(48)  # some twenty packets
 _STRIKES = const(3)  # half keep-alives that a publish may stay unacknowledged while pings are answered
+_FIRST_MS = const(1_000)  # of the back-off
+_LONGEST_MS = const(120_000)
+
+
+class Backoff:
+    """due() tells whether to try now; failed() and worked() tell it how the try went."""
+
+    _span_ms: int
+    _due_ms: int
+
+    def __init__(self) -> None:
+        self.worked()
+
+    def due(self) -> bool:
+        return ticks_diff(ticks_ms(), self._due_ms) >= 0
+
+    def failed(self) -> None:
+        """Wait a random time between half of the span and the span, and double the span up to its limit."""
+        random = os.urandom(2)
+        half_ms = self._span_ms // 2
+        self._due_ms = ticks_add(ticks_ms(), half_ms + (random[0] << 8 | random[1]) % (half_ms + 1))
+        self._span_ms = min(2 * self._span_ms, _LONGEST_MS)
+
+    def worked(self) -> None:
+        self._span_ms = _FIRST_MS
+        self._due_ms = ticks_ms()
 
 
 class Client:
@@ -52,7 +81,7 @@ class Client:
         if socket is None:
             import socket
         self._net = socket
-        self._where = (host, port)
+        self._where = (host, port, 0, socket.SOCK_STREAM)
         self._tls = tls
         self._half_ms = keepalive_s * 500
         self.on_message = on_message
@@ -62,22 +91,20 @@ class Client:
         if will:
             flags = 4 | will[2] << 3 | will[3] << 5
             tail += _text(will[0]) + _text(will[1])
-        if user is not None:
-            flags |= 128
-            tail += _text(user)
-        if password is not None:
-            flags |= 64
-            tail += _text(password)
+        for field, flag in ((user, 128), (password, 64)):
+            if field is not None:
+                flags |= flag
+                tail += _text(field)
         self._hello = _packet(0x10, b"\x00\x04MQTT\x04", bytes((flags,)), _u16(keepalive_s), tail)
         self._backoff = Backoff()
         self._tries = 0
-        self._topics = []
         self.in_flight = []  # (packet id, packet) of each QoS 1 publish that is not acknowledged
         self._most = max_in_flight
         self._id = 0
+        self._topics = []
         self.oversize = 0
         self.refused = 0  # subscriptions that the broker refused
-        self._rx = memoryview(bytearray(max_packet + 5))
+        self._rx = memoryview(bytearray(max_packet))
         self._start = self._rx[:2]  # so that a poll() that finds nothing allocates nothing
         self._socket = None
         self._call = None  # (callback, arguments) that the packet just read asks for
@@ -88,11 +115,10 @@ class Client:
         poll() tries again, after a jittered back-off."""
         self._drop()
         self._backoff.failed()  # until the broker has answered
-        net = self._net
-        infos = net.getaddrinfo(self._where[0], self._where[1], 0, net.SOCK_STREAM)
+        infos = self._net.getaddrinfo(*self._where)
         info = infos[self._tries % len(infos)]
         self._tries += 1
-        stream = self._socket = net.socket(info[0], info[1])
+        stream = self._socket = self._net.socket(info[0], info[1])
         stream.setblocking(False)
         try:
             stream.connect(info[-1])
@@ -113,10 +139,10 @@ class Client:
         if len(self._queue) >= self._most or qos and len(self.in_flight) >= self._most:
             raise MQTTError("busy")
         number = self._next_id() if qos else b""
-        packet = _packet(0x30 | qos << 1 | retain, _text(topic), number, payload)
+        message = _packet(0x30 | qos << 1 | retain, _text(topic), number, payload)
         if qos:
-            self.in_flight.append((number, packet))
-        self._send(packet)
+            self.in_flight.append((number, message))
+        self._send(message)
 
     def subscribe(self, topic, qos=1):
         """qos: 0 or 1. Holds for every later connection too."""
@@ -124,14 +150,13 @@ class Client:
         if self.connected:
             self._ask_for(topic, qos)
 
-    def poll(self, wait_s=0.0):
+    def poll(self, wait_s: float = 0):
         """Move what can be moved, waiting at most wait_s for something to come. Raises OSError or MQTTError once when
         the connection is lost; reconnects when that is due."""
         if not self._socket:
             if self._backoff.due():
                 self.connect(False)
             return
-        was_connected = self.connected
         try:
             if (wait_s or not self._write) and self._poller.poll(int(wait_s * 1000)) and not self._write:
                 self._open(self._socket)
@@ -143,7 +168,7 @@ class Client:
                 self._flush()
             self._clock()
         except (OSError, MQTTError):
-            if was_connected:
+            if self.connected:
                 self._backoff.failed()
             self._drop()
             raise
@@ -168,7 +193,6 @@ class Client:
         self._sent = 0
         self._awaited = True  # CONNACK first, PINGRESP later
         self._strikes = 0
-        self._skip = 0  # bytes of an oversize message that are still to come
         self._expect()
 
     def _open(self, stream):
@@ -182,11 +206,11 @@ class Client:
         self._queue.append(self._hello)
 
     def _clock(self):
-        limit_ms = self._half_ms if self.connected else CONNECT_MS
+        limit_ms = self._half_ms if self.connected else _CONNECT_MS
         if ticks_diff(ticks_ms(), self._timer_ms) < limit_ms:
             return
         if self._awaited or self._strikes >= _STRIKES:
-            raise MQTTError("no answer in %d ms" % limit_ms)
+            raise MQTTError("no answer")
         if self.in_flight:
             self._strikes += 1
         self._awaited = True
@@ -207,8 +231,8 @@ class Client:
     def _ask_for(self, topic, qos):
         self._queue.append(_packet(0x82, self._next_id(), _text(topic), bytes((qos,))))
 
-    def _send(self, packet):
-        self._queue.append(packet)
+    def _send(self, message):
+        self._queue.append(message)
         try:
             self._flush()
         except OSError:
@@ -217,64 +241,53 @@ class Client:
     def _flush(self):
         while self._queue:
             # One packet at a time, never joined: TLS must see the same bytes again after it could not write them.
-            packet = self._queue[0]
-            count = _move(self._write, memoryview(packet)[self._sent :])
+            message = self._queue[0]
+            count = _move(self._write, memoryview(message)[self._sent :])
             if not count:
                 return
             self._sent += count
-            if self._sent >= len(packet):
+            if self._sent >= len(message):
                 self._sent = 0
                 self._queue.pop(0)
 
     def _expect(self):
         self._have = 0
         self._need = 2
-        self._head = 0  # bytes of the fixed header, 0 while it is not complete
-        self._into = self._start
+        self._body = 0  # where the body begins, 0 while the fixed header is not complete
 
     def _receive(self):
         """Read one piece, and handle the packet if that completes it. False if there was nothing to read."""
-        count = _move(self._read, self._into)
-        if count is None:
-            return False
+        rx = self._rx
+        most = len(rx)
+        have = self._have
+        view = self._start
+        if have:  # what is too long for rx is read into its end, again and again
+            at = have if self._need <= most else min(have, most - 8)
+            view = rx[at : at + self._need - have]
+        count = _move(self._read, view)
         if not count:
+            if count is None:
+                return False
             raise MQTTError("closed")
-        if self._skip and not self._have:
-            self._skip -= count
-            self._into = self._rx[: self._skip] if self._skip else self._start
-            return True
-        self._have += count
-        if self._have == self._need and not self._head:
-            self._measure()
-        if self._have < self._need:
-            self._into = self._rx[self._have : self._need]
-            return True
-        body = self._rx[self._head : self._need]
-        self._expect()
-        if self._skip:
-            self._into = self._rx[: self._skip]
-        self._handle(self._rx[0], body)
+        self._have = have = have + count
+        if have == self._need and not self._body:  # the fixed header ends with a byte without its top bit
+            length = 0
+            for i in range(have - 1, 0, -1):
+                length = length << 7 | rx[i] & 127
+            if rx[have - 1] & 128:
+                length = 1
+                if have > 4:
+                    raise MQTTError("malformed")
+            else:
+                self._body = have
+            self._need += length
+        if have == self._need:
+            body = rx[self._body : have]
+            self._expect()
+            self._handle(rx[0], body, have > most)
         return True
 
-    def _measure(self):
-        rx = self._rx
-        last = self._have - 1
-        if rx[last] & 128:
-            if last == 4:
-                raise MQTTError("malformed")
-            self._need += 1
-            return
-        length = 0
-        for i in range(last, 0, -1):
-            length = length << 7 | rx[i] & 127
-        self._head = last + 1
-        if length > len(rx) - 5:
-            self.oversize += 1
-            self._skip = length - len(rx) + 5
-            length = len(rx) - 5
-        self._need = last + 1 + length
-
-    def _handle(self, first, body):
+    def _handle(self, first, body, oversize):
         kind = first >> 4
         length = len(body)
         if self.connected is (kind == 2):
@@ -282,7 +295,7 @@ class Client:
         if kind == 2 and length == 2:
             self._welcome(body[1])
         elif kind == 3:
-            self._take(first >> 1 & 3, body)
+            self._take(first >> 1 & 3, body, oversize)
         elif kind == 4 and length == 2:
             for entry in self.in_flight:
                 if entry[0] == bytes(body):
@@ -296,7 +309,7 @@ class Client:
             self._awaited = False
             self._backoff.worked()
         else:
-            raise MQTTError("packet %d of %d bytes" % (kind, length))
+            raise MQTTError("packet %d" % first)
 
     def _welcome(self, code):
         if code:
@@ -307,13 +320,13 @@ class Client:
         self._timer_ms = ticks_ms()
         for topic, qos in self._topics:
             self._ask_for(topic, qos)
-        for _, packet in self.in_flight:
-            packet[0] |= 8
-            self._queue.append(packet)
+        for _, message in self.in_flight:
+            message[0] |= 8
+            self._queue.append(message)
         if self.on_connect:
             self._call = self.on_connect, ()
 
-    def _take(self, qos, body):
+    def _take(self, qos, body, oversize):
         """A PUBLISH, acknowledged before the callback sees it: one that the callback can't stand must not come back
         for ever."""
         try:
@@ -327,7 +340,9 @@ class Client:
             raise MQTTError("malformed")
         if qos:
             self._queue.append(b"\x40\x02" + bytes(body[start:end]))
-        if self.on_message and not self._skip:
+        if oversize:
+            self.oversize += 1
+        elif self.on_message:
             self._call = self.on_message, (topic, bytes(body[end:]))
 
 
@@ -336,18 +351,17 @@ def _move(call, view):
     try:
         return call(view)
     except OSError as error:
-        if error.errno in (EAGAIN, 2, 3):  # CPython's ssl says "want read" and "want write" as 2 and 3
-            return None
-        raise
+        if error.errno not in (EAGAIN, 2, 3):  # CPython's ssl says "want read" and "want write" as 2 and 3
+            raise
 
 
 def _u16(number):
     return bytes((number >> 8, number & 255))
 
 
-def _text(text):
-    """text: str or bytes -> with its two length bytes, as MQTT wants it."""
-    raw = text.encode() if isinstance(text, str) else text
+def _text(value):
+    """value: str or bytes -> with its two length bytes, as MQTT wants it."""
+    raw = value.encode() if isinstance(value, str) else value
     if len(raw) > 65535:
         raise MQTTError("field too long")
     return _u16(len(raw)) + raw

@@ -1,8 +1,6 @@
 """Store and forward: reports wait here until a collector says that it has committed them.
 
-Outbox  a ring of segment files, 512 bytes each, on littlefs and ext4 alike; survives power cuts
-Queue   the same in RAM, for a device without a file system
-
+A ring of segment files, 512 bytes each, on littlefs and ext4 alike; survives power cuts. (queue.py is the same in RAM.)
 A segment is a run of records: '<HII' length, sequence number, CRC-32 of both and of the body; then the body. The first
 record of a segment is a mark (top bit of the length set; body '<II' boot, oldest sequence number not acknowledged; its
 sequence number is one that no report can have used before it), so the newest segment alone tells where the device
@@ -16,58 +14,13 @@ from struct import pack, unpack_from
 from .compat import const, epoch_s, sync_file, write_atomic
 from .errors import OutboxError
 
-SEGMENT_BYTES = const(512)
+_SEGMENT_BYTES = const(512)
 _HEADER_BYTES = const(10)
 _MARK_BYTES = const(18)
 _MARK = const(0x8000)
 _RESERVE = const(64)  # numbers that reports may use before they are written down (a full disk)
-_CLOSED = const(SEGMENT_BYTES + 1)  # where the next record would go, while no segment is open
+_CLOSED = const(_SEGMENT_BYTES + 1)  # where the next record would go, while no segment is open
 _AHEAD = const(30)  # acknowledgements out of order are held for this many numbers, in one small int
-
-
-class Queue:
-    """A bounded queue in RAM. Its numbers start at the clock's seconds, so that a restart does not reuse them.
-    `sequence` is the next report's number, `oldest` the first one not acknowledged, `lost` counts what was dropped."""
-
-    def __init__(self, max_bytes: int = 2048, sequence: int = 0) -> None:
-        self.max_bytes = max_bytes
-        self.sequence = sequence or epoch_s() or 1
-        self.oldest = self.sequence
-        self.boot = epoch_s()  # it can't count its starts
-        self.lost = 0
-        self.spare = True  # nothing is written down, so nothing can be reused by a restart but by the clock
-        self._records: list = []
-        self._bytes = 0
-
-    def append(self, body) -> int:
-        """Hold `body` as number `sequence`, which is returned; the oldest are dropped where room is short."""
-        self._bytes += len(body)
-        self._records.append((self.sequence, bytes(body)))
-        self.sequence += 1
-        while self._bytes > self.max_bytes and len(self._records) > 1:
-            self._bytes -= len(self._records.pop(0)[1])
-            self.lost += 1
-        self._forward()
-        return self.sequence - 1
-
-    def after(self, sequence: int):
-        """The first record behind `sequence` as (sequence, body), or None."""
-        for record in self._records:
-            if record[0] > sequence:
-                return record
-        return None
-
-    def ack(self, first: int, last: int) -> None:
-        """Forget first..last, both included."""
-        self._records = [record for record in self._records if not first <= record[0] <= last]
-        self._bytes = sum([len(record[1]) for record in self._records])
-        self._forward()
-
-    def _forward(self) -> None:
-        self.oldest = self._records[0][0] if self._records else self.sequence
-
-    def save(self) -> None:
-        pass
 
 
 class Outbox:
@@ -75,10 +28,10 @@ class Outbox:
     written. `boot` counts the starts; `damaged` the records that a torn write or a bad medium has cost."""
 
     def __init__(self, path: str, max_bytes: int = 32_768) -> None:
-        if max_bytes < 2 * SEGMENT_BYTES:
-            raise OutboxError("outbox: max_bytes is %d, at least %d" % (max_bytes, 2 * SEGMENT_BYTES))
+        if max_bytes < 2 * _SEGMENT_BYTES:
+            raise OutboxError("outbox: max_bytes is %d, at least %d" % (max_bytes, 2 * _SEGMENT_BYTES))
         self.path = path
-        self.max_segments = max_bytes // SEGMENT_BYTES
+        self.max_segments = max_bytes // _SEGMENT_BYTES
         self.sequence = 0
         self.oldest = 0
         self.boot = 0
@@ -122,7 +75,7 @@ class Outbox:
             self._cache = b""
             try:
                 with open(self._name(number), "rb") as file:
-                    self._cache = file.read(2 * SEGMENT_BYTES)
+                    self._cache = file.read(2 * _SEGMENT_BYTES)
             except OSError:
                 self.damaged += 1
             self._cached = number
@@ -186,12 +139,12 @@ class Outbox:
     def append(self, body) -> int:
         """Write `body` down as number `sequence`, which is returned once it is on the medium. Raises OutboxError where
         the medium refuses; the number is used up then, `spare` tells whether the report may go out under it."""
-        if _MARK_BYTES + _HEADER_BYTES + len(body) > SEGMENT_BYTES:
+        if _MARK_BYTES + _HEADER_BYTES + len(body) > _SEGMENT_BYTES:
             raise OutboxError("outbox: a report of %d bytes" % len(body))
         sequence = self.sequence
         record = _record(len(body), sequence, body)
         try:
-            if self._at + len(record) > SEGMENT_BYTES:
+            if self._at + len(record) > _SEGMENT_BYTES:
                 self._new_segment()  # before the number counts as used: all that is acknowledged ends below it
             self.sequence = sequence + 1
             self._file.write(record)
@@ -285,7 +238,7 @@ class Outbox:
     def save(self) -> None:
         """Write down what is acknowledged, without the reserve: before a deep sleep or an orderly stop. Costs one
         record; without it a start sends up to a segment again, which the collector drops."""
-        if self._at + _MARK_BYTES > SEGMENT_BYTES:
+        if self._at + _MARK_BYTES > _SEGMENT_BYTES:
             return
         try:
             self._file.write(self._mark(0))
@@ -297,7 +250,7 @@ class Outbox:
 
 def _record(length: int, sequence: int, body) -> bytes:
     head = pack("<HI", length, sequence)
-    return b"".join((head, pack("<I", crc32(body, crc32(head)) & 0xFFFFFFFF), body))
+    return b"".join((head, pack("<I", crc32(body, crc32(head))), body))
 
 
 def _check(data: bytes, at: int) -> tuple:
@@ -309,6 +262,6 @@ def _check(data: bytes, at: int) -> tuple:
     if end > len(data) or (length & ~_MARK) == 0:
         return -1, 0
     body = data[at + _HEADER_BYTES : end]
-    if crc32(body, crc32(data[at : at + 6])) & 0xFFFFFFFF != crc:
+    if crc32(body, crc32(data[at : at + 6])) != crc:
         return -1, 0
     return length, sequence

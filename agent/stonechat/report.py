@@ -1,450 +1,197 @@
 """What the device says, and when. stonechat.cddl, beside this file, describes every message.
 
 Normal windows are summed up (a heartbeat each `heartbeat_windows`: lowest, median and highest score); a change of level
-is said at once. What a report costs is taken from a bucket that fills by 7/8 of `bytes_per_day` a day and holds 1/8 of
-it, so no 24 hours bring forth more than `bytes_per_day`: short of bytes, heartbeats grow longer first and changes of
-level wait last. Reports wait in the outbox until the collector has committed them; they are sealed as they are sent,
-and one that is sent late says so.
-
-Commands come authenticated, numbered and with an expiry. Mute, maintenance and "report now" are carried out here; the
-codes named in `supported` are answered "accepted" and handed to the agent; all others are answered "not supported".
+is said at once. Reporter alone keeps nothing but the one report that is due: while the broker is out of reach, each
+window makes it anew, so that the next one that gets through tells a change of level, or sums up all windows since the
+last. delivery.py keeps reports until a collector has them, bounds their bytes and carries out commands.
 """
 
-from struct import pack, unpack
+from array import array
+from struct import pack
 
-from . import cbor, cose
+from . import cbor
 from .compat import const, epoch_s, ticks_diff
-from .errors import OutboxError, StonechatError, WireError
-from .outbox import Outbox, Queue
+from .cose import Mac
+from .errors import WireError
 
-VERSION = const(1)
-
-MUTE = const(1)  # [until]: changes of level are not said until then; heartbeats go on
-MAINTENANCE = const(2)  # [until]: everything is said, flagged as maintenance
-WAS_NORMAL = const(3)  # [sequence number of the report]
-CALIBRATE = const(4)
-REPORT_NOW = const(5)
-STOP_RESPONDING = const(6)
-RELEASE = const(7)  # [what to release]
-
-ACCEPTED = const(0)
-NOT_SUPPORTED = const(1)
-EXPIRED = const(2)
-BAD_ARGUMENTS = const(3)
-CLOCK_UNSET = const(4)
-
-FLAG_LEARNING = const(1)
-FLAG_MUTED = const(2)
-FLAG_MAINTENANCE = const(4)
-
-# The facts that status() takes, in the order of their keys from 5 on.
-FACTS = (
-    "online",
-    "number",
-    "firmware",
-    "model",
-    "schema",
-    "window_ms",
-    "sources",
-    "adaptation_q8",
-    "learning",
-    "agent",
-)
-
-MAX_ID = const(64)
-MAX_SCORES = const(64)  # a summary's median is that of so many windows, the last ones
-MAX_DETAIL = const(64)
-MAX_COMMAND_LIFE_S = const(86_400)
-_IN_FLIGHT = const(30)  # numbers on their way; what the outbox can acknowledge out of order
-_BURST = const(16)  # reports that one pump() sends
-_LATE_S = const(60)
-_SEAL_BYTES = const(17)
-_RESERVE_BYTES = const(256)  # what heartbeats leave in the bucket for changes of level
-_RESEND_MAX_MS = const(3_600_000)
+_VERSION = const(1)
+_LEARNING = const(1)  # a flag
+_MAX_ID = const(64)
+_RING = const(64)  # a summary's median is that of so many windows, the last ones
 _FIELDS = const(17)
+_NUMBERS = const(1024)
 
 
 class Reporter:
-    """device_id: letters, digits, '-', '_', '.'; key: the device's secret, 32 bytes; outbox: an Outbox, or None for a
-    small queue in RAM; heartbeat_windows: 1 reports every window; bytes_per_day: 0 sets no limit; state: remembers the
-    last command across restarts; free_on_publish: for a fleet without a collector that acknowledges, the outbox is
-    freed as soon as the broker has the report (what the broker then loses is lost); disclose: send the `detail` that
-    observe() is given (it may hold addresses) with changes of level."""
+    """device_id: letters, digits, '-', '_', '.'; key: the device's secret, 32 bytes; heartbeat_windows: 1 reports every
+    window. `sequence` is the next report's number, never used twice by a device; `boot` a number that rises with every
+    start."""
+
+    subscriptions: tuple = ()  # topics that the transport should hear
+    lost: int | None = None  # reports dropped since this boot
+    trouble: tuple | None = (
+        None  # for the status: (messages rejected, reports not written down, changes of level held back)
+    )
 
     def __init__(
         self,
         device_id: str,
         key: bytes,
-        outbox=None,
         *,
         prefix: str = "stonechat/1/fleet/",
         heartbeat_windows: int = 30,
-        bytes_per_day: int = 40_000,
-        state=None,
-        supported: tuple = (),
-        free_on_publish: bool = False,
-        disclose: bool = False,
-        resend_ms: int = 30_000,
+        sequence: int = 1,
+        boot: int = 0,
     ) -> None:
-        _check_id(device_id)
-        base = prefix.rstrip("/") + "/" + device_id + "/"
-        self.topics = {name: base + name for name in ("report", "status", "ack", "command", "model")}
-        self.subscriptions = (self.topics["ack"], self.topics["command"])
-        self.outbox: Outbox | Queue = Queue() if outbox is None else outbox
+        plain = 0
+        for c in device_id:
+            if c not in "-_.":
+                plain += 1 if "0" <= c <= "9" or "A" <= c <= "Z" or "a" <= c <= "z" else 1 + _MAX_ID
+        if not 0 < plain <= len(device_id) <= _MAX_ID:
+            raise WireError("device id: 1 to 64 letters, digits, '-', '_', '.'")
+        self.topic = prefix.rstrip("/") + "/" + device_id + "/"
         self.heartbeat_windows = heartbeat_windows
-        self.bytes_per_day = bytes_per_day
-        self.supported = supported
-        self.free_on_publish = free_on_publish
-        self.disclose = disclose
-        self.resend_ms = resend_ms
-        self.rejected = 0  # messages that were malformed, forged or replayed
-        self.unsaved = 0  # reports that the outbox could not write down
-        self.held_back = 0  # changes of level that the bucket, or a mute, kept from being said
+        self.sequence = sequence
+        self.boot = boot
         self.published = 0
-        self.published_bytes = 0
-        self._report_mac = cose.Mac(cose.derive(key, cose.REPORT), device_id)
-        self._status_mac = cose.Mac(cose.derive(key, cose.STATUS), device_id)
-        self._ack_mac = cose.Mac(cose.derive(key, cose.ACK), device_id)
-        self._command_mac = cose.Mac(cose.derive(key, cose.COMMAND), device_id)
-        self._state = state
-        self._last_command = unpack("<I", state.get(b"command", bytes(4)))[0] if state else 0
-        self._fields: list = [None] * _FIELDS
-        self._scores: list = []
-        self._windows = 0
-        self._score_min = 0
-        self._score_max = 0
-        self._level = 0
-        self._report_now = False
-        self._mute_until_s = 0
-        self._maintenance_until_s = 0
-        self._uptime_ms = 0
+        self.uptime_s = 0
+        self._ms = 0  # of the second that runs
         self._last_ms: int | None = None
-        self._collector_offset_s = 0  # the collector's clock less our uptime, while our own clock is unset
+        self._mac = Mac(key, b"report", device_id)
+        self._status_mac = Mac(key, b"status", device_id)
+        self._fields: list = [None] * _FIELDS
+        self._body = bytearray(96)
+        self._due = 0  # a report stands in _body: 1, or 2 where it tells a change of level
+        self._scores = array("H", [0] * _RING)
+        self._low = self._high = 0  # score
+        self._windows = 0  # since the last report
+        self._level = 0  # that the last report told
         self._status_number = 0
-        self._bucket = bytes_per_day // 8 * 1000  # thousandths of a byte
-        self._unfilled_ms = 0
-        self._spill: list = []  # reports that could not be written down, straight from RAM
-        self._sent = self.outbox.oldest - 1
-        self._made = 0  # number of the last report,
-        self._made_ms = 0  # and its uptime
-        self._wait_ms = resend_ms
-        self._quiet_ms = 0  # since the last acknowledgement, while some are due
-        self._silent = False
 
-    # --- making reports -------------------------------------------------------------------------------------------
+    @property
+    def status_topic(self) -> str:
+        return self.topic + "status"
 
-    def observe(self, verdict, now_ms: int, detail: str | None = None) -> None:
-        """Take one window's verdict; a report is put into the outbox where one is due. Raises nothing of its own: a
-        medium that refuses is counted in `unsaved`, and the report goes out from RAM."""
-        self._advance(now_ms)
-        score = min(verdict.score_q8, 0xFFFF)
-        if not self._windows:
-            self._score_min = self._score_max = score
-        self._windows += 1
-        self._score_min = min(self._score_min, score)
-        self._score_max = max(self._score_max, score)
-        if len(self._scores) >= MAX_SCORES:
-            self._scores.pop(0)
-        self._scores.append(score)
-        changed = verdict.level != self._level
-        if changed and epoch_s() < self._mute_until_s:
-            changed = False
-            if verdict.changed:
-                self.held_back += 1
-        if changed or self._report_now or self.heartbeat_windows == 1:
-            body = self._window_report(verdict, score, detail if changed and self.disclose else None)
-            if self._afford(len(body), 0 if changed or self._report_now else _RESERVE_BYTES):
-                self._keep(body)
-                self._level = verdict.level
-                self._report_now = False
-                self._begin_summary()
-                return
-            if changed and verdict.changed:
-                self.held_back += 1
-        if self._windows >= self.heartbeat_windows > 1:
-            body = self._summary(verdict)
-            if self._afford(len(body), _RESERVE_BYTES):
-                self._keep(body)
-                self._begin_summary()
+    def observe(self, verdict, now_ms: int) -> None:
+        """Take one window's verdict, at now_ms (ticks); a report is made where one is due."""
+        self.pass_time(now_ms)
+        score_q8 = verdict.score_q8
+        windows = self._windows
+        if not windows or score_q8 < self._low:
+            self._low = score_q8
+        if not windows or score_q8 > self._high:
+            self._high = score_q8
+        self._scores[windows % _RING] = score_q8
+        self._windows = windows = windows + 1
+        urgent = self._urgent(verdict)
+        one = urgent or self.heartbeat_windows == 1
+        if not (one or windows >= self.heartbeat_windows) or self._due > 1 and not urgent:
+            return
+        fields = self._begin()
+        fields[5] = self._level
+        fields[6] = self._flags(verdict) or None
+        fields[9] = verdict.evidence_q8
+        if one:
+            fields[5] = verdict.level
+            fields[7] = score_q8
+            fields[8] = verdict.surprise_q8
+            if verdict.level or self._level:
+                fields[10] = out = bytearray()
+                for index, z_q4, share in verdict.explain(3):
+                    out.extend(bytes((index, z_q4 & 255, share)))
+        else:
+            fields[11] = windows
+            fields[12] = (self._low, self._median(), self._high)
+        self._encode()
+        self._keep(urgent)
 
-    def _begin_summary(self) -> None:
-        self._windows = 0
-        self._scores.clear()
+    def _urgent(self, verdict) -> bool:
+        """Is this window worth a report of its own?"""
+        return verdict.level != self._level
 
-    def _head(self) -> list:
-        """Version, sequence number and time: what every report begins with."""
+    def _flags(self, verdict) -> int:
+        return _LEARNING if verdict.learning else 0
+
+    def _begin(self) -> list:
+        """-> the fields of a new report, with what all of them carry."""
         fields = self._fields
         for i in range(_FIELDS):
             fields[i] = None
-        now_s = epoch_s()
-        fields[0] = VERSION
-        fields[1] = self.outbox.sequence
-        fields[2] = self.outbox.boot
-        if now_s:
-            fields[3] = now_s
-        else:
-            fields[4] = self._uptime_ms // 1000
-        fields[14] = self.outbox.lost or None
+        fields[0] = _VERSION
+        fields[1] = self.sequence
+        fields[2] = self.boot
+        fields[3] = epoch_s() or None
+        fields[4] = None if fields[3] else self.uptime_s
+        fields[14] = self.lost
         return fields
 
-    def _flags(self, verdict) -> int | None:
-        now_s = epoch_s()
-        flags = FLAG_LEARNING if verdict.learning else 0
-        if now_s < self._mute_until_s:
-            flags |= FLAG_MUTED
-        if now_s < self._maintenance_until_s:
-            flags |= FLAG_MAINTENANCE
-        return flags or None
+    def _encode(self) -> None:
+        self._body[:] = b""  # it keeps its room: no report but the longest so far allocates any
+        cbor.encode_fields(self._fields, self._body)
 
-    def _window_report(self, verdict, score: int, detail: str | None) -> bytearray:
-        fields = self._head()
-        fields[5] = verdict.level
-        fields[6] = self._flags(verdict)
-        fields[7] = score
-        fields[8] = min(verdict.surprise_q8, 0xFFFF)
-        fields[9] = min(verdict.evidence_q8, 0xFFFF)
-        if verdict.level or self._level:
-            fields[10] = _features(verdict.explain(3))
-        if detail:
-            fields[13] = detail[:MAX_DETAIL]
-        return cbor.dumps_fields(fields)
+    def _keep(self, urgent: bool) -> None:
+        """See to it that the report in _body is said, and call _said() then. Here pump() says it."""
+        self.sequence += 1
+        self._due = 1 + urgent
 
-    def _summary(self, verdict) -> bytearray:
-        fields = self._head()
-        fields[5] = self._level
-        fields[6] = self._flags(verdict)
-        fields[9] = min(verdict.evidence_q8, 0xFFFF)
-        fields[11] = self._windows
-        fields[12] = (self._score_min, sorted(self._scores)[len(self._scores) // 2], self._score_max)
-        return cbor.dumps_fields(fields)
+    def _said(self) -> None:
+        self._level = self._fields[5]
+        self._windows = 0
 
-    def _answer(self, command: int, result: int) -> None:
-        fields = self._head()
-        fields[15] = (command, result)
-        body = cbor.dumps_fields(fields)
-        self._afford(len(body), -self.bytes_per_day)  # an operator waits for it: it may overdraw the bucket
-        self._keep(body)
+    def _median(self) -> int:
+        """Of the scores in the ring, without a sorted copy."""
+        scores = self._scores
+        count = min(self._windows, _RING)
+        i = 0
+        while True:
+            below = same = 0
+            for j in range(count):
+                below += scores[j] < scores[i]
+                same += scores[j] == scores[i]
+            if below <= count >> 1 < below + same:
+                return scores[i]
+            i += 1
 
-    def _keep(self, body: bytearray) -> None:
-        self._made = self.outbox.sequence
-        self._made_ms = self._uptime_ms
-        try:
-            self.outbox.append(body)
-        except OutboxError:
-            self.unsaved += 1
-            if self.outbox.spare and len(self._spill) < _BURST:
-                self._spill.append(body)
-
-    def _afford(self, size: int, reserve: int) -> bool:
-        """Take the sealed size from the bucket, if `reserve` bytes stay in it."""
-        if not self.bytes_per_day:
-            return True
-        cost = (size + _SEAL_BYTES) * 1000
-        if self._bucket < cost + reserve * 1000:
-            return False
-        self._bucket -= cost
-        return True
-
-    def _advance(self, now_ms: int) -> None:
+    def pass_time(self, now_ms: int) -> int:
+        """-> the milliseconds since it was last called, 0 the first time."""
         elapsed_ms = 0 if self._last_ms is None else max(0, ticks_diff(now_ms, self._last_ms))
         self._last_ms = now_ms
-        self._uptime_ms += elapsed_ms
-        self._quiet_ms += elapsed_ms
-        self._unfilled_ms += elapsed_ms
-        if self._unfilled_ms >= 1000:
-            fill = self.bytes_per_day // 8 * 7 * self._unfilled_ms // 86_400
-            self._bucket = min(self._bucket + fill, self.bytes_per_day // 8 * 1000)
-            self._unfilled_ms = 0
-
-    # --- sending them ---------------------------------------------------------------------------------------------
+        self._ms += elapsed_ms
+        self.uptime_s += self._ms // 1000
+        self._ms %= 1000
+        return elapsed_ms
 
     def pump(self, publish, now_ms: int) -> None:
-        """Send what is due through publish(topic, payload, qos), at most sixteen at a time. What `publish` raises goes
-        through, after noting that everything on its way must be sent again."""
-        self._advance(now_ms)
-        outbox = self.outbox
-        try:
-            while self._spill:
-                self._publish(publish, self._spill[0])
-                self._spill.pop(0)
-            self._resend(publish)
-            for _ in range(_BURST):
-                record = outbox.after(self._sent)
-                if record is None or record[0] >= outbox.oldest + _IN_FLIGHT:
-                    break
-                if self._sent < outbox.oldest:  # nothing was on its way: the wait begins here
-                    self._quiet_ms = 0
-                self._publish(publish, self._dated(record))
-                self._sent = record[0]
-                if self.free_on_publish:
-                    outbox.ack(record[0], record[0])
-        except (StonechatError, OSError):
-            self._sent = outbox.oldest - 1
-            raise
+        """Send what is due through publish(topic, payload, qos); what that raises goes through, and the report stays
+        due."""
+        if self._due:
+            self._publish(publish, self._body)
+            self._due = 0
+            self._said()
+
+    def _publish(self, publish, value) -> None:
+        publish(self.topic + "report", self._mac.seal(value), 1)
+        self.published += 1
 
     def reconnected(self) -> None:
-        """A new connection stands: what was on its way goes again, at once."""
-        self._sent = self.outbox.oldest - 1
-        self._wait_ms = self.resend_ms
-        self._quiet_ms = 0
+        """A new connection stands."""
 
-    def _resend(self, publish) -> None:
-        """Nothing was acknowledged for a while: knock with the oldest report alone, less and less often."""
-        outbox = self.outbox
-        if self._sent < outbox.oldest or self._quiet_ms < self._wait_ms:
-            return
-        self._quiet_ms = 0
-        self._wait_ms = min(2 * self._wait_ms, _RESEND_MAX_MS)
-        self._silent = True
-        record = outbox.after(outbox.oldest - 1)
-        if record is not None:
-            body = self._dated(record)
-            self._afford(len(body), -self.bytes_per_day)
-            self._publish(publish, body)
+    def save(self, state) -> None:
+        """Put into the state what keeps numbers from being used twice: a thousand more than have been."""
+        state.put(b"device", pack("<II", self.boot, self.sequence + _NUMBERS))
 
-    def _publish(self, publish, body) -> None:
-        message = self._report_mac.seal(body)
-        publish(self.topics["report"], message, 1)
-        self.published += 1
-        self.published_bytes += len(message)
-
-    def _dated(self, record: tuple):
-        """The body of a record, marked as history where it comes late: with its age in seconds, or true where that is
-        not known (another boot, clock unset)."""
-        sequence, body = record
-        if sequence == self._made and self._uptime_ms - self._made_ms < _LATE_S * 1000:
-            return body
-        fields = cbor.loads(bytes(body))
-        age_s = True
-        if fields.get(3) and epoch_s():
-            age_s = max(0, epoch_s() - fields[3])
-        elif 4 in fields and fields[2] == self.outbox.boot:
-            age_s = max(0, self._uptime_ms // 1000 - fields[4])
-        if age_s is not True and age_s < _LATE_S:
-            return body
-        late = bytearray(body)
-        late[0] += 1  # one more pair; its key is the highest, so the order stands
-        late.append(16)
-        cbor.encode(age_s, late)
-        return late
-
-    # --- status ---------------------------------------------------------------------------------------------------
-
-    def status(self, online: bool = True, **facts) -> bytes:
-        """The sealed message for topics["status"], retained; with online=False the last will. facts: those of FACTS
-        (firmware, agent: text; model, schema: their ids; sources: texts; window_ms; adaptation_q8; learning). Raises
-        WireError for another."""
-        fields = self._head()
-        fields[1] = fields[14] = None
-        fields[4] = self._uptime_ms // 1000
-        fields[5] = online
+    def status(self, *facts, online: bool = True) -> bytes:
+        """The sealed message for status_topic, retained; with online=False the last will. facts, each or None, in this
+        order: firmware (text), model, schema (their ids), window_ms, sources (texts), adaptation_q8, learning, agent
+        (its version)."""
+        fields: list = [_VERSION, None, self.boot, epoch_s() or None, self.uptime_s, online, None]
         if online:
             self._status_number += 1
             fields[6] = self._status_number
-        for name, value in facts.items():
-            if name not in FACTS:
-                raise WireError("status: no fact is called %s" % name)
-            fields[5 + FACTS.index(name)] = value
-        fields[15] = (self.rejected, self.unsaved, self.held_back)
-        return self._status_mac.seal(cbor.dumps_fields(fields))
-
-    # --- messages from the collector ------------------------------------------------------------------------------
-
-    def on_message(self, topic, payload: bytes) -> list:
-        """Take an acknowledgement or a command -> the commands for the agent as (code, arguments). Whatever does not
-        verify is counted in `rejected`."""
-        if isinstance(topic, (bytes, bytearray)):
-            topic = bytes(topic).decode()
-        try:
-            if topic == self.topics["ack"]:
-                self._on_ack(_fields_of(self._ack_mac, payload))
-            elif topic == self.topics["command"]:
-                return self._on_command(_fields_of(self._command_mac, payload))
-        except WireError:
-            self.rejected += 1
-        return []
-
-    def _on_ack(self, fields):
-        ranges = fields.get(1)
-        if not isinstance(ranges, list) or len(ranges) % 2 or not all([_is_count(n) for n in ranges]):
-            raise WireError("ack: ranges")
-        for i in range(0, len(ranges), 2):
-            self.outbox.ack(ranges[i], ranges[i + 1])
-        self._quiet_ms = 0
-        self._wait_ms = self.resend_ms
-        if self._silent:  # the collector is back: what it missed goes again
-            self._silent = False
-            self._sent = self.outbox.oldest - 1
-        time_s = fields.get(2)
-        if _is_count(time_s):
-            self._collector_offset_s = time_s - self._uptime_ms // 1000
-
-    def _on_command(self, fields):
-        sequence = fields.get(1)
-        expires_s = fields.get(2)
-        code = fields.get(3)
-        arguments = fields.get(4, [])
-        if not (_is_count(sequence) and _is_count(expires_s) and _is_count(code) and isinstance(arguments, list)):
-            raise WireError("command: fields")
-        if sequence <= self._last_command:
-            raise WireError("command: %d again" % sequence)
-        self._last_command = sequence
-        if self._state is not None:
-            self._state.put(b"command", pack("<I", sequence))
-            try:
-                self._state.save()
-            except StonechatError:  # then only its expiry keeps it from being repeated after a restart
-                self.unsaved += 1
-        result = self._judge(code, arguments, expires_s)
-        self._answer(sequence, result)
-        return [(code, tuple(arguments))] if result == ACCEPTED else []
-
-    def _judge(self, code: int, arguments: list, expires_s: int) -> int:
-        now_s = epoch_s() or (self._collector_offset_s and self._collector_offset_s + self._uptime_ms // 1000)
-        if not now_s:
-            return CLOCK_UNSET
-        if now_s > expires_s or expires_s > now_s + MAX_COMMAND_LIFE_S:
-            return EXPIRED
-        if code in (MUTE, MAINTENANCE):
-            if len(arguments) != 1 or not _is_count(arguments[0]):
-                return BAD_ARGUMENTS
-            if code == MUTE:
-                self._mute_until_s = arguments[0]
-            else:
-                self._maintenance_until_s = arguments[0]
-            return ACCEPTED
-        if code == REPORT_NOW:
-            self._report_now = True
-            return ACCEPTED
-        return ACCEPTED if code in self.supported else NOT_SUPPORTED
-
-
-def _fields_of(mac, payload: bytes) -> dict:
-    fields = cbor.loads(mac.open(payload))
-    if not isinstance(fields, dict) or fields.get(0) != VERSION:
-        raise WireError("not a message of version %d" % VERSION)
-    return fields
-
-
-def _is_count(value) -> bool:
-    return isinstance(value, int) and value is not True and 0 <= value <= 0xFFFFFFFF
-
-
-def _features(explained: list) -> bytes:
-    """Three bytes a feature: index, deviation in 1/16 sd as int8, share in percent."""
-    out = bytearray()
-    for index, z_q4, share in explained:
-        out.append(index)
-        out.append(min(127, max(-128, z_q4)) & 0xFF)
-        out.append(share)
-    return bytes(out)
-
-
-def _check_id(device_id: str) -> None:
-    plain = device_id.replace("-", "").replace("_", "").replace(".", "")
-    if not 1 <= len(device_id) <= MAX_ID or not plain or not all([_is_plain(c) for c in plain]):
-        raise WireError("device id %r: 1 to %d letters, digits, '-', '_' and '.'" % (device_id, MAX_ID))
-
-
-def _is_plain(c: str) -> bool:
-    return "a" <= c <= "z" or "A" <= c <= "Z" or "0" <= c <= "9"
+        fields.extend(facts)
+        while len(fields) < 15:
+            fields.append(None)
+        fields.append(self.trouble)
+        value = bytearray()
+        cbor.encode_fields(fields, value)
+        return self._status_mac.seal(value)

@@ -16,12 +16,13 @@ def main(arguments):
     counter = hooks.install()
     import socket
 
-    from stonechat.board.collector import BoardCollector
+    from stonechat.board.schema import COLUMNS
     from stonechat.head import Head
     from stonechat.model import load_model
 
     path, port, count, seed = arguments
-    collector = BoardCollector(b"secret", counter)
+    collector = counter
+    collector.secret = b"secret"
     head = Head(load_model(open(path, "rb")), collector.schema)
     firmware = fw.Firmware(socket, int(port), int(seed), counter.beat)
     learned = 0
@@ -41,7 +42,7 @@ def main(arguments):
             break
     print("learned %d" % learned)
     print("benign %s alarms %d highest_evidence_q8 %d" % (arguments[2], alarms, highest))
-    names = [column[0] for column in collector.schema.columns]
+    names = [column[0] for column in COLUMNS]
     for infection in fw.INFECTIONS:
         for elapsed_ms, deltas in fw.windows(firmware, collector, 400):  # recover
             verdict = head.score(deltas, elapsed_ms)

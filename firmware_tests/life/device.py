@@ -19,9 +19,9 @@ def main(arguments):
     import gc
     import socket
 
-    import stonechat.agent
+    import stonechat.loop
     from life.firmware import WINDOW_MS, Firmware
-    from stonechat.board import boot
+    from stonechat.board import boot, core
     from stonechat.compat import sleep_ms
 
     folder, model, port, broker_port, phase = arguments[:5]
@@ -33,7 +33,7 @@ def main(arguments):
             tls = tls_context(file.read())
     firmware = Firmware(socket, int(port), 42)
     clock = lambda: firmware.now_ms  # noqa: E731
-    for room in (stonechat.agent, boot):
+    for room in (stonechat.loop, core):
         setattr(room, "ticks_ms", clock)  # noqa: B010
     watch = boot.start(
         "sensor-7",

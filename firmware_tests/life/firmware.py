@@ -233,9 +233,10 @@ def main(arguments):
 
     out, port, count, seed, name = arguments[:5]
     counter = hooks.install()
-    from stonechat.board.collector import BoardCollector
+    from stonechat.board.schema import COLUMNS
 
-    collector = BoardCollector(b"secret of " + name.encode(), counter)
+    collector = counter
+    collector.secret = b"secret of " + name.encode()
     import socket
 
     firmware = Firmware(socket, int(port), int(seed), counter.beat)
@@ -252,7 +253,7 @@ def main(arguments):
             "# stonechat trace schema=%s id=%s window_ms=%d device=%s\n"
             % (schema.name, schema.id.hex(), WINDOW_MS, name)
         )
-        file.write("t_s,elapsed_ms,label,%s\n" % ",".join([column[0] for column in schema.columns]))
+        file.write("t_s,elapsed_ms,label,%s\n" % ",".join([column[0] for column in COLUMNS]))
         counter.quiet = False
         t_s = 1_700_000_000
         for elapsed_ms, deltas in windows(firmware, collector, int(count)):

@@ -5,16 +5,17 @@ Prints a digest of all verdicts and one of all reports, byte for byte; every run
 
 import sys
 
-from stonechat import agent as agent_room
-from stonechat import outbox as outbox_room
+from stonechat import delivery as delivery_room
+from stonechat import loop as loop_room
+from stonechat import queue as queue_room
 from stonechat import report as report_room
 from stonechat.agent import Agent
 from stonechat.board.schema import MICROPYTHON_1
 from stonechat.compat import sha256
+from stonechat.delivery import Delivery
 from stonechat.model import load_model
-from stonechat.outbox import Queue
+from stonechat.queue import Queue
 from stonechat.replay import Replay
-from stonechat.report import Reporter
 from stonechat.state import State
 
 NOW_S = 1_800_000_000
@@ -32,7 +33,7 @@ def rows(path):
 
 def main(arguments):
     model, trace = arguments
-    for room in (report_room, outbox_room):
+    for room in (report_room, delivery_room, queue_room):
         setattr(room, "epoch_s", lambda: NOW_S)  # noqa: B010
     reports = sha256()
     verdicts = sha256()
@@ -51,11 +52,11 @@ def main(arguments):
     with open(model, "rb") as file:
         data = file.read()
     state = State()
-    reporter = Reporter("sensor-7", bytes(range(32)), Queue(4096, 1), state=state, heartbeat_windows=5, bytes_per_day=0)
+    reporter = Delivery("sensor-7", bytes(range(32)), Queue(4096, 1), state=state, heartbeat_windows=5, bytes_per_day=0)
     replay = Replay(MICROPYTHON_1, rows(trace))
     agent = Agent(replay, load_model(data), publish, reporter=reporter, state=state, on_verdict=judged)
     clock = [0]
-    setattr(agent_room, "ticks_ms", lambda: clock[0])  # noqa: B010
+    setattr(loop_room, "ticks_ms", lambda: clock[0])  # noqa: B010
     for now_ms in replay:
         clock[0] = now_ms
         agent.end_window(now_ms)

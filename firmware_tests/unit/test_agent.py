@@ -1,10 +1,10 @@
 from stonechat.agent import Agent
+from stonechat.delivery import WAS_NORMAL
 from stonechat.detection import ALARM, NORMAL
 from stonechat.errors import CollectorError, ModelError
 from stonechat.features import RATE, Schema, pack_normalization
 from stonechat.metadata import RESIDUAL, Metadata
 from stonechat.replay import Replay
-from stonechat.report import WAS_NORMAL
 from stonechat.state import State
 
 SCHEMA = Schema("test-agent", (("a", "1", RATE), ("b", "1", RATE)))
@@ -40,14 +40,16 @@ class Reporter:
     def __init__(self):
         self.levels = []
         self.pumps = 0
-        self.topics = {"status": "status"}
-        self.outbox = self
+        self.status_topic = "status"
         self.commands = []
 
-    def save(self):
+    def save(self, state):
         pass
 
-    def status(self, **facts):
+    def reconnected(self):
+        pass
+
+    def status(self, *facts):
         return b"status"
 
     def on_message(self, topic, payload):

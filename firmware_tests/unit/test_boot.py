@@ -1,25 +1,7 @@
 """The board's side of the agent: it never stops the firmware, and leaves its own work uncounted."""
 
-import os
-
-from stonechat.board import boot, hooks
+from stonechat.board import core, hooks
 from stonechat.errors import MQTTError, StonechatError
-
-
-class Reporter:
-    subscriptions = ()
-
-
-class Collector:
-    held = None
-
-    def hold_peers(self, hold):
-        self.held = hold
-
-
-class Stage:
-    def __init__(self):
-        self.collector = Collector()
 
 
 class Verdict:
@@ -32,8 +14,6 @@ class Agent:
     due_in_ms = 5
 
     def __init__(self, work=None):
-        self.reporter = Reporter()
-        self.stages = [Stage()]
         self.work = work
         self.ticks = 0
         self.saved = 0
@@ -69,7 +49,7 @@ def raiser(error):
 def test_no_exception_of_the_agent_reaches_the_firmware():
     fed = []
     for error in (StonechatError("x"), OSError(5), MemoryError(), KeyError("k"), ValueError("bug")):
-        watch = boot.Watch(Agent(raiser(error)), None, hooks.Counter(), lambda: fed.append(1))
+        watch = core.Watch(Agent(raiser(error)), None, hooks.Counter(), lambda: fed.append(1))
         assert watch.tick() is None
         watch.save()
         assert watch.errors == 2
@@ -80,19 +60,10 @@ def test_no_exception_of_the_agent_reaches_the_firmware():
 
 def test_a_lost_broker_does_not_keep_the_window_from_being_scored():
     verdict = Verdict()
-    watch = boot.Watch(Agent(lambda: verdict), Transport(MQTTError("closed")), hooks.Counter())
-    watch.tick()
+    watch = core.Watch(Agent(lambda: verdict), Transport(MQTTError("closed")), hooks.Counter())
+    assert watch.tick() is verdict
     assert watch.agent.ticks == watch.transport.polls == 1
     assert watch.errors == 1 and "closed" in watch.last_error
-    assert watch.agent.stages[0].collector.held is False
-
-
-def test_suspicion_holds_the_peers():
-    verdict = Verdict()
-    verdict.level = 1
-    watch = boot.Watch(Agent(lambda: verdict), None, hooks.Counter())
-    assert watch.tick() is verdict
-    assert watch.agent.stages[0].collector.held is True
 
 
 def test_the_agents_own_work_is_not_counted():
@@ -102,21 +73,21 @@ def test_the_agents_own_work_is_not_counted():
         counter.add(13, 1000)
         counter.meet(("10.0.0.1", 80))
 
-    boot.Watch(Agent(work), None, counter).tick()
-    assert sum(counter.counts) == 0 and not counter.window_peers
+    core.Watch(Agent(work), None, counter).tick()
+    assert sum(counter.counts) == 0 and not counter._peers
 
 
 def test_a_timer_may_call_it_and_the_loop_is_timed():
-    watch = boot.Watch(Agent(), None, hooks.Counter())
+    watch = core.Watch(Agent(), None, hooks.Counter())
     watch.tick("a timer")
     watch.tick("a timer")
-    assert watch.counter.lag_ms >= 0 and watch.counter._beat_ms is not None
+    assert watch.counter._lag_ms >= 0 and watch.counter._beat_ms is not None
 
 
 def test_run_ticks_under_asyncio():
     import asyncio
 
-    watch = boot.Watch(Agent(), None, hooks.Counter())
+    watch = core.Watch(Agent(), None, hooks.Counter())
 
     async def some():
         task = asyncio.create_task(watch.run())
@@ -126,20 +97,3 @@ def test_run_ticks_under_asyncio():
 
     asyncio.run(some())
     assert watch.agent.ticks >= 3
-
-
-def test_the_folder_is_made_once_and_a_file_in_its_place_is_told():
-    name = "boot-test-%d" % (os.urandom(1)[0])
-    boot._make_folder(name)
-    boot._make_folder(name)
-    os.rmdir(name)
-    with open(name, "w") as file:
-        file.write("x")
-    try:
-        boot._make_folder(name)
-    except OSError:
-        pass
-    else:
-        raise AssertionError("a file is no folder")
-    finally:
-        os.remove(name)

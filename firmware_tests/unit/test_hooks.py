@@ -7,7 +7,7 @@ import os
 import sys
 
 from stonechat.board import hooks
-from stonechat.board.collector import KNOWN_AFTER, MAX_CANDIDATES, MAX_KNOWN, BoardCollector
+from stonechat.board.hooks import KNOWN_AFTER, MAX_CANDIDATES, MAX_KNOWN
 from stonechat.board.schema import COLUMNS, MICROPYTHON_1
 from stonechat.errors import CollectorError
 
@@ -27,9 +27,8 @@ def hooked(work):
     try:
         import socket
 
-        collector = BoardCollector(b"secret", counter)
         result = work(socket)
-        return result, reading(collector)
+        return result, reading(counter)
     finally:
         hooks.remove()
 
@@ -92,7 +91,9 @@ def talk(socket):
 
 
 def test_columns_stand_where_the_hook_counts():
-    assert len(MICROPYTHON_1) == hooks.PLACES
+    board = hooks.Counter.schema
+    assert (board.name, board.id, board.kinds) == (MICROPYTHON_1.name, MICROPYTHON_1.id, MICROPYTHON_1.kinds)
+    assert len(board) == len(MICROPYTHON_1)
     for place, name in (
         (
             (hooks._SOCKETS, "sockets"),
@@ -263,94 +264,87 @@ def test_asyncio_client_and_server():
     assert seen["conn_in"] == 1
 
 
-def counter_with(hosts):
+def counter_with(secret):
     counter = hooks.Counter()
-    for host in hosts:
-        counter.meet((host, 80))
+    counter.secret = secret
     return counter
 
 
 def test_peers_become_known_after_enough_windows():
-    counter = hooks.Counter()
-    collector = BoardCollector(b"k", counter)
+    counter = counter_with(b"k")
     for window in range(KNOWN_AFTER + 2):
         before = counter.counts[10]
         counter.meet(("10.0.0.1", 80))
         new = counter.counts[10] - before
         assert new == (1 if window < KNOWN_AFTER else 0), window
-        assert reading(collector)["peers"] == 1
+        assert reading(counter)["peers"] == 1
 
 
 def test_what_was_learned_survives_and_means_nothing_elsewhere():
-    counter = hooks.Counter()
-    collector = BoardCollector(b"k", counter)
+    counter = counter_with(b"k")
     for _ in range(KNOWN_AFTER):
         counter.meet(("10.0.0.1", 80))
         counter.meet(("10.0.0.2", 80))
-        reading(collector)
-    saved = collector.dump()
+        reading(counter)
+    saved = counter.dump()
     assert len(saved) == 8
     for secret, new in ((b"k", 0), (b"other", 2)):
-        other = BoardCollector(secret, hooks.Counter())
+        other = counter_with(secret)
         other.restore(saved)
-        other.counter.meet(("10.0.0.1", 80))
-        other.counter.meet(("10.0.0.2", 80))
+        other.meet(("10.0.0.1", 80))
+        other.meet(("10.0.0.2", 80))
         assert reading(other)["new_peers"] == new
 
 
 def test_damaged_peers_are_refused():
-    collector = BoardCollector(b"k", hooks.Counter())
-    for damaged in (b"abc", "text", 5, bytes(4 * MAX_KNOWN + 4)):
+    counter = counter_with(b"k")
+    for damaged in (b"abc", bytes(4 * MAX_KNOWN + 4)):
         try:
-            collector.restore(damaged)
+            counter.restore(damaged)
         except CollectorError:
             continue
         raise AssertionError(damaged)
 
 
 def test_a_scan_teaches_nothing_and_everything_stays_bounded():
-    counter = hooks.Counter()
-    collector = BoardCollector(b"k", counter)
+    counter = counter_with(b"k")
     for window in range(20):
         for i in range(300):
             counter.meet(("10.%d.%d.%d" % (window, i >> 8, i & 255), 1000 + i))
-        seen = reading(collector)
+        seen = reading(counter)
         assert seen["peers"] == seen["dports"] == hooks.MAX_SEEN
         assert seen["new_peers"] == 300 * (window + 1)
-    assert len(collector._candidates) <= MAX_CANDIDATES
-    assert collector.dump() == b""
+    assert len(counter._candidates) <= MAX_CANDIDATES
+    assert counter.dump() == b""
 
 
 def test_known_peers_are_bounded_and_the_longest_unseen_goes():
-    counter = hooks.Counter()
-    collector = BoardCollector(b"k", counter)
+    counter = counter_with(b"k")
     hosts = ["10.0.0.%d" % i for i in range(MAX_KNOWN + 1)]
     for some in (hosts[:30], hosts[30:]):
         for _ in range(KNOWN_AFTER):
             for host in some:
                 counter.meet((host, 80))
-            reading(collector)
-    assert len(collector.dump()) == 4 * MAX_KNOWN
+            reading(counter)
+    assert len(counter.dump()) == 4 * MAX_KNOWN
 
 
 def test_nobody_becomes_known_under_suspicion():
-    counter = hooks.Counter()
-    collector = BoardCollector(b"k", counter)
-    collector.hold_peers(True)
+    counter = counter_with(b"k")
+    counter.hold_peers(True)
     for _ in range(KNOWN_AFTER + 1):
         counter.meet(("10.0.0.1", 80))
-        reading(collector)
-    assert collector.dump() == b""
+        reading(counter)
+    assert counter.dump() == b""
 
 
 def test_lag_is_the_longest_turn():
-    counter = hooks.Counter()
-    collector = BoardCollector(b"k", counter)
+    counter = counter_with(b"k")
     for now_ms in (0, 10, 200, 210):
         counter.beat(now_ms)
-    assert reading(collector)["loop_lag"] == 190
+    assert reading(counter)["loop_lag"] == 190
     counter.beat(225)
-    assert reading(collector)["loop_lag"] == 15
+    assert reading(counter)["loop_lag"] == 15
 
 
 def test_counters_wrap_as_small_ints():

@@ -1,8 +1,10 @@
 import os
 
 import stonechat.outbox
+import stonechat.queue
 from stonechat.errors import OutboxError
-from stonechat.outbox import Outbox, Queue
+from stonechat.outbox import Outbox
+from stonechat.queue import Queue
 
 PATH = "/tmp/stonechat-test-outbox"
 
@@ -13,11 +15,11 @@ def at_clock(now_s):
     def decorate(test):
         def run():
             real = stonechat.outbox.epoch_s
-            stonechat.outbox.epoch_s = lambda: now_s
+            stonechat.outbox.epoch_s = stonechat.queue.epoch_s = lambda: now_s
             try:
                 test()
             finally:
-                stonechat.outbox.epoch_s = real
+                stonechat.outbox.epoch_s = stonechat.queue.epoch_s = real
                 try:
                     os.rmdir(wiped())  # nothing is left behind
                 except OSError:

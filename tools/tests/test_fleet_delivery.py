@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from fleet_support import FakeVerdict, Mosquitto, Peer, broker, needs_mosquitto, wait_for
+from stonechat.delivery import Delivery
 from stonechat.errors import StonechatError
 from stonechat.outbox import Outbox
-from stonechat.report import Reporter
 from stonechat_tools.fleet import wire
 from stonechat_tools.fleet.collect import Collector
 from stonechat_tools.fleet.store import Store
@@ -28,7 +28,7 @@ class Device:
 
     def __init__(self, name: str, secret: bytes, folder: Path, port: int) -> None:
         self.name = name
-        self.reporter = Reporter(
+        self.reporter = Delivery(
             name, secret, Outbox(str(folder / name), 131_072), heartbeat_windows=1, bytes_per_day=0, resend_ms=1000
         )
         self.peer = Peer(port, name)
@@ -149,7 +149,7 @@ def test_nothing_is_acknowledged_that_is_not_committed(tmp_path: Path, broker: M
 def messages_of(folder: Path, count: int) -> tuple[bytes, list[bytes]]:
     secret = wire.new_secret()
     sent: list[bytes] = []
-    reporter = Reporter("pump-1", secret, Outbox(str(folder / "box")), heartbeat_windows=1, bytes_per_day=0)
+    reporter = Delivery("pump-1", secret, Outbox(str(folder / "box")), heartbeat_windows=1, bytes_per_day=0)
     for i in range(count):
         reporter.observe(FakeVerdict(i % 3), 1000 * i)
         reporter.pump(lambda topic, payload, qos: sent.append(payload), 1000 * i)

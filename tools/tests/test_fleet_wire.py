@@ -10,14 +10,17 @@ import cbor2
 import pycddl
 import pytest
 import stonechat
-import stonechat.outbox
+import stonechat.delivery
 import stonechat.report
 from fleet_support import FakeVerdict
 from hypothesis import given
 from hypothesis import strategies as st
-from stonechat import cbor, cose
+from stonechat import cose
+from stonechat.cbor_decode import MAX_DEPTH, loads
+from stonechat.cbor_maps import dumps
+from stonechat.delivery import Delivery
 from stonechat.errors import WireError
-from stonechat.outbox import Queue
+from stonechat.queue import Queue
 from stonechat.report import Reporter
 from stonechat_tools.fleet import bench_wire, fuzz_wire, power_cuts, wire
 from stonechat_tools.fleet.store import Store
@@ -32,35 +35,39 @@ def schema(root: str) -> pycddl.Schema:
     return pycddl.Schema(f"start = {root}\n{CDDL}")
 
 
-def make(verdicts: list[FakeVerdict], **options: object) -> tuple[Reporter, list[bytes]]:
+def make(verdicts: list[FakeVerdict], **options: object) -> tuple[Delivery, list[bytes]]:
     """The sealed reports that these windows bring forth."""
     sent: list[bytes] = []
     options.setdefault("resend_ms", 1 << 29)
-    reporter = Reporter("pump-1", SECRET, options.pop("outbox", None), **options)  # type: ignore[arg-type]
+    reporter = Delivery("pump-1", SECRET, options.pop("outbox", None) or Queue(), **options)  # type: ignore[arg-type]
     for i, verdict in enumerate(verdicts):
         reporter.observe(verdict, 10_000 * (i + 1))
         reporter.pump(lambda topic, payload, qos: sent.append(payload), 10_000 * (i + 1))
     return reporter, sent
 
 
+def set_clock(monkeypatch: pytest.MonkeyPatch, now_s: int) -> None:
+    for room in (stonechat.report, stonechat.delivery):
+        monkeypatch.setattr(room, "epoch_s", lambda: now_s)
+
+
 def every_kind(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """A report of each kind, with each optional key, clock set and unset."""
     found = []
     for now_s in (0, int(time.time())):
-        monkeypatch.setattr(stonechat.report, "epoch_s", lambda now_s=now_s: now_s)
+        set_clock(monkeypatch, now_s)
         reporter, sent = make([FakeVerdict(0), FakeVerdict(2), *[FakeVerdict(2)] * 4], heartbeat_windows=3)
         assert len(sent) == 2
         found += sent
         reporter._mute_until_s = reporter._maintenance_until_s = now_s + 10
-        reporter.outbox.lost = 3
+        reporter.lost = 3
         learning = FakeVerdict(1)
         learning.learning = True
         reporter.observe(learning, 70_000)
         command = wire.seal_command(KEYS, 5, now_s + 60, 7, [1])
-        assert reporter.on_message(reporter.topics["command"], command) == []
-        reporter.disclose = True
+        assert reporter.on_message(reporter.command_topic, command) == []
         reporter._mute_until_s = 0
-        reporter.observe(FakeVerdict(0), 80_000, "to 203.0.113.9")
+        reporter.observe(FakeVerdict(0), 80_000)
         reporter.pump(lambda topic, payload, qos, sent=sent: sent.append(payload), 300_000)
         found += sent[2:]
     return found
@@ -74,8 +81,8 @@ def test_what_the_device_says_is_what_the_cddl_says(monkeypatch: pytest.MonkeyPa
         schema("report").validate_cbor(payload)
         keys_seen |= set(cbor2.loads(payload))
         assert cbor2.dumps(cbor2.loads(payload), canonical=True) == payload  # deterministic
-        assert cbor.dumps(cbor.loads(payload)) == payload
-    assert keys_seen == {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
+        assert dumps(loads(payload)) == payload
+    assert keys_seen == {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 15, 16}  # nothing fills 13, the detail, yet
 
 
 def test_status_ack_and_command_are_what_the_cddl_says() -> None:
@@ -90,7 +97,7 @@ def test_status_ack_and_command_are_what_the_cddl_says() -> None:
         "learning": False,
         "agent": "0.1.0",
     }
-    status = reporter.status(**facts)
+    status = reporter.status(*facts.values())
     for message in (status, reporter.status(online=False), reporter.status()):
         schema("sealed").validate_cbor(message)
         schema("status").validate_cbor(KEYS.status.open(message))
@@ -116,11 +123,11 @@ def test_the_cddl_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest that version 1 can bring forth in time; firmware_tests/unit/test_report.py holds the same bounds."""
     for now_s in (0, 0xFFFFFFFE):
-        monkeypatch.setattr(stonechat.report, "epoch_s", lambda now_s=now_s: now_s)
+        set_clock(monkeypatch, now_s)
         queue = Queue(sequence=0xFFFFFF00)
         queue.boot = 65535
-        alarm = FakeVerdict(2, 99999)
-        alarm.surprise_q8 = alarm.evidence_q8 = 99999
+        alarm = FakeVerdict(2, 65535)
+        alarm.surprise_q8 = alarm.evidence_q8 = 65535
         _, sent = make([alarm] * 31, outbox=queue, heartbeat_windows=30)
         report, summary = (KEYS.report.open(message) for message in sent[:2])
         assert 10 in cbor2.loads(report) and 12 in cbor2.loads(summary)
@@ -131,7 +138,7 @@ def test_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_both_sides_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     for message in every_kind(monkeypatch):
         report = wire.open_report("pump-1", KEYS, message)
-        device = cbor.loads(KEYS.report.open(message))
+        device = loads(KEYS.report.open(message))
         assert (report.sequence, report.boot, report.time_s, report.uptime_s) == (
             device[1],
             device[2],
@@ -148,7 +155,7 @@ def test_both_sides_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_keys_are_the_same_on_both_sides_and_differ_by_direction() -> None:
-    labels = (cose.REPORT, cose.STATUS, cose.ACK, cose.COMMAND, cose.PEERS)
+    labels = (b"report", b"status", b"ack", b"command", b"peers")
     assert len({cose.derive(SECRET, label) for label in labels}) == 5
     for label in labels:
         assert cose.derive(SECRET, label) == wire.derive(SECRET, label)
@@ -175,7 +182,7 @@ except Exception as error:
 made = cose.encode_and_mac(opened, key, external_aad=b"pump-1")
 print(made.hex())
 """
-    key = cose.derive(SECRET, cose.REPORT).hex()
+    key = cose.derive(SECRET, b"report").hex()
     done = subprocess.run(
         [str(python), "-c", script, key, ours.hex(), payload.hex()], capture_output=True, text=True, timeout=60
     )
@@ -263,13 +270,13 @@ def test_keys_come_from_a_folder_and_rotate(tmp_path: Path) -> None:
 
 def test_a_stolen_key_commands_no_other_device() -> None:
     stolen = wire.DeviceKeys(SECRET, "pump-2")
-    victim = Reporter("pump-2", bytes(32), Queue(), supported=(4,))
+    victim = Delivery("pump-2", bytes(32), Queue(), supported=(4,))
     now_s = int(time.time())
     for message in (wire.seal_command(stolen, 1, now_s + 60, 4), wire.seal_command(KEYS, 1, now_s + 60, 4)):
-        assert victim.on_message(victim.topics["command"], message) == []
+        assert victim.on_message(victim.command_topic, message) == []
     assert victim.rejected == 2
     owner = wire.DeviceKeys(bytes(32), "pump-2")
-    assert victim.on_message(victim.topics["command"], wire.seal_command(owner, 1, now_s + 60, 4)) == [(4, ())]
+    assert victim.on_message(victim.command_topic, wire.seal_command(owner, 1, now_s + 60, 4)) == [(4, ())]
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers(-(1 << 64), (1 << 64) - 1) | st.binary(max_size=40)
@@ -278,14 +285,18 @@ def test_a_stolen_key_commands_no_other_device() -> None:
                     | st.dictionaries(st.integers(-1000, 100_000) | st.text(max_size=5), inner, max_size=5),
                     max_leaves=12))  # fmt: skip
 def test_the_devices_cbor_is_cbor2s_canonical_one(value: object) -> None:
-    try:
-        ours = cbor.dumps(value)
-    except WireError as error:
-        assert "deeper" in str(error)
-        return
+    ours = dumps(value)
     back = cbor2.loads(ours)
-    assert cbor2.dumps(back) == ours or cbor.dumps(back) == ours
-    assert cbor.loads(ours) == _plain(value)
+    assert cbor2.dumps(back) == ours or dumps(back) == ours
+    try:
+        assert loads(ours) == _plain(value)
+    except WireError:
+        assert _depth(value) > MAX_DEPTH
+
+
+def _depth(value: object) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
 
 
 def _plain(value: object) -> object:
@@ -296,19 +307,19 @@ def _plain(value: object) -> object:
 
 def test_nothing_personal_is_in_what_leaves_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """By construction: a report holds integers, three bytes a feature, and no text; the status only texts that the
-    vendor chose. Real addresses, names and a payload are fed in beside them."""
+    vendor chose."""
     private = ("203.0.113.9", "00:11:22:33:44:55", "alice", "example.org", "GET /secret", "/home/alice/.ssh")
     sent: list[bytes] = []
-    reporter = Reporter("pump-1", SECRET, Queue(), heartbeat_windows=1, bytes_per_day=0)
+    reporter = Delivery("pump-1", SECRET, Queue(), heartbeat_windows=1, bytes_per_day=0)
     for i in range(40):
-        reporter.observe(FakeVerdict(i % 3), 10_000 * i, private[i % len(private)])
+        reporter.observe(FakeVerdict(i % 3), 10_000 * i)
         reporter.pump(lambda topic, payload, qos: sent.append(payload), 10_000 * i)
         reporter.outbox.ack(0, reporter.outbox.sequence)
     assert len(sent) == 40
     for message in sent:
         for key, value in cbor2.loads(KEYS.report.open(message)).items():
             assert isinstance(value, int) or (key == 10 and isinstance(value, bytes) and len(value) == 9), key
-    status = reporter.status(firmware="1.2", sources=("net",), agent="0.1.0")
+    status = reporter.status("1.2", None, None, None, ("net",), None, None, "0.1.0")
     texts = [value for value in cbor2.loads(KEYS.status.open(status)).values() if isinstance(value, str)]
     assert texts == ["1.2", "0.1.0"]
     blob = b"".join([*sent, status])
@@ -317,7 +328,8 @@ def test_nothing_personal_is_in_what_leaves_the_device(monkeypatch: pytest.Monke
 
 
 def test_secrets_do_not_show(tmp_path: Path) -> None:
-    for thing in (KEYS, KEYS.report, wire.Keys({"pump-1": SECRET}), Reporter("pump-1", SECRET), cose.Mac(SECRET, "d")):
+    ours = (Reporter("pump-1", SECRET), cose.Mac(SECRET, b"x", "d"))
+    for thing in (KEYS, KEYS.report, wire.Keys({"pump-1": SECRET}), *ours):
         assert SECRET.hex()[:16] not in repr(thing) and repr(SECRET)[2:20] not in repr(thing)
     for call in (lambda: cose.derive(SECRET[:31], b"x"), lambda: wire.DeviceKeys(SECRET[:31], "d")):
         with pytest.raises(stonechat.errors.StonechatError) as raised:

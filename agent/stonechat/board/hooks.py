@@ -4,8 +4,11 @@
     hooks.install()             # hooks.remove() turns it off again
 
 Every later `import socket` gets a module whose sockets pass each call on, unchanged in result and exception, and count
-it. A socket that was made before, or a `from socket import socket` that ran before, is not seen. `counts` has one place
-a column of schema.COLUMNS. While `quiet` is set (the agent at work) nothing is counted.
+it. A socket that was made before, or a `from socket import socket` that ran before, is not seen. While `quiet` is set
+(the agent at work) nothing is counted. What install() gives is the board's collector; schema.py names its columns.
+
+A peer becomes known after KNOWN_AFTER windows in which it was seen, not at first sight: a beacon stays new for that
+long, and a scan, which meets nobody twice, teaches nothing. At most MAX_KNOWN are remembered; the longest unseen goes.
 """
 
 import builtins
@@ -14,9 +17,14 @@ import io
 import os
 import select
 import sys
+from struct import pack, unpack_from
 
-from ..compat import const, sha256, ticks_diff
+from ..compat import const, mem_alloc, mem_free, sha256, ticks_diff
+from ..errors import CollectorError
 
+MAX_KNOWN = const(48)
+MAX_CANDIDATES = const(48)
+KNOWN_AFTER = const(12)  # windows
 MAX_SEEN = const(64)  # peers and ports told apart in one window
 _MASK = const(0x3FFFFFFF)  # counters wrap as small ints do: no big int is ever made
 
@@ -30,36 +38,123 @@ _CONN_IN = const(5)
 _LISTENS = const(6)
 _LOOKUPS = const(7)
 _LOOKUP_FAIL = const(8)
+_PEERS = const(9)
 _NEW_PEERS = const(10)
 _NEW_PEER_BYTES = const(11)
+_DPORTS = const(12)
 _BYTES_IN = const(13)
 _BYTES_OUT = const(14)
 _READS = const(15)
 _WRITES = const(16)
+_MEAN_WRITE = const(17)
 _UDP_OUT = const(18)
 _OPENS = const(19)
 _OPENS_WRITE = const(20)
-PLACES = const(23)
+_HEAP_FREE = const(21)
+_LOOP_LAG = const(22)
+
+_WRITING = ("write", "send", "sendto", "sendall")
+_THROUGH = _WRITING + ("read", "recv", "recvfrom", "readline", "readinto")
 
 _POLL = const(3)  # what the stream protocol asks a Python object through ioctl
 _CLOSE = const(4)
 _FILENO = const(10)
 
 
+class Columns:
+    """schema.MICROPYTHON_1 without the names and units, which take a kilobyte; a test holds the two together."""
+
+    name = "micropython-1"
+    id = b"\xf1\x01\xd4\xec\x11\x16\xf2\x38"
+    kinds = tuple([("rate", "level", "share")[int(kind)] for kind in "00000000010010000100021"])
+
+    def __len__(self):
+        return len(self.kinds)
+
+
 class Counter:
-    """What was counted since the hook was installed, and the peers and ports of this window."""
+    """What was counted since the hook was installed, the peers and ports of this window, and the peers learned.
+    `secret`: bytes of this device, so that learned peers mean nothing elsewhere; set it before the first window."""
+
+    schema = Columns()
+    sources = (("firmware", "hook", ""), ("heap", "gc", ""))
 
     def __init__(self):
-        self.counts = [0] * PLACES
+        self.counts = [0] * len(self.schema)
         self.quiet = False
-        self.secret = os.urandom(16)  # the collector puts the device's own here
-        self.known = {}  # peers that the device has learned: key -> anything
-        self.window_peers = {}  # key -> True while new
-        self.window_ports = {}
-        self.lag_ms = 0
+        self.secret = os.urandom(16)
+        self.known = {}  # peers that the device has learned: key -> window in which it was last seen
+        self.hold = False  # True while the device is under suspicion: nobody becomes known
+        self._candidates = {}  # key -> windows in which it was seen
+        self._window = 0
+        self._peers = {}  # of this window: key -> True
+        self._ports = {}
+        self._sent = self._writes = 0  # as of the window before
+        self._lag_ms = 0
         self._beat_ms = None
         self._last = None  # the last address and its key: a flood needs no second hash
         self._last_key = None
+
+    def read(self, values):
+        """Fill `values` (len(schema) ints) and begin the next window."""
+        values[:] = self.counts
+        values[_PEERS] = len(self._peers)
+        values[_DPORTS] = len(self._ports)
+        writes = values[_WRITES] - self._writes & _MASK
+        if writes:
+            values[_MEAN_WRITE] = (values[_BYTES_OUT] - self._sent & _MASK) // writes
+        self._sent = values[_BYTES_OUT]
+        self._writes = values[_WRITES]
+        free = mem_free()
+        whole = free + mem_alloc()
+        while whole > 40000:  # times 25600 must stay a small int
+            free >>= 1
+            whole >>= 1
+        values[_HEAP_FREE] = free * 25600 // whole if whole else 0  # percent in Q8
+        values[_LOOP_LAG] = self._lag_ms
+        self._window += 1
+        for key in self._peers:
+            self._sighted(key)
+        self._peers.clear()
+        self._ports.clear()
+        self._last = None
+        self._lag_ms = 0
+
+    def hold_peers(self, hold):
+        """True while the device is under suspicion: no peer becomes known."""
+        self.hold = hold
+
+    def _sighted(self, key):
+        known = self.known
+        candidates = self._candidates
+        if key in known:
+            known[key] = self._window
+        elif not self.hold:
+            windows = candidates.pop(key, 0) + 1
+            if windows >= KNOWN_AFTER:
+                if len(known) >= MAX_KNOWN:
+                    del known[min(known, key=known.get)]  # type: ignore[arg-type]  # all are there
+                known[key] = self._window
+                return
+            if len(candidates) >= MAX_CANDIDATES:
+                candidates.popitem()
+            candidates[key] = windows
+
+    def dump(self):
+        """The known peers for the state, four bytes each."""
+        return b"".join([pack(">I", key) for key in sorted(self.known)])
+
+    def restore(self, packed):
+        """packed: what dump() gave. Raises CollectorError for anything else."""
+        if len(packed) % 4 or len(packed) > 4 * MAX_KNOWN:
+            raise CollectorError("learned peers: %d bytes" % len(packed))
+        self.known.clear()
+        for at in range(0, len(packed), 4):
+            self.known[unpack_from(">I", packed, at)[0] & _MASK] = 0
+
+    def close(self):
+        """Take the hook out."""
+        remove()
 
     def add(self, place, number=1):
         if not self.quiet:
@@ -68,7 +163,7 @@ class Counter:
     def beat(self, now_ms):
         """Once a turn of the main loop: how long did the turn take?"""
         if self._beat_ms is not None:
-            self.lag_ms = max(self.lag_ms, ticks_diff(now_ms, self._beat_ms))
+            self._lag_ms = max(self._lag_ms, ticks_diff(now_ms, self._beat_ms))
         self._beat_ms = now_ms
 
     def key(self, host):
@@ -82,8 +177,8 @@ class Counter:
         if address == self._last:
             return self._last_key
         host, port = split(address)
-        if len(self.window_ports) < MAX_SEEN:
-            self.window_ports[port] = None
+        if len(self._ports) < MAX_SEEN:
+            self._ports[port] = None
         self._last = address
         self._last_key = key = self.key(host)
         self.seen(key)
@@ -92,36 +187,24 @@ class Counter:
     def seen(self, key):
         """Note a peer of this window -> whether it is one that the device has not learned."""
         new = key not in self.known
-        if key not in self.window_peers:
-            if len(self.window_peers) < MAX_SEEN:
-                self.window_peers[key] = new
+        if key not in self._peers:
+            if len(self._peers) < MAX_SEEN:
+                self._peers[key] = new
             if new:
                 self.add(_NEW_PEERS)  # beyond MAX_SEEN in one window each meeting counts
         return new
 
-    def sent(self, key, size):
-        """size bytes went out; key: of the peer that this device chose, None for one that came by itself."""
-        if self.quiet:
-            return
-        self.add(_WRITES)
-        self.add(_BYTES_OUT, size)
-        if key is not None and self.seen(key):
-            self.add(_NEW_PEER_BYTES, size)
-
-    def failed(self, error):
-        """An OSError from a socket call, which is raised again."""
-        number = error.errno
-        if number in (errno.ECONNREFUSED, errno.ECONNRESET):
-            self.add(_REFUSED)
-        elif number in (errno.ETIMEDOUT, errno.EHOSTUNREACH):
-            self.add(_UNANSWERED)
-
-    def end_window(self):
-        """Begin to tell peers and ports apart anew."""
-        self.window_peers.clear()
-        self.window_ports.clear()
-        self._last = None
-        self.lag_ms = 0
+    def call(self, function, *args):
+        """function(*args), unchanged in result and exception; an OSError of a socket is looked at on its way."""
+        try:
+            return function(*args)
+        except OSError as error:
+            number = error.errno
+            if number in (errno.ECONNREFUSED, errno.ECONNRESET):
+                self.add(_REFUSED)
+            elif number in (errno.ETIMEDOUT, errno.EHOSTUNREACH):
+                self.add(_UNANSWERED)
+            raise
 
 
 def split(address):
@@ -130,9 +213,7 @@ def split(address):
         host = address[0]
         return host.encode() if isinstance(host, str) else bytes(host), address[1]
     raw = bytes(address)
-    if raw[0] == 2:
-        return raw[4:8], raw[2] << 8 | raw[3]
-    return raw[8:24] or raw, raw[2] << 8 | raw[3] if len(raw) > 3 else 0
+    return raw[4:8] if raw[0] == 2 else raw[8:24] or raw, raw[2] << 8 | raw[3] if len(raw) > 3 else 0
 
 
 active = None  # the Counter while the hook is installed
@@ -199,60 +280,50 @@ def _socket_class(real, counter):
     """-> the class that stands in for socket.socket. It is an IOBase, because ssl, select and asyncio reach a stream
     through its C protocol, which only that class passes on to Python."""
 
-    def reader(name):
-        def read(self, *args):
-            try:
-                got = getattr(self._real, name)(*args)
-            except OSError as error:
-                counter.failed(error)
-                raise
-            data = got[0] if isinstance(got, tuple) else got
-            if data:
-                self._mute = False
-                counter.add(_READS)
-                counter.add(_BYTES_IN, data if isinstance(data, int) else len(data))
-            return got
-
-        return read
-
-    def writer(name):
-        def write(self, *args):
+    def through(name, writes):
+        def call(self, *args):
             if name == "sendto":
                 counter.add(_UDP_OUT)
                 self._key = counter.meet(args[-1])
-            try:
-                count = getattr(self._real, name)(*args)
-            except OSError as error:
-                counter.failed(error)
-                raise
-            size = len(args[0]) if name == "sendall" else count
-            if size:
-                counter.sent(self._key, size)
-            return count
+            got = counter.call(getattr(self._real, name), *args)
+            size = args[0] if name == "sendall" else got[0] if name == "recvfrom" else got
+            if size and not counter.quiet:
+                if not isinstance(size, int):
+                    size = len(size)
+                if writes:
+                    counter.add(_WRITES)
+                    counter.add(_BYTES_OUT, size)
+                    if self._key is not None and counter.seen(self._key):
+                        counter.add(_NEW_PEER_BYTES, size)
+                else:
+                    self._mute = False
+                    counter.add(_READS)
+                    counter.add(_BYTES_IN, size)
+            return got
 
-        return write
+        return call
 
     class Socket(io.IOBase):
+        _poller = None
+        _key = None  # of the peer that this device chose, None for one that came by itself
+        _mute = False  # connected out, and nothing has come back
+
         def __init__(self, *args):
             if len(args) == 1 and isinstance(args[0], real):
                 self._real = args[0]  # from accept()
             else:
                 self._real = real(*args)
                 counter.add(_SOCKETS)
-            self._poller = None
-            self._key = None
-            self._mute = False  # connected out, and nothing has come back
 
         def connect(self, address):
             counter.add(_CONN_OUT)
             self._key = counter.meet(address)
-            self._mute = not counter.quiet
             try:
-                return self._real.connect(address)
+                self._mute = not counter.quiet
+                return counter.call(self._real.connect, address)
             except OSError as error:
                 if error.errno != errno.EINPROGRESS:
-                    self._mute = False  # it has failed: that is counted below
-                counter.failed(error)
+                    self._mute = False  # it has failed: that was counted
                 raise
 
         def accept(self):
@@ -278,8 +349,9 @@ def _socket_class(real, counter):
                 if self._poller is None:
                     self._poller = select.poll()
                 self._poller.register(self._real, argument)
-                ready = self._poller.poll(0)
-                return ready[0][1] if ready else 0
+                for _, ready in self._poller.poll(0):
+                    return ready
+                return 0
             if request == _CLOSE:
                 self.close()
                 return 0
@@ -290,15 +362,7 @@ def _socket_class(real, counter):
         def __getattr__(self, name):  # setblocking, settimeout, setsockopt, bind, fileno and what a port adds
             return getattr(self._real, name)
 
-        read = reader("read")
-        recv = reader("recv")
-        recvfrom = reader("recvfrom")
-        readline = reader("readline")
-        readinto = reader("readinto")
-        write = writer("write")
-        send = writer("send")
-        sendto = writer("sendto")
-        if hasattr(real, "sendall"):
-            sendall = writer("sendall")
-
+    for name in _THROUGH:
+        if hasattr(real, name):
+            setattr(Socket, name, through(name, name in _WRITING))
     return Socket

@@ -3,8 +3,8 @@
 What nobody can see from here: packets to closed ports and what the network stack drops, traffic of C code (ESP-NOW,
 BLE, the Wi-Fi driver, NTP inside the port), sockets made before the hook, `io.open`, os.remove and its like, memory of
 C code. Code in the same interpreter can undo the hook: this is telemetry, not a sandbox. The agent's own traffic and
-files are left out. Uptime, reset cause and RSSI are facts of the board (collector.facts), not features: they are
-constant, or the room's.
+files are left out. Uptime, reset cause and RSSI are facts of the board, not features: they are constant, or the
+room's. A board itself needs only kinds and id of it (hooks.Columns).
 """
 
 from ..features import LEVEL, RATE, SHARE, Schema

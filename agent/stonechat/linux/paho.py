@@ -6,9 +6,9 @@ The import costs about 12 MB of memory; mqtt.Client is the lean choice with the 
 import select
 from typing import Any
 
-from ..backoff import Backoff
 from ..compat import ticks_diff, ticks_ms
 from ..errors import ConfigError, MQTTError
+from ..mqtt import Backoff
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_QUEUED = 64  # messages that wait inside paho; the outbox keeps the rest

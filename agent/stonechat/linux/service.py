@@ -12,12 +12,13 @@ import sys
 
 from .. import cose
 from ..agent import Agent
-from ..compat import sleep_ms
+from ..compat import replace, sleep_ms
+from ..delivery import Delivery
 from ..detection import ALARM, NORMAL, WATCH
 from ..errors import ConfigError, ModelError, StonechatError
 from ..model import load_model
 from ..outbox import Outbox
-from ..report import Reporter
+from ..queue import Queue
 from ..state import State
 from .tflite_runtime import TfliteRuntime
 
@@ -111,7 +112,7 @@ def open_collector(config: dict, model, key: bytes, user_id: int | None):
         bpf = wanted == LINUX_1.id
     return LinuxCollector(
         interfaces=config["collector"]["interfaces"] or None,
-        peers_secret=cose.derive(key, cose.PEERS),
+        peers_secret=cose.derive(key, b"peers"),
         use_bpf=bpf,
         cgroup=config["collector"]["cgroup"] or None,
         own_user_id=user_id,
@@ -178,7 +179,7 @@ def prepare_transport(config: dict):
             password=password,
             tls=tls,
             keepalive_s=mqtt["keepalive_s"],
-            will=(reporter.topics["status"], reporter.status(online=False), 1, True),
+            will=(reporter.status_topic, reporter.status(online=False), 1, True),
             on_message=on_message,
             on_connect=on_connect,
             **options,
@@ -225,8 +226,12 @@ class Daemon:
         state = State(device["state_file"])
         if state.damaged:
             log("warning", "%s: %s; set aside, starting afresh" % (device["state_file"], state.damaged))
-        outbox = Outbox(report["outbox_dir"], report["outbox_bytes"]) if report["outbox_dir"] else None
-        reporter = Reporter(
+            try:
+                replace(device["state_file"], device["state_file"] + ".bad")
+            except OSError:
+                pass  # then the next save writes over it
+        outbox = Outbox(report["outbox_dir"], report["outbox_bytes"]) if report["outbox_dir"] else Queue()
+        reporter = Delivery(
             device["id"],
             key,
             outbox,

@@ -1,14 +1,17 @@
 """Make what a board needs of the agent: .mpy files (mpy-cross -O2), package.json for mip, manifest.py for freezing.
 
 One folder an architecture: OUT/ARCH/stonechat/*.mpy. Only the viper kernels differ between them. What goes in is what
-stonechat.board.boot imports, found by reading the sources, and what --with names. The reader of whole .tflite graphs
-(int8 and what it needs) goes in only for a --model without a plan: what `stonechat train` makes has one.
+the profile's entry imports, found by reading the sources, and what --with names: stonechat.board.boot for the full
+profile, stonechat.board.core for the smallest (its docstring says what it leaves out; TLS needs --with board/tls).
+The reader of whole .tflite graphs (int8 and what it needs) goes in only for a --model without a plan: what
+`stonechat train` makes has one.
 
 mip before MicroPython 1.26 wants whole addresses in package.json: --url is where OUT/ARCH will be served from.
 
 Examples:
   stonechat build
   stonechat build --arch xtensawin --out build/esp32
+  stonechat build --profile core --arch armv6m --model models/micropython-1/model.tflite
   stonechat build --arch armv6m --with counters,replay --model models/micropython-1/model.tflite
   (cd build/board/armv6m && python3 -m http.server)   then on the board: mip.install("http://HOST:8000/package.json")
 """
@@ -40,7 +43,8 @@ ARCHITECTURES = {
 }
 DEFAULT = ("armv6m", "armv7emsp", "xtensawin", "rv32imc")
 OPTIONAL = ("int8", "int8_ops", "operators")
-ENTRY = ("board/boot", "board/tls")
+NEVER = ("compat_cpython",)  # CPython's half of the seam
+PROFILES = {"full": ("board/boot", "board/tls"), "core": ("board/core",)}  # their entries
 PACKAGE = Path(stonechat.__file__).parent
 
 
@@ -59,6 +63,7 @@ class Built:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", default=",".join(DEFAULT), help="of " + ", ".join(ARCHITECTURES))
+    parser.add_argument("--profile", choices=PROFILES, default="full", help="default full")
     parser.add_argument("--out", type=Path, default=Path("build/board"), help="default build/board")
     parser.add_argument("--with", dest="extra", default="", metavar="A,B", help="more rooms: counters, replay")
     parser.add_argument("--model", type=Path, help="a .tflite to lie beside the package, as model.tflite")
@@ -69,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     names = args.arch.split(",")
     extra = [name for name in args.extra.split(",") if name]
-    built = [build(name, args.out / name, extra, args.model, args.url) for name in names]
+    built = [build(name, args.out / name, extra, args.model, args.url, args.profile) for name in names]
     if args.json:
         print(json.dumps({one.architecture: one.sizes for one in built}))
         return 0
@@ -100,13 +105,13 @@ def imports(room: str) -> set[str]:
         base = folder if node.level == 1 else folder.parent
         wanted = [node.module.replace(".", "/")] if node.module else [alias.name for alias in node.names]
         found |= {str(base / name) for name in wanted}
-    return {room for room in found if (PACKAGE / (room + ".py")).exists()}
+    return {room for room in found if room not in NEVER and (PACKAGE / (room + ".py")).exists()}
 
 
-def rooms(extra: Iterable[str] = (), entry: Iterable[str] = ENTRY) -> list[str]:
-    """All rooms that `entry` and `extra` need, with the packages' own files, in the order of their names. Raises
+def rooms(extra: Iterable[str] = (), profile: str = "full") -> list[str]:
+    """All rooms that the profile and `extra` need, with the packages' own files, in the order of their names. Raises
     ConfigError for a room that there is not."""
-    wanted = ["__init__", "board/__init__", *entry, *extra]
+    wanted = ["__init__", "board/__init__", *PROFILES[profile], *extra]
     for room in extra:
         if not (PACKAGE / (room + ".py")).exists() or room.startswith("linux"):
             raise ConfigError(f"--with {room}: there is no such room for boards")
@@ -135,7 +140,12 @@ def needs_reader(model: Path) -> bool:
 
 
 def build(
-    architecture: str, folder: Path, extra: Iterable[str] = (), model: Path | None = None, url: str = ""
+    architecture: str,
+    folder: Path,
+    extra: Iterable[str] = (),
+    model: Path | None = None,
+    url: str = "",
+    profile: str = "full",
 ) -> Built:
     """Fill `folder` for one architecture; what an earlier build left in its package is removed. Raises ConfigError for
     an unknown architecture or a source that mpy-cross refuses, OSError for the files."""
@@ -145,7 +155,7 @@ def build(
     shutil.rmtree(folder / "stonechat", ignore_errors=True)
     compiler = mpy_cross()
     extra = [*extra, "int8"] if model is not None and needs_reader(model) else extra
-    for room in rooms(extra):
+    for room in rooms(extra, profile):
         target = folder / "stonechat" / (room + ".mpy")
         target.parent.mkdir(parents=True, exist_ok=True)
         source = PACKAGE / (room + ".py")

@@ -1,7 +1,7 @@
 """Copy the agent, and a model, to a MicroPython board over USB (mpremote). Nothing is flashed.
 
-The board then needs two lines in boot.py and three in main.py (stonechat.board.boot tells them); --hook appends the two
-lines to boot.py where they are not there yet.
+The board then needs two lines in boot.py and three in main.py (stonechat.board.boot tells them, or stonechat.board.core
+for --profile core); --hook appends the two lines to boot.py where they are not there yet.
 
 Examples:
   stonechat deploy --port /dev/ttyUSB0 --arch xtensawin --model models/micropython-1/model.tflite
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from stonechat.errors import ConfigError
 
-from stonechat_tools.device.build import ARCHITECTURES, build
+from stonechat_tools.device.build import ARCHITECTURES, PROFILES, build
 
 TIMEOUT_S = 300.0
 HOOK = """
@@ -34,6 +34,9 @@ if "stonechat" not in text:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", required=True, help="the board's serial port, as mpremote takes it")
     parser.add_argument("--arch", required=True, help="of " + ", ".join(ARCHITECTURES))
+    parser.add_argument(
+        "--profile", choices=PROFILES, default="full", help="full, or core: the smallest (default full)"
+    )
     parser.add_argument("--model", type=Path, help="a .tflite, to become /model.tflite")
     parser.add_argument("--with", dest="extra", default="", metavar="A,B", help="more rooms: counters, replay")
     parser.add_argument("--target", default="/lib", help="folder on the board (default /lib)")
@@ -45,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     extra = [name for name in args.extra.split(",") if name]
     with tempfile.TemporaryDirectory(prefix="stonechat-") as folder:
-        built = build(args.arch, Path(folder), extra, args.model)
+        built = build(args.arch, Path(folder), extra, args.model, profile=args.profile)
         files = [(Path(folder) / "stonechat" / f"{room}.mpy", f"stonechat/{room}.mpy") for room in built.sizes]
         commands = plan(args.port, files, args.model, args.target.rstrip("/"), args.hook, not args.no_reset)
         for command in commands:

@@ -21,9 +21,9 @@ from typing import Any
 
 import cbor2
 import stonechat
-from stonechat import cbor
-from stonechat.outbox import Queue
-from stonechat.report import Reporter
+from stonechat.cbor_decode import loads
+from stonechat.delivery import Delivery, unseal
+from stonechat.queue import Queue
 
 from ..device.interpreters import interpreters
 
@@ -32,15 +32,18 @@ SEQUENCE, TIME_S, LEVEL = 4711, 1_795_362_000, 2
 SCORE, SURPRISE, EVIDENCE = 9.5, 4.25, 20.5
 FEATURES = ((41, -6.25, 55), (3, 5.0, 30), (17, 1.25, 15))
 WINDOW_S, HEARTBEAT_WINDOWS = 10, 30
-_ROOMS = ("cbor", "cose", "report", "outbox")
+_ROOMS = ("cbor", "cose", "report", "cbor_decode", "delivery", "outbox")
 
 _COST = """
 import gc, time
 from stonechat import cbor, cose
-mac = cose.Mac(cose.derive(bytes(32), b"report"), "pump-1")
+mac = cose.Mac(bytes(32), b"report", "pump-1")
+body = bytearray(96)
 fields = [1, 4711, 12, 1795362000, None, 2, None, 2432, 1088, 5248, bytes(9)] + [None] * 6
 def once():
-    return mac.seal(cbor.dumps_fields(fields))
+    body[:] = b""
+    cbor.encode_fields(fields, body)
+    return mac.seal(body)
 once()
 gc.collect(); gc.disable()
 before = gc.mem_alloc(); once(); used = gc.mem_alloc() - before
@@ -63,7 +66,7 @@ def ours() -> tuple[bytes, bytes, bytes]:
     sent: list[bytes] = []
     queue = Queue(sequence=SEQUENCE)
     queue.boot = 12
-    reporter = Reporter("pump-1", bytes(32), queue, heartbeat_windows=HEARTBEAT_WINDOWS, resend_ms=1 << 29)
+    reporter = Delivery("pump-1", bytes(32), queue, heartbeat_windows=HEARTBEAT_WINDOWS, resend_ms=1 << 29)
     verdict = SimpleNamespace(
         score_q8=int(SCORE * 256),
         surprise_q8=int(SURPRISE * 256),
@@ -76,7 +79,7 @@ def ours() -> tuple[bytes, bytes, bytes]:
     for i in range(1 + HEARTBEAT_WINDOWS):
         reporter.observe(verdict, WINDOW_S * 1000 * i)
         reporter.pump(lambda topic, payload, qos: sent.append(payload), WINDOW_S * 1000 * i)
-    return sent[0], reporter._report_mac.open(sent[0]), sent[1]
+    return sent[0], unseal(reporter._mac, sent[0]), sent[1]
 
 
 def json_compact() -> bytes:
@@ -139,7 +142,7 @@ def device_defender() -> bytes:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     report, payload, summary = ours()
-    assert cbor.loads(payload)[10]
+    assert loads(payload)[10]
     formats = {
         "stonechat, authenticated (COSE_Mac0)": len(report),
         "stonechat, bare (CBOR, integer keys)": len(payload),

@@ -1,7 +1,7 @@
 """Throws forged, cut, replayed, foreign, oversized and nested messages at both ends of the wire.
 
 Each message goes through the collector's own path (its database included) or, where it is for a device, through a
-Reporter. Nothing may raise, nothing may be stored or carried out that is not authentic and new, memory may not grow.
+Delivery. Nothing may raise, nothing may be stored or carried out that is not authentic and new, memory may not grow.
 """
 
 import gc
@@ -12,8 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import cbor2
-from stonechat.outbox import Queue
-from stonechat.report import CALIBRATE, Reporter
+from stonechat.delivery import CALIBRATE, Delivery
+from stonechat.queue import Queue
 
 from . import wire
 from .collect import Collector
@@ -48,12 +48,12 @@ class Fuzzer:
         self.keys = {name: wire.DeviceKeys(secret, name) for name, secret in self.secrets.items()}
         self.genuine: list[tuple[str, str, bytes]] = []
         for name, secret in self.secrets.items():
-            reporter = Reporter(name, secret, Queue(), heartbeat_windows=1, bytes_per_day=0, resend_ms=1 << 29)
+            reporter = Delivery(name, secret, Queue(), heartbeat_windows=1, bytes_per_day=0, resend_ms=1 << 29)
             take = self._taker(name)
             for i in range(8):
                 reporter.observe(Verdict(i % 3), 10_000 * i)
                 reporter.pump(take, 10_000 * i)
-            self.genuine.append((name, "status", reporter.status(agent="x")))
+            self.genuine.append((name, "status", reporter.status("1.0")))
             self.genuine.append((name, "status", reporter.status(online=False)))
         now_s = int(time.time())
         for name, keys in self.keys.items():
@@ -139,7 +139,7 @@ def soak(scale: float) -> bool:
     client = _Client()
     collector._client = client  # type: ignore[assignment]
     reporters = {
-        name: Reporter(name, secret, Queue(), supported=(CALIBRATE,)) for name, secret in fuzzer.secrets.items()
+        name: Delivery(name, secret, Queue(), supported=(CALIBRATE,)) for name, secret in fuzzer.secrets.items()
     }
     genuine = {message: (name, kind) for name, kind, message in fuzzer.genuine}
     up = [
@@ -166,7 +166,7 @@ def soak(scale: float) -> bool:
             reporter = reporters.get(name)
             if kind in ("ack", "command"):
                 if reporter is not None:
-                    codes = reporter.on_message(reporter.topics[kind], payload)
+                    codes = reporter.on_message(reporter.topic + kind, payload)
                     if codes and genuine.get(payload) != (name, "command"):
                         wrong.append(f"carried out {codes} for {name}")
                     carried_out += len(codes)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from stonechat import cbor
+from stonechat.cbor_maps import dumps
 from stonechat.errors import StonechatError
 from stonechat.features import Normalization, Schema, pack_normalization
 from stonechat.metadata import BUFFER, INFO_BUFFER, Metadata
@@ -77,7 +77,7 @@ class FittedModel:
         self.meta.name, self.meta.version = name, version
         self.meta.golden = _golden(self.meta, self.network)
         columns = [list(column) for column in self.schema.columns]
-        buffers = {BUFFER: PLACEHOLDER, INFO_BUFFER: cbor.dumps({"columns": columns, **(info or {})})}
+        buffers = {BUFFER: PLACEHOLDER, INFO_BUFFER: dumps({"columns": columns, **(info or {})})}
         return seal(write(self.layers, input_scale=STEP, metadata=buffers), self.meta)
 
 

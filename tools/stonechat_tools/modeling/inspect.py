@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stonechat import cbor, int8, operators, planning, tflite
+from stonechat import int8, operators, planning, tflite
+from stonechat.cbor_decode import loads
 from stonechat.errors import ModelError, StonechatError
 from stonechat.metadata import INFO_BUFFER
 from stonechat.model import Model, load_model
@@ -154,7 +155,7 @@ def _metadata(model: Model, graph: tflite.Graph) -> dict[str, Any]:
             facts["stonechat"] = {key: _plain(value) for key, value in vars(model.metadata).items()}
         info = graph.metadata(INFO_BUFFER)
         if info:
-            facts["stonechat.info"] = _plain(cbor.loads(bytes(info)))
+            facts["stonechat.info"] = _plain(loads(bytes(info)))
     except StonechatError as error:
         facts["error"] = str(error)
     return facts

@@ -1,0 +1,118 @@
+"""CPython's bodies of the names in compat.py. MicroPython has none of these modules, and no board gets this file."""
+
+import os
+import time
+from _operator import mul as _mul  # operator is Python, and larger
+from array import array as _array
+from os import replace
+from time import CLOCK_BOOTTIME as _CLOCK
+from time import clock_gettime_ns as _now_ns
+
+# SHA-256: CPython's own C module where it is to be had, because hashlib loads all of OpenSSL (3.7 MB).
+try:
+    from _sha2 import sha256  # type: ignore[import-not-found]  # CPython 3.12 and later
+except ImportError:
+    try:
+        from _sha256 import sha256  # type: ignore[import-not-found]  # CPython 3.11
+    except ImportError:
+        from hashlib import sha256  # noqa: F401
+
+__all__ = (
+    "const",
+    "dot",
+    "epoch_s",
+    "flip",
+    "int8_array",
+    "mem_alloc",
+    "mem_free",
+    "replace",
+    "row_sums",
+    "sha256",
+    "sleep_ms",
+    "sync_file",
+    "ticks_add",
+    "ticks_diff",
+    "ticks_ms",
+    "ticks_us",
+    "tidy",
+    "write_atomic",
+)
+
+_EARLIEST_EPOCH_S = 1_700_000_000  # a wall clock before November 2023 has not been set
+_FLIP = bytes(i ^ 128 for i in range(256))
+
+
+def const(value):
+    return value
+
+
+def ticks_ms():
+    return _now_ns(_CLOCK) // 1_000_000
+
+
+def ticks_us():
+    return _now_ns(_CLOCK) // 1_000
+
+
+def ticks_diff(new, old):
+    return new - old
+
+
+def ticks_add(ticks, delta):
+    return ticks + delta
+
+
+def sleep_ms(ms):
+    time.sleep(ms / 1000)
+
+
+def epoch_s():
+    now_s = int(time.time())
+    return now_s if now_s >= _EARLIEST_EPOCH_S else 0
+
+
+def sync_file(file):
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def write_atomic(path, data):
+    temporary = path + ".tmp"
+    with open(temporary, "wb") as file:
+        file.write(data)
+        sync_file(file)
+    replace(temporary, path)
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)  # POSIX: the rename is durable only once its folder is
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def tidy():
+    """Nothing to do where the heap is large."""
+
+
+def mem_alloc():
+    """CPython has no such heap."""
+    return 0
+
+
+mem_free = mem_alloc
+
+
+def int8_array(data):
+    return _array("b", bytes(data))
+
+
+def dot(weights, at, count, x):
+    return sum(map(_mul, weights[at : at + count], x))
+
+
+def row_sums(weights, at, count):
+    row = weights[at : at + count]
+    return sum(row), sum(map(abs, row))
+
+
+def flip(source, target, count):
+    target[:count] = bytes(source).translate(_FLIP)

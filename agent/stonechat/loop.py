@@ -1,0 +1,179 @@
+"""The loop from the counters to the broker: Stage is one collector with what scores it, Loop does what is due when.
+
+A board's core profile uses them as they stand; agent.py adds more stages, and what the collector sends back.
+"""
+
+from . import __version__
+from .compat import const, ticks_add, ticks_diff, ticks_ms
+from .errors import StonechatError
+from .head import Head
+from .window import Window
+
+_PUMP_EVERY_MS = const(1000)  # how often the reporter is asked between windows and messages
+_PUMP_AGAIN_MS = const(2000)  # the same while the broker can't be reached
+_SAVE_EVERY_WINDOWS = const(360)  # an hour at 10 s: bounds the wear of the flash
+
+
+class Stage:
+    """One collector and the head that scores it. The device's own counters are one, a vendor's are another.
+    Raises ModelError where the model is not for the collector's schema."""
+
+    def __init__(self, collector, model, state) -> None:
+        self.collector = collector
+        self.head = Head(model, collector.schema, state)
+        self.window = Window(collector.schema, self.head.window_ms)
+        self.values = [0] * len(collector.schema)
+        self._section = b"peers" + collector.schema.id
+        self._has_peers = hasattr(collector, "dump")
+        if self._has_peers and state.get(self._section) is not None:
+            collector.restore(state.get(self._section))
+        # What no baseline may learn from: windows in which the collector itself still finds its feet.
+        self.settle_windows = getattr(collector, "settle_windows", 0)
+
+    def end_window(self, now_ms: int):
+        """Read the counters at now_ms -> the Verdict, or None while priming, settling or for a dropped window."""
+        self.collector.read(self.values)
+        if not self.window.push(self.values, now_ms):
+            return None
+        if self.settle_windows:
+            self.settle_windows -= 1
+            return None
+        return self.head.score(self.window.deltas, self.window.elapsed_ms)
+
+    def hold_peers(self, hold: bool) -> None:
+        """Under suspicion no peer becomes known."""
+        if self._has_peers:
+            self.collector.hold_peers(hold)
+
+    def save(self, state) -> None:
+        self.head.save()
+        if self._has_peers:
+            state.put(self._section, self.collector.dump())
+
+
+class Loop:
+    """stages: of which the first is the device's own; publish(topic, payload, qos) hands a message to the broker and
+    raises OSError or MQTTError when it can't; publish_retained is the same for the status, which the broker should
+    keep. reporter: what is said; state: what is remembered; firmware: its id, a new one asks for a new calibration."""
+
+    _status_due: bool
+    _pump_due_ms: int
+
+    def __init__(self, stages, publish, reporter, state, firmware: str = "", publish_retained=None) -> None:
+        self.stages = stages
+        self.reporter = reporter
+        self.state = state
+        self.publish = publish
+        self.publish_retained = publish_retained or publish
+        self.firmware = firmware
+        self.window_ms = stages[0].head.window_ms
+        self.windows = 0
+        self.errors = 0
+        self.last_error = ""
+        self.offline = ""  # why the last try to publish failed; empty when it worked
+        release = firmware.encode()
+        if state.get(b"firmware", release) != release:
+            self.relearn()
+        state.put(b"firmware", release)
+        self._learning = self.learning
+        self._due_ms = ticks_ms()
+        self.connected()
+
+    @property
+    def due_in_ms(self) -> int:
+        """Milliseconds until tick() has something to do; never negative."""
+        now_ms = ticks_ms()
+        return max(0, min(ticks_diff(self._due_ms, now_ms), ticks_diff(self._pump_due_ms, now_ms)))
+
+    def tick(self):
+        """Do what is due and return at once otherwise -> the Verdict of a window that has just ended, else None.
+
+        Never raises for what the device or the network does to it: StonechatError and OSError are counted in `errors`,
+        the last one is told in `last_error`, and the next window is another try."""
+        now_ms = ticks_ms()
+        verdict = None
+        if ticks_diff(now_ms, self._due_ms) >= 0:
+            self._due_ms = ticks_add(self._due_ms, self.window_ms)
+            if ticks_diff(now_ms, self._due_ms) >= 0:  # a whole window late: a suspend, a stalled loop
+                self._due_ms = ticks_add(now_ms, self.window_ms)
+            verdict = self.end_window(now_ms)
+            self._pump_due_ms = now_ms
+        if ticks_diff(now_ms, self._pump_due_ms) >= 0:
+            wait_ms = _PUMP_EVERY_MS
+            self.offline = ""
+            try:
+                if self._status_due:
+                    self.publish_retained(self.reporter.status_topic, self.status(), 1)
+                    self._status_due = False
+                self.reporter.pump(self.publish, now_ms)
+            except (StonechatError, OSError) as error:
+                self.offline = repr(error)
+                wait_ms = _PUMP_AGAIN_MS
+            self._pump_due_ms = ticks_add(now_ms, wait_ms)
+        return verdict
+
+    def end_window(self, now_ms: int):
+        """Close the window at now_ms (ticks), whatever the clock says -> the Verdict or None."""
+        verdict = None
+        try:
+            verdict = self._score(now_ms)
+            if verdict is not None:
+                self.windows += 1
+                self.reporter.observe(verdict, now_ms)
+                for stage in self.stages:
+                    stage.hold_peers(verdict.level > 0)
+                if self.learning != self._learning or self.windows % _SAVE_EVERY_WINDOWS == 0:
+                    self._learning = self.learning
+                    self._status_due = True
+                    self.save()
+        except (StonechatError, OSError) as error:
+            self._failed(error)
+        return verdict
+
+    def _score(self, now_ms: int):
+        return self.stages[0].end_window(now_ms)
+
+    @property
+    def learning(self) -> bool:
+        """True while a head still learns what is normal on this device."""
+        for stage in self.stages:  # noqa: SIM110 - a generator would allocate
+            if stage.head.learning:
+                return True
+        return False
+
+    def status(self) -> bytes:
+        """The sealed status: what rarely changes (firmware, model, schema, sources, what was learned)."""
+        stage = self.stages[0]
+        return self.reporter.status(
+            self.firmware,
+            stage.head.model.digest,
+            stage.collector.schema.id,
+            self.window_ms,
+            [group + " " + source for group, source, _ in stage.collector.sources],
+            stage.head.facts()[0] << 4,
+            self.learning,
+            __version__,
+        )
+
+    def connected(self) -> None:
+        """Tell the loop that a connection to the broker stands (on_connect): it sends its status and what waits."""
+        self.reporter.reconnected()
+        self._status_due = True
+        self._pump_due_ms = ticks_ms()
+
+    def relearn(self) -> None:
+        """Forget the calibration of every head and learn it again, as after a new firmware."""
+        for stage in self.stages:
+            stage.head.relearn()
+        self._status_due = True
+
+    def save(self) -> None:
+        """Write down what was learned. Raises StateError where the medium refuses."""
+        for stage in self.stages:
+            stage.save(self.state)
+        self.reporter.save(self.state)
+        self.state.save()
+
+    def _failed(self, error: Exception) -> None:
+        self.errors += 1
+        self.last_error = repr(error)

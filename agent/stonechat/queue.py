@@ -1,0 +1,48 @@
+"""What outbox.Outbox is, in RAM: for a device without a file system."""
+
+from .compat import epoch_s
+
+
+class Queue:
+    """A bounded queue in RAM. Its numbers start at the clock's seconds, so that a restart does not reuse them.
+    `sequence` is the next report's number, `oldest` the first one not acknowledged, `lost` counts what was dropped."""
+
+    def __init__(self, max_bytes: int = 2048, sequence: int = 0) -> None:
+        self.max_bytes = max_bytes
+        self.sequence = sequence or epoch_s() or 1
+        self.oldest = self.sequence
+        self.boot = epoch_s()  # it can't count its starts
+        self.lost = 0
+        self.spare = True  # nothing is written down, so nothing can be reused by a restart but by the clock
+        self._records: list = []
+        self._bytes = 0
+
+    def append(self, body) -> int:
+        """Hold `body` as number `sequence`, which is returned; the oldest are dropped where room is short."""
+        self._bytes += len(body)
+        self._records.append((self.sequence, bytes(body)))
+        self.sequence += 1
+        while self._bytes > self.max_bytes and len(self._records) > 1:
+            self._bytes -= len(self._records.pop(0)[1])
+            self.lost += 1
+        self._forward()
+        return self.sequence - 1
+
+    def after(self, sequence: int):
+        """The first record behind `sequence` as (sequence, body), or None."""
+        for record in self._records:
+            if record[0] > sequence:
+                return record
+        return None
+
+    def ack(self, first: int, last: int) -> None:
+        """Forget first..last, both included."""
+        self._records = [record for record in self._records if not first <= record[0] <= last]
+        self._bytes = sum([len(record[1]) for record in self._records])
+        self._forward()
+
+    def _forward(self) -> None:
+        self.oldest = self._records[0][0] if self._records else self.sequence
+
+    def save(self) -> None:
+        pass
