@@ -1,6 +1,7 @@
 """Residual -> score -> surprise -> evidence -> level, in integers.
 
-    residual   r = x - y where the model reconstructs, r = y where it gives the residual itself; 16 steps a deviation
+    residual   r = x - y where the model reconstructs, r = y where it gives the residual itself; 16 steps a deviation,
+               and on top what lies beyond the feature's reach (features.py)
     score      256 * log2(1 + sum of weight * r^2): a doubling of the squared residual is one step of 256
     surprise   -log10 of how often a benign window scores as high: the table, and beyond its last knot a straight line
                in the log score (an exponential tail of the log score, a Pareto tail of the score)
@@ -47,8 +48,8 @@ class Verdict:
     def explain(self, k=3):
         """The k features that carry the score -> list of (feature index, z_q4, share_percent), greatest first.
 
-        A feature's part is root(weight) * residual * z where both point the same way: strange to the network and
-        strange by itself. The residual alone would also blame the features that a strange one drags along. z_q4: how
+        A feature's part is root(weight) * |residual * z|: strange to the network and strange by itself; half of it
+        where the two point different ways, for so do the features that a strange one drags along. z_q4: how
         far the feature itself lies from its benign centre, signed, 16 a deviation. Shares are rounded so that those
         of all features add up to 100; where nothing stands out the list is empty."""
         parts = self.parts
@@ -72,12 +73,14 @@ class Verdict:
 
 
 class Detector:
-    """meta: Metadata with the table and the rungs; verdict: the Verdict to fill.
+    """meta: Metadata with the table and the rungs; verdict: the Verdict to fill; beyond: of the Normalization, which
+    fills it (None: nothing ever lies beyond).
 
     `place_q8` and `spread_q8` are this device's own location and spread of the log score (the model's until learned);
     `evidence` holds one chart per rung, in surprise Q8."""
 
-    def __init__(self, meta, verdict):
+    def __init__(self, meta, verdict, beyond=None):
+        self._beyond = beyond or [0] * len(verdict.parts)
         self._rebuilds = meta.kind == RECONSTRUCTION
         self._weights = meta.weights or bytes([WEIGHT_ONE]) * len(verdict.parts)
         self._roots = bytes([_root(weight << 8) for weight in self._weights])
@@ -107,9 +110,10 @@ class Detector:
                 r -= 256
             if self._rebuilds:
                 r = z - r
+            r += self._beyond[i]
             total += r * r * weights[i] >> 4
             part = r * z * roots[i] >> 6
-            parts[i] = part if part > 0 else 0
+            parts[i] = part if part > 0 else -part >> 1
         self.verdict.score_q8 = log2_q8(1 + total)
         return self.verdict.score_q8
 

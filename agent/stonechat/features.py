@@ -7,8 +7,9 @@
     x = ((f_q8 - centre_q8) * inv + half) >> shift, clipped to -128..127
 
 One step of x is 1/16 of a benign standard deviation, zero point 0, by specification: the input tensor of every
-stonechat model has scale 1/16. (inv, shift) is the reciprocal of the deviation with inv below 2^14, so that no product
-passes 2^30 and a 32-bit board never leaves small ints.
+stonechat model has scale 1/16. Clipping hides how far a counter went: what lies beyond its reach, the end of where
+benign windows go, is kept beside x and counts as residual (detection.py). (inv, shift) is the reciprocal of the
+deviation with inv below 2^14, so that no product passes 2^30 and a 32-bit board never leaves small ints.
 """
 
 from struct import pack, unpack_from
@@ -23,6 +24,7 @@ SHARE = "share"
 Q8 = const(256)
 STEPS_PER_DEVIATION = const(16)
 _SHARE_MAX = const(25600)
+_BEYOND_MAX = const(1792)
 
 # round(256 * log2(1 + i / 64)) for i = 0..63; the next one would be 256
 _LOG2_Q8 = (
@@ -70,8 +72,9 @@ class Schema:
 class Normalization:
     """The centre and reciprocal deviation of each feature, as the model's metadata carries them.
 
-    packed: bytes, struct '<hHB' a feature (centre_q8, inv, shift): five bytes each. `offset_q8` is what the device
-    itself has learned on top of the model's centres (adaptation.py owns it)."""
+    packed: bytes, struct '<hHB' a feature (centre_q8, inv, shift + 32 * reach code): five bytes each. A reach is
+    8 deviations << (code - 1), and code 0 has no end. `offset_q8` is what the device itself has learned on top of the
+    model's centres (adaptation.py owns it); `beyond`: the steps past the reach of the last window filled."""
 
     def __init__(self, schema, packed: bytes) -> None:
         if len(packed) != 5 * len(schema):
@@ -82,8 +85,12 @@ class Normalization:
         self.inv = [0] * n
         self.shift = bytearray(n)
         self.offset_q8 = [0] * n
+        self.reach = [0] * n
+        self.beyond = [0] * n
         for i in range(n):
-            self.centre_q8[i], self.inv[i], self.shift[i] = unpack_from("<hHB", packed, 5 * i)
+            self.centre_q8[i], self.inv[i], shift = unpack_from("<hHB", packed, 5 * i)
+            self.shift[i] = shift & 31
+            self.reach[i] = 64 << (shift >> 5 or 20)
             if self.inv[i] >= 1 << 14 or self.shift[i] > 29:
                 raise FeatureError("normalization of feature %d: inv %d shift %d" % (i, self.inv[i], self.shift[i]))
 
@@ -102,11 +109,15 @@ class Normalization:
                 out[i] = log2_q8(1 + value)
 
     def fill(self, f_q8: list[int], x: bytearray) -> None:
-        """f_q8: n ints -> x: bytearray(n), int8 as two's complement, 16 steps a deviation, clipped at 8 of them."""
+        """f_q8: n ints -> x: bytearray(n), int8 as two's complement, 16 steps a deviation, clipped at 8 of them; and
+        `beyond`, up to 1792 steps, so that the squares of detection.py stay small ints."""
         for i in range(len(self.kinds)):
             shift = self.shift[i]
             step = (f_q8[i] - self.centre_q8[i] - self.offset_q8[i]) * self.inv[i] + ((1 << shift) >> 1) >> shift
             x[i] = (127 if step > 127 else -128 if step < -128 else step) & 0xFF
+            reach = self.reach[i]
+            over = step - reach if step > reach else step + reach if step < -reach else 0
+            self.beyond[i] = min(max(over, -_BEYOND_MAX), _BEYOND_MAX)
 
 
 def pack_normalization(centre_q8, deviation_q8) -> bytes:

@@ -46,7 +46,7 @@ class Head:
         self.normalization = Normalization(schema, meta.normalization)
         self.adaptation = Adaptation(self.normalization, meta.drift_shift, meta.drift_cap)
         self.verdict = Verdict(len(meta))
-        self.detector = Detector(meta, self.verdict)
+        self.detector = Detector(meta, self.verdict, self.normalization.beyond)
         self._state = state
         self._norm_section = b"norm" + schema.id
         self._cal_section = b"cal" + model.digest

@@ -67,7 +67,7 @@ def check(meta) -> None:
         raise ModelError("metadata: output kind %d" % meta.kind)
     for i in range(n):
         _, inv, shift = unpack_from("<hHB", meta.normalization, 5 * i)
-        if not 0 < inv < 1 << 14 or shift > 29:
+        if not 0 < inv < 1 << 14 or shift & 31 > 29:
             raise ModelError("metadata: normalization of feature %d: inv %d shift %d" % (i, inv, shift))
     if meta.weights is not None and (len(meta.weights) != n or not any(meta.weights)):
         raise ModelError("metadata: %d score weights for %d features" % (len(meta.weights), n))

@@ -50,7 +50,14 @@ def test_score_of_a_reconstruction_and_weights():
     assert detector.score(x, bytes((0, 0, 3, 0))) == log2_q8(1 + 100 + 400 + 2)
     assert detector.verdict.parts == [100, 200, 0, 0]  # by the root of the weight
     assert detector.score(x, bytes((30, 0, 0, 127))) == log2_q8(1 + 400 + 400)
-    assert detector.verdict.parts == [0, 200, 0, 0]  # a residual against the feature's own way blames others
+    assert detector.verdict.parts == [100, 200, 0, 0]  # a residual against the feature's own way counts half
+
+
+def test_what_lies_beyond_the_reach_counts_in_full():
+    detector = Detector(make_meta(), Verdict(4), [0, 100, -1792, 0])
+    x = bytes((0, 127, 128, 0))
+    assert detector.score(x, bytes((0, 20, 236, 0))) == log2_q8(1 + 120 * 120 + 1812 * 1812)
+    assert detector.verdict.parts == [0, 120 * 127, 1812 * 128, 0]
 
 
 def test_surprise_follows_the_table_and_its_tail():

@@ -15,15 +15,16 @@ WINDOW_MS = 1000
 
 
 def windows(count: int, seed: int, loud: slice | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Correlated counters of a made-up device, with drift and, in `loud`, an attack."""
+    """Correlated counters of a made-up device; with `loud`, an attack there, and now and then a counter at zero."""
     rng = np.random.default_rng(seed)
     mixing = np.random.default_rng(7).normal(0, 0.6, (3, 12))
     rates = np.exp(rng.normal(0, 1, (count, 3)) @ mixing + rng.normal(0, 0.2, (count, 12)) + 5)
     if loud is not None:
-        rates[loud, :3] *= 60
+        rates[loud, :3] *= 6000
     deltas = rng.poisson(rates)
     deltas[:, 10:] = np.clip(deltas[:, 10:] * 20, 0, 25600)
-    deltas[rng.random(deltas.shape) < 0.001] = 0
+    if loud is not None:
+        deltas[rng.random(deltas.shape) < 0.001] = 0
     return deltas, rng.integers(900, 1400, count)
 
 
@@ -73,13 +74,18 @@ def test_a_stream_gives_the_devices_verdicts(fitted, learn):
     deltas, elapsed = windows(400, 3, loud=slice(250, 350))
     twin = fitted.replay(learn=True)
     result = twin.run(features_q8(SCHEMA, deltas, elapsed, WINDOW_MS))
+    far = 0
     for i, (row, ms) in enumerate(zip(deltas.tolist(), elapsed.tolist(), strict=True)):
         verdict = head.score(row, ms)
         got = (verdict.score_q8, verdict.surprise_q8, verdict.evidence_q8, verdict.level, verdict.learning)
         want = [int(getattr(result, key)[i]) for key in ("score_q8", "surprise_q8", "evidence_q8", "level", "learning")]
         assert got == tuple(want), i
-        x = np.frombuffer(bytes(verdict.x), dtype=np.int8).astype(np.int64)[None]
-        assert verdict.parts == twin.parts(x)[0].tolist()
+        steps = np.frombuffer(bytes(verdict.x), dtype=np.int8).astype(np.int64)
+        over = np.array(head.normalization.beyond)
+        steps = np.where(over, over + np.sign(over) * head.normalization.reach, steps)
+        assert verdict.parts == twin.parts(steps[None])[0].tolist()
+        far += int(np.count_nonzero(over))
+    assert far > 20
     assert result.alarms and 250 < result.alarms[0] < 350
 
 

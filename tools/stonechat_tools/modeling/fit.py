@@ -44,6 +44,11 @@ _KNOTS = (0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.12, 0.1, 0.08, 0.06, 0.05, 0.04, 0.0
 _EXCESS_FLOOR = 48.0  # Q8 of the log score: a tail no steeper than that of a dozen normal residuals
 _BLOCK = 20  # windows: what is trimmed is trimmed in blocks
 _TRIM_ROUNDS = 3
+_OUTLYING = 4.0  # robust deviations above the ordinary blocks: what stays left out
+_OUTLYING_SHARE = 0.3  # of a block's windows that lie there
+_OWN_LATENT = 0.8  # share of one feature in a component that then is that feature's own
+_REACH_CODES = 5
+_REACH_SLACK = 2
 DEFAULT_RUNGS = ((256, 384, 20 * 256),)  # k 1, cap 1.5, alarm at 20: 40 windows of p < .03 in a row
 
 
@@ -116,6 +121,8 @@ def fit(
         keep = _clean_blocks(model, f, trim)
         model = _fit_once(f[keep], schema, window_ms, units, network, seed)
     if trim:
+        keep |= ~_outlying_blocks(model, f, keep)
+        model = _fit_once(f[keep], schema, window_ms, units, network, seed)
         model.figures["trimmed_windows"] = int((~keep).sum())
     model.meta.learn_windows = learn_windows
     tell("calibration", 0.9)
@@ -178,10 +185,15 @@ def _inputs(meta: Metadata, schema: Schema, f: Ints) -> Ints:
 
 def _linear_autoencoder(x: Floats, units: int) -> tuple[Floats, Floats]:
     """The best linear reconstruction through `units` latents of unit variance: encoder (units, n), decoder
-    (n, units). About the centre, not about the mean: the network has no bias, and a residual's mean is signal."""
+    (n, units). About the centre, not about the mean: the network has no bias, and a residual's mean is signal.
+
+    A component that is nearly one feature's own comes last: through it the network would only copy that feature, and
+    be blind to it."""
     covariance = x.T @ x / len(x)
     values, vectors = np.linalg.eigh(covariance)
-    order = np.argsort(values)[::-1][:units]
+    order = np.argsort(values)[::-1]
+    own = (vectors[:, order] ** 2).max(axis=0) > _OWN_LATENT
+    order = np.concatenate([order[~own], order[own]])[:units]
     vectors = vectors[:, order]
     vectors *= np.sign(vectors[np.argmax(np.abs(vectors), axis=0), np.arange(units)])  # the same bytes on every LAPACK
     scale = np.sqrt(np.maximum(values[order], 1e-3))
@@ -222,9 +234,24 @@ def _ordinary_blocks(f: Ints, trim: float) -> npt.NDArray[np.bool_]:
 def _clean_blocks(model: FittedModel, f: Ints, trim: float) -> npt.NDArray[np.bool_]:
     """A mask without the worst `trim` of the blocks: an attack lasts, so blocks tell where single rows can't."""
     replay = model.replay()
-    scores = replay.scores(replay.inputs(f)).astype(np.float64)
+    scores = replay.scores(replay.steps(f)).astype(np.float64)
     blocks = np.arange(len(f)) // _BLOCK
     return _without_worst(np.bincount(blocks, scores) / np.bincount(blocks), blocks, trim)
+
+
+def _outlying_blocks(model: FittedModel, f: Ints, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """A mask of the blocks in which a good share of the windows score far above what the kept blocks do, by a model of
+    these. What was left out and is not among them may come back: leaving out the busiest tenth of a clean recording
+    costs detection."""
+    replay = model.replay()
+    scores = replay.scores(replay.steps(f)).astype(np.float64)
+    blocks = np.arange(len(f)) // _BLOCK
+    high = np.array([np.quantile(scores[blocks == block], 1 - _OUTLYING_SHARE) for block in range(blocks[-1] + 1)])
+    ordinary = high[np.unique(blocks[kept])]
+    middle = np.median(ordinary)
+    deviation = 1.4826 * np.median(np.abs(ordinary - middle))
+    mask: npt.NDArray[np.bool_] = (high > middle + _OUTLYING * deviation)[blocks]
+    return mask
 
 
 def _without_worst(strange: Floats, blocks: Ints, trim: float) -> npt.NDArray[np.bool_]:
@@ -235,7 +262,8 @@ def _without_worst(strange: Floats, blocks: Ints, trim: float) -> npt.NDArray[np
 def set_table(model: FittedModel, segments: Sequence[Ints]) -> None:
     """Fill the calibration table from benign windows, segment after segment in the order of time, with the drift
     living. What the network was trained on and what came later are segments of their own: a device has quiet and busy
-    days, and the table must not call either of them strange."""
+    days, and the table must not call either of them strange. The same windows give each feature's reach."""
+    set_reach(model.meta, segments)
     replay = model.replay()
     scores = [np.sort(replay.run(segment).score_q8) for segment in segments]
     scores = [part for part in scores if len(part) >= 50]
@@ -246,6 +274,19 @@ def set_table(model: FittedModel, segments: Sequence[Ints]) -> None:
     middle, upper = _quantiles(scores, np.array([0.5, 0.125]))
     meta.place_q8 = int(middle)
     meta.spread_q8 = max(1, int(upper) - meta.place_q8)
+
+
+def set_reach(meta: Metadata, segments: Sequence[Ints]) -> None:
+    """Twice as far as each feature went in benign windows, rounded up to 8, 16, 32 ... deviations, into the
+    normalization. The input ends at 8, so that nothing stranger is rebuilt; what lies beyond the reach counts as
+    residual in full, and a counter that benign windows throw about counts no more for it."""
+    still = Replay(meta, Network([]), learn=False)
+    farthest = np.max([np.abs(still.steps(segment)).max(axis=0) for segment in segments if len(segment)], axis=0)
+    codes = np.clip(np.ceil(np.log2(_REACH_SLACK * np.maximum(farthest, 1) / 64)), 1, _REACH_CODES).astype(int)
+    packed = bytearray(meta.normalization)
+    for i, code in enumerate(codes.tolist()):
+        packed[5 * i + 4] = packed[5 * i + 4] & 31 | code << 5
+    meta.normalization = bytes(packed)
 
 
 def table(scores: Sequence[Ints], n: int) -> tuple[tuple[tuple[int, int], ...], int]:

@@ -26,6 +26,7 @@ from stonechat_tools.modeling.tflite_writer import Layer
 Ints = npt.NDArray[np.int64]
 _CLEAR_Q8, _WATCH_Q8 = 64, 128  # detection.py's private lines; a test holds the two rooms together
 _DRIFT_CLIP = 16
+_BEYOND_MAX = features._BEYOND_MAX
 _LOG2_TABLE = np.array([*features._LOG2_Q8, 256], dtype=np.int64)
 
 
@@ -231,6 +232,7 @@ class Replay:
         self._inv = np.array(self.normalization.inv, dtype=np.int64)
         self._shift = np.array(list(self.normalization.shift), dtype=np.int64)
         self._half = np.left_shift(1, self._shift) >> 1
+        self._reach = np.array(self.normalization.reach, dtype=np.int64)
         self._deviation = np.array(self._adaptation._deviation_q8, dtype=np.int64)
         weights = bytes([WEIGHT_ONE]) * n if meta.weights is None else meta.weights
         self._weights = np.frombuffer(weights, dtype=np.uint8).astype(np.int64)
@@ -255,22 +257,32 @@ class Replay:
         shift = self.meta.drift_shift + 4
         return self.learned + ((self.drift * self._deviation + (1 << (shift - 1))) >> shift)
 
-    def inputs(self, f_q8: Ints) -> Ints:
-        """f_q8 -> x under the present offset."""
-        return np.clip(((f_q8 - self._centre - self.offset) * self._inv + self._half) >> self._shift, -128, 127)
+    def steps(self, f_q8: Ints) -> Ints:
+        """f_q8 -> how far each feature lies from its centre under the present offset, in 1/16 deviation, unclipped."""
+        out: Ints = ((f_q8 - self._centre - self.offset) * self._inv + self._half) >> self._shift
+        return out
 
-    def scores(self, x: Ints) -> Ints:
-        """x (windows, n) -> score_q8 (windows,)."""
-        residual = self.residuals(x)
+    def inputs(self, f_q8: Ints) -> Ints:
+        """f_q8 -> x, the network's input: the steps clipped to int8."""
+        return np.clip(self.steps(f_q8), -128, 127)
+
+    def scores(self, steps: Ints) -> Ints:
+        """steps or x (windows, n) -> score_q8 (windows,)."""
+        residual = self.residuals(steps)
         return log2_q8(1 + ((residual * residual * self._weights) >> 4).sum(axis=-1))
 
-    def residuals(self, x: Ints) -> Ints:
+    def residuals(self, steps: Ints) -> Ints:
+        """What the network leaves of the clipped input, and on top what lies beyond each feature's reach."""
+        x = np.clip(steps, -128, 127)
         y = self.network.run(x)
-        return x - y if self.meta.kind == RECONSTRUCTION else y
+        beyond = np.clip(steps - np.clip(steps, -self._reach, self._reach), -_BEYOND_MAX, _BEYOND_MAX)
+        out: Ints = (x - y if self.meta.kind == RECONSTRUCTION else y) + beyond
+        return out
 
-    def parts(self, x: Ints) -> Ints:
+    def parts(self, steps: Ints) -> Ints:
         """What each feature carries, as Verdict.explain ranks it."""
-        out: Ints = np.maximum(0, (self.residuals(x) * x * self._roots) >> 6)
+        part = (self.residuals(steps) * np.clip(steps, -128, 127) * self._roots) >> 6
+        out: Ints = np.where(part > 0, part, -part >> 1)
         return out
 
     def surprise(self, score_q8: int) -> int:
@@ -293,10 +305,10 @@ class Replay:
         bound = self.meta.drift_cap << self.meta.drift_shift
         while start < count and self.seen < self.meta.learn_windows:
             start = self._learn(f_q8, start, out)
-        still = None if adapt and bound else self.scores(self.inputs(f_q8))
+        still = None if adapt and bound else self.scores(self.steps(f_q8))
         for i in range(start, count):
             if still is None:
-                x = self.inputs(f_q8[i])
+                x = self.steps(f_q8[i])
                 score = int(self.scores(x[None])[0])
             else:
                 score = int(still[i])
@@ -326,12 +338,12 @@ class Replay:
         half = self.meta.learn_windows >> 1
         goal = half if self.seen < half else self.meta.learn_windows
         stop = min(len(f_q8), start + goal - self.seen)
-        x = self.inputs(f_q8[start:stop])
-        scores = self.scores(x)
+        steps = self.steps(f_q8[start:stop])
+        scores = self.scores(steps)
         out.score_q8[start:stop] = scores
         out.surprise_q8[start:stop] = [self.surprise(int(score)) for score in scores]
         out.learning[start:stop] = True
-        self._rows += list(x) if self.seen < half else [int(score) for score in scores]
+        self._rows += list(np.clip(steps, -128, 127)) if self.seen < half else [int(score) for score in scores]
         self.seen += stop - start
         if self.seen == goal:
             if goal == half:

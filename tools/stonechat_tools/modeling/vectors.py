@@ -54,7 +54,7 @@ def _window_vectors(data: bytes, schema: Schema, trace: Trace) -> list[dict[str,
     model = load_model(data)
     meta = model.metadata
     norm = Normalization(schema, meta.normalization)
-    detector = Detector(meta, Verdict(len(meta)))
+    detector = Detector(meta, Verdict(len(meta)), norm.beyond)
     f_q8, x = [0] * len(meta), bytearray(len(meta))
     vectors = []
     for deltas, elapsed_ms in _windows(trace, meta.window_ms):
