@@ -166,7 +166,9 @@ def own_figures(one: Subject, model: FittedModel) -> tuple[dict[str, Any], dict[
     for number, part in enumerate(one.later):
         streams[f"later {number + 1}"] = replay.run(part)
     test = [result for name, result in streams.items() if name != "rest"] or [streams["rest"]]
-    benign = np.concatenate([result.score_q8 for result in test]).astype(np.float64)
+    floor = model.meta.knots[0][0]  # where the table begins: what scores less is not ranked, for the device neither
+    lived = np.concatenate([result.score_q8 for result in test]).astype(np.float64)
+    benign = np.maximum(floor, lived)
     attacks = {}
     for name, f_q8 in one.attacks.items():
         # an overlay lies on the rest itself, so its living state is that before the rest
@@ -175,11 +177,12 @@ def own_figures(one: Subject, model: FittedModel) -> tuple[dict[str, Any], dict[
             state.run(one.table)
         result = state.run(f_q8)
         streams[name] = result
-        attacks[name] = _attack_row(benign, result.score_q8.astype(np.float64), threshold, first_alarm(result))
+        scores = np.maximum(floor, result.score_q8).astype(np.float64)
+        attacks[name] = _attack_row(benign, scores, max(threshold, floor), first_alarm(result))
     windows = sum(len(result) for name, result in streams.items() if name not in attacks)
     peak = max(int(result.evidence_q8.max()) for name, result in streams.items() if name not in attacks) / 256
     figures = {
-        "fpr": float((benign > threshold).mean()),
+        "fpr": float((lived > threshold).mean()),
         "attacks": attacks,
         "alarms": sum(len(result.alarms) for name, result in streams.items() if name not in attacks),
         "device_days": one.days(windows),
@@ -376,7 +379,7 @@ def against_float(groups: dict[str, list[Subject]]) -> list[dict[str, Any]]:
 
 
 def _both(model: FittedModel, still: Replay, f_q8: Ints) -> tuple[Floats, Floats]:
-    quantized = still.scores(still.inputs(f_q8)).astype(np.float64)
+    quantized = still.scores(still.steps(f_q8)).astype(np.float64)
     norm = still.normalization
     scale = np.array(norm.inv) / np.exp2(np.array(list(norm.shift))) * STEP
     x = np.clip((f_q8 - np.array(norm.centre_q8)) * scale, -8, 8)
@@ -400,7 +403,7 @@ def contamination(
                 kept = attack[count:]
                 row: dict[str, Any] = {"device": one.name, "attack": name, "share": count / len(one.train)}
                 for key, replay in (("clean", clean), ("clean_trimmed", cut)):
-                    row[key] = auc(replay.scores(replay.inputs(one.test)), replay.scores(replay.inputs(kept)))
+                    row[key] = auc(replay.scores(replay.steps(one.test)), replay.scores(replay.steps(kept)))
                 for key, trim in (("untrimmed", 0.0), ("trimmed", 0.1)):
                     values = []
                     for seed in range(seeds):
@@ -408,7 +411,7 @@ def contamination(
                         dirty = one.train.copy()
                         dirty[start : start + count] = attack[:count]
                         replay = make_model(one, dirty, trim=trim).replay()
-                        values.append(auc(replay.scores(replay.inputs(one.test)), replay.scores(replay.inputs(kept))))
+                        values.append(auc(replay.scores(replay.steps(one.test)), replay.scores(replay.steps(kept))))
                     row[key] = float(np.median(values))
                 rows.append(row)
     return rows

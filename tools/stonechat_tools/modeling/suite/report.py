@@ -395,7 +395,7 @@ def plots(groups: dict[str, list[Subject]], folder: Path) -> list[str]:
             replay = model.replay()
             figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2))
             for name, f_q8 in one.attacks.items():
-                b, a = (replay.scores(replay.inputs(part)) for part in (one.test, f_q8))
+                b, a = (replay.scores(replay.steps(part)) for part in (one.test, f_q8))
                 lines = np.quantile(b, np.linspace(0, 1, 200))
                 fpr, tpr = [(b > line).mean() for line in lines], [(a > line).mean() for line in lines]
                 left.plot(fpr, tpr, label=f"{name} {auc(b, a):.3f}", linewidth=1)
