@@ -91,6 +91,24 @@ def test_with_a_model_it_shows_what_the_agent_computes(model_bytes, clock):
     assert json.loads(json.dumps(shown)) == shown
 
 
+def test_what_the_collector_still_settles_in_is_shown_and_not_scored(model_bytes, clock):
+    deltas = _day(6, 7)
+    collector = Replayed(deltas)
+    collector.settle_windows = 2
+    view = top.View(collector, load_model(model_bytes), None, 1.0)
+    view.step()
+    shown = [view.step() for _ in range(2)]
+    assert view.learning() == ""
+    head = Head(load_model(model_bytes), LINUX_PROC_1)
+    assert [window["verdict"] for window in shown] == [None, None]
+    third = view.step()
+    verdict = head.score(deltas[2].tolist(), WINDOW_MS)
+    assert third["verdict"]["surprise"] == round(verdict.surprise_q8 / 256, 2)
+    head.normalization.fill_q8(deltas[0].tolist(), WINDOW_MS, WINDOW_MS, f_q8 := [0] * len(NAMES))
+    head.normalization.fill(f_q8, x := bytearray(len(NAMES)))
+    assert [row["z"] for row in shown[0]["features"].values()] == [(b - 256 if b > 127 else b) / 16 for b in x]
+
+
 def test_no_peer_is_learned_under_suspicion(model_bytes, clock):
     deltas = _day(60, 6)
     deltas[2:, NAMES.index("rst_out")] = 20_000_000

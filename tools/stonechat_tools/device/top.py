@@ -97,6 +97,8 @@ class View:
         plain = pack_normalization([0] * len(self.schema), [256] * len(self.schema))
         self._features = Normalization(self.schema, plain)
         self._usual = Usual(self.schema)
+        # As in the agent, no baseline learns from windows in which the collector itself still finds its feet.
+        self._settling: int = getattr(collector, "settle_windows", 0)
 
     def step(self) -> dict[str, Any] | None:
         """Read the counters -> the window that they end, as --json prints it; None while priming or for a dropped
@@ -108,7 +110,10 @@ class View:
         deltas, elapsed_ms = self._window.deltas, self._window.elapsed_ms
         shares: list[int] | None = None
         verdict: dict[str, Any] | None = None
-        if self.head:
+        if self.head and self._settling:
+            self._settling -= 1
+            z = self._inputs(self.head, deltas, elapsed_ms)
+        elif self.head:
             z, shares, verdict = self._with_model(self.head, deltas, elapsed_ms)
         else:
             z = self._without(deltas, elapsed_ms)
@@ -136,6 +141,8 @@ class View:
 
     def learning(self) -> str:
         """What is still to be learned, in words; empty when nothing is."""
+        if self.head and self._settling:
+            return f"learning the peers, {self._settling} windows left"
         if self.head:
             return f"learning, {self.head.progress_percent} %" if self.head.learning else ""
         left = LEARN_WINDOWS - self._usual.windows
@@ -158,13 +165,22 @@ class View:
                 {"feature": names[i], "z": z_q4 / 16, "share_percent": share} for i, z_q4, share in verdict.explain(3)
             ],
         }
-        z: list[float | None] = [(byte - 256 if byte > 127 else byte) / 16 for byte in verdict.x]
-        return z, [round(100 * part / total) for part in verdict.parts], told
+        return _deviations(verdict.x), [round(100 * part / total) for part in verdict.parts], told
+
+    def _inputs(self, head: Head, deltas: list[int], elapsed_ms: int) -> list[float | None]:
+        f_q8, x = [0] * len(deltas), bytearray(len(deltas))
+        head.normalization.fill_q8(deltas, elapsed_ms, self.window_ms, f_q8)
+        head.normalization.fill(f_q8, x)
+        return _deviations(x)
 
     def _without(self, deltas: list[int], elapsed_ms: int) -> list[float | None]:
         f_q8 = [0] * len(deltas)
         self._features.fill_q8(deltas, elapsed_ms, self.window_ms, f_q8)
         return [z if z is None else round(z, 2) for z in self._usual.z(f_q8)]
+
+
+def _deviations(x: bytearray) -> list[float | None]:
+    return [(byte - 256 if byte > 127 else byte) / 16 for byte in x]
 
 
 def _reading(kind: str, delta: int, elapsed_ms: int) -> float:
@@ -380,7 +396,7 @@ def _table(view: View, by_z: bool, rows: int) -> Any:
     table = Table(box=None, padding=(0, 1), header_style="bold")
     for name, justify in (("feature", "left"), ("now", "right"), ("unit", "left"), ("z", "right"), ("", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    with_shares = view.model_name is not None
+    with_shares = any("share_percent" in row for row in features.values())
     if with_shares:
         table.add_column("of score", justify="right")
     unusual = sorted(features, key=lambda name: -abs(features[name]["z"] or 0))[:rows]

@@ -83,8 +83,8 @@ class Trial:
     def learn(self) -> int:
         """-> how many windows it learned from."""
         learned = 0
-        while self._window(BENIGN)["learning"]:
-            learned += 1
+        while (verdict := self._window(BENIGN)) is None or verdict["learning"]:
+            learned += verdict is not None
         return learned
 
     def calm(self, windows: int) -> int:
@@ -122,12 +122,12 @@ class Trial:
         outcome["windows_to_normal"] = rested
         return outcome
 
-    def _window(self, label: str | None) -> dict[str, Any]:
+    def _window(self, label: str | None) -> Any:
+        """-> the verdict, None while the collector settles. Writes the scored windows that have a label."""
         window = self._watcher.window()
-        if self._trace and label is not None:
+        if self._trace and label is not None and window["verdict"]:
             self._trace.append(window["time_s"], window["elapsed_ms"], label, window["deltas"])
-        verdict: dict[str, Any] = window["verdict"]
-        return verdict
+        return window["verdict"]
 
 
 def deal(kinds: list[str], names: list[str], boxes: int) -> list[tuple[str, list[str]]]:
