@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from stonechat.errors import ConfigError
 from stonechat.linux import schemas
 from stonechat.linux.connections import cgroup_root
 from stonechat.linux.proc import ProcCollector
-from stonechat_tools.modeling import lab
+from stonechat_tools.modeling import guest
 from stonechat_tools.modeling.fit import fit
 from stonechat_tools.modeling.replay_numpy import features_q8
 from stonechat_tools.modeling.trace import TraceWriter, read_trace
@@ -289,7 +290,7 @@ def _own_namespaces() -> list[str]:
     return [name for name in os.listdir("/run/netns") if name.startswith(f"stonechat-{os.getpid()}-")]
 
 
-class ScriptedWatcher:
+class ScriptedStage:
     """Two windows of learning, the one that ends it, two benign ones and a false alarm; then an alarm in the third
     window of the first attack, and none in the four of the second; four of rest after each."""
 
@@ -301,16 +302,17 @@ class ScriptedWatcher:
         first, second = [calm, watch, alarm, watch, *rest], [calm, watch, calm, calm, calm, *rest]
         self._script = iter([{**calm, "learning": True}] * 2 + [calm] * 3 + [alarm] + first + second)
 
+    def attacked(self, name: str):
+        return contextlib.nullcontext()
+
     def window(self) -> dict[str, object]:
         deltas = list(range(len(schemas.LINUX_PROC_1)))
         return {"verdict": next(self._script), "time_s": 1.0, "elapsed_ms": 1000, "deltas": deltas}
 
 
 def test_a_trial_counts_windows_to_alarm_and_false_alarms(tmp_path):
-    net = netns.Pair((), ())
-    box = lab.Box(net, (), (), (), str(tmp_path))
     with TraceWriter(tmp_path / "t.csv", schemas.LINUX_PROC_1, 1000, "d") as trace:
-        one = trial.Trial("d", box, ScriptedWatcher(), trace, loopback=True)
+        one = trial.Trial("d", ScriptedStage(), trace)
         assert one.learn() == 2
         assert one.calm(3) == 1
         first = one.attack("scan_1ps", 4)
@@ -346,19 +348,44 @@ def test_attacks_are_dealt_out_to_the_boxes_of_each_kind():
 
 
 @pytest.mark.root
-def test_a_trial_that_is_stopped_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("how", [["--boxes", "2"], ["--guests"]])
+def test_a_trial_that_is_stopped_leaves_nothing(tmp_path, how):
     if os.geteuid():
         pytest.skip("needs root")
+    if "--guests" in how and not shutil.which("linux.uml"):
+        pytest.skip("guests need linux.uml: apt install user-mode-linux")
     elapsed = np.full(300, 1000)
     deltas = np.random.default_rng(1).poisson(50, (300, len(COLUMNS)))
     model = fit(features_q8(schemas.LINUX_PROC_1, deltas, elapsed, 1000), schemas.LINUX_PROC_1, 1000, learn_windows=0)
     (tmp_path / "model.tflite").write_bytes(model.to_tflite("trial-test", 1))
-    command = [sys.executable, "-m", "stonechat_tools.cli", "trial", str(tmp_path / "model.tflite"), "--boxes", "2"]
-    process = started([*command, "--attacks", "scan_1ps,beacon"])  # its first line: what a device has learned
+    command = [sys.executable, "-m", "stonechat_tools.cli", "trial", str(tmp_path / "model.tflite")]
+    process = started([*command, *how, "--attacks", "scan_1ps,beacon"])  # its first line: what a device has learned
     there = _left_by(process.pid)
     assert stopped(process, 60) == 0
     assert len(there) >= 3  # namespaces, an image, a mount
     assert not _left_by(process.pid)
+
+
+@pytest.mark.root
+def test_an_attack_acts_in_a_guest_as_long_as_it_is_let():
+    if os.geteuid() or not shutil.which("linux.uml"):
+        pytest.skip("needs root and linux.uml: apt install user-mode-linux")
+    watcher = [sys.executable, "-m", "stonechat_tools.cli", "top", "--json", "--no-model", "--interval", "0.5"]
+    workload = benign.command("plug", 60, netns.PEERS, netns.ROUTER)
+    with guest.console(60, workload, [*watcher, "--collector", "proc"]) as console:
+
+        def opened() -> float:
+            return json.loads(console.windows.readline())["features"]["conn_out"]["value"]
+
+        before = [opened() for _ in range(3)]
+        console.start(attacks.command("scan_connect", 60, netns.NETWORK))
+        during = [opened() for _ in range(6)]
+        console.stop()
+        opened()
+        after = [opened() for _ in range(3)]
+        with pytest.raises(OSError, match="did not start"):
+            console.start([sys.executable, "-c", ""])
+    assert max(before + after) < 20 < max(during)
 
 
 def _left_by(pid: int) -> list[str]:

@@ -528,6 +528,14 @@ def run(name: str, seconds: float, target: str | None = None, *, folder: str | N
         ATTACKS[name].act(Scene(seconds, target, scratch, seed, stack))
 
 
+def command(
+    name: str, seconds: float, target: str | None = None, *, folder: str | None = None, seed: int = 3
+) -> list[str]:
+    """What starts an attack as a process of its own; it prints a line once it has begun."""
+    words = [sys.executable, "-m", MODULE, name, "--seconds", str(seconds), "--seed", str(seed)]
+    return words + (["--target", target] if target else []) + (["--folder", folder] if folder else [])
+
+
 def spawn(
     name: str,
     seconds: float,
@@ -539,9 +547,7 @@ def spawn(
 ) -> "subprocess.Popen[str]":
     """An attack as a process of its own that has begun; `prefix` is a command to run it under. Raises OSError when it
     could not begin (no capability, nobody at the target)."""
-    command = [*prefix, sys.executable, "-m", MODULE, name, "--seconds", str(seconds), "--seed", str(seed)]
-    command += (["--target", target] if target else []) + (["--folder", folder] if folder else [])
-    return started(command)
+    return started([*prefix, *command(name, seconds, target, folder=folder, seed=seed)])
 
 
 def main() -> int:

@@ -4,12 +4,14 @@ What watches is `stonechat top --json`, so the verdicts are those of the agent, 
 first learns, then lives through some calm windows, then meets its share of the attacks, one after the other, and has
 time to settle in between. Several boxes run side by side (--boxes): each attack still happens once for each kind of
 device. With --loopback all happens on the device's loopback, as in the demo; else its peers and attackers are across a
-veth pair. A model of linux-proc-1 sees processor, memory and paging of the whole machine: let it rest meanwhile.
+veth pair. A model of linux-proc-1 sees processor, memory and paging of the whole machine: let it rest meanwhile, or
+make each device a machine of its own with --guests.
 Needs root; leaves nothing behind.
 
 Examples:
   stonechat trial models/linux-1/model.tflite --boxes 3 --json trial.json
   stonechat trial models/linux-1/model.tflite --kinds sensor,gateway --attacks scan_1ps,ransom --traces recorded/
+  stonechat trial models/linux-proc-1/model.tflite --guests --boxes 4
   stonechat trial models/linux-proc-1-demo/model.tflite --loopback --attacks ransom,miner
 """
 
@@ -21,19 +23,19 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from stonechat.errors import ConfigError, StonechatError
 from stonechat.features import Schema
 from stonechat.linux import schemas
 from stonechat.model import load_model
 
-from stonechat_tools.modeling import lab
+from stonechat_tools.modeling import guest, lab
 from stonechat_tools.modeling.trace import BENIGN, TraceWriter
-from stonechat_tools.workloads import attacks, benign
+from stonechat_tools.workloads import attacks, benign, netns
 from stonechat_tools.workloads.bounds import leave_cleanly_on_signals, stopped
 
 CALM_WINDOWS = 10  # benign windows that are counted for false alarms, before the first attack
@@ -42,43 +44,94 @@ REST_WINDOWS = 60  # at most so many after an attack, until the evidence is gone
 SETTLE_WINDOWS = 4  # and at least so many: what was under way ends, files are written back
 _SETTLED = 0.05  # of an alarm
 _LONGEST_S = 24 * 3600.0
+_WATCHER = (sys.executable, "-m", "stonechat_tools.cli", "top", "--json", "--model")
 Tell = Callable[[str], None]
 
 
-class Watcher:
-    """`stonechat top --json` on a box; `window()` waits for the next one."""
+class Stage:
+    """One device at work, who watches it, and where attacks on it begin. lines: what `stonechat top --json` prints
+    there; kill: ends the watcher, from any thread."""
 
-    def __init__(self, model: str, box: lab.Box, loopback: bool) -> None:
-        command = [*box.watching, sys.executable, "-m", "stonechat_tools.cli", "top", "--json", "--model", model]
-        command += [*box.options, *(["--interface", "lo"] if loopback else [])]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def __init__(self, lines: IO[str], kill: Callable[[], None], loopback: bool = False) -> None:
+        self._lines = lines
+        self.kill = kill
+        self._loopback = loopback
 
     def window(self) -> dict[str, Any]:
-        line = self._process.stdout.readline() if self._process.stdout else ""
+        """Wait for the next one."""
+        line = self._lines.readline()
         if not line:
-            raise StonechatError("the watcher ended: " + self._process.communicate()[1].strip()[-500:])
+            raise StonechatError("the watcher ended")
         window: dict[str, Any] = json.loads(line)
         return window
 
-    def stop(self) -> None:
-        """From another thread: window() raises."""
-        self._process.kill()
+    @contextlib.contextmanager
+    def attacked(self, name: str) -> Iterator[None]:
+        """The attack has begun, and goes on until this is left."""
+        inside = not attacks.ATTACKS[name].at_device or self._loopback
+        target = None if self._loopback else netns.NETWORK if inside else netns.DEVICE
+        stop = self._begin(name, target, inside)
+        try:
+            yield
+        finally:
+            stop()
 
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+    def _begin(self, name: str, target: str | None, inside: bool) -> Callable[[], object]:
+        raise NotImplementedError
+
+
+class BoxStage(Stage):
+    def __init__(self, box: lab.Box, lines: IO[str], kill: Callable[[], None], loopback: bool) -> None:
+        super().__init__(lines, kill, loopback)
+        self._box = box
+
+    def _begin(self, name: str, target: str | None, inside: bool) -> Callable[[], object]:
+        prefix, folder = (self._box.inside, self._box.folder) if inside else (self._box.net.outside, None)
+        process = attacks.spawn(name, _LONGEST_S, target, folder=folder, prefix=prefix)
+        return lambda: stopped(process)
+
+
+class GuestStage(Stage):
+    def __init__(self, console: guest.Console) -> None:
+        super().__init__(console.windows, console.kill)
+        self._console = console
+
+    def _begin(self, name: str, target: str | None, inside: bool) -> Callable[[], object]:
+        if inside:
+            self._console.start(attacks.command(name, _LONGEST_S, target))
+            return self._console.stop
+        process = attacks.spawn(name, _LONGEST_S, target, prefix=self._console.outside)
+        return lambda: stopped(process)
+
+
+@contextlib.contextmanager
+def box_stage(model: str, kind: str, pace: float, seed: int, with_bpf: bool, loopback: bool) -> Iterator[Stage]:
+    with contextlib.ExitStack() as stack:
+        box = stack.enter_context(lab.box(_LONGEST_S, in_cgroup=with_bpf))
+        peers = (None, None) if loopback else (box.net.peers, box.net.router)
+        stack.callback(stopped, benign.spawn(kind, _LONGEST_S, *peers, pace=pace, seed=seed, prefix=box.inside))
+        command = [*box.watching, *_WATCHER, model, *box.options, *(["--interface", "lo"] if loopback else [])]
+        watcher = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        stack.callback(watcher.kill)
+        if watcher.stdout:
+            yield BoxStage(box, watcher.stdout, watcher.kill, loopback)
+
+
+@contextlib.contextmanager
+def guest_stage(model: str, kind: str, pace: float, seed: int) -> Iterator[Stage]:
+    workload = benign.command(kind, _LONGEST_S, netns.PEERS, netns.ROUTER, pace=pace, seed=seed)
+    with guest.console(_LONGEST_S, workload, [*_WATCHER, model]) as console:
+        yield GuestStage(console)
 
 
 class Trial:
-    """One device in one box, and what it went through. trace: where its windows go, labelled; those of the rest after
-    an attack are left out."""
+    """What one device goes through. trace: where its windows go, labelled; those of the rest after an attack are left
+    out."""
 
-    def __init__(self, name: str, box: lab.Box, watcher: Watcher, trace: TraceWriter | None, loopback: bool) -> None:
+    def __init__(self, name: str, stage: Stage, trace: TraceWriter | None) -> None:
         self.name = name
-        self._box = box
-        self._watcher = watcher
+        self._stage = stage
         self._trace = trace
-        self._loopback = loopback
 
     def learn(self) -> int:
         """-> how many windows it learned from."""
@@ -94,16 +147,10 @@ class Trial:
 
     def attack(self, name: str, windows: int) -> dict[str, Any]:
         """Act the attack out for at most so many windows, until the alarm; then let the device come to rest."""
-        known = attacks.ATTACKS[name]
-        net = self._box.net
-        outside = known.at_device and not self._loopback
-        target = None if self._loopback else net.address if known.at_device else net.network
-        prefix, folder = (net.outside, None) if outside else (self._box.inside, self._box.folder)
-        process = attacks.spawn(name, _LONGEST_S, target, folder=folder, prefix=prefix)
         outcome: dict[str, Any] = {"device": self.name, "attack": name, "windows_to_alarm": None, "top_features": []}
         outcome["windows"] = windows
         peak = 0.0
-        try:
+        with self._stage.attacked(name):
             for n in range(1, windows + 1):
                 verdict = self._window(name)
                 if verdict["evidence"] >= peak:
@@ -112,10 +159,8 @@ class Trial:
                 if verdict["level"] == "alarm":
                     outcome["windows_to_alarm"] = n
                     break
-        finally:
-            stopped(process)
         outcome["peak_evidence"] = peak
-        outcome["explained"] = bool(set(outcome["top_features"]) & set(known.features))
+        outcome["explained"] = bool(set(outcome["top_features"]) & set(attacks.ATTACKS[name].features))
         rested = 0
         while rested < REST_WINDOWS and (self._window(None)["evidence"] >= _SETTLED or rested < SETTLE_WINDOWS):
             rested += 1
@@ -124,7 +169,7 @@ class Trial:
 
     def _window(self, label: str | None) -> Any:
         """-> the verdict, None while the collector settles. Writes the scored windows that have a label."""
-        window = self._watcher.window()
+        window = self._stage.window()
         if self._trace and label is not None and window["verdict"]:
             self._trace.append(window["time_s"], window["elapsed_ms"], label, window["deltas"])
         return window["verdict"]
@@ -138,36 +183,35 @@ def deal(kinds: list[str], names: list[str], boxes: int) -> list[tuple[str, list
 
 
 class Trials:
-    """The boxes of one trial. `stop()` ends all of them from another thread."""
+    """The devices of one trial. `stop()` ends all of them from another thread."""
 
     def __init__(self, args: argparse.Namespace, schema: Schema, window_ms: int, tell: Tell) -> None:
         self._args = args
         self._schema = schema
         self._window_ms = window_ms
         self._tell = tell
-        self._watchers: list[Watcher] = []
+        self._stages: list[Stage] = []
         self._stopping = False
 
     def stop(self) -> None:
         self._stopping = True
-        for watcher in self._watchers:
-            watcher.stop()
+        for stage in self._stages:
+            stage.kill()
 
-    def in_a_box(self, name: str, kind: str, names: list[str], seed: int) -> dict[str, Any]:
+    def one(self, name: str, kind: str, names: list[str], seed: int) -> dict[str, Any]:
         """One device's trial by the attacks of these names -> its figures."""
         args = self._args
+        device = (args.model, kind, args.pace, seed)
         with contextlib.ExitStack() as stack:
-            box = stack.enter_context(lab.box(_LONGEST_S, in_cgroup=self._schema is schemas.LINUX_1))
-            peers, router = (None, None) if args.loopback else (box.net.peers, box.net.router)
-            device = benign.spawn(kind, _LONGEST_S, peers, router, pace=args.pace, seed=seed, prefix=box.inside)
-            stack.callback(stopped, device)
-            watcher = Watcher(args.model, box, args.loopback)
-            stack.callback(watcher.close)
-            self._watchers.append(watcher)
+            if args.guests:
+                stage = stack.enter_context(guest_stage(*device))
+            else:
+                stage = stack.enter_context(box_stage(*device, self._schema is schemas.LINUX_1, args.loopback))
+            self._stages.append(stage)
             if self._stopping:
                 raise StonechatError(f"{name}: stopped")
             trace = stack.enter_context(self._writer(name)) if args.traces else None
-            return self._go_through(Trial(name, box, watcher, trace, args.loopback), names)
+            return self._go_through(Trial(name, stage, trace), names)
 
     def _writer(self, name: str) -> TraceWriter:
         folder = Path(self._args.traces)
@@ -198,13 +242,15 @@ def run_trial(args: argparse.Namespace, tell: Tell) -> dict[str, Any]:
     if schema is None:
         raise ConfigError(f"{args.model} is for {meta.schema_name}, which no Linux device gives")
     lab.need_root()
+    if args.guests and (args.loopback or schema is schemas.LINUX_1):
+        raise ConfigError("--guests is for linux-proc-1, with its peers outside")
     names = _chosen(args.attacks, attacks.ATTACKS, "attack")
     tasks = deal(_chosen(args.kinds, benign.KINDS, "kind"), names, args.boxes)
     trials = Trials(args, schema, meta.window_ms, tell)
     with ThreadPoolExecutor(args.boxes) as pool:
         try:
             runs = [
-                pool.submit(trials.in_a_box, f"{kind}-{n + 1}", kind, some, args.seed + n)
+                pool.submit(trials.one, f"{kind}-{n + 1}", kind, some, args.seed + n)
                 for n, (kind, some) in enumerate(tasks)
             ]
             done = [run.result() for run in runs]
@@ -242,6 +288,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--boxes", type=int, default=1, metavar="N", help="how many run side by side (default 1)")
     add("--pace", type=float, default=4.0, help="how much more often rare things happen (default 4)")
     add("--seed", type=int, default=100, help="of the first device's day; the others count up (default 100)")
+    add("--guests", action="store_true", help="linux-proc-1: each device a guest under User-mode Linux, not a box")
     add("--loopback", action="store_true", help="everything on the device's loopback")
     add("--calm", type=int, default=CALM_WINDOWS, help="benign windows first (default %(default)s)")
     add("--windows", type=int, default=WINDOWS, help="an attack lasts at most (default %(default)s)")
