@@ -1,6 +1,7 @@
 """The workloads do what they say, end when they should, and leave nothing behind."""
 
 import contextlib
+import json
 import os
 import shutil
 import socket
