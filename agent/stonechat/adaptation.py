@@ -31,87 +31,76 @@ class Adaptation:
         self._shift = drift_shift
         self._bound = drift_cap << drift_shift
         self._deviation_q8 = [(16 << normalization.shift[i]) // normalization.inv[i] for i in range(n)]
-        self.learned_q8 = [0] * n
-        self.drift = [0] * n  # in steps / 2^drift_shift
-        self.frozen = False
+        self.forget()
 
     def forget(self):
         """Back to the model's own centres."""
-        for i in range(len(self.drift)):
-            self.learned_q8[i] = 0
-            self.drift[i] = 0
+        n = len(self._deviation_q8)
+        self.learned_q8 = [0] * n
+        self.drift = [0] * n  # in steps / 2^drift_shift
         self._apply()
 
     def learn(self, rows: bytes | bytearray) -> None:
         """rows: the inputs x of the learning windows, one after the other, made with no offset -> the learned offset:
         each feature's Huber location (a median that creeps to where clipped deviations balance, which is where the
         drift would carry it)."""
+        self.forget()
         n = len(self.drift)
-        count = len(rows) // n
         for i in range(n):
-            column = [rows[j] - 256 if rows[j] > 127 else rows[j] for j in range(i, count * n, n)]
+            column = [rows[j] - 256 if rows[j] > 127 else rows[j] for j in range(i, len(rows), n)]
             column.sort()
-            centre_q4 = column[count >> 1] << 4
+            centre_q4 = column[len(column) >> 1] << 4
             for _ in range(_HUBER_ROUNDS):
                 pull = 0
                 for x in column:
-                    z = (x << 4) - centre_q4
-                    pull += 256 if z > 256 else -256 if z < -256 else z
-                centre_q4 += pull // count
-            bound_q4 = LEARNED_MAX_STEPS << 4
-            centre_q4 = bound_q4 if centre_q4 > bound_q4 else -bound_q4 if centre_q4 < -bound_q4 else centre_q4
-            self.learned_q8[i] = (centre_q4 * self._deviation_q8[i] + 128) >> 8
-            self.drift[i] = 0
+                    pull += _clip((x << 4) - centre_q4, 256)
+                centre_q4 += pull // len(column)
+            self.learned_q8[i] = (_clip(centre_q4, LEARNED_MAX_STEPS << 4) * self._deviation_q8[i] + 128) >> 8
         self._apply()
 
     def step(self, x, evidence_q8):
         """x: the window's input; evidence_q8 after it. Creeps, unless there is suspicion."""
-        self.frozen = evidence_q8 >= FROZEN_FROM_Q8
-        if self.frozen:
-            return
-        bound = self._bound
-        drift = self.drift
-        for i in range(len(drift)):
-            z = x[i]
-            if z > 127:
-                z -= 256
-            d = drift[i] + (_CLIP_STEPS if z > _CLIP_STEPS else -_CLIP_STEPS if z < -_CLIP_STEPS else z)
-            drift[i] = bound if d > bound else -bound if d < -bound else d
-        self._apply()
+        if evidence_q8 < FROZEN_FROM_Q8:
+            drift = self.drift
+            for i in range(len(drift)):
+                z = x[i]
+                if z > 127:
+                    z -= 256
+                drift[i] = _clip(drift[i] + _clip(z, _CLIP_STEPS), self._bound)
+            self._apply()
 
     def _apply(self):
         offset_q8 = self._normalization.offset_q8
         shift = self._shift + 4
-        half = 1 << (shift - 1)
-        for i in range(len(self.drift)):
-            offset_q8[i] = self.learned_q8[i] + (self.drift[i] * self._deviation_q8[i] + half >> shift)
+        for i in range(len(offset_q8)):
+            offset_q8[i] = self.learned_q8[i] + (self.drift[i] * self._deviation_q8[i] + (1 << shift - 1) >> shift)
 
     def dump(self):
         """-> what the state keeps, bytes: the learned centres (absolute, Q8, so that a later model of the same schema
         finds them) and the drift, 32 bits each."""
         centre_q8 = self._normalization.centre_q8
-        return bytes(array("i", [centre_q8[i] + self.learned_q8[i] for i in range(len(self.drift))] + self.drift))
+        return bytes(array("i", [centre_q8[i] + self.learned_q8[i] for i in range(len(centre_q8))] + self.drift))
 
     def restore(self, packed):
         """packed: what dump() gave -> True, or False where it is not for this schema (then nothing changes)."""
         n = len(self.drift)
-        if packed is None or len(packed) != 8 * n:
+        if len(packed) != 8 * n:
             return False
         kept = array("i", packed)
         for i in range(n):
             bound = LEARNED_MAX_STEPS * self._deviation_q8[i] >> 4
-            offset = kept[i] - self._normalization.centre_q8[i]
-            self.learned_q8[i] = bound if offset > bound else -bound if offset < -bound else offset
-            drift = kept[n + i]
-            self.drift[i] = self._bound if drift > self._bound else -self._bound if drift < -self._bound else drift
+            self.learned_q8[i] = _clip(kept[i] - self._normalization.centre_q8[i], bound)
+            self.drift[i] = _clip(kept[n + i], self._bound)
         self._apply()
         return True
 
     def distance(self):
-        """-> (greatest learned offset in steps of 1/16 deviation, greatest drift in percent of its bound)."""
+        """-> the greatest learned offset, in steps of 1/16 deviation."""
         learned = 0
-        drift = 0
         for i in range(len(self.drift)):
             learned = max(learned, abs(self.learned_q8[i]) * 16 // self._deviation_q8[i])
-            drift = max(drift, abs(self.drift[i]))
-        return learned, drift * 100 // self._bound if self._bound else 0
+        return learned
+
+
+def _clip(value, bound):
+    return bound if value > bound else -bound if value < -bound else value

@@ -10,7 +10,6 @@ from .compat import ticks_ms
 from .delivery import CALIBRATE, WAS_NORMAL
 from .detection import Verdict
 from .errors import StonechatError
-from .head import fuse
 from .loop import Loop, Stage
 
 
@@ -23,7 +22,12 @@ class Agent(Loop):
         stages = [Stage(collector, model, state)]
         for more_collector, more_model in extra:
             stages.append(Stage(more_collector, more_model, state))
-        self._fused = Verdict(sum([len(stage.values) for stage in stages])) if extra else None
+        self._fused = None
+        if extra:
+            from .counters import fuse  # a board has it only where it was built --with counters
+
+            self._fuse = fuse
+            self._fused = Verdict(sum([len(stage.values) for stage in stages]))
         reporter.supported = (WAS_NORMAL, CALIBRATE)  # what is carried out here; mute and the like the reporter does
         self.on_verdict = on_verdict
         Loop.__init__(self, stages, publish, reporter, state, **options)
@@ -46,7 +50,7 @@ class Agent(Loop):
         if not self._fused:
             return Loop._score(self, now_ms)
         verdicts = [stage.end_window(now_ms) for stage in self.stages]
-        return None if None in verdicts else fuse(verdicts, self._fused)
+        return None if None in verdicts else self._fuse(verdicts, self._fused)
 
     def on_message(self, topic, payload: bytes) -> None:
         """Take a message from the broker: acknowledgements and commands that authenticate are carried out."""

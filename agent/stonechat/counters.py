@@ -8,12 +8,14 @@
     collector = CounterCollector(doors, lambda: (lock.openings, lock.wrong_codes, lock.battery_percent))
 
 It is recorded, trained, scored and explained like the built-in ones; its model stands beside the device's reference
-model, and the agent fuses the two at the evidence.
+model, and the agent fuses the two at the evidence (`fuse`).
 """
 
 from .compat import const
+from .detection import NORMAL, Verdict
 from .errors import CollectorError, ConfigError
-from .features import LEVEL, RATE, SHARE, Schema
+from .features import LEVEL, RATE, SHARE
+from .schema import Schema
 
 MAX_COUNTERS = const(64)
 _MAX_NAME_BYTES = const(32)
@@ -38,6 +40,38 @@ def counter_schema(name: str, counters) -> Schema:
             raise ConfigError("counters: %s has kind %r, want rate, level or share" % (word, kind))
         seen.add(word)
     return Schema(name, counters)
+
+
+def fuse(verdicts, fused=None):
+    """Several heads' verdicts of one window -> one: the greatest evidence, level and surprise; `fused` is the Verdict
+    to fill (made where None), whose last level tells whether the level changed.
+
+    Heads are fused by their worst, not by their sum: each keeps its own budget, and the whole rings at most as often
+    as the heads together. The features stand one head after the other, and the head that leads explains; learning is
+    true only while every head learns."""
+    if fused is None:
+        fused = Verdict(sum([len(verdict.parts) for verdict in verdicts]))
+    level = NORMAL
+    lead = verdicts[0]
+    learning = True
+    for verdict in verdicts:
+        level = max(level, verdict.level)
+        learning = learning and verdict.learning
+        if (verdict.level, verdict.evidence_q8, verdict.surprise_q8) > (lead.level, lead.evidence_q8, lead.surprise_q8):
+            lead = verdict
+    at = 0
+    for verdict in verdicts:  # only the leading head explains: parts of different heads have no common measure
+        for i in range(len(verdict.parts)):
+            fused.parts[at] = verdict.parts[i] if verdict is lead else 0
+            fused.x[at] = verdict.x[i]
+            at += 1
+    fused.score_q8 = lead.score_q8
+    fused.surprise_q8 = lead.surprise_q8
+    fused.evidence_q8 = lead.evidence_q8
+    fused.learning = learning
+    fused.changed = level != fused.level
+    fused.level = level
+    return fused
 
 
 class CounterCollector:

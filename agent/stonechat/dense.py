@@ -144,8 +144,11 @@ class Network:
     this runtime has. `resident_bytes` bounds the weights that are taken into memory when the source is a file: the
     layers beyond it are read at each run. `macs` counts multiply-accumulates. Raises ModelError."""
 
+    digest: bytes  # both: see model.py
+    metadata: object
+
     def __init__(self, kernels=None, resident_bytes=16384):
-        self.dense, self._flip, self.kernels = choose(kernels)
+        self.dense, self._flip = choose(kernels)
         self.resident_bytes = resident_bytes
         self.chunk = b""  # where the layers that stay in the file pass through
         self.macs = 0
@@ -169,56 +172,52 @@ class Network:
         self._flip(self._y, self._out, self.output_size)
         return self._out
 
-    def add_macs(self, count):
-        self.macs += count
-        if self.macs > MAX_MACS:
-            raise ModelError("more than %d multiply-accumulates" % MAX_MACS)
-
     def load_plan(self, source, at, end):
         """Take the layers of the plan that lies in source from `at` to `end`: a position and a table each."""
-        x = first = None
-        while at < end:
+        x = first = bytearray()
+        while at != end:
             start, inputs, rows, _, low, high, step, digit = unpack_from("<8i", source.bytes(at, 32), 0)
-            if (
-                not (0 < inputs <= MAX_ELEMENTS and 0 < rows <= MAX_ELEMENTS and 0 <= low <= high < 256)
-                or step not in (0, 2)
-                or digit not in (0, 4, 8)
-                or not 0 <= start <= source.size - inputs * rows
-                or x is not None
-                and len(x) != inputs
-            ):
+            self.macs += inputs * rows
+            sound = (
+                0 < inputs <= MAX_ELEMENTS
+                and 0 < rows <= MAX_ELEMENTS
+                and self.macs <= MAX_MACS
+                and 0 <= low <= high < 256
+                and step in (0, 2)
+                and digit in (0, 4, 8)
+                and 0 <= start <= source.size - inputs * rows
+                and len(x) in (0, inputs)
+            )
+            if sound:
+                raw = bytearray(4 * (_HEADER + rows + (step * rows or 2)))
+                source.read_into(at + 4, raw)
+                at += 4 + len(raw)
+                table = array("i", raw)
+                for q in range(_HEADER + rows + 1, len(table), 2):
+                    if not 0 < table[q] < 63:
+                        sound = False
+            if not sound or at > end:
                 raise ModelError("plan: layer %d" % len(self.steps))
-            self.add_macs(inputs * rows)
-            raw = bytearray(4 * (_HEADER + rows + (step * rows or 2)))
-            source.read_into(at + 4, raw)
-            at += 4 + len(raw)
-            table = array("i", raw)
-            for q in range(_HEADER + rows + 1, len(table), 2):
-                if not 0 < table[q] < 63:
-                    raise ModelError("plan: layer %d" % len(self.steps))
-            if x is None:
-                x = first = bytearray(inputs)
+            x = x or bytearray(inputs)
+            first = first or x
             out = bytearray(rows)
             layer = Layer(self, source, start, table, x, out)
             if not digit:
                 layer.kernel = fully_connected
             self.steps.append(layer)
             x = out
-        if at != end:
-            raise ModelError("plan: cut")
         self.lead(first, x)
 
 
 def choose(kernels) -> tuple:
-    """The kernels by name: (dense, flip, name)."""
+    """The kernels by name, None for the best there are: (dense, flip)."""
     if kernels in (None, "viper"):
         try:
             from . import int8_viper
 
-            return int8_viper.fully_connected, int8_viper.flip, "viper"
+            return int8_viper.fully_connected, int8_viper.flip
         except (ImportError, ValueError, SyntaxError):  # no such room; .mpy for another machine; no viper emitter
-            if kernels:
-                raise ModelError("this runtime has no viper emitter")
-    elif kernels != "plain":
-        raise ModelError("backend %s: known are plain and viper" % kernels)
-    return fully_connected, flip, "plain"
+            pass
+    if kernels in (None, "plain"):
+        return fully_connected, flip
+    raise ModelError("no %s kernels on this runtime, but plain" % kernels)

@@ -15,7 +15,6 @@ loud and long, because a patient chart has a small cap and an eager one a large 
 
 from .compat import const
 from .features import log2_q8
-from .metadata import RECONSTRUCTION
 
 NORMAL = const(0)
 WATCH = const(1)
@@ -24,9 +23,9 @@ ALARM = const(2)
 ALARM_Q8 = const(256)  # evidence_q8 of a verdict is in alarm lines: 256 is an alarm
 _WATCH_Q8 = const(128)
 _CLEAR_Q8 = const(64)
-_CEILING_Q8 = const(384)
 SURPRISE_MAX_Q8 = const(4096)  # 10^-16: beyond it the number says nothing
-WEIGHT_ONE = const(16)
+_RESIDUAL = const(1)  # metadata.RESIDUAL
+_PLACES = const(1024)  # more than there are features
 
 
 class Verdict:
@@ -54,22 +53,17 @@ class Verdict:
         of all features add up to 100; where nothing stands out the list is empty."""
         parts = self.parts
         total = sum(parts)
-        if not total:
-            return []
-        order = sorted(range(len(parts)), key=self._rank)
         out = []
-        told = 0
-        so_far = 0
-        for i in order[:k]:
-            so_far += parts[i]
-            upto = (200 * so_far + total) // (2 * total)
-            z = self.x[i]
-            out.append((i, z - 256 if z > 127 else z, upto - told))
-            told = upto
+        told = so_far = 0
+        if total:
+            for rank in sorted([i - parts[i] * _PLACES for i in range(len(parts))])[:k]:
+                i = rank % _PLACES
+                so_far += parts[i]
+                upto = (200 * so_far + total) // (2 * total)
+                z = self.x[i]
+                out.append((i, z - 256 if z > 127 else z, upto - told))
+                told = upto
         return out
-
-    def _rank(self, i):
-        return (-self.parts[i], i)
 
 
 class Detector:
@@ -80,26 +74,21 @@ class Detector:
     `evidence` holds one chart per rung, in surprise Q8."""
 
     def __init__(self, meta, verdict, beyond=None):
+        self.meta = meta
         self._beyond = beyond or [0] * len(verdict.parts)
-        self._rebuilds = meta.kind == RECONSTRUCTION
-        self._weights = meta.weights or bytes([WEIGHT_ONE]) * len(verdict.parts)
+        self._weights = meta.weights or b"\x10" * len(verdict.parts)  # 16 is 1
         self._roots = bytes([_root(weight << 8) for weight in self._weights])
-        self._knots = meta.knots
-        self._tail_q8 = meta.tail_q8
-        self._table_place_q8 = meta.place_q8
-        self._table_spread_q8 = meta.spread_q8
         self.place_q8 = meta.place_q8
         self.spread_q8 = meta.spread_q8
-        self.rungs = meta.rungs
         self.evidence = [0] * len(meta.rungs)
         self.verdict = verdict
 
     def score(self, x, y):
         """x, y: the model's input and output, n bytes each -> score_q8; keeps x and the parts for `explain`."""
-        parts = self.verdict.parts
-        weights = self._weights
-        roots = self._roots
-        self.verdict.x[:] = x
+        verdict = self.verdict
+        parts = verdict.parts
+        rebuilds = self.meta.kind != _RESIDUAL
+        verdict.x[:] = x
         total = 0
         for i in range(len(parts)):
             z = x[i]
@@ -108,40 +97,39 @@ class Detector:
             r = y[i]
             if r > 127:
                 r -= 256
-            if self._rebuilds:
+            if rebuilds:
                 r = z - r
             r += self._beyond[i]
-            total += r * r * weights[i] >> 4
-            part = r * z * roots[i] >> 6
+            total += r * r * self._weights[i] >> 4
+            part = r * z * self._roots[i] >> 6
             parts[i] = part if part > 0 else -part >> 1
-        self.verdict.score_q8 = log2_q8(1 + total)
-        return self.verdict.score_q8
+        verdict.score_q8 = score_q8 = log2_q8(1 + total)
+        return score_q8
 
     def surprise(self, score_q8):
         """score_q8 -> -log10 p in Q8, through this device's place and spread and the model's table."""
-        s = (score_q8 - self.place_q8) * self._table_spread_q8 // self.spread_q8 + self._table_place_q8
-        knots = self._knots
-        if s >= knots[-1][0]:
-            high = knots[-1][1] + ((s - knots[-1][0]) * self._tail_q8 >> 8)
-            return high if high < SURPRISE_MAX_Q8 else SURPRISE_MAX_Q8
-        below = knots[0]
-        if s <= below[0]:
-            return below[1]
-        for knot in knots:
+        meta = self.meta
+        s = (score_q8 - self.place_q8) * meta.spread_q8 // self.spread_q8 + meta.place_q8
+        low, value = meta.knots[0]
+        s = max(s, low)
+        for knot in meta.knots:
             if s < knot[0]:
-                break
-            below = knot
-        return below[1] + (s - below[0]) * (knot[1] - below[1]) // (knot[0] - below[0])
+                return value + (s - low) * (knot[1] - value) // (knot[0] - low)
+            low, value = knot
+        return min(value + ((s - low) * meta.tail_q8 >> 8), SURPRISE_MAX_Q8)
 
     def weigh(self, surprise_q8):
         """Add one window's surprise to the charts and settle the level; fills and returns the verdict."""
         share_q8 = 0
-        for i, (k_q8, cap_q8, alarm_q8) in enumerate(self.rungs):
-            e = self.evidence[i] + (surprise_q8 if surprise_q8 < cap_q8 else cap_q8) - k_q8
-            ceiling_q8 = alarm_q8 + (alarm_q8 >> 1)
-            e = 0 if e < 0 else e if e < ceiling_q8 else ceiling_q8
-            self.evidence[i] = e
+        for i in range(len(self.evidence)):
+            k_q8, cap_q8, alarm_q8 = self.meta.rungs[i]
+            e = self.evidence[i] + min(surprise_q8, cap_q8) - k_q8
+            self.evidence[i] = e = max(0, min(e, alarm_q8 + (alarm_q8 >> 1)))
             share_q8 = max(share_q8, (e << 8) // alarm_q8)
+        self.verdict.surprise_q8 = surprise_q8
+        return self._settle(share_q8)
+
+    def _settle(self, share_q8):
         verdict = self.verdict
         level = verdict.level
         if share_q8 >= ALARM_Q8:
@@ -150,7 +138,6 @@ class Detector:
             level = NORMAL
         elif share_q8 >= _WATCH_Q8 and level == NORMAL:
             level = WATCH
-        verdict.surprise_q8 = surprise_q8
         verdict.evidence_q8 = share_q8
         verdict.changed = level != verdict.level
         verdict.level = level
@@ -158,12 +145,8 @@ class Detector:
 
     def forgive(self):
         """Drop all evidence: an operator says that this was normal, or calibration begins."""
-        for i in range(len(self.evidence)):
-            self.evidence[i] = 0
-        verdict = self.verdict
-        verdict.evidence_q8 = 0
-        verdict.changed = verdict.level != NORMAL
-        verdict.level = NORMAL
+        self.evidence[:] = [0] * len(self.evidence)
+        self._settle(0)
 
 
 def _root(square):

@@ -1,4 +1,4 @@
-"""Schemas, and the integer arithmetic from a window's deltas to the model's int8 input.
+"""The integer arithmetic from a window's deltas to the model's int8 input.
 
     RATE   a count in the window:    f_q8 = log2_q8(1 + delta) - log2_q8(elapsed / window)
     LEVEL  a reading, counted:       f_q8 = log2_q8(1 + value)
@@ -12,11 +12,10 @@ benign windows go, is kept beside x and counts as residual (detection.py). (inv,
 deviation with inv below 2^14, so that no product passes 2^30 and a 32-bit board never leaves small ints.
 """
 
-from struct import pack, unpack_from
+from struct import unpack_from
 
-from . import cbor
-from .compat import const, sha256
-from .errors import FeatureError
+from .compat import const
+from .errors import ModelError
 
 RATE = "rate"
 LEVEL = "level"
@@ -36,10 +35,9 @@ _LOG2_Q8 = (
 
 
 def log2_q8(v: int) -> int:
-    """v: an int of at least 1 -> 256 * log2(v), linear between 64 steps an octave (error below 1). Raises
-    FeatureError below 1."""
+    """v: an int -> 256 * log2(v), linear between 64 steps an octave (error below 1); 0 for all below 1."""
     if v < 1:
-        raise FeatureError("log2 of %d" % v)
+        return 0
     octave = 14
     while v >= 0x8000:
         v >>= 1
@@ -53,32 +51,15 @@ def log2_q8(v: int) -> int:
     return (octave << 8) + low + (((high - low) * (v & 255) + 128) >> 8)
 
 
-class Schema:
-    """name; columns: ((name, unit, kind), ...) in their order. `id` is eight bytes: the start of SHA-256 over the
-    deterministic CBOR of the columns, so that two devices agree on it without a registry."""
-
-    def __init__(self, name: str, columns) -> None:
-        self.name = name
-        self.columns = tuple(columns)
-        self.kinds = tuple([column[2] for column in self.columns])
-        packed = bytearray()
-        cbor.encode(self.columns, packed)
-        self.id = sha256(packed).digest()[:8]
-
-    def __len__(self) -> int:
-        return len(self.columns)
-
-
 class Normalization:
     """The centre and reciprocal deviation of each feature, as the model's metadata carries them.
 
-    packed: bytes, struct '<hHB' a feature (centre_q8, inv, shift + 32 * reach code): five bytes each. A reach is
-    8 deviations << (code - 1), and code 0 has no end. `offset_q8` is what the device itself has learned on top of the
-    model's centres (adaptation.py owns it); `beyond`: the steps past the reach of the last window filled."""
+    schema: anything with `kinds` and a length; packed: bytes, struct '<hHB' a feature (centre_q8, inv, shift + 32 *
+    reach code): five bytes each. A reach is 8 deviations << (code - 1), and code 0 has no end. `offset_q8` is what the
+    device itself has learned on top of the model's centres (adaptation.py owns it); `beyond`: the steps past the reach
+    of the last window filled. Raises ModelError for a reciprocal beyond 32-bit arithmetic."""
 
     def __init__(self, schema, packed: bytes) -> None:
-        if len(packed) != 5 * len(schema):
-            raise FeatureError("normalization: %d bytes for %d features" % (len(packed), len(schema)))
         n = len(schema)
         self.kinds = schema.kinds
         self.centre_q8 = [0] * n
@@ -91,13 +72,14 @@ class Normalization:
             self.centre_q8[i], self.inv[i], shift = unpack_from("<hHB", packed, 5 * i)
             self.shift[i] = shift & 31
             self.reach[i] = 64 << (shift >> 5 or 20)
-            if self.inv[i] >= 1 << 14 or self.shift[i] > 29:
-                raise FeatureError("normalization of feature %d: inv %d shift %d" % (i, self.inv[i], self.shift[i]))
+            if not 0 < self.inv[i] < 0x4000 or self.shift[i] > 29:
+                raise ModelError("normalization of feature %d" % i)
 
     def fill_q8(self, deltas: list[int], elapsed_ms: int, window_ms: int, out: list[int]) -> None:
         """deltas: n counts or readings of one window -> out: n ints f_q8, before any normalization."""
         stretch_q8 = log2_q8(elapsed_ms) - log2_q8(window_ms)
-        for i, kind in enumerate(self.kinds):
+        for i in range(len(out)):  # enumerate() would allocate
+            kind = self.kinds[i]
             value = deltas[i]
             if kind == SHARE:
                 out[i] = 0 if value < 0 else value if value < _SHARE_MAX else _SHARE_MAX
@@ -114,23 +96,7 @@ class Normalization:
         for i in range(len(self.kinds)):
             shift = self.shift[i]
             step = (f_q8[i] - self.centre_q8[i] - self.offset_q8[i]) * self.inv[i] + ((1 << shift) >> 1) >> shift
-            x[i] = (127 if step > 127 else -128 if step < -128 else step) & 0xFF
+            x[i] = min(max(step, -128), 127) & 0xFF
             reach = self.reach[i]
             over = step - reach if step > reach else step + reach if step < -reach else 0
             self.beyond[i] = min(max(over, -_BEYOND_MAX), _BEYOND_MAX)
-
-
-def pack_normalization(centre_q8, deviation_q8) -> bytes:
-    """centre_q8, deviation_q8: n numbers each (Q8) -> the packed bytes that Normalization reads.
-
-    inv = 16 * 2^shift / deviation, with the greatest shift for which inv stays below 2^14."""
-    out = bytearray()
-    for centre, deviation in zip(centre_q8, deviation_q8):
-        if deviation <= 0:
-            raise FeatureError("deviation %r" % deviation)
-        shift = 0
-        while shift < 29 and (STEPS_PER_DEVIATION << (shift + 1)) / deviation < (1 << 14) - 1:
-            shift += 1
-        inv = min((1 << 14) - 1, int((STEPS_PER_DEVIATION << shift) / deviation + 0.5))
-        out += pack("<hHB", int(centre), inv, shift)
-    return bytes(out)

@@ -19,7 +19,7 @@ from array import array
 
 from . import quantization, tflite
 from .compat import const, row_sums, tidy
-from .dense import MAX_ELEMENTS, Layer, Network, fully_connected
+from .dense import MAX_ELEMENTS, MAX_MACS, Layer, Network, fully_connected
 from .errors import ModelError
 
 _DEQUANTIZE = const(6)
@@ -65,6 +65,11 @@ class Interpreter(Network):
         if not self._input or graph.outputs[0] not in self.values:
             raise ModelError("the graph does not lead from its input to its output")
         self.lead(self._input, self.values[graph.outputs[0]])
+
+    def add_macs(self, count):
+        self.macs += count
+        if self.macs > MAX_MACS:
+            raise ModelError("more than %d multiply-accumulates" % MAX_MACS)
 
     @property
     def digits(self):

@@ -44,13 +44,11 @@ def fully_connected(x: ptr8, weights: ptr8, out: ptr8, table: ptr32, first: int,
         acc = ((int(ptr32(bias)[0]) ^ sign) - sign) - correction
         p = x_at
         while p < x_end4:
-            a = ptr8(p)
-            w = ptr8(k)
             acc += (
-                int(a[0]) * (int(w[0]) ^ 128)
-                + int(a[1]) * (int(w[1]) ^ 128)
-                + int(a[2]) * (int(w[2]) ^ 128)
-                + int(a[3]) * (int(w[3]) ^ 128)
+                int(ptr8(p)[0]) * (int(ptr8(k)[0]) ^ 128)
+                + int(ptr8(p)[1]) * (int(ptr8(k)[1]) ^ 128)
+                + int(ptr8(p)[2]) * (int(ptr8(k)[2]) ^ 128)
+                + int(ptr8(p)[3]) * (int(ptr8(k)[3]) ^ 128)
             )
             p += 4
             k += 4

@@ -11,7 +11,7 @@ The reader checks what would break it: sizes. What the numbers mean is checked b
 the tools. A file from somebody else's hand has no such end: it runs, but it can't be bound to a device (head.py).
 """
 
-from struct import unpack_from
+from struct import calcsize, unpack_from
 
 from .compat import const
 from .errors import ModelError
@@ -25,10 +25,10 @@ MAGIC = b"SCM2"  # format 2; format 1 was a CBOR map
 RECONSTRUCTION = const(0)  # the output is the input rebuilt: the residual is x - y
 RESIDUAL = const(1)  # the output is the (whitened) residual itself
 
-FORM = "<8sIIHHHHHBBBBBBBB"
-_FORM_BYTES = const(34)
+FORM = "<8sIIHHHHHBBBBBB"
+_FORM_BYTES = const(32)
 # of a new one: a spread of 1, a drift of 9 and 8, otherwise nothing
-_NEW = b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\x09\x08\0\0\0\0\0\0"
+_NEW = b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\x09\x08\0\0\0\0\n"
 
 
 class Metadata:
@@ -60,50 +60,47 @@ class Metadata:
     golden: tuple[tuple[bytes, bytes, int], ...]
 
     def __init__(self, block: bytes | bytearray | memoryview = _NEW) -> None:
-        if len(block) < _FORM_BYTES:
-            raise ModelError("metadata: cut")
-        (
-            self.schema_id,
-            self.version,
-            self.window_ms,
-            n,
-            self.tail_q8,
-            self.place_q8,
-            self.spread_q8,
-            self.learn_windows,
-            self.drift_shift,
-            self.drift_cap,
-            self.kind,
-            knots,
-            rungs,
-            golden,
-            name,
-            schema_name,
-        ) = unpack_from(FORM, block, 0)
-        texts = _FORM_BYTES + 6 * n + 4 * knots + 8 * rungs + (2 * n + 2) * golden
-        if len(block) != texts + name + schema_name:
-            raise ModelError("metadata: cut")
-        at = _FORM_BYTES + 5 * n
-        self.normalization = bytes(block[_FORM_BYTES:at])
-        self.weights = bytes(block[at : at + n]) or None
-        at += n
-        self.knots = tuple([unpack_from("<HH", block, at + 4 * i) for i in range(knots)])
-        at += 4 * knots
-        self.rungs = tuple([unpack_from("<HHI", block, at + 8 * i) for i in range(rungs)])
-        at += 8 * rungs
-        form = "<%ds%dsH" % (n, n)
-        self.golden = tuple([unpack_from(form, block, at + (2 * n + 2) * i) for i in range(golden)])
-        self.name, self.schema_name = _text(block, texts, name), _text(block, texts + name, schema_name)
-        if block is not _NEW and 0 in [n, knots, rungs, self.window_ms, self.spread_q8] + [r[2] for r in self.rungs]:
-            raise ModelError("metadata: nothing to score with")
+        try:
+            if len(block) < _FORM_BYTES:
+                raise ValueError
+            (
+                self.schema_id,
+                self.version,
+                self.window_ms,
+                n,
+                self.tail_q8,
+                self.place_q8,
+                self.spread_q8,
+                self.learn_windows,
+                self.drift_shift,
+                self.drift_cap,
+                self.kind,
+                knots,
+                rungs,
+                golden,
+            ) = unpack_from(FORM, block, 0)
+            at = _FORM_BYTES + 5 * n
+            texts = at + n + 4 * knots + 8 * rungs + (2 * n + 2) * golden
+            if texts > len(block) or block is not _NEW and 0 in (n, knots, rungs, self.window_ms, self.spread_q8):
+                raise ValueError
+            self.normalization = bytes(block[_FORM_BYTES:at])
+            self.weights = bytes(block[at : at + n]) or None
+            at += n
+            self.knots = _rows("<HH", block, at, knots)
+            at += 4 * knots
+            self.rungs = _rows("<HHI", block, at, rungs)
+            if 0 in [rung[2] for rung in self.rungs]:
+                raise ValueError
+            self.golden = _rows("<%ds%dsH" % (n, n), block, at + 8 * rungs, golden)
+            self.name, self.schema_name = str(bytes(block[texts:]), "utf-8").split("\n")
+        except ValueError:
+            raise ModelError("metadata: malformed")
 
     def __len__(self) -> int:
         """The number of features."""
         return len(self.normalization) // 5
 
 
-def _text(block, at, size):
-    try:
-        return str(bytes(block[at : at + size]), "utf-8")
-    except ValueError:
-        raise ModelError("metadata: not UTF-8")
+def _rows(form, block, at, count) -> tuple:
+    size = calcsize(form)
+    return tuple([unpack_from(form, block, at + size * i) for i in range(count)])

@@ -12,6 +12,7 @@ from .compat import const
 from .errors import ModelError
 from .metadata import BUFFER, END, END_BYTES, FORM, MAGIC, RECONSTRUCTION, RESIDUAL, Metadata
 
+WEIGHT_ONE = const(16)  # of the score
 MAX_KNOTS = const(64)
 MAX_RUNGS = const(4)
 MAX_GOLDEN = const(8)
@@ -23,7 +24,6 @@ _INT_MAX = const(0x3FFFFFFF)
 def pack(meta) -> bytes:
     """Metadata -> its bytes, which Metadata(...) reads. Raises ModelError as check does."""
     check(meta)
-    name, schema_name = meta.name.encode(), meta.schema_name.encode()
     n = len(meta)
     out = struct_pack(
         FORM,
@@ -41,17 +41,15 @@ def pack(meta) -> bytes:
         len(meta.knots),
         len(meta.rungs),
         len(meta.golden),
-        len(name),
-        len(schema_name),
     )
-    out += meta.normalization + (b"\x10" * n if meta.weights is None else meta.weights)
+    out += meta.normalization + (bytes([WEIGHT_ONE]) * n if meta.weights is None else meta.weights)
     for knot in meta.knots:
         out += struct_pack("<HH", *knot)
     for rung in meta.rungs:
         out += struct_pack("<HHI", *rung)
     for x, y, score_q8 in meta.golden:
         out += x + y + struct_pack("<H", score_q8)
-    return out + name + schema_name
+    return out + ("%s\n%s" % (meta.name, meta.schema_name)).encode()
 
 
 def check(meta) -> None:
@@ -60,6 +58,8 @@ def check(meta) -> None:
     if len(meta.schema_id) != 8 or 5 * n != len(meta.normalization) or not 0 < n <= MAX_FEATURES:
         raise ModelError("metadata: schema id of %d bytes, %d features" % (len(meta.schema_id), n))
     for what, text in (("name", meta.name), ("schema name", meta.schema_name)):
+        if "\n" in text:
+            raise ModelError("metadata: a %s of two lines" % what)
         _int(len(text.encode()), 0, 255, what + " bytes")
     _int(meta.version, 0, _INT_MAX, "version")
     _int(meta.window_ms, 1, _INT_MAX, "window_ms")

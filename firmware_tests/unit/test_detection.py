@@ -1,8 +1,9 @@
 from stonechat.detection import ALARM, NORMAL, WATCH, Detector, Verdict
 from stonechat.errors import ModelError
-from stonechat.features import log2_q8, pack_normalization
+from stonechat.features import log2_q8
 from stonechat.metadata import RECONSTRUCTION, RESIDUAL, Metadata
 from stonechat.planning import pack
+from stonechat.schema import pack_normalization
 
 
 def make_meta(n=4):

@@ -1,8 +1,10 @@
+from stonechat.counters import fuse
 from stonechat.detection import ALARM, NORMAL, WATCH, Verdict
 from stonechat.errors import ModelError
-from stonechat.features import LEVEL, Schema, pack_normalization
-from stonechat.head import Head, fuse
+from stonechat.features import LEVEL
+from stonechat.head import Head
 from stonechat.metadata import RECONSTRUCTION, Metadata
+from stonechat.schema import Schema, pack_normalization
 from stonechat.state import State
 
 SCHEMA = Schema("test-3", (("a", "1", LEVEL), ("b", "1", LEVEL), ("c", "1", LEVEL)))
@@ -48,10 +50,10 @@ def run(head, count, shift=0):
 def test_a_fresh_device_learns_then_watches():
     head = Head(Zero(), SCHEMA, State())
     for i in range(8):
-        assert head.learning and head.progress_percent == i * 100 // 8
+        assert head.learning and head.seen == i
         verdict = head.score(quiet(i), 1000)
         assert verdict.learning and verdict.level == NORMAL
-    assert not head.learning and head.progress_percent == 100
+    assert not head.learning and head.seen == 8
     assert not run(head, 30).learning
     assert head.verdict.level == NORMAL
     assert run(head, 20, shift=200).level == ALARM
@@ -94,7 +96,7 @@ def test_another_model_of_the_schema_learns_only_its_scores():
     learned = list(head.normalization.offset_q8)
     head.save()
     head = Head(Zero(digest=b"model--2"), SCHEMA, state)
-    assert head.learning and head.progress_percent == 50
+    assert head.learning and head.seen == 4
     assert head.normalization.offset_q8 == learned
 
 
@@ -110,10 +112,10 @@ def test_relearn_and_forgive():
     assert head.learning and head.normalization.offset_q8 == [0, 0, 0]
     run(head, 8)
     assert not head.learning
-    assert head.facts()[1] == 0
+    assert head.adaptation.drift == [0, 0, 0]
     head.relearn()
     head.save()
-    assert Head(Zero(), SCHEMA, state).progress_percent == 0
+    assert Head(Zero(), SCHEMA, state).seen == 0
 
 
 def refused(model, schema=SCHEMA):

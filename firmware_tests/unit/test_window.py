@@ -1,4 +1,5 @@
-from stonechat.features import LEVEL, RATE, SHARE, Normalization, Schema, log2_q8, pack_normalization
+from stonechat.features import LEVEL, RATE, SHARE, Normalization, log2_q8
+from stonechat.schema import Schema, pack_normalization
 from stonechat.window import Window
 
 SCHEMA = Schema("test-1", (("bytes", "B", RATE), ("sockets", "1", LEVEL), ("busy", "%", SHARE)))

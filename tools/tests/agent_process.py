@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from stonechat.features import RATE, SHARE, Schema
+from stonechat.features import RATE, SHARE
 from stonechat.linux.schemas import LINUX_PROC_1
+from stonechat.schema import Schema
 from stonechat_tools.modeling.fit import fit
 
 WINDOW_MS = 400

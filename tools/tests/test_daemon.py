@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from agent_process import DEVICE, WINDOW_MS, AgentProcess, is_root, quick_model, wait_for
-from stonechat.features import RATE, Schema
+from stonechat.features import RATE
+from stonechat.schema import Schema
 from stonechat_tools.fleet import wire
 from stonechat_tools.fleet.collect import Collector
 from stonechat_tools.fleet.local_broker import LocalBroker, free_port

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 from stonechat.errors import ModelError
-from stonechat.features import RATE, Schema
+from stonechat.features import RATE
 from stonechat.model import load_model
+from stonechat.schema import Schema
 from stonechat_tools import cli
 from stonechat_tools.modeling import calibrate
 from stonechat_tools.modeling.calibrate import (

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from stonechat.features import RATE, Schema
+from stonechat.features import RATE
 from stonechat.model import load_model
+from stonechat.schema import Schema
 from stonechat_tools.modeling.fit import FitError, fit, front_end, table
 from stonechat_tools.modeling.replay_numpy import Network, features_q8
 

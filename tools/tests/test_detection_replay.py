@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from stonechat.features import LEVEL, RATE, SHARE, Normalization, Schema, log2_q8
+from stonechat.features import LEVEL, RATE, SHARE, Normalization, log2_q8
 from stonechat.head import Head
 from stonechat.model import load_model
+from stonechat.schema import Schema
 from stonechat.state import State
 from stonechat_tools.modeling import replay_numpy
 from stonechat_tools.modeling.fit import fit

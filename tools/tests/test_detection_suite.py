@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stonechat.features import RATE, Schema
+from stonechat.features import RATE
+from stonechat.schema import Schema
 from stonechat_tools import cli
 from stonechat_tools.modeling.evaluate import evaluate
 from stonechat_tools.modeling.fit import fit

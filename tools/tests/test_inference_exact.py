@@ -22,10 +22,10 @@ VIPER = interpreter("unix-x64").missing is None
 def test_the_claim_covers_what_it_says() -> None:
     models = [load_model(data) for data in MODELS.values()]
     assert len(models) >= 40
-    digits = {digit for model in models for digit in model.runner.digits}
+    digits = {digit for model in models for digit in model.digits}
     assert digits == {0, 4, 8}
     assert {1, 640} <= {model.input_size for model in models}
-    assert {1, 8} <= {len(model.runner.digits) for model in models}
+    assert {1, 8} <= {len(model.digits) for model in models}
 
 
 @pytest.mark.parametrize("name", list(MODELS)[::5])

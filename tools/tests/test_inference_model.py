@@ -128,7 +128,7 @@ def test_the_daemon_can_compute_with_tflite_runtime() -> None:
 
     shipped = Path(__file__).resolve().parents[2] / "models" / "micropython-1" / "model.tflite"
     own, other = (read_model(str(shipped), backend) for backend in ("own", "tflite"))
-    assert isinstance(other.runner, TfliteRuntime) and not isinstance(own.runner, TfliteRuntime)
+    assert isinstance(other, TfliteRuntime) and not isinstance(own, TfliteRuntime)
     x = bytes(range(own.input_size))
     assert bytes(own.run(x)) == bytes(other.run(x))
     assert own.digest == other.digest

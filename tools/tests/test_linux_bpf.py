@@ -850,7 +850,8 @@ def test_the_benchmark_measures_every_row():
 def test_a_benign_recording_begins_once_the_peers_are_learned(tmp_path):
     """The first windows of a fresh collector, in which everybody is new, would teach a model that strangers are
     ordinary."""
-    from stonechat.features import RATE, Schema
+    from stonechat.features import RATE
+    from stonechat.schema import Schema
     from stonechat.window import Window
     from stonechat_tools.modeling.record import record
     from stonechat_tools.modeling.trace import TraceWriter, read_trace

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stonechat.features import RATE, Schema
+from stonechat.features import RATE
+from stonechat.schema import Schema
 from stonechat_tools.cli import main
 from stonechat_tools.modeling.dataset import append, label_windows, parse_moment, split
 from stonechat_tools.modeling.trace import Trace, TraceError, join, make_trace, read_trace, write_trace

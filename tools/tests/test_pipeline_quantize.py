@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from stonechat.errors import ConfigError
-from stonechat.features import RATE, Schema
+from stonechat.features import RATE
 from stonechat.head import Head
 from stonechat.model import load_model
+from stonechat.schema import Schema
 from stonechat_tools.cli import main
 from stonechat_tools.modeling.quantize import WeightsError, read_weights
 from stonechat_tools.modeling.recipe import read_recipe, record

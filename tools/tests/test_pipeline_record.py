@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from stonechat.errors import CollectorError
-from stonechat.features import LEVEL, RATE, Schema
+from stonechat.features import LEVEL, RATE
+from stonechat.schema import Schema
 from stonechat.window import Window
 from stonechat_tools.cli import main
 from stonechat_tools.modeling.record import record

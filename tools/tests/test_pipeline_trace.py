@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stonechat.features import LEVEL, RATE, SHARE, Schema
+from stonechat.features import LEVEL, RATE, SHARE
+from stonechat.schema import Schema
 from stonechat_tools.modeling.trace import (
     BENIGN,
     Trace,

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from stonechat.counters import counter_schema
 from stonechat.errors import ConfigError
-from stonechat.features import LEVEL, RATE, SHARE, Schema
+from stonechat.features import LEVEL, RATE, SHARE
 from stonechat.head import Head
 from stonechat.model import load_model
+from stonechat.schema import Schema
 from stonechat_tools.cli import main
 from stonechat_tools.modeling.trace import Trace, join, make_trace, write_trace
 from stonechat_tools.modeling.training import Options, borrow_quiet, injected_recall, to_features, train

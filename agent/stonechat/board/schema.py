@@ -7,7 +7,8 @@ files are left out. Uptime, reset cause and RSSI are facts of the board, not fea
 room's. A board itself needs only kinds and id of it (hooks.Columns).
 """
 
-from ..features import LEVEL, RATE, SHARE, Schema
+from ..features import LEVEL, RATE, SHARE
+from ..schema import Schema
 
 COLUMNS = (
     ("sockets", "sockets/s", RATE),  # made by socket(); those that accept() makes count in conn_in

@@ -4,7 +4,8 @@ LINUX_PROC_1 is what any process may read. Rates of packets and connections come
 connection that lives a microsecond counts too.
 """
 
-from ..features import LEVEL, RATE, SHARE, Schema
+from ..features import LEVEL, RATE, SHARE
+from ..schema import Schema
 
 PROC_COLUMNS = (
     ("conn_out", "conn/s", RATE),  # TCP connections opened from here

@@ -29,11 +29,12 @@ from typing import Any
 from stonechat.compat import ticks_ms
 from stonechat.detection import NORMAL
 from stonechat.errors import ConfigError, ModelError, StateError, StonechatError
-from stonechat.features import LEVEL, RATE, SHARE, Normalization, Schema, pack_normalization
+from stonechat.features import LEVEL, RATE, SHARE, Normalization
 from stonechat.head import Head
 from stonechat.linux import schemas
 from stonechat.linux.collector import LinuxCollector
-from stonechat.model import Model, load_model
+from stonechat.model import load_model
+from stonechat.schema import Schema, pack_normalization
 from stonechat.state import State
 from stonechat.window import Window
 
@@ -84,7 +85,7 @@ class Usual:
 class View:
     """A collector and what scores it. `step()` waits for nothing: call it when a window has ended."""
 
-    def __init__(self, collector: Any, model: Model | None, state: State | None, interval_s: float) -> None:
+    def __init__(self, collector: Any, model: Any, state: State | None, interval_s: float) -> None:
         self.collector = collector
         self.schema: Schema = collector.schema
         self.head = Head(model, self.schema, state) if model else None
@@ -144,7 +145,8 @@ class View:
         if self.head and self._settling:
             return f"learning the peers, {self._settling} windows left"
         if self.head:
-            return f"learning, {self.head.progress_percent} %" if self.head.learning else ""
+            percent = 100 * self.head.seen // max(1, self.head.meta.learn_windows)
+            return f"learning, {percent} %" if self.head.learning else ""
         left = LEARN_WINDOWS - self._usual.windows
         return f"learning what is usual, {left} windows left" if left else ""
 
@@ -239,7 +241,7 @@ def read_state(path: str) -> State:
     return state
 
 
-def named_model(path: str) -> Model:
+def named_model(path: str) -> Any:
     """Raises OSError, ModelError."""
     try:
         return _load(Path(path))
@@ -250,7 +252,7 @@ def named_model(path: str) -> Model:
 def open_matching(
     kind: str,
     interfaces: tuple[str, ...] | None,
-    model: Model | None,
+    model: Any,
     cgroup: str | None = None,
     disks: tuple[str, ...] | None = None,
 ) -> LinuxCollector:
@@ -261,7 +263,7 @@ def open_matching(
     return LinuxCollector(interfaces, use_bpf=use_bpf, cgroup=cgroup, disks=disks)
 
 
-def shipped_model(schema_name: str) -> Model | None:
+def shipped_model(schema_name: str) -> Any:
     for folder in (Path(__file__).parents[3] / "models", Path(__file__).parents[1] / "models"):
         file = folder / schema_name / "model.tflite"
         if file.is_file():
@@ -269,9 +271,8 @@ def shipped_model(schema_name: str) -> Model | None:
     return None
 
 
-def _load(file: Path) -> Model:
-    model: Model = load_model(file.read_bytes())
-    return model
+def _load(file: Path) -> Any:
+    return load_model(file.read_bytes())
 
 
 def watch_plain(view: View, limit: int | None, as_json: bool) -> int:

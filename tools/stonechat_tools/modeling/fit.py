@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from stonechat.cbor_maps import dumps
 from stonechat.errors import StonechatError
-from stonechat.features import Normalization, Schema, pack_normalization
+from stonechat.features import Normalization
 from stonechat.metadata import BUFFER, INFO_BUFFER, Metadata
+from stonechat.schema import Schema, pack_normalization
 
 from stonechat_tools.modeling.replay_numpy import Network, Replay
 from stonechat_tools.modeling.seal import PLACEHOLDER, seal

@@ -17,7 +17,7 @@ from stonechat import int8, operators, planning, tflite
 from stonechat.cbor_decode import loads
 from stonechat.errors import ModelError, StonechatError
 from stonechat.metadata import INFO_BUFFER
-from stonechat.model import Model, load_model
+from stonechat.model import load_model
 
 _ACTIVATIONS = ("", "relu", "relu -1..1", "relu6")
 # What a run takes, by target: ns per multiply-accumulate, and us per output of a dense layer. Of these only unix-x64
@@ -75,7 +75,7 @@ def describe(data: bytes) -> dict[str, Any]:
     }
 
 
-def memory(model: Model, file_bytes: int, layers: list[dict[str, Any]]) -> dict[str, int]:
+def memory(model: Any, file_bytes: int, layers: list[dict[str, Any]]) -> dict[str, int]:
     """Heap in bytes that a 32-bit board needs for the model, beside the code: an estimate."""
     held = _BASE_BYTES + model.input_size + model.output_size
     weights = chunk = 0
@@ -147,7 +147,7 @@ def _tensor(graph: tflite.Graph, number: int) -> dict[str, Any]:
     return {"shape": list(tensor.shape), "type": kind, "scale": scale, "zero_point": tensor.zero_point}
 
 
-def _metadata(model: Model, graph: tflite.Graph) -> dict[str, Any]:
+def _metadata(model: Any, graph: tflite.Graph) -> dict[str, Any]:
     """What the device reads, what only the tools read, and why one of them can't be read."""
     facts: dict[str, Any] = {}
     try:
@@ -172,7 +172,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _measure_us(model: Model) -> float:
+def _measure_us(model: Any) -> float:
     x = bytes(model.input_size)
     best = float("inf")
     for _ in range(20):

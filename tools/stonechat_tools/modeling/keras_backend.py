@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from stonechat import tflite as reader
 from stonechat.errors import ConfigError, ModelError
-from stonechat.features import Schema, pack_normalization
 from stonechat.metadata import Metadata
+from stonechat.schema import Schema, pack_normalization
 
 from .fit import STEP, FittedModel, front_end, set_table
 from .quantize import assemble

@@ -8,7 +8,7 @@ saved. The .npz holds
     activation0, ...      "none" (default) or "relu"; the last layer has none
     scale0, ...           optional: the real size of one step of a hidden tensor, else it follows from the recordings
     columns, schema       JSON [[name, unit, kind], ...] and the schema's name; window_ms
-    normalization         packed as features.pack_normalization does; or centre_q8 and deviation_q8
+    normalization         packed as schema.pack_normalization does; or centre_q8 and deviation_q8
 
 The recordings (benign) give the ranges of hidden tensors, the weights of the score and the calibration table. Input and
 output have 16 steps a deviation by specification, whatever the recordings hold.
@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from stonechat.errors import StonechatError
-from stonechat.features import Normalization, Schema, pack_normalization
+from stonechat.features import Normalization
 from stonechat.metadata import Metadata
+from stonechat.schema import Schema, pack_normalization
 
 from .dataset import split
 from .fit import DEFAULT_RUNGS, STEP, FittedModel, set_table

@@ -158,7 +158,7 @@ def record(
                 errors = 0
             except (CollectorError, OSError):
                 errors += 1
-                window.restart()
+                window.primed = False
                 if errors >= MAX_READ_ERRORS:
                     raise
             else:

@@ -16,10 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from stonechat import features
 from stonechat.adaptation import FROZEN_FROM_Q8, Adaptation
-from stonechat.detection import ALARM, ALARM_Q8, NORMAL, SURPRISE_MAX_Q8, WATCH, WEIGHT_ONE
-from stonechat.features import LEVEL, RATE, SHARE, Normalization, Schema
+from stonechat.detection import ALARM, ALARM_Q8, NORMAL, SURPRISE_MAX_Q8, WATCH
+from stonechat.features import LEVEL, RATE, SHARE, Normalization
 from stonechat.metadata import RECONSTRUCTION, Metadata
 from stonechat.model import load_model
+from stonechat.planning import WEIGHT_ONE
+from stonechat.schema import Schema
 
 from stonechat_tools.modeling.tflite_writer import Layer
 

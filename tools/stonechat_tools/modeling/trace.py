@@ -26,7 +26,8 @@ from typing import IO, Any, cast
 import numpy as np
 import numpy.typing as npt
 from stonechat.errors import StonechatError
-from stonechat.features import LEVEL, RATE, SHARE, Schema
+from stonechat.features import LEVEL, RATE, SHARE
+from stonechat.schema import Schema
 from stonechat.window import DELTA_MAX
 
 BENIGN = "benign"

@@ -13,8 +13,9 @@ import numpy as np
 from stonechat import __version__
 from stonechat.detection import Detector, Verdict
 from stonechat.errors import ModelError
-from stonechat.features import Normalization, Schema
+from stonechat.features import Normalization
 from stonechat.model import load_model
+from stonechat.schema import Schema
 from stonechat.window import DELTA_MAX
 
 from .trace import Trace

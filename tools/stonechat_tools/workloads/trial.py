@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from stonechat.errors import ConfigError, StonechatError
-from stonechat.features import Schema
 from stonechat.linux import schemas
 from stonechat.model import load_model
+from stonechat.schema import Schema
 
 from stonechat_tools.modeling import guest, lab
 from stonechat_tools.modeling.trace import BENIGN, TraceWriter

@@ -11,7 +11,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stonechat.features import RATE, SHARE, Schema
+from stonechat.features import RATE, SHARE
+from stonechat.schema import Schema
 from stonechat.window import DELTA_MAX, Window
 
 from ..trace import Trace, TraceError, check_columns, make_trace

@@ -8,7 +8,8 @@ import ipaddress
 from collections import Counter
 from collections.abc import Sequence
 
-from stonechat.features import LEVEL, RATE, SHARE, Schema
+from stonechat.features import LEVEL, RATE, SHARE
+from stonechat.schema import Schema
 from stonechat.window import Window
 
 from ..trace import BENIGN, Trace, TraceError, make_trace
@@ -142,7 +143,7 @@ class Recorder:
         self._ended = 0
         self._label = BENIGN
         self.counters.read(self._values)
-        self._window.restart()
+        self._window.primed = False
         self._window.push(self._values, 0)
 
     def _end_window(self) -> None:

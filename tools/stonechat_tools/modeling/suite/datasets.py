@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from stonechat.errors import StonechatError
-from stonechat.features import RATE, Schema
+from stonechat.features import RATE
+from stonechat.schema import Schema
 from stonechat.window import DELTA_MAX
 
 from stonechat_tools.modeling.trace import Trace, make_trace
