@@ -30,6 +30,7 @@ _INJECTED_FEATURES = (1, 3)
 _BUDGET_SHARE = 0.01  # the share of benign windows above the line at which they must be found
 _CHECKED_ROWS = 200
 _LEAST_QUIET = 20
+_ON_THE_CARD_ONLY = ("tried", "held_out")  # a row for each candidate and device: the file goes to devices
 _MAX_TABLE_WINDOWS = 20_000
 Tell = Callable[[str, float], None]
 Stream = tuple[Ints, int]  # features of a device's windows, and from which of them on it is judged
@@ -157,7 +158,8 @@ def train(
         "notes": whole.notes,
         "backend": options.backend,
     }
-    info = {"provenance": cbor_safe(provenance), "figures": cbor_safe(figures)}
+    told = {name: value for name, value in figures.items() if name not in _ON_THE_CARD_ONLY}
+    info = {"provenance": cbor_safe(provenance), "figures": cbor_safe(told)}
     data = fitted.to_tflite(name, version, info)
     figures |= check_file(data, fitted) | {"file_bytes": len(data)}
     tell("done", 1.0)
