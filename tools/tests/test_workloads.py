@@ -21,7 +21,7 @@ from stonechat_tools.modeling import guest
 from stonechat_tools.modeling.fit import fit
 from stonechat_tools.modeling.replay_numpy import features_q8
 from stonechat_tools.modeling.trace import TraceWriter, read_trace
-from stonechat_tools.workloads import attacks, benign, netns, trial
+from stonechat_tools.workloads import attacks, benign, netns, trial, trial_page
 from stonechat_tools.workloads.bounds import Deadline, disk_folder, started, stopped
 from stonechat_tools.workloads.peers import FIRMWARE_BYTES, PAGE_BYTES, PORTS, Peers
 
@@ -332,7 +332,10 @@ def test_the_page_has_a_row_for_each_attack_and_a_column_for_each_kind():
         base | {"device": "plug-2", "attack": "beacon"},
     ]
     figures = {"model": "m", "window_s": 5.0, "rungs": [[1.0, 4.0, 6.0]], "learned_windows": 96, "attacks": outcomes}
-    text = trial.page(figures | {"false_alarms": 0, "benign_windows": 20}, "stonechat trial m.tflite")
+    later = {"devices": {"a-1": {}, "a-2": {}}, "false_alarms": 1, "benign_windows": 2016, "device_days": 0.11}
+    later |= {"false_alarms_per_30d_at_most": 1220.4}
+    text = trial_page.page(figures | {"false_alarms": 0, "benign_windows": 20}, "stonechat trial m.tflite", later)
+    assert "(a-1, a-2) it raised 1 alarms in 2016 windows" in text and "at most 1220 in 30 days" in text
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert rows[0].split(" | ")[2:] == ["4", "2", "syn_out, peers |"]
     assert rows[1].split(" | ")[2:] == ["", "- (0.40 in 12)", " |"]
