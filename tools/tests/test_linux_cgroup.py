@@ -11,7 +11,7 @@ from stonechat.linux import collector as room
 from stonechat.linux import config, service
 from stonechat.linux.cgroup import CgroupDisk, CgroupMemory, processes
 from stonechat.linux.collector import LinuxCollector
-from stonechat.linux.proc import Disks
+from stonechat.linux.disks import Disks
 from stonechat.linux.schemas import LINUX_1
 from stonechat.model import load_model
 from stonechat_tools.device import doctor

@@ -314,40 +314,6 @@ class Paging(Part):
         values[at : at + 4] = self._growth.totals
 
 
-class Disks(Part):
-    """/proc/diskstats. names: the block devices or partitions to count, in KiB read and written. One that is not there
-    yet is counted once it appears."""
-
-    group = "disks"
-    source = "/proc/diskstats"
-    fix = "mount /proc whole (systemd: no ProcSubset=pid)"
-
-    def __init__(self, proc: str, names: "tuple[str, ...] | list[str]") -> None:
-        super().__init__(proc)
-        self._names = frozenset(name.encode() for name in names)
-        self._growth: dict[bytes, Growth] = {}
-        self._sectors = [0] * 2  # read, written; of 512 bytes whatever the medium's are
-        self._push_all()
-        missing = sorted(name.decode() for name in self._names if name not in self._growth)
-        self.note = "counts " + (b", ".join(sorted(self._growth)).decode() or "none yet")
-        self.note += "; not there yet: " + ", ".join(missing) if missing else ""
-
-    def fill(self, values: list[int], at: int) -> None:
-        self._push_all()
-        values[at : at + 2] = (self._sectors[0] >> 1, self._sectors[1] >> 1)
-
-    def _push_all(self) -> None:
-        seen: dict[bytes, Growth] = {}
-        for line in self._file.read().split(b"\n"):
-            fields = line.split(None, 10)
-            if len(fields) < 10 or fields[2] not in self._names:
-                continue
-            growth = seen[fields[2]] = self._growth.get(fields[2]) or Growth(2)  # a new one only primes
-            growth.push([int(fields[5]), int(fields[9])])
-            self._sectors = list(map(int.__add__, self._sectors, growth.deltas))
-        self._growth = seen
-
-
 class ProcCollector:
     """Fills LINUX_PROC_1, or the first columns of a schema that begins with its columns.
 
@@ -406,15 +372,14 @@ def start(
     started: list[tuple[Part, int]] = []
     failed: list[tuple[str, str, str]] = []
     values = [0] * len(schemas.LINUX_PROC_1)
-    for kind, at in PARTS if disks is None else PARTS + ((Disks, _DISKS_AT),):
+    parts = [(kind, (interfaces,) if kind is Interfaces else (), at) for kind, at in PARTS]
+    if disks is not None:
+        from .disks import Disks
+
+        parts.append((Disks, (disks,), _DISKS_AT))
+    for kind, choice, at in parts:
         try:
-            part: Part
-            if kind is Interfaces:
-                part = Interfaces(proc, interfaces)
-            elif kind is Disks:
-                part = Disks(proc, disks or ())
-            else:
-                part = kind(proc)
+            part = kind(proc, *choice)
             part.fill(values, at)
             started.append((part, at))
         except OSError as error:
