@@ -127,7 +127,8 @@ def fit(
         model.figures["trimmed_windows"] = int((~keep).sum())
     model.meta.learn_windows = learn_windows
     tell("calibration", 0.9)
-    set_table(model, [f[keep], later])
+    # a block that came back may hold some of an attack's windows, at its beginning and at its end
+    set_table(model, [f[keep], later], spare=2 * round(_OUTLYING_SHARE * _BLOCK) if trim else 0)
     model.figures |= {"windows": len(f), "calibration_windows": len(later), "units": model.encoder.shape[0]}
     return model
 
@@ -260,11 +261,12 @@ def _without_worst(strange: Floats, blocks: Ints, trim: float) -> npt.NDArray[np
     return ~np.isin(blocks, worst)
 
 
-def set_table(model: FittedModel, segments: Sequence[Ints]) -> None:
+def set_table(model: FittedModel, segments: Sequence[Ints], spare: int = 0) -> None:
     """Fill the calibration table from benign windows, segment after segment in the order of time, with the drift
     living. What the network was trained on and what came later are segments of their own: a device has quiet and busy
-    days, and the table must not call either of them strange. The same windows give each feature's reach."""
-    set_reach(model.meta, segments)
+    days, and the table must not call either of them strange. The same windows give each feature's reach, but for
+    the `spare` farthest."""
+    set_reach(model.meta, segments, spare)
     replay = model.replay()
     scores = [np.sort(replay.run(segment).score_q8) for segment in segments]
     scores = [part for part in scores if len(part) >= 50]
@@ -277,12 +279,13 @@ def set_table(model: FittedModel, segments: Sequence[Ints]) -> None:
     meta.spread_q8 = max(1, int(upper) - meta.place_q8)
 
 
-def set_reach(meta: Metadata, segments: Sequence[Ints]) -> None:
+def set_reach(meta: Metadata, segments: Sequence[Ints], spare: int = 0) -> None:
     """Twice as far as each feature went in benign windows, rounded up to 8, 16, 32 ... deviations, into the
     normalization. The input ends at 8, so that nothing stranger is rebuilt; what lies beyond the reach counts as
     residual in full, and a counter that benign windows throw about counts no more for it."""
     still = Replay(meta, Network([]), learn=False)
-    farthest = np.max([np.abs(still.steps(segment)).max(axis=0) for segment in segments if len(segment)], axis=0)
+    sizes = [np.sort(np.abs(still.steps(segment)), axis=0) for segment in segments if len(segment) > spare]
+    farthest = np.max([size[-1 - spare] for size in sizes], axis=0)
     codes = np.clip(np.ceil(np.log2(_REACH_SLACK * np.maximum(farthest, 1) / 64)), 1, _REACH_CODES).astype(int)
     packed = bytearray(meta.normalization)
     for i, code in enumerate(codes.tolist()):

@@ -235,7 +235,7 @@ class Replay:
         self._shift = np.array(list(self.normalization.shift), dtype=np.int64)
         self._half = np.left_shift(1, self._shift) >> 1
         self._reach = np.array(self.normalization.reach, dtype=np.int64)
-        self._deviation = np.array(self._adaptation._deviation_q8, dtype=np.int64)
+        self.deviation_q8 = np.array(self._adaptation._deviation_q8, dtype=np.int64)
         weights = bytes([WEIGHT_ONE]) * n if meta.weights is None else meta.weights
         self._weights = np.frombuffer(weights, dtype=np.uint8).astype(np.int64)
         self._roots = np.array([math.isqrt(weight << 8) for weight in weights], dtype=np.int64)
@@ -257,7 +257,7 @@ class Replay:
     @property
     def offset(self) -> Ints:
         shift = self.meta.drift_shift + 4
-        return self.learned + ((self.drift * self._deviation + (1 << (shift - 1))) >> shift)
+        return self.learned + ((self.drift * self.deviation_q8 + (1 << (shift - 1))) >> shift)
 
     def steps(self, f_q8: Ints) -> Ints:
         """f_q8 -> how far each feature lies from its centre under the present offset, in 1/16 deviation, unclipped."""

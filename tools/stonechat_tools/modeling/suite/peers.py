@@ -41,6 +41,12 @@ class Mahalanobis:
         out: Floats = self._model.mahalanobis((x - self._mean) / self._scale)
         return out
 
+    def contributions(self, x: Floats) -> Floats:
+        """By how much the distance would fall if one feature alone were what the others say it should be."""
+        precision = self._model.precision_
+        out: Floats = ((x - self._mean) / self._scale @ precision) ** 2 / np.diag(precision)
+        return out
+
 
 class IsolationForest:
     """scikit-learn's, 200 trees."""

@@ -106,9 +106,12 @@ def checks(figures: dict[str, Any]) -> list[tuple[str, str, bool]]:
         rows.append((f"{group}: every attack alarmed{asked}", text, met))
         if group == "pi-spectrum":
             quick = sum(wait <= 25 for wait in seen)
-            rows.append(
-                (f"{group}: goal of 25 windows", f"{quick} of {len(waits)} with the default rung", quick == len(waits))
+            earned = {budget: _earned(figures, group, budget) for budget in ("1/30d", "1/1d")}
+            text = (
+                f"{quick} of {len(waits)} with the default rung; with those that the devices earn "
+                f"{earned['1/30d']} for a budget of one alarm in 30 days, {earned['1/1d']} for one a day"
             )
+            rows.append((f"{group}: goal of 25 windows", text, earned["1/30d"] == len(waits)))
         else:
             recall = float(np.mean([row["recall"] for one in owns for row in one["attacks"].values()]))
             rows.append((f"{group}: window recall at least .95", _number(recall), recall >= 0.95))
@@ -130,20 +133,32 @@ def checks(figures: dict[str, Any]) -> list[tuple[str, str, bool]]:
     if losses:
         text = f"greatest loss {_number(max(losses), 4)} (without the idle backdoor, which is near chance)"
         rows.append(("int8 against its own float: AUC loss at most .002", text, max(losses) <= 0.002))
-    lost = [row["clean"] - row["trimmed"] for row in figures["contamination"] if "idle" not in row["attack"]]
-    if lost:
-        met = max(lost) <= 0.01
-        over = sum(one > 0.01 for one in lost)
-        middle = _number(float(np.median(lost)))
-        text = f"median {middle}, greatest {_number(max(lost))}; over .01: {over} of {len(lost)} attacks"
-        rows.append(("2 % contaminated, blocks trimmed: at most .01 AUC lost", text, met))
-    named = [row["top_three"] for row in figures["explanation"]]
+    spoiled = [row for row in figures["contamination"] if "idle" not in row["attack"]]
+    for key, what in (("trimmed", "2 % contaminated"), ("trimmed_more", "5 % contaminated, no target")):
+        lost = [max(row["clean"], row[key + "_clean"]) - row[key] for row in spoiled]
+        if lost:
+            over = sum(one > 0.01 for one in lost)
+            middle = _number(float(np.median(lost)))
+            text = f"median {middle}, greatest {_number(max(lost))}; over .01: {over} of {len(lost)} attacks"
+            rows.append((f"{what}, blocks trimmed: at most .01 AUC lost", text, key != "trimmed" or not over))
+    named = figures["explanation"]
     if named:
-        few = sum(value < 0.97 for value in named)
-        median = _number(float(np.median(named)))
-        text = f"median {median}, least {_number(min(named))}; below .97: {few} of {len(named)} devices"
-        rows.append(("explanation: injected feature in the top three in .97", text, float(np.median(named)) >= 0.97))
+        few = [row for row in named if row["top_three"] < 0.97]
+        lost_too = [row for row in few if row["mahalanobis"] < 0.97]
+        median = _number(float(np.median([row["top_three"] for row in named])))
+        text = f"median {median}; below .97: {len(few)} of {len(named)} devices"
+        if few:
+            least = min(few, key=lambda row: float(row["top_three"]))
+            text += f", least {_number(least['top_three'])}, where Mahalanobis has {_number(least['mahalanobis'])}"
+        asked = "explanation: injected feature in the top three in .97, wherever Mahalanobis's is"
+        rows.append((asked, text, len(few) == len(lost_too)))
     return rows
+
+
+def _earned(figures: dict[str, Any], group: str, budget: str) -> int:
+    """How many attacks alarm within 25 windows on the rungs that calibrate gave the group's devices."""
+    rows = [row for row in figures["budgets"] if row["group"] == group and row["budget"] == budget]
+    return sum(wait is not None and wait <= 25 for row in rows for wait in row["attack_windows"])
 
 
 def _shown(figures: dict[str, Any]) -> list[str]:
@@ -317,23 +332,34 @@ def _unseen(figures: dict[str, Any]) -> list[str]:
 
 
 def _contamination(figures: dict[str, Any]) -> list[str]:
-    keys = ("clean", "clean_trimmed", "untrimmed", "trimmed")
-    rows = [(row["device"], row["attack"], *[_number(row[key]) for key in keys]) for row in figures["contamination"]]
+    keys = ("clean", "trimmed_clean", "untrimmed", "trimmed", "trimmed_more")
+    rows = [
+        (row["device"], row["attack"], *[_number(row[key]) for key in keys], _number(row["trimmed_more_share"]))
+        for row in figures["contamination"]
+    ]
     text = (
-        "AUC on the attack's remaining windows when a run of it makes 2 % of the training windows (static centre). "
-        "Trimming leaves out a tenth of the blocks, benign bursts among them, and that costs something by itself: "
-        "second column. It is an option, for recordings that may hold an attack."
+        "AUC on the attack's remaining windows when a run of it makes 2 % of the training windows, and 5 % or as much "
+        "as half the attack's recording gives (static centre). Trimming leaves out the strangest tenth of the "
+        "20-window blocks, then takes back those that a model of the others finds ordinary; what it costs a clean "
+        "recording is in the second column. It is an option, for recordings that may hold an attack."
     )
-    head = ("device", "attack", "clean", "clean, trimmed", "2 % attack", "2 % attack, trimmed")
+    head = ("device", "attack", "clean", "clean, trimmed", "2 % attack", "2 %, trimmed", "more, trimmed", "its share")
     return ["## Contaminated training data", "", text, "", *_grid(head, rows)]
 
 
 def _explanation(figures: dict[str, Any]) -> list[str]:
-    rows = [(row["group"], row["device"], _number(row["top_three"])) for row in figures["explanation"]]
+    rows = [
+        (row["group"], row["device"], _number(row["top_three"]), _number(row["mahalanobis"]))
+        for row in figures["explanation"]
+    ]
     text = (
-        "One feature of an ordinary benign window moved by 4 deviations: how often it is among the first three named."
+        "One feature of an ordinary benign window moved by 4 deviations: how often it is among the first three named. "
+        "The last column is what Mahalanobis's distance would name, in floats and with every covariance. Where it "
+        "fails too, the injected feature is not the strangest of the window: mercury_wirecamera trained on quiet days, "
+        "and whole bursts of its later windows lie at the end of the int8 range."
     )
-    return ["## Explanation", "", text, "", *_grid(("set", "device", "in the top three"), rows)]
+    head = ("set", "device", "in the top three", "Mahalanobis")
+    return ["## Explanation", "", text, "", *_grid(head, rows)]
 
 
 def _float(figures: dict[str, Any]) -> list[str]:
