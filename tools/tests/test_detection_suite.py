@@ -12,7 +12,7 @@ from stonechat_tools import cli
 from stonechat_tools.modeling.evaluate import evaluate
 from stonechat_tools.modeling.fit import fit
 from stonechat_tools.modeling.replay_numpy import features_q8
-from stonechat_tools.modeling.suite import datasets, peers, protocol, report
+from stonechat_tools.modeling.suite import datasets, peers, protocol, report, runner
 from stonechat_tools.modeling.trace import join, make_trace, write_trace
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data"
@@ -130,7 +130,7 @@ def test_a_suite_without_captures_says_so(tmp_path, capsys):
 
 
 def test_the_checks_notice_what_is_not_met(captures):
-    figures = protocol.run_suite(captures, 1, lambda what: None)
+    figures = runner.run_suite(captures, 1, lambda what: None)
     met = {text: ok for text, _, ok in report.checks(figures)}
     assert met["pi-spectrum: no alarm on benign days"]
     own = figures["comparison"]["pi-spectrum"]["made-up"][protocol.OWN]

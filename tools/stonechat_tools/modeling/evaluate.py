@@ -173,17 +173,17 @@ def _suite(args: argparse.Namespace) -> int:
         raise ConfigError(f"{root}: none of {', '.join(SETS)} is there; name the folder of the captures with --data")
     from rich.console import Console
 
-    from stonechat_tools.modeling.suite import protocol, report
+    from stonechat_tools.modeling.suite import plots, protocol, report, runner
 
     console = Console(stderr=True)
     for name in SETS:
         if name not in there:
             console.print(f"left out: {root / name} is not there")
     with console.status("evaluating") as status:
-        figures = protocol.run_suite(root, args.seeds, lambda what: status.update(what))
+        figures = runner.run_suite(root, args.seeds, lambda what: status.update(what))
         if args.report:
             status.update("plots")
-            report.plots(protocol.load(root), Path(args.report).parent / "report")
+            plots.plots(protocol.load(root), Path(args.report).parent / "report")
     if args.report:
         command = f"stonechat evaluate --suite --seeds {args.seeds} --report {args.report}"
         Path(args.report).write_text(report.page(figures, command))

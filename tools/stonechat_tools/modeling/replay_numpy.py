@@ -28,7 +28,7 @@ from stonechat_tools.modeling.tflite_writer import Layer
 Ints = npt.NDArray[np.int64]
 _CLEAR_Q8, _WATCH_Q8 = 64, 128  # detection.py's private lines; a test holds the two rooms together
 _DRIFT_CLIP = 16
-_BEYOND_MAX = features._BEYOND_MAX
+BEYOND_MAX = features._BEYOND_MAX
 _LOG2_TABLE = np.array([*features._LOG2_Q8, 256], dtype=np.int64)
 
 
@@ -277,7 +277,7 @@ class Replay:
         """What the network leaves of the clipped input, and on top what lies beyond each feature's reach."""
         x = np.clip(steps, -128, 127)
         y = self.network.run(x)
-        beyond = np.clip(steps - np.clip(steps, -self._reach, self._reach), -_BEYOND_MAX, _BEYOND_MAX)
+        beyond = np.clip(steps - np.clip(steps, -self._reach, self._reach), -BEYOND_MAX, BEYOND_MAX)
         out: Ints = (x - y if self.meta.kind == RECONSTRUCTION else y) + beyond
         return out
 
