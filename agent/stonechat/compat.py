@@ -34,26 +34,5 @@ except ImportError:
         replace(path + ".tmp", path)
 
     def int8_array(data):
-        """The bytes as dot() and row_sums() want them, and the kernels too: a copy here, the very bytes on a board."""
+        """The bytes as the kernels want them: signed numbers on CPython, the very bytes on a board."""
         return data
-
-    def dot(weights, at, count, x):
-        """Sum of the int8 weights[at : at + count] times the unsigned bytes of x."""
-        total = 0
-        for i in range(count):
-            total += ((weights[at + i] ^ 128) - 128) * x[i]
-        return total
-
-    def row_sums(weights, at, count):
-        """The int8 weights[at : at + count]: (their sum, the sum of their absolute values)."""
-        total = size = 0
-        for i in range(at, at + count):
-            weight = (weights[i] ^ 128) - 128
-            total += weight
-            size += weight if weight > 0 else -weight
-        return total, size
-
-    def flip(source, target, count):
-        """target[:count] = source[:count] with the top bit of each byte turned: int8 to value + 128, and back."""
-        for i in range(count):
-            target[i] = source[i] ^ 128

@@ -19,14 +19,11 @@ except ImportError:
 
 __all__ = (
     "const",
-    "dot",
     "epoch_s",
-    "flip",
     "int8_array",
     "mem_alloc",
     "mem_free",
     "replace",
-    "row_sums",
     "sha256",
     "sleep_ms",
     "sync_file",
@@ -105,13 +102,8 @@ def int8_array(data):
     return _array("b", bytes(data))
 
 
-def dot(weights, at, count, x):
+def dot(weights, at, count, x):  # int8_plain.py's, as is flip
     return sum(map(_mul, weights[at : at + count], x))
-
-
-def row_sums(weights, at, count):
-    row = weights[at : at + count]
-    return sum(row), sum(map(abs, row))
 
 
 def flip(source, target, count):

@@ -10,7 +10,7 @@ from array import array
 from binascii import crc32
 from struct import unpack_from
 
-from .compat import const, dot, flip, int8_array, sha256
+from .compat import const, int8_array, sha256
 from .errors import ModelError
 
 MAX_ELEMENTS = const(4096)  # of one activation; constants are bounded by the file that holds them
@@ -29,29 +29,6 @@ _DIGIT = const(6)  # bits of a multiplier that 32-bit arithmetic takes at a time
 _HEADER = const(7)
 
 
-def requantize(acc, m, shift):
-    """MultiplyByQuantizedMultiplier: acc * m * 2^(shift - 31), rounded twice as gemmlowp rounds (see int8.py)."""
-    if shift > 0:
-        acc <<= shift
-    h = (acc * m + 0x40000000) >> 31
-    if shift < 0:
-        h = (h + (1 << -shift - 1) - (h < 0)) >> -shift
-    return h
-
-
-def fully_connected(x, weights, out, table, first, last):
-    """Rows first .. last - 1 of a dense layer, `weights` starting at row `first`; x and out hold value + 128."""
-    inputs, zero, low, high, step = table[_INPUTS], table[_ZERO], table[_LOW], table[_HIGH], table[_STEP]
-    at = 0
-    q = _HEADER + table[_ROWS] + first * step
-    for row in range(first, last):
-        acc = table[_HEADER + row] + dot(weights, at, inputs, x)
-        y = requantize(acc, table[q], table[q + 1] - 32) + zero
-        out[row] = low if y < low else high if y > high else y
-        at += inputs
-        q += step
-
-
 class Source:
     """A file's bytes, `size` of them. data: bytes, bytearray, memoryview, or a file open for reading in binary, which
     then stays in use (`in_file`)."""
@@ -62,36 +39,29 @@ class Source:
         self._view = b"" if self.in_file else memoryview(data)
         self.size = data.seek(0, 2) if self.in_file else len(data)
 
-    def read_into(self, at, out):
-        """Fill `out`, any buffer of bytes, from position `at`. Raises ModelError beyond the end."""
-        size = len(out)
-        if 0 <= at <= self.size - size:
+    def bytes(self, at, size, out=None):
+        """`size` bytes from position `at`: a view where the file is in memory, else `out`, filled, or a new bytearray.
+        Raises ModelError beyond the end."""
+        if size >= 0 and 0 <= at <= self.size - size:
             if not self.in_file:
-                out[:] = self._view[at : at + size]
-                return
+                return self._view[at : at + size]
+            out = bytearray(size) if out is None else out
             self._file.seek(at)
             if self._file.readinto(out) == size:
-                return
+                return out
         raise ModelError("truncated: %d bytes at %d of %d" % (size, at, self.size))
-
-    def bytes(self, at, size):
-        """`size` bytes from position `at`: a view where the file is in memory, else a copy."""
-        if not self.in_file and 0 <= at <= at + size <= self.size:
-            return self._view[at : at + size]
-        data = bytearray(max(0, min(size, self.size)))
-        self.read_into(at, data)
-        return data
 
     def digests(self):
         """-> (the first 8 bytes of the SHA-256, the CRC-32) of all the bytes."""
         page = memoryview(bytearray(_PAGE_BYTES))
         sha = sha256()
-        crc = 0
-        for at in range(0, self.size, _PAGE_BYTES):
+        crc = at = 0
+        while at < self.size:
             part = page[: self.size - at]
-            self.read_into(at, part)
+            part = self.bytes(at, len(part), part)
             sha.update(part)
             crc = crc32(part, crc)
+            at += _PAGE_BYTES
         return sha.digest()[:8], crc
 
 
@@ -104,26 +74,24 @@ class Layer:
         self.table = table
         self.x = x
         self.out = out
-        self.kernel = network.dense
+        self.kernel = network.kernels.fully_connected
         self._source = source
         self._view = None
         width = table[_INPUTS]
         self.rows_at_once = rows = table[_ROWS]
-        size = width * rows
-        if not source.in_file:  # used where they lie
-            self._weights = int8_array(source.bytes(at, size))
-        elif size <= network.resident_bytes:  # read once
-            network.resident_bytes -= size
-            self._weights = int8_array(bytearray(size))
-            source.read_into(at, memoryview(self._weights))
-        else:  # read at each run, as many rows at a time as fit into a chunk and divide them all
-            while rows > 1 and (rows * width > _CHUNK_BYTES or self.rows_at_once % rows):
-                rows -= 1
-            self.rows_at_once = rows
-            if len(network.chunk) < rows * width:
-                network.chunk = int8_array(bytearray(rows * width))
-            self._weights = network.chunk
-            self._view = memoryview(network.chunk)[: rows * width]
+        if source.in_file:
+            network.resident_bytes -= width * rows
+            if network.resident_bytes < 0:  # read at each run: as many rows as fit a chunk and divide them all
+                network.resident_bytes += width * rows
+                while rows > 1 and (rows * width > _CHUNK_BYTES or self.rows_at_once % rows):
+                    rows -= 1
+                self.rows_at_once = rows
+                if len(network.chunk) < rows * width:
+                    network.chunk = int8_array(bytearray(rows * width))
+                self._weights = network.chunk
+                self._view = memoryview(network.chunk)[: rows * width]
+                return
+        self._weights = int8_array(source.bytes(at, width * rows))
 
     def run(self):
         first = 0
@@ -134,8 +102,8 @@ class Layer:
 
     def fetch(self, first):
         """The weights of rows first .. first + rows_at_once - 1."""
-        if self._view is not None:
-            self._source.read_into(self.at + first * self.table[_INPUTS], self._view)
+        if self._view:
+            self._source.bytes(self.at + first * self.table[_INPUTS], len(self._view), self._view)
         return self._weights
 
 
@@ -148,7 +116,7 @@ class Network:
     metadata: object
 
     def __init__(self, kernels=None, resident_bytes=16384):
-        self.dense, self._flip = choose(kernels)
+        self.kernels = choose(kernels)
         self.resident_bytes = resident_bytes
         self.chunk = b""  # where the layers that stay in the file pass through
         self.macs = 0
@@ -166,10 +134,11 @@ class Network:
         """x: `input_size` bytes, int8 in two's complement -> the output likewise, the same bytearray at each call."""
         if len(x) != self.input_size:
             raise ModelError("input: %d bytes, not %d" % (len(x), self.input_size))
-        self._flip(x, self._x, self.input_size)
+        flip = self.kernels.flip
+        flip(x, self._x, self.input_size)
         for step in self.steps:
             step.run()
-        self._flip(self._y, self._out, self.output_size)
+        flip(self._y, self._out, self.output_size)  # pyright: ignore[reportArgumentType] - viper's ptr8
         return self._out
 
     def load_plan(self, source, at, end):
@@ -189,35 +158,37 @@ class Network:
                 and len(x) in (0, inputs)
             )
             if sound:
-                raw = bytearray(4 * (_HEADER + rows + (step * rows or 2)))
-                source.read_into(at + 4, raw)
-                at += 4 + len(raw)
-                table = array("i", raw)
+                size = 4 * (_HEADER + rows + (step * rows or 2))
+                table = array("i", bytes(source.bytes(at + 4, size)))
+                at += 4 + size
                 for q in range(_HEADER + rows + 1, len(table), 2):
-                    if not 0 < table[q] < 63:
-                        sound = False
+                    sound = sound and 0 < table[q] < 63
             if not sound or at > end:
                 raise ModelError("plan: layer %d" % len(self.steps))
             x = x or bytearray(inputs)
             first = first or x
-            out = bytearray(rows)
-            layer = Layer(self, source, start, table, x, out)
+            layer = Layer(self, source, start, table, x, bytearray(rows))
             if not digit:
-                layer.kernel = fully_connected
+                layer.kernel = choose("plain").fully_connected
             self.steps.append(layer)
-            x = out
+            x = layer.out
         self.lead(first, x)
 
 
-def choose(kernels) -> tuple:
-    """The kernels by name, None for the best there are: (dense, flip)."""
-    if kernels in (None, "viper"):
-        try:
+def choose(kernels):
+    """The room of the kernels by name, None for the best there are: its fully_connected and its flip."""
+    try:
+        if kernels in (None, "viper"):
             from . import int8_viper
 
-            return int8_viper.fully_connected, int8_viper.flip
-        except (ImportError, ValueError, SyntaxError):  # no such room; .mpy for another machine; no viper emitter
-            pass
-    if kernels in (None, "plain"):
-        return fully_connected, flip
-    raise ModelError("no %s kernels on this runtime, but plain" % kernels)
+            return int8_viper
+    except (ImportError, ValueError, SyntaxError):  # no such room; .mpy for another machine; no viper emitter
+        pass
+    try:
+        if kernels in (None, "plain"):
+            from . import int8_plain
+
+            return int8_plain
+    except ImportError:
+        pass
+    raise ModelError("no %s kernels here" % (kernels or "plain"))

@@ -42,8 +42,6 @@ class Head:
         self.verdict = verdict = Verdict(n)
         self.detector = Detector(meta, verdict, self.normalization.beyond)
         self._state = state
-        self._norm_section = b"norm" + schema.id
-        self._cal_section = b"cal" + model.digest
         self._f_q8 = [0] * n
         self._x = bytearray(n)
         self.seen = 0  # windows learned from
@@ -117,14 +115,14 @@ class Head:
             return
         detector = self.detector
         centred = self.seen >= self.meta.learn_windows >> 1
-        self._state.put(self._norm_section, self.adaptation.dump() if centred else b"")
+        self._state.put(b"norm" + self.meta.schema_id, self.adaptation.dump() if centred else b"")
         kept = array("i", [self.seen, detector.place_q8, detector.spread_q8, self.verdict.level] + detector.evidence)
-        self._state.put(self._cal_section, bytes(kept) + self._rows)
+        self._state.put(b"cal" + self.model.digest, bytes(kept) + self._rows)
 
     def _restore(self, state, half):
-        centred = self.adaptation.restore(state.get(self._norm_section, b""))
+        centred = self.adaptation.restore(state.get(b"norm" + self.meta.schema_id, b""))
         size = 16 + 4 * len(self.detector.evidence)
-        kept = state.get(self._cal_section, b"")
+        kept = state.get(b"cal" + self.model.digest, b"")
         if len(kept) >= size:
             numbers = array("i", kept[:size])
             if centred or numbers[0] < half:

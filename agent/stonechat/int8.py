@@ -18,9 +18,10 @@ made from it.
 from array import array
 
 from . import quantization, tflite
-from .compat import const, row_sums, tidy
-from .dense import MAX_ELEMENTS, MAX_MACS, Layer, Network, fully_connected
+from .compat import const, tidy
+from .dense import MAX_ELEMENTS, MAX_MACS, Layer, Network
 from .errors import ModelError
+from .int8_plain import fully_connected
 
 _DEQUANTIZE = const(6)
 _FULLY_CONNECTED = const(9)
@@ -178,8 +179,13 @@ def _prove(layer, graph, zero, bias_at):
         at = row % layer.rows_at_once
         if not at:
             weights = layer.fetch(row)
-        total, size = row_sums(weights, at * width, width)
-        positive, negative = (size + total) // 2, (size - total) // 2
+        positive = negative = 0
+        for i in range(at * width, at * width + width):
+            weight = (weights[i] & 255 ^ 128) - 128  # a board has the bytes, CPython the signed numbers
+            if weight > 0:
+                positive += weight
+            else:
+                negative -= weight
         bias = graph.int32(bias_at + 4 * row) if bias_at else 0
         highest = bias + positive * (127 - zero) + negative * (128 + zero)
         lowest = bias - positive * (128 + zero) - negative * (127 - zero)
@@ -187,7 +193,7 @@ def _prove(layer, graph, zero, bias_at):
         if reach > 0x7FFFFFFF:
             raise ModelError("row %d could reach 2^31" % row)
         largest = max(largest, reach)
-        table[_HEADER + row] = bias - (128 + zero) * total
+        table[_HEADER + row] = bias - (128 + zero) * (positive - negative)
         q += table[_STEP]
     return 8 if largest <= _EXACT_8 else 4 if largest <= _EXACT_4 else 0
 

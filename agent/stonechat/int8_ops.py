@@ -7,9 +7,10 @@ Values are held as value + 128, as in int8.py.
 """
 
 from . import operators, tflite
-from .compat import const, flip
-from .dense import MAX_ELEMENTS, requantize
+from .compat import const
+from .dense import MAX_ELEMENTS
 from .errors import ModelError
+from .int8_plain import flip, requantize
 from .quantization import clamp, divided, quantized, real, times
 
 _ADD = const(0)

@@ -190,7 +190,8 @@ class Graph(Source):
         if self.in_file:
             if not self._page_at <= at <= self._page_at + _PAGE_BYTES - size:
                 self._page_at = at
-                self.read_into(at, self._view[: self.size - at])
+                page = self._view[: self.size - at]
+                self.bytes(at, len(page), page)
             at -= self._page_at
         return unpack_from(form, self._view, at)[0]
 

@@ -11,7 +11,7 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools" / "stonechat_tools"
 # storey of each room of the core; a new room must be given one
 STOREYS = [
     ["compat", "compat_cpython", "errors"],
-    ["cbor", "cbor_decode", "quantization", "operators", "int8_viper"],
+    ["cbor", "cbor_decode", "quantization", "operators", "int8_viper", "int8_plain"],
     ["cbor_maps", "features", "state", "dense", "metadata"],
     ["window", "schema", "tflite", "cose", "adaptation"],
     ["int8_ops", "detection"],

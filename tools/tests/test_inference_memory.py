@@ -10,7 +10,7 @@ from stonechat_tools.device.interpreters import AGENT, interpreter
 from stonechat_tools.modeling import generated
 
 BOARD = ("dense", "int8_viper", "metadata", "model")  # what a file with a plan needs
-FULL = (*BOARD, "tflite", "int8", "quantization")
+FULL = (*BOARD, "int8_plain", "tflite", "int8", "quantization")
 BESIDE = ("__init__", "compat", "errors")
 BUDGET = 5_100  # bytes of .mpy beside the machine code, which differs by architecture
 ROOT = Path(__file__).resolve().parents[2]

@@ -42,9 +42,9 @@ ARCHITECTURES = {
     "x86": "the unix port, 32 bit",
 }
 DEFAULT = ("armv6m", "armv7emsp", "xtensawin", "rv32imc")
-OPTIONAL = ("counters", "int8", "int8_ops", "operators")
+OPTIONAL = ("counters", "int8", "int8_ops", "int8_plain", "operators")
 NEVER = ("compat_cpython",)  # CPython's half of the seam
-PROFILES = {"full": ("board/boot", "board/tls"), "core": ("board/core",)}  # their entries
+PROFILES = {"full": ("board/boot", "board/tls", "int8_plain"), "core": ("board/core",)}  # their entries
 PACKAGE = Path(stonechat.__file__).parent
 
 
