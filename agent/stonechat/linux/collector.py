@@ -130,6 +130,8 @@ class LinuxCollector:
         memory = CgroupMemory(cgroup)
         self._cgroup.append(("mem_avail", memory))
         told = "cpu.stat, " + memory.source
+        if memory.source != "memory.stat":
+            told += " (enable the memory controller, or with systemd ProtectProc=default, which lets it be read)"
         if with_disk:
             try:
                 self._cgroup.append(("disk_written", CgroupDisk(cgroup)))
