@@ -152,6 +152,34 @@ def test_the_laboratory_records_and_leaves_nothing(tmp_path: Path, how: str) -> 
     assert f"stonechat-{os.getpid()}-" not in listed
 
 
+@pytest.mark.root
+def test_a_recording_by_recipe_that_is_terminated_leaves_nothing_and_goes_on(tmp_path: Path) -> None:
+    import os
+    import subprocess
+    import sys
+    import time
+
+    if os.geteuid():
+        pytest.skip("the laboratory needs root")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'name = "x"\nrecordings = "{tmp_path}/rec"\n[record]\nwindow_s = 0.5\nwindows = 400\n'
+        'devices = [{name = "lab-1", kind = "plug"}]\n'
+    )
+    command = [sys.executable, "-m", "stonechat_tools.cli", "record", "--recipe", str(recipe)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    trace = tmp_path / "rec/lab-1.csv.gz"
+    deadline = time.monotonic() + 60
+    while not (trace.exists() and trace.stat().st_size and len(read_trace(trace))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert 0 < len(read_trace(trace)) < 400
+    places = ("/run/netns", "/dev/shm", "/tmp")
+    assert not [name for place in places for name in os.listdir(place) if name.startswith(f"stonechat-{process.pid}-")]
+
+
 def test_a_recipes_later_part_is_recorded_beside_the_model_s_own(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     text = 'name = "x"\nrecordings = "r"\n[record]\nwindow_s = 2\nwindows = 3\ncollector = "bpf"\ndevices = [{}]\n'

@@ -137,6 +137,7 @@ def record(recipe: Recipe, shown: Callable[[int, int], None] = lambda done, tota
     """Record what is missing of the recipe's devices, all of them side by side -> the traces. shown(windows so far,
     windows wanted). An interrupted recording goes on at the next call. Raises ConfigError or OSError."""
     from . import lab
+    from .record import terminated_as_interrupt
 
     wanted = recipe.record
     if not wanted:
@@ -153,6 +154,7 @@ def record(recipe: Recipe, shown: Callable[[int, int], None] = lambda done, tota
     left = max(wanted["windows"] - held[device["name"]] for device in missing)
     seconds = (left + wanted.get("settle_windows", 0)) * wanted["window_s"] * 1.2 + _GRACE_S
     with contextlib.ExitStack() as stack:
+        stack.enter_context(terminated_as_interrupt())  # so that what is left behind is nothing, either way
         recorders = [_start(stack, recipe, device, paths[device["name"]], seconds) for device in missing]
         for process in recorders:
             stack.callback(_end, process)
