@@ -2,7 +2,8 @@
 
     stonechat soak exact     0 differing bytes over 10,000 inputs for each of 60 generated models
 
-Each model runs in plain Python here and in viper on MicroPython, over the same inputs as the two oracles.
+Each model runs in plain Python here and in viper on MicroPython, over the same inputs as the two oracles; on
+MicroPython by its plan, as a board runs it, where it is a chain of dense layers.
 """
 
 import tempfile
@@ -77,7 +78,7 @@ def viper_outputs(data: bytes, inputs: NDArray[np.int8], target: str = "unix-x64
         raise ModelError(f"{target}: {micropython.missing}")
     with tempfile.TemporaryDirectory() as scratch:
         files = [Path(scratch) / name for name in ("model", "inputs", "outputs")]
-        files[0].write_bytes(data)
+        files[0].write_bytes(generated.planned(data, load_model(data, "plain").input_size))
         files[1].write_bytes(inputs.tobytes())
         done = micropython.run(VIPER, *map(str, files), "viper")
         if done.returncode:

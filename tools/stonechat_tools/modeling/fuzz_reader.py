@@ -4,11 +4,14 @@
     stonechat soak reader --scale 0.01
 
 A plain mutator that knows where FlatBuffers are soft: it flips bits, writes boundary integers, copies pieces about,
-truncates and extends. Some mutants load; those are run, because a kernel trusts what the reader has proved.
+truncates and extends. Some mutants load; those are run, because a kernel trusts what the reader has proved. A third of
+the files have metadata and a plan; most of their mutants get a checksum that holds, and what loads scores windows. The
+same on MicroPython, where the viper kernels run by hostile plans and a fault would end the interpreter.
 """
 
 import json
 import random
+import tempfile
 import time
 import tracemalloc
 from collections import Counter
@@ -16,15 +19,52 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from stonechat import planning
 from stonechat.errors import ModelError
+from stonechat.features import LEVEL, RATE
+from stonechat.head import Head
+from stonechat.metadata import END_BYTES, MAGIC
 from stonechat.model import load_model
+from stonechat.schema import Schema
 
+from ..device.interpreters import interpreter
 from . import generated
 
 MUTANTS = 1_000_000
 LARGEST_S = 1.0  # no file of a few KB may take longer to refuse, or to load and run
 LARGEST_BYTES = 4_000_000  # nor allocate more
 _ENDS = (0, 1, 2, 3, 4, 7, 8, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFC, 0xFFFFFFFF)
+
+
+SCHEMA = Schema("fuzz", tuple((f"c{i}", "1", LEVEL if i else RATE) for i in range(4)))
+BOARD_TARGETS = ("unix-x64", "unix-i386")
+BOARD = """
+from binascii import crc32
+from struct import pack
+from stonechat.errors import ModelError
+from stonechat.model import load_model
+with open(sys.argv[1], "rb") as file:
+    seed = file.read()
+begin, count, state = int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+tally = [0, 0]
+def upto(limit):
+    global state
+    state = state * 69069 + 1 & 0x3FFFFFFF
+    return (state >> 14) * limit >> 16
+for number in range(count):
+    data = bytearray(seed)
+    for _ in range(1 + upto(3)):
+        at = begin + upto(len(data) - 4 - begin)
+        data[at] = (data[at] ^ 1 << upto(8), upto(256), 0, 255)[upto(4)]
+    data[-4:] = pack("<I", crc32(data[:-4]))
+    try:
+        model = load_model(data)
+        model.run(bytes(model.input_size))
+        tally[1] += 1
+    except ModelError:
+        tally[0] += 1
+print("refused %d run %d" % tuple(tally))
+"""
 
 
 def seeds() -> list[bytes]:
@@ -34,7 +74,15 @@ def seeds() -> list[bytes]:
         generated.chain(generator, [4, 3, 4], False),
         generated.chain(generator, [5, 2, 5], True),
         generated.operators(generator, 3),
+        *planned(),
     ]
+
+
+def planned() -> list[bytes]:
+    """Files with metadata and a plan: a scale for all rows, a scale for each, rows of 64 bits."""
+    generator = np.random.default_rng(13)
+    kinds = ((False, False), (True, False), (True, True))
+    return [generated.planned(generated.chain(generator, [4, 3, 4], *kind), 4, SCHEMA.id) for kind in kinds]
 
 
 def mutate(chance: random.Random, data: bytes) -> bytes:
@@ -64,12 +112,21 @@ def mutate(chance: random.Random, data: bytes) -> bytes:
 
 
 def attempt(data: bytes) -> str:
-    """What happens to one file: "refused", or "run" with the model run once. Any other exception is a finding."""
+    """What happens to one file: "refused", "run" with the model run once, "scored" with windows scored as well. Any
+    other exception is a finding."""
     try:
         model = load_model(data)
     except ModelError:
         return "refused"
     model.run(bytes(model.input_size))
+    if model.metadata is not None:
+        try:
+            head = Head(model, SCHEMA)
+        except ModelError:
+            return "run"
+        for deltas in ([0, 0, 0, 0], [1, 900, 1 << 29, 7]):
+            head.score(deltas, 1000).explain()
+        return "scored"
     return "run"
 
 
@@ -77,7 +134,31 @@ def mutants(count: int, seed: int) -> Iterator[bytes]:
     chance = random.Random(seed)
     files = seeds()
     for _ in range(count):
-        yield mutate(chance, chance.choice(files))
+        data = chance.choice(files)
+        mutant = mutate(chance, data)
+        if data[-8:-4] == MAGIC and chance.random() < 0.8:
+            mutant = planning.seal(mutant)
+        yield mutant
+
+
+def fuzz_board(count: int, seed: int = 0) -> tuple[dict[str, str], list[str]]:
+    """The same for plans on the MicroPython targets that are here: what each said, and the findings."""
+    told, findings = {}, []
+    for name in BOARD_TARGETS:
+        micropython = interpreter(name)
+        if micropython.missing:
+            told[name] = micropython.missing
+            continue
+        for number, data in enumerate(planned()):
+            with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
+                file.write(data)
+                file.flush()
+                begin = len(data) - END_BYTES - sum(planning.sizes(data))
+                done = micropython.run(BOARD, file.name, str(begin), str(count), str(seed + number))
+            told[name] = (told.get(name, "") + "; " + done.stdout.strip()).strip("; ")
+            if done.returncode:
+                findings.append(f"{name}: {done.returncode} {done.stderr.strip()[-200:]}")
+    return told, findings
 
 
 def fuzz(count: int, seed: int = 0, keep: Path | None = None) -> tuple[Counter[str], list[str]]:
@@ -95,7 +176,7 @@ def fuzz(count: int, seed: int = 0, keep: Path | None = None) -> tuple[Counter[s
             outcome = "slow"
             findings.append(f"mutant {number} took {time.monotonic() - started:.1f} s")
         tally[outcome] += 1
-        if keep and outcome not in ("refused", "run"):
+        if keep and outcome not in ("refused", "run", "scored"):
             (keep / f"mutant-{seed}-{number}.tflite").write_bytes(data)
     return tally, findings
 
@@ -108,9 +189,12 @@ def soak(scale: float) -> bool:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     tally, more = fuzz(count, seed=2)
-    findings += more
+    told, board = fuzz_board(max(1, count // 100), seed=3)
+    findings += more + board
     took_s = time.monotonic() - started
     print(f"{count} mutated files in {took_s:.0f} s: {json.dumps(tally)}; at most {peak / 1e6:.1f} MB allocated")
+    for name, said in told.items():
+        print(f"  {name}, plans with a checksum that holds: {said}")
     for finding in findings[:20]:
         print("  " + finding)
     return not findings and peak < LARGEST_BYTES

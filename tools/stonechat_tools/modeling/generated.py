@@ -9,6 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import tflite
 from numpy.typing import NDArray
+from stonechat import planning
+from stonechat.metadata import Metadata
+from stonechat.schema import pack_normalization
 
 from .tflite_writer import ACTIVATIONS, Layer, Writer, write
 
@@ -50,6 +53,15 @@ def autoencoder(generator: np.random.Generator, widths: Sequence[int]) -> bytes:
             )
         )
     return write(layers, input_scale=1 / 16)
+
+
+def planned(data: bytes, features: int, schema_id: bytes = bytes(8)) -> bytes:
+    """The file with metadata for so many features behind it, and the plan that a board runs by."""
+    meta = Metadata()
+    meta.schema_id, meta.window_ms = schema_id, 1000
+    meta.normalization = pack_normalization([100] * features, [64] * features)
+    meta.knots, meta.tail_q8, meta.rungs = ((0, 77), (900, 300), (2000, 700)), 256, ((256, 512, 1280),)
+    return bytes(planning.seal(data + planning.content(data, meta)))
 
 
 def _layer(
