@@ -207,15 +207,15 @@ def quantize_linear(encoder: Floats, decoder: Floats, x: Floats | None = None) -
 
     x: training windows in deviations. With them the decoder is solved again for the latents that the rounded encoder
     really gives: inputs are so correlated that its rounding would otherwise show in the residual."""
-    first = _quantized(encoder, "encoder")
+    first = quantized(encoder, "encoder")
     if x is not None:
         z = Network.from_layers([first]).run(np.rint(x / STEP)) * STEP
         gram = z.T @ z + 1e-3 * len(z) * np.eye(z.shape[1])
         decoder = np.linalg.solve(gram, z.T @ x + 1e-3 * len(z) * decoder.T).T
-    return [first, _quantized(decoder, "output")]
+    return [first, quantized(decoder, "output")]
 
 
-def _quantized(weights: Floats, name: str) -> Layer:
+def quantized(weights: Floats, name: str) -> Layer:
     scale = np.maximum(np.abs(weights).max(axis=1), 1e-6) / 127
     rounded = np.rint(weights / scale[:, None]).astype(np.int8)
     return Layer(rounded, np.zeros(len(weights), dtype=np.int32), scale.astype(np.float32), STEP, 0, "none", name)

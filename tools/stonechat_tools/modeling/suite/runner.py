@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from stonechat_tools.modeling.calibrate import poisson_bound
-from stonechat_tools.modeling.suite import trials
+from stonechat_tools.modeling.suite import trials, tried
 from stonechat_tools.modeling.suite.protocol import Subject, Tell, budgets, compare, load, make_model
 
 _CONTAMINATED_SEEDS = 3
@@ -41,6 +41,7 @@ def run_suite(root: Path, seeds: int, tell: Tell) -> dict[str, Any]:
         "explanation": trials.explanation(groups, seeds),
         "fresh": trials.fresh_device([*pis, *groups.get("pi3-malware", [])], tell),
         "unseen": trials.unseen_devices(groups, root, tell),
+        "tried": tried.tried([*groups.get("pi3-malware", []), *pis], tell),
         "models": {one.name: _model_facts(one) for group in groups.values() for one in group},
     }
 
