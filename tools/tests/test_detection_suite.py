@@ -12,7 +12,7 @@ from stonechat_tools import cli
 from stonechat_tools.modeling.evaluate import evaluate
 from stonechat_tools.modeling.fit import fit
 from stonechat_tools.modeling.replay_numpy import features_q8
-from stonechat_tools.modeling.suite import datasets, peers, protocol, report, runner
+from stonechat_tools.modeling.suite import datasets, peers, protocol, report, runner, tried
 from stonechat_tools.modeling.trace import join, make_trace, write_trace
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data"
@@ -137,6 +137,8 @@ def test_the_checks_notice_what_is_not_met(captures):
     own["alarms"] = 1
     own["attacks"]["storm"]["windows_to_alarm"] = None
     figures["float"][0]["int8"] -= 0.01
+    figures["contamination"][0]["trimmed"] = figures["contamination"][0]["clean"] - 0.02
+    figures["explanation"][0] |= {"top_three": 0.9, "mahalanobis": 0.99}
     broken = {text: ok for text, _, ok in report.checks(figures)}
     for text in (
         "pi-spectrum: no alarm on benign days",
@@ -144,6 +146,19 @@ def test_the_checks_notice_what_is_not_met(captures):
         "int8 against its own float: AUC loss at most .002",
     ):
         assert met[text] and not broken[text]
+    contaminated = "2 % contaminated, blocks trimmed: at most .01 AUC lost"
+    named = "explanation: injected feature in the top three in .97, wherever Mahalanobis's is"
+    assert not broken[contaminated] and not broken[named]
+    figures["explanation"][0]["mahalanobis"] = 0.9  # then nobody could have told
+    assert {text: ok for text, _, ok in report.checks(figures)}[named]
+
+
+def test_what_was_tried_is_measured_beside_what_is_kept(captures):
+    one = protocol.subject("pi-spectrum", datasets.pi_spectrum(captures)[0])
+    rows = tried.tried([one], lambda what: None)
+    assert [row["variant"] for row in rows] == [*tried.VARIANTS, "two heads"]
+    own, _ = protocol.own_figures(one, protocol.make_model(one))
+    assert rows[0]["least"] == min(row["auc"] for row in own["attacks"].values())
 
 
 SCHEMA = Schema("evaluate-1", tuple((name, "1", RATE) for name in EVENTS))

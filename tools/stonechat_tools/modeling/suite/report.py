@@ -134,8 +134,11 @@ def checks(figures: dict[str, Any]) -> list[tuple[str, str, bool]]:
         text = f"greatest loss {_number(max(losses), 4)} (without the idle backdoor, which is near chance)"
         rows.append(("int8 against its own float: AUC loss at most .002", text, max(losses) <= 0.002))
     spoiled = [row for row in figures["contamination"] if "idle" not in row["attack"]]
-    for key, what in (("trimmed", "2 % contaminated"), ("trimmed_more", "5 % contaminated, no target")):
-        lost = [max(row["clean"], row[key + "_clean"]) - row[key] for row in spoiled]
+    for key, clean, what in (
+        ("trimmed", "clean", "2 % contaminated"),
+        ("trimmed_more", "trimmed_more_clean", "up to 5 % contaminated, no target"),
+    ):
+        lost = [row[clean] - row[key] for row in spoiled]
         if lost:
             over = sum(one > 0.01 for one in lost)
             middle = _number(float(np.median(lost)))
