@@ -16,10 +16,10 @@ from array import array
 
 from .compat import const
 
-LEARNED_MAX_STEPS = const(64)  # 4 deviations
+_LEARNED_MAX_STEPS = const(64)  # 4 deviations
 _CLIP_STEPS = const(16)  # one deviation
 _HUBER_ROUNDS = const(6)
-FROZEN_FROM_Q8 = const(128)  # evidence from which the centre stands still: the line of `watch`
+_FROZEN_FROM_Q8 = const(128)  # evidence from which the centre stands still: the line of `watch`
 
 
 class Adaptation:
@@ -55,12 +55,12 @@ class Adaptation:
                 for x in column:
                     pull += _clip((x << 4) - centre_q4, 256)
                 centre_q4 += pull // len(column)
-            self.learned_q8[i] = (_clip(centre_q4, LEARNED_MAX_STEPS << 4) * self._deviation_q8[i] + 128) >> 8
+            self.learned_q8[i] = (_clip(centre_q4, _LEARNED_MAX_STEPS << 4) * self._deviation_q8[i] + 128) >> 8
         self._apply()
 
     def step(self, x, evidence_q8):
         """x: the window's input; evidence_q8 after it. Creeps, unless there is suspicion."""
-        if evidence_q8 < FROZEN_FROM_Q8:
+        if evidence_q8 < _FROZEN_FROM_Q8:
             drift = self.drift
             for i in range(len(drift)):
                 z = x[i]
@@ -88,7 +88,7 @@ class Adaptation:
             return False
         kept = array("i", packed)
         for i in range(n):
-            bound = LEARNED_MAX_STEPS * self._deviation_q8[i] >> 4
+            bound = _LEARNED_MAX_STEPS * self._deviation_q8[i] >> 4
             self.learned_q8[i] = _clip(kept[i] - self._normalization.centre_q8[i], bound)
             self.drift[i] = _clip(kept[n + i], self._bound)
         self._apply()

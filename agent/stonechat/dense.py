@@ -13,8 +13,8 @@ from struct import unpack_from
 from .compat import const, int8_array, sha256
 from .errors import ModelError
 
-MAX_ELEMENTS = const(4096)  # of one activation; constants are bounded by the file that holds them
-MAX_MACS = const(1048576)  # what a file may ask for at each run; 270 KB of weights are a quarter of it
+_MAX_ELEMENTS = const(4096)  # of one activation; constants are bounded by the file that holds them
+_MAX_MACS = const(1048576)  # what a file may ask for at each run; 270 KB of weights are a quarter of it
 _CHUNK_BYTES = const(1024)  # how much of a layer that stays in its file is read at a time, unless a row is longer
 _PAGE_BYTES = const(256)
 
@@ -148,9 +148,9 @@ class Network:
             start, inputs, rows, _, low, high, step, digit = unpack_from("<8i", source.bytes(at, 32), 0)
             self.macs += inputs * rows
             sound = (
-                0 < inputs <= MAX_ELEMENTS
-                and 0 < rows <= MAX_ELEMENTS
-                and self.macs <= MAX_MACS
+                0 < inputs <= _MAX_ELEMENTS
+                and 0 < rows <= _MAX_ELEMENTS
+                and self.macs <= _MAX_MACS
                 and 0 <= low <= high < 256
                 and step in (0, 2)
                 and digit in (0, 4, 8)

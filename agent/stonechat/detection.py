@@ -20,11 +20,11 @@ NORMAL = const(0)
 WATCH = const(1)
 ALARM = const(2)
 
-ALARM_Q8 = const(256)  # evidence_q8 of a verdict is in alarm lines: 256 is an alarm
+_ALARM_Q8 = const(256)  # evidence_q8 of a verdict is in alarm lines: 256 is an alarm
 _WATCH_Q8 = const(128)
 _CLEAR_Q8 = const(64)
-SURPRISE_MAX_Q8 = const(4096)  # 10^-16: beyond it the number says nothing
-_RESIDUAL = const(1)  # metadata.RESIDUAL
+_SURPRISE_MAX_Q8 = const(4096)  # 10^-16: beyond it the number says nothing
+_RESIDUAL = const(1)  # planning.RESIDUAL
 _PLACES = const(1024)  # more than there are features
 
 
@@ -116,7 +116,7 @@ class Detector:
             if s < knot[0]:
                 return value + (s - low) * (knot[1] - value) // (knot[0] - low)
             low, value = knot
-        return min(value + ((s - low) * meta.tail_q8 >> 8), SURPRISE_MAX_Q8)
+        return min(value + ((s - low) * meta.tail_q8 >> 8), _SURPRISE_MAX_Q8)
 
     def weigh(self, surprise_q8):
         """Add one window's surprise to the charts and settle the level; fills and returns the verdict."""
@@ -132,7 +132,7 @@ class Detector:
     def _settle(self, share_q8):
         verdict = self.verdict
         level = verdict.level
-        if share_q8 >= ALARM_Q8:
+        if share_q8 >= _ALARM_Q8:
             level = ALARM
         elif share_q8 < _CLEAR_Q8:
             level = NORMAL

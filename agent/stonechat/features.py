@@ -20,8 +20,6 @@ from .errors import ModelError
 RATE = "rate"
 LEVEL = "level"
 SHARE = "share"
-Q8 = const(256)
-STEPS_PER_DEVIATION = const(16)
 _SHARE_MAX = const(25600)
 _BEYOND_MAX = const(1792)
 

@@ -19,7 +19,7 @@ from array import array
 
 from . import quantization, tflite
 from .compat import const, tidy
-from .dense import MAX_ELEMENTS, MAX_MACS, Layer, Network
+from .dense import Layer, Network
 from .errors import ModelError
 from .int8_plain import fully_connected
 
@@ -32,6 +32,7 @@ _EXACT_8 = const(0x200000)  # 2^21: a multiplier taken 8 bits at a time keeps ev
 _EXACT_4 = const(0x4000000)  # 2^26: the same for 4 bits at a time
 
 # as in dense.py, which describes the table; no runtime imports a constant with an underscore
+_MAX_MACS = const(1048576)
 _INPUTS = const(0)
 _ROWS = const(1)
 _ZERO = const(2)
@@ -69,8 +70,8 @@ class Interpreter(Network):
 
     def add_macs(self, count):
         self.macs += count
-        if self.macs > MAX_MACS:
-            raise ModelError("more than %d multiply-accumulates" % MAX_MACS)
+        if self.macs > _MAX_MACS:
+            raise ModelError("more than %d multiply-accumulates" % _MAX_MACS)
 
     @property
     def digits(self):
@@ -90,7 +91,7 @@ class Interpreter(Network):
         """Memory for the value of an int8 activation; raises ModelError if it has one already or can't have one."""
         if tensor.kind != tflite.INT8 or tensor.data_bytes or tensor.scales != 1:
             raise ModelError("tensor %d: not an int8 activation with one scale" % number)
-        if tensor.size > MAX_ELEMENTS or number in self.values:
+        if tensor.size > tflite.MAX_ELEMENTS or number in self.values:
             raise ModelError("tensor %d: %d elements, or written twice" % (number, tensor.size))
         self.values[number] = bytearray(tensor.size)
         return self.values[number]

@@ -8,7 +8,6 @@ Values are held as value + 128, as in int8.py.
 
 from . import operators, tflite
 from .compat import const
-from .dense import MAX_ELEMENTS
 from .errors import ModelError
 from .int8_plain import flip, requantize
 from .quantization import clamp, divided, quantized, real, times
@@ -52,7 +51,7 @@ def _operand(interpreter, number):
         return tensor, interpreter.value(number)
     if tensor.kind != tflite.INT8 or tensor.data_bytes != tensor.size or tensor.scales != 1:
         raise ModelError("constant tensor %d is not int8 with one scale" % number)
-    if tensor.size > MAX_ELEMENTS:
+    if tensor.size > tflite.MAX_ELEMENTS:
         raise ModelError("constant tensor %d has %d elements" % (number, tensor.size))
     value = bytearray(tensor.size)
     flip(interpreter.graph.bytes(tensor.data_at, tensor.size), value, tensor.size)

@@ -3,9 +3,10 @@
 The file ends in the content of its FlatBuffer metadata buffer named "stonechat", so that a board finds it without
 reading the graph:
 
-    metadata      _FORM, little-endian, then as many bytes as it says (see Metadata)
+    metadata      FORM, little-endian, then as many bytes as it says (see Metadata)
     plan          the network's layers, ready made (dense.py), or nothing
-    the end       16 bytes, END: size of the metadata, size of the plan, MAGIC, and a CRC-32 of all the file before it
+    the end       16 bytes (model.END): size of the metadata, size of the plan, a mark that names the format, and a
+                  CRC-32 of all the file before it
 
 The reader checks what would break it: sizes. What the numbers mean is checked by planning.check before a file leaves
 the tools. A file from somebody else's hand has no such end: it runs, but it can't be bound to a device (head.py).
@@ -16,15 +17,6 @@ from struct import calcsize, unpack_from
 from .compat import const
 from .errors import ModelError
 
-BUFFER = "stonechat"  # read by the device
-INFO_BUFFER = "stonechat.info"  # columns, provenance, training figures: read by the tools only
-END = "<II4sI"
-END_BYTES = const(16)
-MAGIC = b"SCM2"  # format 2; format 1 was a CBOR map
-
-RECONSTRUCTION = const(0)  # the output is the input rebuilt: the residual is x - y
-RESIDUAL = const(1)  # the output is the (whitened) residual itself
-
 FORM = "<8sIIHHHHHBBBBBB"
 _FORM_BYTES = const(32)
 # of a new one: a spread of 1, a drift of 9 and 8, otherwise nothing
@@ -34,7 +26,7 @@ _NEW = b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\x09\x08\0\0\0\0\
 class Metadata:
     """name, version, schema_name, schema_id (8 bytes), window_ms: to what the model is bound.
     normalization: packed, five bytes a feature (features.Normalization reads it).
-    kind: RECONSTRUCTION or RESIDUAL. weights: bytes, one per output in Q4 (16 is 1), or None for all ones.
+    kind: planning.RECONSTRUCTION or RESIDUAL. weights: bytes, one per output in Q4 (16 is 1), or None for all ones.
     knots: ((score_q8, surprise_q8), ...), rising: the calibration table. tail_q8: surprise per doubling of the score
     beyond the last knot. place_q8, spread_q8: median and upper spread of the benign log score behind the table.
     rungs: ((k_q8, cap_q8, alarm_q8), ...): the evidence charts (detection.py).

@@ -10,8 +10,11 @@ from struct import unpack_from
 from .compat import const, tidy
 from .dense import Network, Source
 from .errors import ModelError
-from .metadata import END, END_BYTES, MAGIC, Metadata
+from .metadata import Metadata
 
+END = "<II4sI"  # see metadata.py
+END_BYTES = const(16)
+MAGIC = b"SCM2"  # format 2; format 1 was a CBOR map
 _WHOLE = const(0x2144DF1C)  # the CRC-32 of anything that ends in its own CRC-32
 
 

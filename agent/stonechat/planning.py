@@ -10,8 +10,13 @@ from struct import unpack_from
 from . import int8, tflite
 from .compat import const
 from .errors import ModelError
-from .metadata import BUFFER, END, END_BYTES, FORM, MAGIC, RECONSTRUCTION, RESIDUAL, Metadata
+from .metadata import FORM, Metadata
+from .model import END, END_BYTES, MAGIC
 
+BUFFER = "stonechat"  # what the file ends in: read by the device
+INFO_BUFFER = "stonechat.info"  # columns, provenance, training figures: read by the tools only
+RECONSTRUCTION = const(0)  # the output is the input rebuilt: the residual is x - y
+RESIDUAL = const(1)  # the output is the (whitened) residual itself
 WEIGHT_ONE = const(16)  # of the score
 MAX_KNOTS = const(64)
 MAX_RUNGS = const(4)

@@ -8,7 +8,7 @@ business. Field numbers: tensorflow/lite/schema/schema.fbs.
 from struct import unpack_from
 
 from .compat import const
-from .dense import MAX_ELEMENTS, Source
+from .dense import Source
 from .errors import ModelError
 
 FLOAT32 = const(0)
@@ -16,6 +16,7 @@ INT32 = const(2)
 INT8 = const(9)
 
 MAX_OPERATORS = const(64)
+MAX_ELEMENTS = const(4096)  # of one activation, as in dense.py; constants are bounded by the file that holds them
 _MAX_RANK = const(6)
 _MAX_BYTES = const(0x3FFFFFFF)
 _PAGE_BYTES = const(128)

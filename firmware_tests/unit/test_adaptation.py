@@ -1,6 +1,6 @@
 from struct import pack
 
-from stonechat.adaptation import LEARNED_MAX_STEPS, Adaptation
+from stonechat.adaptation import Adaptation
 from stonechat.features import LEVEL, Normalization
 from stonechat.schema import Schema, pack_normalization
 
@@ -79,7 +79,7 @@ def test_learning_is_not_moved_by_a_few_wild_windows():
 def test_learning_is_bounded():
     adaptation, norm = make()
     adaptation.learn(bytes((127, 128)) * 16)
-    assert norm.offset_q8 == [LEARNED_MAX_STEPS * 10, -LEARNED_MAX_STEPS * 20]
+    assert norm.offset_q8 == [64 * 10, -64 * 20]
 
 
 def test_dump_and_restore():

@@ -3,7 +3,8 @@ from stonechat.delivery import WAS_NORMAL
 from stonechat.detection import ALARM, NORMAL
 from stonechat.errors import CollectorError, ModelError
 from stonechat.features import RATE
-from stonechat.metadata import RESIDUAL, Metadata
+from stonechat.metadata import Metadata
+from stonechat.planning import RESIDUAL
 from stonechat.replay import Replay
 from stonechat.schema import Schema, pack_normalization
 from stonechat.state import State

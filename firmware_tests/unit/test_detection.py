@@ -1,8 +1,8 @@
 from stonechat.detection import ALARM, NORMAL, WATCH, Detector, Verdict
 from stonechat.errors import ModelError
 from stonechat.features import log2_q8
-from stonechat.metadata import RECONSTRUCTION, RESIDUAL, Metadata
-from stonechat.planning import pack
+from stonechat.metadata import Metadata
+from stonechat.planning import RECONSTRUCTION, RESIDUAL, pack
 from stonechat.schema import pack_normalization
 
 

@@ -3,7 +3,8 @@ from stonechat.detection import ALARM, NORMAL, WATCH, Verdict
 from stonechat.errors import ModelError
 from stonechat.features import LEVEL
 from stonechat.head import Head
-from stonechat.metadata import RECONSTRUCTION, Metadata
+from stonechat.metadata import Metadata
+from stonechat.planning import RECONSTRUCTION
 from stonechat.schema import Schema, pack_normalization
 from stonechat.state import State
 

@@ -8,7 +8,7 @@ from binascii import hexlify, unhexlify
 from stonechat import int8, planning
 from stonechat.dense import Network, Source
 from stonechat.errors import ModelError
-from stonechat.model import load_model
+from stonechat.model import END_BYTES, load_model
 from test_golden import kernels, models, read
 
 
@@ -24,7 +24,7 @@ def small():
 def end_of(data):
     """Where the content at the end of a model file begins."""
     size, plan = planning.sizes(data)
-    return len(data) - planning.END_BYTES - plan - size
+    return len(data) - END_BYTES - plan - size
 
 
 def outcome(data):
@@ -115,7 +115,7 @@ def test_a_hostile_plan_is_refused_or_runs():
 def test_layers_that_do_not_fit_are_refused():
     data = small()
     size, plan = planning.sizes(data)
-    at = len(data) - planning.END_BYTES - plan
+    at = len(data) - END_BYTES - plan
     # position, inputs, rows, zero, low, high, step, digit of the first layer; then m and shift of its last row
     for place, value in (
         (0, len(data)),
@@ -142,7 +142,7 @@ def test_layers_that_do_not_fit_are_refused():
 def test_a_plan_that_is_not_the_graphs_is_told():
     data = bytearray(small())
     size, plan = planning.sizes(data)
-    at = len(data) - planning.END_BYTES - plan
+    at = len(data) - END_BYTES - plan
     data[at + 32] ^= 1  # a bias
     changed = planning.seal(bytes(data))
     assert outcome(changed) == "runs"

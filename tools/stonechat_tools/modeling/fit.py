@@ -22,7 +22,8 @@ import numpy.typing as npt
 from stonechat.cbor_maps import dumps
 from stonechat.errors import StonechatError
 from stonechat.features import Normalization
-from stonechat.metadata import BUFFER, INFO_BUFFER, Metadata
+from stonechat.metadata import Metadata
+from stonechat.planning import BUFFER, INFO_BUFFER
 from stonechat.schema import Schema, pack_normalization
 
 from stonechat_tools.modeling.replay_numpy import Network, Replay

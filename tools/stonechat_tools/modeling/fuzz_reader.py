@@ -23,8 +23,7 @@ from stonechat import planning
 from stonechat.errors import ModelError
 from stonechat.features import LEVEL, RATE
 from stonechat.head import Head
-from stonechat.metadata import END_BYTES, MAGIC
-from stonechat.model import load_model
+from stonechat.model import END_BYTES, MAGIC, load_model
 from stonechat.schema import Schema
 
 from ..device.interpreters import interpreter

@@ -16,8 +16,8 @@ from typing import Any
 from stonechat import int8, operators, planning, tflite
 from stonechat.cbor_decode import loads
 from stonechat.errors import ModelError, StonechatError
-from stonechat.metadata import INFO_BUFFER
 from stonechat.model import load_model
+from stonechat.planning import INFO_BUFFER
 
 _ACTIVATIONS = ("", "relu", "relu -1..1", "relu6")
 # What a run takes, by target: ns per multiply-accumulate, and us per output of a dense layer. Of these only unix-x64

@@ -15,18 +15,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from stonechat import features
-from stonechat.adaptation import FROZEN_FROM_Q8, Adaptation
-from stonechat.detection import ALARM, ALARM_Q8, NORMAL, SURPRISE_MAX_Q8, WATCH
+from stonechat.adaptation import Adaptation
+from stonechat.detection import ALARM, NORMAL, WATCH
 from stonechat.features import LEVEL, RATE, SHARE, Normalization
-from stonechat.metadata import RECONSTRUCTION, Metadata
+from stonechat.metadata import Metadata
 from stonechat.model import load_model
-from stonechat.planning import WEIGHT_ONE
+from stonechat.planning import RECONSTRUCTION, WEIGHT_ONE
 from stonechat.schema import Schema
 
 from stonechat_tools.modeling.tflite_writer import Layer
 
 Ints = npt.NDArray[np.int64]
-_CLEAR_Q8, _WATCH_Q8 = 64, 128  # detection.py's private lines; a test holds the two rooms together
+_CLEAR_Q8, _WATCH_Q8, _ALARM_Q8, _SURPRISE_MAX_Q8 = (
+    64,
+    128,
+    256,
+    4096,
+)  # detection.py's private lines; a test holds the two rooms together
 _DRIFT_CLIP = 16
 BEYOND_MAX = features._BEYOND_MAX
 _LOG2_TABLE = np.array([*features._LOG2_Q8, 256], dtype=np.int64)
@@ -291,7 +296,7 @@ class Replay:
         meta, knots = self.meta, self.meta.knots
         s = (score_q8 - self.place) * meta.spread_q8 // self.spread + meta.place_q8
         if s >= knots[-1][0]:
-            return min(SURPRISE_MAX_Q8, knots[-1][1] + ((s - knots[-1][0]) * meta.tail_q8 >> 8))
+            return min(_SURPRISE_MAX_Q8, knots[-1][1] + ((s - knots[-1][0]) * meta.tail_q8 >> 8))
         if s <= knots[0][0]:
             return knots[0][1]
         at = int(np.searchsorted(self._knot_scores, s, side="right")) - 1
@@ -316,7 +321,7 @@ class Replay:
                 score = int(still[i])
             surprise = self.surprise(score)
             share = self._weigh(surprise)
-            if still is None and share < FROZEN_FROM_Q8:
+            if still is None and share < _WATCH_Q8:
                 self.drift = np.clip(self.drift + np.clip(x, -_DRIFT_CLIP, _DRIFT_CLIP), -bound, bound)
             out.score_q8[i], out.surprise_q8[i], out.evidence_q8[i], out.level[i] = score, surprise, share, self.level
         return out
@@ -327,7 +332,7 @@ class Replay:
             e = min(max(0, self.evidence[i] + min(surprise, cap) - k), alarm + (alarm >> 1))
             self.evidence[i] = e
             share = max(share, (e << 8) // alarm)
-        if share >= ALARM_Q8:
+        if share >= _ALARM_Q8:
             self.level = ALARM
         elif share < _CLEAR_Q8:
             self.level = NORMAL

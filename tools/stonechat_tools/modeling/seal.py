@@ -4,7 +4,8 @@ import struct
 
 from stonechat import planning
 from stonechat.errors import ModelError
-from stonechat.metadata import BUFFER, Metadata
+from stonechat.metadata import Metadata
+from stonechat.planning import BUFFER
 
 PLACEHOLDER = bytes(16)  # what a file holds in that buffer until it is sealed
 
