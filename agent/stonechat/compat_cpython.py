@@ -20,6 +20,7 @@ except ImportError:
 __all__ = (
     "const",
     "epoch_s",
+    "first_number",
     "int8_array",
     "mem_alloc",
     "mem_free",
@@ -66,6 +67,10 @@ def sleep_ms(ms):
 def epoch_s():
     now_s = int(time.time())
     return now_s if now_s >= _EARLIEST_EPOCH_S else 0
+
+
+def first_number():
+    return max(1, epoch_s() - _EARLIEST_EPOCH_S)
 
 
 def sync_file(file):

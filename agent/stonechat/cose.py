@@ -45,10 +45,15 @@ class Mac:
         """value: the payload as a CBOR byte string -> TAG_BYTES bytes."""
         digest = sha256(self._inner)
         digest.update(value)
-        return sha256(self._outer + digest.digest()).digest()[:TAG_BYTES]
+        outer = sha256(self._outer)
+        outer.update(digest.digest())
+        return outer.digest()[:TAG_BYTES]
 
-    def seal(self, value) -> bytes:
+    def seal(self, value) -> bytearray:
         """value: the payload, deterministic CBOR -> the COSE_Mac0 message."""
-        out = bytearray()
+        out = bytearray(HEAD)
         cbor.encode(value, out)
-        return HEAD + out + b"\x48" + self.tag(out)
+        tag = self.tag(memoryview(out)[6:])
+        out.append(0x48)
+        out.extend(tag)
+        return out

@@ -18,7 +18,7 @@ from .cose import HEAD, TAG_BYTES, Mac
 from .errors import OutboxError, StonechatError, WireError
 from .report import Reporter
 
-_VERSION = const(1)
+_WIRE_VERSION = const(1)
 
 # Codes of commands: stonechat.cddl names them.
 _MUTE = const(1)  # [until]: changes of level are not said until then; heartbeats go on
@@ -109,12 +109,13 @@ class Delivery(Reporter):
         return self._report_now
 
     def _flags(self, verdict) -> int:
-        now_s = epoch_s()
         flags = Reporter._flags(self, verdict)
-        if now_s < self._mute_until_s:
-            flags |= _FLAG_MUTED
-        if now_s < self._maintenance_until_s:
-            flags |= _FLAG_MAINTENANCE
+        if self._mute_until_s or self._maintenance_until_s:
+            now_s = epoch_s()
+            if now_s < self._mute_until_s:
+                flags |= _FLAG_MUTED
+            if now_s < self._maintenance_until_s:
+                flags |= _FLAG_MAINTENANCE
         return flags
 
     def _keep(self, urgent: bool) -> None:
@@ -221,7 +222,7 @@ class Delivery(Reporter):
     def save(self, state) -> None:
         self.outbox.save()
 
-    def status(self, *facts, online: bool = True) -> bytes:
+    def status(self, *facts, online: bool = True) -> bytearray:
         self.trouble = (self.rejected, self.unsaved, self.held_back)
         return Reporter.status(self, *facts, online=online)
 
@@ -315,7 +316,7 @@ def unseal(mac, message):
 
 def _fields_of(mac, message):
     fields = loads(unseal(mac, message))
-    if not isinstance(fields, dict) or fields.get(0) != _VERSION:
+    if not isinstance(fields, dict) or fields.get(0) != _WIRE_VERSION:
         raise WireError
     return fields
 

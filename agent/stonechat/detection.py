@@ -25,7 +25,6 @@ _WATCH_Q8 = const(128)
 _CLEAR_Q8 = const(64)
 _SURPRISE_MAX_Q8 = const(4096)  # 10^-16: beyond it the number says nothing
 _RESIDUAL = const(1)  # planning.RESIDUAL
-_PLACES = const(1024)  # more than there are features
 
 
 class Verdict:
@@ -53,16 +52,21 @@ class Verdict:
         of all features add up to 100; where nothing stands out the list is empty."""
         parts = self.parts
         total = sum(parts)
-        out = []
+        out: list = []
         told = so_far = 0
-        if total:
-            for rank in sorted([i - parts[i] * _PLACES for i in range(len(parts))])[:k]:
-                i = rank % _PLACES
-                so_far += parts[i]
-                upto = (200 * so_far + total) // (2 * total)
-                z = self.x[i]
-                out.append((i, z - 256 if z > 127 else z, upto - told))
-                told = upto
+        i = -1  # told last; the next one is the greatest of those that are less, or as great and further back
+        while total and len(out) < min(k, len(parts)):
+            best = -1
+            for j in range(len(parts)):
+                later = i < 0 or parts[j] < parts[i] or parts[j] == parts[i] and j > i
+                if later and (best < 0 or parts[j] > parts[best]):
+                    best = j
+            i = best
+            so_far += parts[i]
+            upto = (200 * so_far + total) // (2 * total)
+            z = self.x[i]
+            out.append((i, z - 256 if z > 127 else z, upto - told))
+            told = upto
         return out
 
 

@@ -141,7 +141,7 @@ class Loop:
                 return True
         return False
 
-    def status(self) -> bytes:
+    def status(self) -> bytearray:
         """The sealed status: what rarely changes (firmware, model, schema, sources, what was learned)."""
         stage = self.stages[0]
         return self.reporter.status(

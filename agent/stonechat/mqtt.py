@@ -87,14 +87,14 @@ class Client:
         self.on_message = on_message
         self.on_connect = on_connect
         flags = 0
-        tail = _text(client_id)
+        tail = _field(client_id)
         if will:
             flags = 4 | will[2] << 3 | will[3] << 5
-            tail += _text(will[0]) + _text(will[1])
+            tail += _field(will[0]) + _field(will[1])
         for field, flag in ((user, 128), (password, 64)):
             if field is not None:
                 flags |= flag
-                tail += _text(field)
+                tail += _field(field)
         self._hello = _packet(0x10, b"\x00\x04MQTT\x04", bytes((flags,)), _u16(keepalive_s), tail)
         self._backoff = Backoff()
         self._tries = 0
@@ -139,7 +139,7 @@ class Client:
         if len(self._queue) >= self._most or qos and len(self.in_flight) >= self._most:
             raise MQTTError("busy")
         number = self._next_id() if qos else b""
-        message = _packet(0x30 | qos << 1 | retain, _text(topic), number, payload)
+        message = _packet(0x30 | qos << 1 | retain, _field(topic), number, payload)
         if qos:
             self.in_flight.append((number, message))
         self._send(message)
@@ -229,7 +229,7 @@ class Client:
                 return number
 
     def _ask_for(self, topic, qos):
-        self._queue.append(_packet(0x82, self._next_id(), _text(topic), bytes((qos,))))
+        self._queue.append(_packet(0x82, self._next_id(), _field(topic), bytes((qos,))))
 
     def _send(self, message):
         self._queue.append(message)
@@ -359,7 +359,7 @@ def _u16(number):
     return bytes((number >> 8, number & 255))
 
 
-def _text(value):
+def _field(value):
     """value: str or bytes -> with its two length bytes, as MQTT wants it."""
     raw = value.encode() if isinstance(value, str) else value
     if len(raw) > 65535:

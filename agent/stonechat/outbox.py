@@ -9,13 +9,14 @@ stands. Every start makes a new segment: nothing is ever written behind a torn t
 
 import os
 from binascii import crc32
-from struct import pack, unpack_from
+from struct import pack, pack_into, unpack_from
 
-from .compat import const, epoch_s, sync_file, write_atomic
+from .compat import const, first_number, sync_file, write_atomic
 from .errors import OutboxError
 
 _SEGMENT_BYTES = const(512)
 _HEADER_BYTES = const(10)
+_BLANK = bytes(10)
 _MARK_BYTES = const(18)
 _MARK = const(0x8000)
 _RESERVE = const(64)  # numbers that reports may use before they are written down (a full disk)
@@ -42,6 +43,7 @@ class Outbox:
         self._cached = 0  # file number of the segment that _cache holds
         self._cache = b""
         self._latest = (0, b"")
+        self._out = bytearray()
         self._reserved = 0
         self._at = _CLOSED
         try:
@@ -60,7 +62,7 @@ class Outbox:
             self._scan(segment)
             self._segments.append(segment)
         if not self.sequence:  # a new device, or one whose flash was wiped: the clock keeps it from reusing numbers
-            self.sequence = epoch_s() or 1
+            self.sequence = first_number()
             self.oldest = self.sequence
         self.boot += 1
         self._forward()
@@ -100,9 +102,18 @@ class Outbox:
                 self.sequence = max(self.sequence, sequence + 1)
             at += _HEADER_BYTES + (length & ~_MARK)
 
-    def _mark(self, reserve: int) -> bytes:
+    def _mark(self, reserve: int) -> bytearray:
         self._reserved = self.sequence + reserve
-        return _record(_MARK | 8, self._reserved, pack("<II", self.boot, self.oldest))
+        return self._record(_MARK | 8, self._reserved, pack("<II", self.boot, self.oldest))
+
+    def _record(self, length: int, sequence: int, body) -> bytearray:
+        """The same buffer each time, so that a report costs no new one."""
+        out = self._out
+        out[:] = _BLANK
+        pack_into("<HI", out, 0, length, sequence)
+        pack_into("<I", out, 6, crc32(body, crc32(out[:6])))
+        out.extend(body)
+        return out
 
     def _new_segment(self) -> None:
         number = (self._segments[-1][0] if self._segments else 0) + 1
@@ -142,12 +153,12 @@ class Outbox:
         if _MARK_BYTES + _HEADER_BYTES + len(body) > _SEGMENT_BYTES:
             raise OutboxError("outbox: a report of %d bytes" % len(body))
         sequence = self.sequence
-        record = _record(len(body), sequence, body)
+        size = _HEADER_BYTES + len(body)
         try:
-            if self._at + len(record) > _SEGMENT_BYTES:
+            if self._at + size > _SEGMENT_BYTES:
                 self._new_segment()  # before the number counts as used: all that is acknowledged ends below it
             self.sequence = sequence + 1
-            self._file.write(record)
+            self._file.write(self._record(len(body), sequence, body))
             sync_file(self._file)
         except OSError as error:
             self.sequence = sequence + 1
@@ -156,7 +167,7 @@ class Outbox:
             except OSError:
                 pass
             raise OutboxError("outbox: can't write %s: %s" % (self.path, error))
-        self._at += len(record)
+        self._at += size
         segment = self._segments[-1]
         segment[1] = segment[1] or sequence
         segment[2] = sequence
@@ -246,11 +257,6 @@ class Outbox:
             self._at += _MARK_BYTES
         except OSError as error:
             raise OutboxError("outbox: can't write %s: %s" % (self.path, error))
-
-
-def _record(length: int, sequence: int, body) -> bytes:
-    head = pack("<HI", length, sequence)
-    return b"".join((head, pack("<I", crc32(body, crc32(head))), body))
 
 
 def _check(data: bytes, at: int) -> tuple:

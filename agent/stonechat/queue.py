@@ -1,17 +1,17 @@
 """What outbox.Outbox is, in RAM: for a device without a file system."""
 
-from .compat import epoch_s
+from .compat import first_number
 
 
 class Queue:
-    """A bounded queue in RAM. Its numbers start at the clock's seconds, so that a restart does not reuse them.
+    """A bounded queue in RAM. Its numbers start at the clock, so that a restart does not reuse them.
     `sequence` is the next report's number, `oldest` the first one not acknowledged, `lost` counts what was dropped."""
 
     def __init__(self, max_bytes: int = 2048, sequence: int = 0) -> None:
         self.max_bytes = max_bytes
-        self.sequence = sequence or epoch_s() or 1
+        self.sequence = sequence or first_number()
         self.oldest = self.sequence
-        self.boot = epoch_s()  # it can't count its starts
+        self.boot = first_number()  # it can't count its starts
         self.lost = 0
         self.spare = True  # nothing is written down, so nothing can be reused by a restart but by the clock
         self._records: list = []

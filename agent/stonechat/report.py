@@ -23,9 +23,9 @@ _NUMBERS = const(1024)
 
 
 class Reporter:
-    """device_id: letters, digits, '-', '_', '.'; key: the device's secret, 32 bytes; heartbeat_windows: 1 reports every
-    window. `sequence` is the next report's number, never used twice by a device; `boot` a number that rises with every
-    start."""
+    """device_id: 1 to 64 letters, digits, '-', '_', '.'; key: the device's secret, 32 bytes; heartbeat_windows: 1
+    reports every window. `sequence` is the next report's number, never used twice by a device; `boot` a number that
+    rises with every start."""
 
     subscriptions: tuple = ()  # topics that the transport should hear
     lost: int | None = None  # reports dropped since this boot
@@ -48,8 +48,10 @@ class Reporter:
             if c not in "-_.":
                 plain += 1 if "0" <= c <= "9" or "A" <= c <= "Z" or "a" <= c <= "z" else 1 + _MAX_ID
         if not 0 < plain <= len(device_id) <= _MAX_ID:
-            raise WireError("device id: 1 to 64 letters, digits, '-', '_', '.'")
+            raise WireError("device id %r" % device_id)
         self.topic = prefix.rstrip("/") + "/" + device_id + "/"
+        self.report_topic = self.topic + "report"
+        self.status_topic = self.topic + "status"
         self.heartbeat_windows = heartbeat_windows
         self.sequence = sequence
         self.boot = boot
@@ -67,10 +69,6 @@ class Reporter:
         self._windows = 0  # since the last report
         self._level = 0  # that the last report told
         self._status_number = 0
-
-    @property
-    def status_topic(self) -> str:
-        return self.topic + "status"
 
     def observe(self, verdict, now_ms: int) -> None:
         """Take one window's verdict, at now_ms (ticks); a report is made where one is due."""
@@ -98,7 +96,9 @@ class Reporter:
             if verdict.level or self._level:
                 fields[10] = out = bytearray()
                 for index, z_q4, share in verdict.explain(3):
-                    out.extend(bytes((index, z_q4 & 255, share)))
+                    out.append(index)
+                    out.append(z_q4 & 255)
+                    out.append(share)
         else:
             fields[11] = windows
             fields[12] = (self._low, self._median(), self._high)
@@ -170,7 +170,7 @@ class Reporter:
             self._said()
 
     def _publish(self, publish, value) -> None:
-        publish(self.topic + "report", self._mac.seal(value), 1)
+        publish(self.report_topic, self._mac.seal(value), 1)
         self.published += 1
 
     def reconnected(self) -> None:
@@ -180,7 +180,7 @@ class Reporter:
         """Put into the state what keeps numbers from being used twice: a thousand more than have been."""
         state.put(b"device", pack("<II", self.boot, self.sequence + _NUMBERS))
 
-    def status(self, *facts, online: bool = True) -> bytes:
+    def status(self, *facts, online: bool = True) -> bytearray:
         """The sealed message for status_topic, retained; with online=False the last will. facts, each or None, in this
         order: firmware (text), model, schema (their ids), window_ms, sources (texts), adaptation_q8, learning, agent
         (its version)."""

@@ -1,10 +1,11 @@
 """A board's whole life in a few seconds, on MicroPython: boot, hook, learn, score, alarm, publish, lose the broker,
 reset, resume. Time is virtual; the broker and the peers are real.
 
-    micropython device.py FOLDER MODEL PORT BROKER_PORT PHASE [CA.der]
+    micropython device.py FOLDER MODEL PORT BROKER_PORT PROFILE PHASE [CA.der]
 
-PHASE first: learn, live, be infected, alarm. PHASE again: after a reset, which must not learn again. Between windows it
-prints facts, a line each, and waits for a line on standard input where the test has something to do to the broker.
+PROFILE full or core, as it was built. PHASE first: learn, live, be infected, alarm. PHASE again: after a reset, which
+must not learn again. Between windows it prints facts, a line each, and waits for a line on standard input where the
+test has something to do to the broker.
 """
 
 import sys
@@ -17,25 +18,27 @@ def main(arguments):
 
     counter = hooks.install()
     import gc
+
+    gc.threshold(2048)  # type: ignore[attr-defined]  # what lives long lies together then
     import socket
 
-    import stonechat.loop
     from life.firmware import WINDOW_MS, Firmware
-    from stonechat.board import boot, core
     from stonechat.compat import sleep_ms
 
-    folder, model, port, broker_port, phase = arguments[:5]
+    folder, model, port, broker_port, profile, phase = arguments[:6]
+    if profile == "core":
+        from stonechat.board import core as entry
+    else:
+        from stonechat.board import boot as entry  # type: ignore[no-redef]
     tls = None
-    if len(arguments) > 5:
+    if len(arguments) > 6:
         from stonechat.board.tls import tls_context
 
-        with open(arguments[5], "rb") as file:
+        with open(arguments[6], "rb") as file:
             tls = tls_context(file.read())
     firmware = Firmware(socket, int(port), 42)
-    clock = lambda: firmware.now_ms  # noqa: E731
-    for room in (stonechat.loop, core):
-        setattr(room, "ticks_ms", clock)  # noqa: B010
-    watch = boot.start(
+    setattr(entry, "ticks_ms", lambda: firmware.now_ms)  # noqa: B010 - all rooms are linked into this one
+    watch = entry.start(
         "sensor-7",
         KEY,
         model,
@@ -44,6 +47,7 @@ def main(arguments):
         tls=tls,
         folder=folder,
         firmware="1.0" if phase != "new" else "1.1",
+        keepalive_s=7200,  # of virtual time
         heartbeat_windows=6,
     )
     gc.collect()
@@ -95,6 +99,7 @@ def main(arguments):
             watch.tick()
             if watch.transport.connected:
                 break
+            firmware.now_ms += 50  # for the back-off
             sleep_ms(10)
         firmware.now_ms += 2500
         settle()

@@ -1,7 +1,8 @@
-"""What the agent costs on this interpreter: measure.py MODEL FOLDER full | live
+"""What the agent costs on this interpreter: measure.py MODEL FOLDER PROFILE all | live
 
-full prints `name value` lines: bytes of heap, bytes allocated per call and microseconds per call. live only starts the
-agent with its MQTT client and ends ten windows, to find the least heap in which that works. MicroPython only.
+PROFILE is full or core. all prints `name value` lines: bytes of heap, bytes allocated per call and microseconds per
+call. live only starts the agent with its MQTT client and ends ten windows, to find the least heap in which that works.
+MicroPython only.
 """
 
 import gc
@@ -12,7 +13,7 @@ mem_alloc = getattr(gc, "mem_alloc", int)
 
 
 def main(arguments):
-    model, folder, mode = arguments
+    model, folder, profile, mode = arguments
     gc.collect()
     bare = mem_alloc()
     from stonechat.board import hooks
@@ -20,19 +21,17 @@ def main(arguments):
     hooks.install()
     gc.collect()
     hook = mem_alloc() - bare
-    from stonechat.board import boot
+    package = __import__("stonechat.board." + ("core" if profile == "core" else "boot"))
+    start = getattr(package.board, "core" if profile == "core" else "boot").start
 
     gc.collect()
     imported = mem_alloc() - bare
-    sent = []
 
     def publish(topic, payload, qos):
-        sent.append(len(payload))
+        pass
 
-    watch = boot.start("sensor-7", bytes(32), model, publish=publish, folder=folder, bytes_per_day=0)
-    from stonechat.mqtt import Client
-
-    client = Client("sensor-7", "127.0.0.1")  # noqa: F841 - it takes its memory
+    watch = start("sensor-7", bytes(32), model, host="127.0.0.1", port=9, folder=folder, heartbeat_windows=5)
+    watch.agent.publish = watch.agent.publish_retained = publish
     gc.collect()
     steady = mem_alloc() - bare
     agent = watch.agent
@@ -64,18 +63,26 @@ def main(arguments):
     x = bytearray(len(values))
     y = bytes(len(values))
     reporter.heartbeat_windows = 1
+    reporter.bytes_per_day = 0
 
     def whole():
         clock[0] += agent.window_ms
         agent.end_window(clock[0])
 
-    def observe():
+    level = [0]
+
+    def report():
+        """Made, sent, and in the full profile acknowledged."""
+        head.verdict.level = level[0]
         clock[0] += agent.window_ms
         reporter.observe(head.verdict, clock[0])
-
-    def send():
-        clock[0] += 60_000
         reporter.pump(publish, clock[0])
+        if profile != "core":
+            reporter.outbox.ack(0, reporter.sequence)
+
+    def alarm():
+        level[0] = 2
+        report()
 
     stages = (
         ("tick_idle", watch.tick),
@@ -84,8 +91,8 @@ def main(arguments):
         ("features", fill),
         ("inference", lambda: head.model.run(x)),
         ("detection", lambda: head.detector.weigh(head.detector.surprise(head.detector.score(x, y)))),
-        ("report_make", observe),
-        ("report_send", send),
+        ("report", report),
+        ("report_alarm", alarm),
         ("window_whole", whole),
     )
     for name, call in stages:

@@ -33,8 +33,9 @@ def rows(path):
 
 def main(arguments):
     model, trace = arguments
-    for room in (report_room, delivery_room, queue_room):
+    for room in (report_room, delivery_room):
         setattr(room, "epoch_s", lambda: NOW_S)  # noqa: B010
+    setattr(queue_room, "first_number", lambda: 1)  # noqa: B010
     reports = sha256()
     verdicts = sha256()
     told = [0, 0, 0]  # windows, alarms, reports

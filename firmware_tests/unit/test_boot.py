@@ -1,6 +1,7 @@
 """The board's side of the agent: it never stops the firmware, and leaves its own work uncounted."""
 
-from stonechat.board import core, hooks
+from stonechat.board import hooks
+from stonechat.board import watch as board
 from stonechat.errors import MQTTError, StonechatError
 
 
@@ -49,7 +50,7 @@ def raiser(error):
 def test_no_exception_of_the_agent_reaches_the_firmware():
     fed = []
     for error in (StonechatError("x"), OSError(5), MemoryError(), KeyError("k"), ValueError("bug")):
-        watch = core.Watch(Agent(raiser(error)), None, hooks.Counter(), lambda: fed.append(1))
+        watch = board.Watch(Agent(raiser(error)), None, hooks.Counter(), lambda: fed.append(1))
         assert watch.tick() is None
         watch.save()
         assert watch.errors == 2
@@ -60,7 +61,7 @@ def test_no_exception_of_the_agent_reaches_the_firmware():
 
 def test_a_lost_broker_does_not_keep_the_window_from_being_scored():
     verdict = Verdict()
-    watch = core.Watch(Agent(lambda: verdict), Transport(MQTTError("closed")), hooks.Counter())
+    watch = board.Watch(Agent(lambda: verdict), Transport(MQTTError("closed")), hooks.Counter())
     assert watch.tick() is verdict
     assert watch.agent.ticks == watch.transport.polls == 1
     assert watch.errors == 1 and "closed" in watch.last_error
@@ -73,12 +74,12 @@ def test_the_agents_own_work_is_not_counted():
         counter.add(13, 1000)
         counter.meet(("10.0.0.1", 80))
 
-    core.Watch(Agent(work), None, counter).tick()
+    board.Watch(Agent(work), None, counter).tick()
     assert sum(counter.counts) == 0 and not counter._peers
 
 
 def test_a_timer_may_call_it_and_the_loop_is_timed():
-    watch = core.Watch(Agent(), None, hooks.Counter())
+    watch = board.Watch(Agent(), None, hooks.Counter())
     watch.tick("a timer")
     watch.tick("a timer")
     assert watch.counter._lag_ms >= 0 and watch.counter._beat_ms is not None
@@ -87,7 +88,7 @@ def test_a_timer_may_call_it_and_the_loop_is_timed():
 def test_run_ticks_under_asyncio():
     import asyncio
 
-    watch = core.Watch(Agent(), None, hooks.Counter())
+    watch = board.Watch(Agent(), None, hooks.Counter())
 
     async def some():
         task = asyncio.create_task(watch.run())

@@ -14,12 +14,12 @@ def at_clock(now_s):
 
     def decorate(test):
         def run():
-            real = stonechat.outbox.epoch_s
-            stonechat.outbox.epoch_s = stonechat.queue.epoch_s = lambda: now_s
+            real = stonechat.outbox.first_number
+            stonechat.outbox.first_number = stonechat.queue.first_number = lambda: now_s or 1
             try:
                 test()
             finally:
-                stonechat.outbox.epoch_s = stonechat.queue.epoch_s = real
+                stonechat.outbox.first_number = stonechat.queue.first_number = real
                 try:
                     os.rmdir(wiped())  # nothing is left behind
                 except OSError:

@@ -1,5 +1,4 @@
 import stonechat.delivery
-import stonechat.queue
 import stonechat.report
 from stonechat.cbor_decode import loads
 from stonechat.cbor_maps import dumps
@@ -13,7 +12,7 @@ MUTE, MAINTENANCE, REPORT_NOW, RELEASE = 1, 2, 5, 7
 ACCEPTED, NOT_SUPPORTED, EXPIRED, BAD_ARGUMENTS, CLOCK_UNSET = range(5)
 FLAG_LEARNING, FLAG_MUTED, FLAG_MAINTENANCE = 1, 2, 4
 
-CLOCKS = (stonechat.report, stonechat.delivery, stonechat.queue)
+CLOCKS = (stonechat.report, stonechat.delivery)
 SECRET = bytes(range(32))
 NOW_S = 1800000000
 WINDOW_MS = 10000

@@ -8,12 +8,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stonechat.errors import ConfigError
 from stonechat_tools import cli
 from stonechat_tools.device import build as room
-from stonechat_tools.device import deploy
+from stonechat_tools.device import deploy, link
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "firmware_tests"))
@@ -26,12 +27,13 @@ CHECK = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import stonechat
-from stonechat.board import boot, hooks
-from stonechat.dense import Network
+from stonechat.board import {entry}, hooks
 assert stonechat.__file__.endswith(".mpy"), stonechat.__file__
-from stonechat.mqtt import Client
-print(stonechat.__version__)
+{more}
+print({entry}.start and stonechat.__version__)
 """
+FULL = CHECK.format(entry="boot", more="")
+CORE = CHECK.format(entry="core", more="")
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +54,88 @@ def test_every_target_runs_its_own_build(target: Target, folder: Path, tmp_path:
     if target.missing:
         pytest.skip(target.missing)
     script = tmp_path / "check.py"
-    script.write_text(CHECK)
+    script.write_text(FULL)
     done = run_bare(target, str(script), str(folder / ARCHITECTURE[target.name]))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip() == "0.1.0"
+
+
+@pytest.mark.parametrize(
+    ("profile", "extra", "linked", "more"),
+    [
+        ("core", [], True, ""),
+        ("core", [], False, "import stonechat.report, stonechat.mqtt"),
+        ("core", ["board/tls", "int8"], True, "import stonechat.board.tls, stonechat.int8"),
+        ("full", [], False, "import stonechat.delivery, stonechat.mqtt"),
+        ("full", ["counters", "replay"], True, "import stonechat.counters, stonechat.replay"),
+    ],
+)
+def test_what_is_asked_for_by_name_can_be_imported(
+    profile: str, extra: list[str], linked: bool, more: str, tmp_path: Path
+) -> None:
+    for target in targets()[:2]:
+        if target.missing:
+            continue
+        architecture = ARCHITECTURE[target.name]
+        room.build(architecture, tmp_path / architecture, extra, profile=profile, linked=linked)
+        script = tmp_path / "check.py"
+        script.write_text(CHECK.format(entry="core" if profile == "core" else "boot", more=more))
+        done = run_bare(target, str(script), str(tmp_path / architecture))
+        assert done.stdout.strip() == "0.1.0", target.name + done.stdout + done.stderr
+
+
+def test_linked_rooms_are_smaller_and_the_same_rooms(tmp_path: Path) -> None:
+    for profile in room.PROFILES:
+        linked = room.build("armv6m", tmp_path, profile=profile)
+        apart = room.build("armv6m", tmp_path, profile=profile, linked=False)
+        assert linked.rooms == apart.rooms == sorted(apart.sizes)
+        assert linked.total < 0.95 * apart.total
+        assert "core" not in " ".join(linked.rooms) or profile == "core"
+
+
+def linked(*texts: str) -> str:
+    names = [f"room{i}" for i in range(len(texts))]
+    return link.link(names[-1], names, dict(zip(names, texts, strict=True)))
+
+
+def test_linking_is_what_the_rooms_say() -> None:
+    first = [
+        "'Said.'",
+        "from .compat import const",
+        "MOST = const(3)",
+        "_own = 4",
+        "def reach(n: int): return n + MOST",
+    ]
+    second = ["from . import room0", "from .compat import const", "from struct import pack"]
+    second += ["def go():", "    return room0.reach(2), room0._own"]
+    text = linked("\n".join(first), "\n".join(second))
+    names: dict[str, Any] = {}
+    exec(text.replace("from .compat import const", "const = int"), names)
+    assert names["go"]() == (5, 4)
+    assert "room0" not in text and "Said" not in text and names["pack"]
+    assert "MOST" not in names  # private now, so that mpy-cross keeps no name
+
+
+@pytest.mark.parametrize(
+    ("texts", "word"),
+    [
+        (("def go(): pass\n", "def go(): pass\n"), "go is in room0 and in room1"),
+        (("def pack(): pass\n", "from struct import pack\n"), "pack is in room0"),
+        (("from a import x\n", "from b import x\n"), "not what it is elsewhere"),
+        (("def head(): pass\n", "from . import room0\ndef go(head):\n    room0.head()\n"), "hides"),
+        (("x = 1\n", "from . import room0\ny = room0\n"), "uses room0 itself"),
+        (("x = 1\n", "from .room0 import x as z\n"), "calls x z"),
+    ],
+)
+def test_what_can_not_be_linked_is_refused(texts: tuple[str, str], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        linked(*texts)
+
+
+def test_a_circle_of_rooms_is_refused() -> None:
+    assert link.in_order(["b", "a"], {"a": set(), "b": {"a"}}) == ["a", "b"]
+    with pytest.raises(ConfigError, match="one another"):
+        link.in_order(["b", "a"], {"a": {"b"}, "b": {"a"}})
 
 
 def test_no_room_of_linux_and_every_room_that_boot_needs() -> None:
@@ -64,6 +144,9 @@ def test_no_room_of_linux_and_every_room_that_boot_needs() -> None:
     assert {"__init__", "board/__init__", "board/boot", "board/hooks", "agent", "mqtt", "outbox", "int8_viper"} <= set(
         found
     )
+    core = set(room.rooms(profile="core"))
+    assert "board/core" in core and not {"agent", "delivery", "outbox", "cbor_decode", "board/boot"} & core
+    assert not {"compat_cpython", "queue", "schema", "board/schema"} & (set(found) | core)
     assert not {"replay", "int8", "tflite", "int8_ops", "operators"} & set(found)
     assert {"int8", "tflite", "int8_ops", "operators"} <= set(room.rooms(["int8"]))
     assert "replay" in room.rooms(["replay"])
@@ -108,7 +191,7 @@ def test_manifest_names_sources_that_there_are(folder: Path) -> None:
     assert opt == 2
     for file in files:
         assert (Path(base_path) / name / file).is_file()
-    assert len(files) == len(list((folder / "armv6m").rglob("*.mpy")))
+    assert list(files) == [name + ".py" for name in room.rooms()]
 
 
 @pytest.fixture
@@ -140,7 +223,7 @@ def test_mip_installs_from_a_web_server(target: Target, server: str, folder: Pat
     script.write_text("import sys, mip\nmip.install(sys.argv[1], target=sys.argv[2])\n")
     done = run_bare(target, str(script), url, str(tmp_path / "lib"))
     assert done.returncode == 0 and "Done" in done.stdout, done.stdout + done.stderr
-    script.write_text(CHECK)
+    script.write_text(FULL)
     done = run_bare(target, str(script), str(tmp_path / "lib"))
     assert done.stdout.strip() == "0.1.0", done.stdout + done.stderr
     assert (tmp_path / "lib/model.tflite").stat().st_size > 1000
@@ -149,8 +232,10 @@ def test_mip_installs_from_a_web_server(target: Target, server: str, folder: Pat
 def test_the_verb_prints_its_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["build", "--arch", "armv6m", "--out", str(tmp_path), "--json"]) == 0
     sizes = json.loads(capsys.readouterr().out)["armv6m"]
-    assert sizes["mqtt"] <= 4096
-    assert sizes["mqtt"] == (tmp_path / "armv6m/stonechat/mqtt.mpy").stat().st_size
+    assert sizes["board/boot"] == (tmp_path / "armv6m/stonechat/board/boot.mpy").stat().st_size
+    arguments = ["build", "--arch", "armv6m", "--profile", "core", "--unlinked", "--out", str(tmp_path), "--json"]
+    assert cli.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["armv6m"]["mqtt"] <= 4096
 
 
 def test_deploy_says_what_it_would_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,7 +259,7 @@ def test_deploy_copies_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert cli.main(["deploy", "--port", "/dev/ttyACM3", "--arch", "rv32imc"]) == 0
     words = [word for line in log.read_text().splitlines() for word in json.loads(line)]
     assert words[:2] == ["connect", "/dev/ttyACM3"]
-    assert ":/lib/stonechat/mqtt.mpy" in words
+    assert ":/lib/stonechat/board/boot.mpy" in words
     assert words[-1] == "reset"
 
 

@@ -42,7 +42,7 @@ def make(verdicts: list[FakeVerdict], **options: object) -> tuple[Delivery, list
     reporter = Delivery("pump-1", SECRET, options.pop("outbox", None) or Queue(), **options)  # type: ignore[arg-type]
     for i, verdict in enumerate(verdicts):
         reporter.observe(verdict, 10_000 * (i + 1))
-        reporter.pump(lambda topic, payload, qos: sent.append(payload), 10_000 * (i + 1))
+        reporter.pump(lambda topic, payload, qos: sent.append(bytes(payload)), 10_000 * (i + 1))
     return reporter, sent
 
 
@@ -68,7 +68,7 @@ def every_kind(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         assert reporter.on_message(reporter.command_topic, command) == []
         reporter._mute_until_s = 0
         reporter.observe(FakeVerdict(0), 80_000)
-        reporter.pump(lambda topic, payload, qos, sent=sent: sent.append(payload), 300_000)
+        reporter.pump(lambda topic, payload, qos, sent=sent: sent.append(bytes(payload)), 300_000)
         found += sent[2:]
     return found
 
@@ -97,8 +97,8 @@ def test_status_ack_and_command_are_what_the_cddl_says() -> None:
         "learning": False,
         "agent": "0.1.0",
     }
-    status = reporter.status(*facts.values())
-    for message in (status, reporter.status(online=False), reporter.status()):
+    status = bytes(reporter.status(*facts.values()))
+    for message in (status, bytes(reporter.status(online=False)), bytes(reporter.status())):
         schema("sealed").validate_cbor(message)
         schema("status").validate_cbor(KEYS.status.open(message))
     opened = wire.open_status("pump-1", KEYS, status)
@@ -313,7 +313,7 @@ def test_nothing_personal_is_in_what_leaves_the_device(monkeypatch: pytest.Monke
     reporter = Delivery("pump-1", SECRET, Queue(), heartbeat_windows=1, bytes_per_day=0)
     for i in range(40):
         reporter.observe(FakeVerdict(i % 3), 10_000 * i)
-        reporter.pump(lambda topic, payload, qos: sent.append(payload), 10_000 * i)
+        reporter.pump(lambda topic, payload, qos: sent.append(bytes(payload)), 10_000 * i)
         reporter.outbox.ack(0, reporter.outbox.sequence)
     assert len(sent) == 40
     for message in sent:

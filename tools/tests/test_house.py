@@ -24,7 +24,7 @@ STOREYS = [
 ]
 STOREY = {room: height for height, rooms in enumerate(STOREYS) for room in rooms}
 DRIVERS = len(STOREYS) - 2  # linux/* and board/* stand beside report and outbox, below the agent
-ABOVE_THE_AGENT = {"linux/service", "linux/daemon", "board/boot", "board/core"}
+ABOVE_THE_AGENT = {"linux/service", "linux/daemon", "board/boot", "board/core", "board/watch"}
 # what a wing may take from pip, and where
 PIP = {"linux/paho": {"paho"}, "linux/tflite_runtime": {"tflite_runtime", "numpy", "ai_edge_litert"}}
 FOREIGN = {"numpy", "paho", "tflite_runtime", "ai_edge_litert", "stonechat_tools", "cbor2", "rich", "flatbuffers"}

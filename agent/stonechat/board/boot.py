@@ -25,7 +25,7 @@ core.py is the same in less memory, and says what it leaves out; what holds of t
 from ..agent import Agent
 from ..delivery import Delivery
 from ..outbox import Outbox
-from . import core
+from .watch import begin
 
 
 def _make(device_id, key, collector, model, state, folder, publish, firmware, publish_retained, options):
@@ -46,6 +46,7 @@ def _make(device_id, key, collector, model, state, folder, publish, firmware, pu
 
 
 def start(*device, **options):
-    """As core.start, and: outbox_bytes=8192: what reports may take on flash; bytes_per_day=40_000, free_on_publish: as
-    in Delivery; extra, on_verdict: as in Agent. Raises OutboxError too."""
-    return core.start(*device, make=_make, **options)
+    """start(device_id, key, model="model.tflite", *, ...) -> watch.Watch, as core.start, and: outbox_bytes=8192: what
+    reports may take on flash; bytes_per_day=40_000, free_on_publish: as in Delivery; extra, on_verdict: as in Agent.
+    Raises OutboxError too."""
+    return begin(_make, *device, **options)

@@ -26,136 +26,26 @@ What core leaves to the full profile (boot.py): reports that wait on flash until
 a day, commands, a vendor's own counters. Its one file keeps what was learned and which numbers reports have used.
 """
 
-import os
 from struct import pack, unpack
 
-from ..compat import epoch_s, ticks_ms
+from ..compat import first_number
 from ..loop import Loop, Stage
-from ..model import load_model
-from ..mqtt import Client
 from ..report import Reporter
-from ..state import State
-from . import hooks
+from .watch import begin
 
 
-class Watch:
-    """What start() gives. agent: the loop; transport: the own MQTT client or None; counter: the hook's."""
-
-    def __init__(self, agent, transport, counter, feed=None):
-        self.agent = agent
-        self._turn = agent.tick  # a method taken from its object anew would allocate
-        self.transport = transport
-        if transport is not None:
-            self._poll = transport.poll
-        self.counter = counter
-        self.feed = feed
-        self.errors = 0
-        self.last_error = ""
-
-    def tick(self, _=None):
-        """One turn -> the Verdict of a window that has just ended, else None. (The argument is a Timer's.)"""
-        self.counter.beat(ticks_ms())
-        if self.transport is not None:
-            self._quietly(self._poll)
-        verdict = self._quietly(self._turn)
-        if self.feed is not None:
-            self.feed()
-        return verdict
-
-    def _quietly(self, call):
-        """call() while nothing is counted: what the agent itself does is not the firmware's."""
-        self.counter.quiet = True
-        try:
-            return call()
-        except Exception as error:  # the one place that catches everything: the firmware must go on
-            self.errors += 1
-            self.last_error = repr(error)
-        finally:
-            self.counter.quiet = False
-
-    async def run(self):
-        """tick() for ever under asyncio; cancel the task to stop."""
-        from asyncio import sleep
-
-        while True:
-            self.tick()
-            await sleep(min(self.agent.due_in_ms, 200) / 1000)
-
-    def save(self):
-        """Write down what was learned: before a reset or a deep sleep. Counts what goes wrong like tick()."""
-        self._quietly(self.agent.save)
-
-
-def make(device_id, key, counter, model, state, folder, publish, firmware, publish_retained, options):
+def _make(device_id, key, counter, model, state, folder, publish, firmware, publish_retained, options):
     """The parts of the core profile -> its loop."""
-    boot, number = unpack("<II", state.get(b"device", pack("<II", 0, epoch_s() or 1)))
+    boot, number = unpack("<II", state.get(b"device", pack("<II", 0, first_number())))
     reporter = Reporter(device_id, key, sequence=number, boot=boot + 1, **options)
     loop = Loop([Stage(counter, model, state)], publish, reporter, state, firmware, publish_retained)
     loop.save()  # from now on no start uses these numbers again
     return loop
 
 
-def start(
-    device_id,
-    key,
-    model="model.tflite",
-    *,
-    host=None,
-    port=1883,
-    user=None,
-    password=None,
-    tls=None,
-    keepalive_s=60,
-    publish=None,
-    publish_retained=None,
-    fleet="fleet",
-    prefix="stonechat/1",
-    folder="stonechat-data",
-    firmware="",
-    feed=None,
-    make=make,
-    **options,
-):
-    """device_id: letters, digits, '-', '_', '.'; key: the device's secret, 32 bytes; model: a path. host: the broker
-    for the own client (tls: from board.tls), or publish(topic, payload, qos): the firmware's own. folder: where what
-    was learned lives; made where it is missing. heartbeat_windows: as in Reporter. make: puts the agent together, the
-    core profile's as it stands.
-
-    -> Watch. Raises ModelError, StateError or OSError: a device that can't be watched should say so at once; where the
-    firmware must go on all the same, call it in a `try`."""
-    counter = hooks.install()
-    counter.quiet = True
-    try:
-        try:
-            os.mkdir(folder)
-        except OSError:
-            os.listdir(folder)  # raises where it is not a folder either
-        options["prefix"] = prefix + "/" + fleet
-        counter.secret = key
-        state = State(folder + "/state")
-        model = load_model(open(model, "rb"))
-        agent = make(device_id, key, counter, model, state, folder, publish, firmware, publish_retained, options)
-        transport = None
-        if host is not None:
-            reporter = agent.reporter
-            transport = Client(
-                device_id,
-                host,
-                port,
-                user=user,
-                password=password,
-                tls=tls,
-                keepalive_s=keepalive_s,
-                will=(reporter.status_topic, reporter.status(online=False), 1, True),
-                on_connect=agent.connected,
-                socket=hooks.real_socket(),
-            )
-            agent.publish = transport.publish
-            agent.publish_retained = lambda topic, payload, qos: transport.publish(topic, payload, qos, True)
-            if reporter.subscriptions:
-                transport.on_message = agent.on_message
-                for topic in reporter.subscriptions:
-                    transport.subscribe(topic, 1)
-    finally:
-        counter.quiet = False
-    return Watch(agent, transport, counter, feed)
+def start(*device, **options):
+    """start(device_id, key, model="model.tflite", *, host, port, user, password, tls, keepalive_s, publish,
+    publish_retained, fleet, prefix, folder, firmware, feed: as watch.begin takes them; heartbeat_windows: as in
+    Reporter) -> watch.Watch. Raises ModelError, StateError or OSError: a device that can't be watched should say so at
+    once; where the firmware must go on all the same, call it in a `try`."""
+    return begin(_make, *device, **options)

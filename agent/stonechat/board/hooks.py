@@ -7,8 +7,8 @@ Every later `import socket` gets a module whose sockets pass each call on, uncha
 it. A socket that was made before, or a `from socket import socket` that ran before, is not seen. While `quiet` is set
 (the agent at work) nothing is counted. What install() gives is the board's collector; schema.py names its columns.
 
-A peer becomes known after KNOWN_AFTER windows in which it was seen, not at first sight: a beacon stays new for that
-long, and a scan, which meets nobody twice, teaches nothing. At most MAX_KNOWN are remembered; the longest unseen goes.
+A peer becomes known after 12 windows in which it was seen, not at first sight: a beacon stays new for that
+long, and a scan, which meets nobody twice, teaches nothing. At most 48 are remembered; the longest unseen goes.
 """
 
 import builtins
@@ -16,16 +16,17 @@ import errno
 import io
 import os
 import select
+import socket
 import sys
-from struct import pack, unpack_from
+from struct import pack, unpack
 
 from ..compat import const, mem_alloc, mem_free, sha256, ticks_diff
 from ..errors import CollectorError
 
-MAX_KNOWN = const(48)
-MAX_CANDIDATES = const(48)
-KNOWN_AFTER = const(12)  # windows
-MAX_SEEN = const(64)  # peers and ports told apart in one window
+_MAX_KNOWN = const(48)
+_MAX_CANDIDATES = const(48)
+_KNOWN_AFTER = const(12)  # windows
+_MAX_SEEN = const(64)  # peers and ports told apart in one window
 _MASK = const(0x3FFFFFFF)  # counters wrap as small ints do: no big int is ever made
 
 # places in `counts`, in the order of schema.COLUMNS
@@ -52,9 +53,6 @@ _OPENS = const(19)
 _OPENS_WRITE = const(20)
 _HEAP_FREE = const(21)
 _LOOP_LAG = const(22)
-
-_WRITING = ("write", "send", "sendto", "sendall")
-_THROUGH = _WRITING + ("read", "recv", "recvfrom", "readline", "readinto")
 
 _POLL = const(3)  # what the stream protocol asks a Python object through ioctl
 _CLOSE = const(4)
@@ -131,12 +129,12 @@ class Counter:
             known[key] = self._window
         elif not self.hold:
             windows = candidates.pop(key, 0) + 1
-            if windows >= KNOWN_AFTER:
-                if len(known) >= MAX_KNOWN:
+            if windows >= _KNOWN_AFTER:
+                if len(known) >= _MAX_KNOWN:
                     del known[min(known, key=known.get)]  # type: ignore[arg-type]  # all are there
                 known[key] = self._window
                 return
-            if len(candidates) >= MAX_CANDIDATES:
+            if len(candidates) >= _MAX_CANDIDATES:
                 candidates.popitem()
             candidates[key] = windows
 
@@ -146,11 +144,11 @@ class Counter:
 
     def restore(self, packed):
         """packed: what dump() gave. Raises CollectorError for anything else."""
-        if len(packed) % 4 or len(packed) > 4 * MAX_KNOWN:
+        if len(packed) % 4 or len(packed) > 4 * _MAX_KNOWN:
             raise CollectorError("learned peers: %d bytes" % len(packed))
         self.known.clear()
         for at in range(0, len(packed), 4):
-            self.known[unpack_from(">I", packed, at)[0] & _MASK] = 0
+            self.known[unpack(">I", packed[at : at + 4])[0] & _MASK] = 0
 
     def close(self):
         """Take the hook out."""
@@ -166,10 +164,6 @@ class Counter:
             self._lag_ms = max(self._lag_ms, ticks_diff(now_ms, self._beat_ms))
         self._beat_ms = now_ms
 
-    def key(self, host):
-        digest = sha256(self.secret + host).digest()
-        return (digest[0] << 24 | digest[1] << 16 | digest[2] << 8 | digest[3]) & _MASK
-
     def meet(self, address):
         """A peer is connected or sent to -> its key, None while quiet."""
         if self.quiet:
@@ -177,10 +171,11 @@ class Counter:
         if address == self._last:
             return self._last_key
         host, port = split(address)
-        if len(self._ports) < MAX_SEEN:
+        if len(self._ports) < _MAX_SEEN:
             self._ports[port] = None
+        digest = sha256(self.secret + host).digest()
         self._last = address
-        self._last_key = key = self.key(host)
+        self._last_key = key = unpack(">I", digest[:4])[0] & _MASK
         self.seen(key)
         return key
 
@@ -188,10 +183,10 @@ class Counter:
         """Note a peer of this window -> whether it is one that the device has not learned."""
         new = key not in self.known
         if key not in self._peers:
-            if len(self._peers) < MAX_SEEN:
+            if len(self._peers) < _MAX_SEEN:
                 self._peers[key] = new
             if new:
-                self.add(_NEW_PEERS)  # beyond MAX_SEEN in one window each meeting counts
+                self.add(_NEW_PEERS)  # beyond _MAX_SEEN in one window each meeting counts
         return new
 
     def call(self, function, *args):
@@ -216,153 +211,140 @@ def split(address):
     return raw[4:8] if raw[0] == 2 else raw[8:24] or raw, raw[2] << 8 | raw[3] if len(raw) > 3 else 0
 
 
-active = None  # the Counter while the hook is installed
-_socket = None  # the socket module as it was
-_open = None
+active: Counter = None  # type: ignore[assignment]  # from the first install() on
+real_socket = socket  # without the hook: for the agent's own connection
+_open = builtins.open
 
 
 def install():
     """Put the hook in place -> its Counter. A second call changes nothing."""
-    global active, _socket, _open
-    if active is None:
-        active = counter = Counter()
-        _socket = __import__("socket")
-        _open = builtins.open
-        _put(_hooked_module(_socket, counter), _hooked_open(_open, counter))
+    global active
+    if open is not _opened:
+        active = Counter()
+        names = {name: getattr(real_socket, name) for name in dir(real_socket) if name[:2] != "__"}
+        names["getaddrinfo"] = _getaddrinfo
+        names["socket"] = Socket
+        _put(type("socket", (), names), _opened)
     return active
 
 
 def remove():
-    """Take the hook out. Sockets that were made under it go on working and counting for nobody."""
-    global active
-    if active is not None:
-        active = None
-        _put(_socket, _open)
+    """Take the hook out. Sockets that were made under it go on working."""
+    if open is _opened:
+        _put(real_socket, _open)
 
 
-def _put(socket, opener):
-    sys.modules["socket"] = sys.modules["usocket"] = socket
+def _put(module, opener):
+    sys.modules["socket"] = sys.modules["usocket"] = module
     builtins.open = opener
 
 
-def real_socket():
-    """The socket module without the hook: for the agent's own connection."""
-    return _socket or __import__("socket")
+def _opened(*args, **options):
+    active.add(_OPENS)
+    mode = args[1] if len(args) > 1 else options.get("mode", "r")
+    if isinstance(mode, str) and mode.strip("rbt"):
+        active.add(_OPENS_WRITE)
+    return _open(*args, **options)
 
 
-def _hooked_open(real, counter):
-    def opened(*args, **options):
-        counter.add(_OPENS)
-        mode = args[1] if len(args) > 1 else options.get("mode", "r")
-        if isinstance(mode, str) and mode.strip("rbt"):
-            counter.add(_OPENS_WRITE)
-        return real(*args, **options)
-
-    return opened
+def _getaddrinfo(*args):
+    active.add(_LOOKUPS)
+    try:
+        return real_socket.getaddrinfo(*args)
+    except OSError:
+        active.add(_LOOKUP_FAIL)
+        raise
 
 
-def _hooked_module(real, counter):
-    def getaddrinfo(*args):
-        counter.add(_LOOKUPS)
+class Socket(io.IOBase):
+    """Stands in for socket.socket. It is an IOBase, because ssl, select and asyncio reach a stream through its C
+    protocol, which only that class passes on to Python."""
+
+    _poller = None
+    _key = None  # of the peer that this device chose, None for one that came by itself
+    _mute = False  # connected out, and nothing has come back
+
+    def __init__(self, *args):
+        if len(args) == 1 and isinstance(args[0], real_socket.socket):
+            self._real = args[0]  # from accept()
+        else:
+            self._real = real_socket.socket(*args)
+            active.add(_SOCKETS)
+
+    def connect(self, address):
+        active.add(_CONN_OUT)
+        self._key = active.meet(address)
         try:
-            return real.getaddrinfo(*args)
-        except OSError:
-            counter.add(_LOOKUP_FAIL)
+            self._mute = not active.quiet
+            return active.call(self._real.connect, address)
+        except OSError as error:
+            if error.errno != errno.EINPROGRESS:
+                self._mute = False  # it has failed: that was counted
             raise
 
-    names = {name: getattr(real, name) for name in dir(real) if not name.startswith("__")}
-    names["getaddrinfo"] = getaddrinfo
-    names["socket"] = _socket_class(real.socket, counter)
-    return type("socket", (), names)
+    def accept(self):
+        stream, address = self._real.accept()
+        active.add(_CONN_IN)
+        return Socket(stream), address
+
+    def listen(self, *args):
+        active.add(_LISTENS)
+        return self._real.listen(*args)
+
+    def close(self):
+        if self._mute:
+            self._mute = False
+            active.add(_MUTE)
+        return self._real.close()
+
+    def makefile(self, *args):
+        return self
+
+    def ioctl(self, request, argument):
+        if request == _POLL:
+            if self._poller is None:
+                self._poller = select.poll()
+            self._poller.register(self._real, argument)
+            for _, ready in self._poller.poll(0):
+                return ready
+            return 0
+        if request == _CLOSE:
+            self.close()
+            return 0
+        if request == _FILENO and hasattr(self._real, "fileno"):
+            return self._real.fileno()  # pyright: ignore[reportAttributeAccessIssue]  # where the port has it
+        return -errno.EINVAL
+
+    def __getattr__(self, name):  # setblocking, settimeout, setsockopt, bind, fileno and what a port adds
+        return getattr(self._real, name)
 
 
-def _socket_class(real, counter):
-    """-> the class that stands in for socket.socket. It is an IOBase, because ssl, select and asyncio reach a stream
-    through its C protocol, which only that class passes on to Python."""
+def _through(name):
+    """The method `name` of Socket, of those that move data."""
 
-    def through(name, writes):
-        def call(self, *args):
-            if name == "sendto":
-                counter.add(_UDP_OUT)
-                self._key = counter.meet(args[-1])
-            got = counter.call(getattr(self._real, name), *args)
-            size = args[0] if name == "sendall" else got[0] if name == "recvfrom" else got
-            if size and not counter.quiet:
-                if not isinstance(size, int):
-                    size = len(size)
-                if writes:
-                    counter.add(_WRITES)
-                    counter.add(_BYTES_OUT, size)
-                    if self._key is not None and counter.seen(self._key):
-                        counter.add(_NEW_PEER_BYTES, size)
-                else:
-                    self._mute = False
-                    counter.add(_READS)
-                    counter.add(_BYTES_IN, size)
-            return got
-
-        return call
-
-    class Socket(io.IOBase):
-        _poller = None
-        _key = None  # of the peer that this device chose, None for one that came by itself
-        _mute = False  # connected out, and nothing has come back
-
-        def __init__(self, *args):
-            if len(args) == 1 and isinstance(args[0], real):
-                self._real = args[0]  # from accept()
-            else:
-                self._real = real(*args)
-                counter.add(_SOCKETS)
-
-        def connect(self, address):
-            counter.add(_CONN_OUT)
-            self._key = counter.meet(address)
-            try:
-                self._mute = not counter.quiet
-                return counter.call(self._real.connect, address)
-            except OSError as error:
-                if error.errno != errno.EINPROGRESS:
-                    self._mute = False  # it has failed: that was counted
-                raise
-
-        def accept(self):
-            stream, address = self._real.accept()
-            counter.add(_CONN_IN)
-            return Socket(stream), address
-
-        def listen(self, *args):
-            counter.add(_LISTENS)
-            return self._real.listen(*args)
-
-        def close(self):
-            if self._mute:
+    def call(self, *args):
+        if name == "sendto":
+            active.add(_UDP_OUT)
+            self._key = active.meet(args[-1])
+        got = active.call(getattr(self._real, name), *args)
+        size = args[0] if name == "sendall" else got[0] if name == "recvfrom" else got
+        if size and not active.quiet:
+            if not isinstance(size, int):
+                size = len(size)
+            if name[0] == "r":
                 self._mute = False
-                counter.add(_MUTE)
-            return self._real.close()
+                active.add(_READS)
+                active.add(_BYTES_IN, size)
+            else:
+                active.add(_WRITES)
+                active.add(_BYTES_OUT, size)
+                if self._key is not None and active.seen(self._key):
+                    active.add(_NEW_PEER_BYTES, size)
+        return got
 
-        def makefile(self, *args):
-            return self
+    return call
 
-        def ioctl(self, request, argument):
-            if request == _POLL:
-                if self._poller is None:
-                    self._poller = select.poll()
-                self._poller.register(self._real, argument)
-                for _, ready in self._poller.poll(0):
-                    return ready
-                return 0
-            if request == _CLOSE:
-                self.close()
-                return 0
-            if request == _FILENO and hasattr(self._real, "fileno"):
-                return self._real.fileno()
-            return -errno.EINVAL
 
-        def __getattr__(self, name):  # setblocking, settimeout, setsockopt, bind, fileno and what a port adds
-            return getattr(self._real, name)
-
-    for name in _THROUGH:
-        if hasattr(real, name):
-            setattr(Socket, name, through(name, name in _WRITING))
-    return Socket
+for _name in ["write", "send", "sendto", "sendall", "read", "recv", "recvfrom", "readline", "readinto"]:
+    if hasattr(real_socket.socket, _name):
+        setattr(Socket, _name, _through(_name))

@@ -1,5 +1,5 @@
-"""What the agent costs a board: bytes of .mpy for each room and architecture, heap, bytes allocated and time per stage
-on each MicroPython that is here (stonechat built for it, -O2, model micropython-1).
+"""What the agent costs a board, in its full and its core profile: bytes of .mpy for each room and architecture, heap,
+bytes allocated and time per stage on each MicroPython that is here (stonechat built for it, -O2, model micropython-1).
 
 `heap least` is the smallest -X heapsize, in steps of 4 KB, in which the agent with its MQTT client starts and scores
 ten windows. Bytecode that is frozen into the firmware takes no heap: then a board needs about `steady` less `import`.
@@ -21,7 +21,7 @@ from typing import Any
 
 from stonechat.errors import ConfigError
 
-from stonechat_tools.device.build import DEFAULT, build
+from stonechat_tools.device.build import DEFAULT, PROFILES, build
 
 HELP = "a board: .mpy sizes, heap, bytes and time per stage on every MicroPython target"
 ROOT = Path(__file__).resolve().parents[3]
@@ -42,27 +42,33 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("this benchmark needs a working copy of stonechat: firmware_tests/ is not here") from None
     finally:
         sys.path.pop(0)
-    figures: dict[str, Any] = {"mpy_bytes": {}, "targets": {}}
+    figures: dict[str, Any] = {"rooms": {}, "mpy_bytes": {}, "targets": {}}
     with tempfile.TemporaryDirectory(prefix="stonechat-bench-") as scratch:
         folder = Path(scratch)
-        for name in DEFAULT:
-            figures["mpy_bytes"][name] = build(name, folder / name).sizes
+        for profile in PROFILES:
+            figures["rooms"][profile] = build(DEFAULT[0], folder / "rooms", profile=profile, linked=False).sizes
+            for name in (*DEFAULT, "x86"):
+                total = build(name, folder / name, profile=profile).total
+                figures["mpy_bytes"].setdefault(name, {})[profile] = total
         for target in targets():
             if target.missing:
                 print(f"{target.name}: left out: {target.missing}")
                 continue
-            built = folder / ("for-" + target.name)
-            build(ARCHITECTURE[target.name], built)
-            told = measure(target.command, built, args.model, "full", 4096)
-            if told is None:
-                raise ConfigError(f"{target.name}: the measurement failed")
-            told["heap_least"] = [least_heap(target.command, built, args.model) * 1024]
-            figures["targets"][target.name] = told
+            for profile in PROFILES:
+                built = folder / f"{profile}-for-{target.name}"
+                build(ARCHITECTURE[target.name], built, profile=profile)
+                told = measure(target.command, built, args.model, profile, "all", 4096)
+                if told is None:
+                    raise ConfigError(f"{target.name}: the measurement failed")
+                told["heap_least"] = [least_heap(target.command, built, args.model, profile) * 1024]
+                figures["targets"][f"{target.name} {profile}"] = told
     show(figures)
     return figures
 
 
-def measure(command: list[str], built: Path, model: Path, mode: str, heap_kb: int) -> dict[str, list[float]] | None:
+def measure(
+    command: list[str], built: Path, model: Path, profile: str, mode: str, heap_kb: int
+) -> dict[str, list[float]] | None:
     """Run life/measure.py -> its figures by name ([value], or [bytes, microseconds]); None where it failed."""
     with tempfile.TemporaryDirectory(prefix="stonechat-bench-") as data:
         done = subprocess.run(
@@ -73,6 +79,7 @@ def measure(command: list[str], built: Path, model: Path, mode: str, heap_kb: in
                 str(ROOT / "firmware_tests/life/measure.py"),
                 str(model.resolve()),
                 data + "/d",
+                profile,
                 mode,
             ],
             capture_output=True,
@@ -86,12 +93,12 @@ def measure(command: list[str], built: Path, model: Path, mode: str, heap_kb: in
     return {words[0]: [float(word) for word in words[1:]] for words in map(str.split, done.stdout.splitlines())}
 
 
-def least_heap(command: list[str], built: Path, model: Path) -> int:
+def least_heap(command: list[str], built: Path, model: Path, profile: str) -> int:
     """-> KB: the least heap, in steps of STEP_KB, in which the agent lives."""
     low, high = 16 // STEP_KB, 512 // STEP_KB
     while low < high:
         middle = (low + high) // 2
-        if measure(command, built, model, "live", middle * STEP_KB) is None:
+        if measure(command, built, model, profile, "live", middle * STEP_KB) is None:
             low = middle + 1
         else:
             high = middle
@@ -103,14 +110,18 @@ def show(figures: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
-    sizes = figures["mpy_bytes"]
-    table = Table(title="bytes of .mpy")
-    for column in ("room", *sizes):
+    rooms = figures["rooms"]
+    table = Table(title=f"bytes of .mpy, {DEFAULT[0]}, a file for every room")
+    for column in ("room", *rooms):
         table.add_column(column, justify="left" if column == "room" else "right")
-    for room in next(iter(sizes.values())):
-        table.add_row(room, *[f"{sizes[name][room]:,}" for name in sizes])
-    table.add_section()
-    table.add_row("together", *[f"{sum(sizes[name].values()):,}" for name in sizes])
+    for room in sorted({room for sizes in rooms.values() for room in sizes}):
+        table.add_row(room, *[f"{sizes[room]:,}" if room in sizes else "" for sizes in rooms.values()])
+    console.print(table)
+    table = Table(title="bytes of .mpy as a board gets them, linked")
+    for column in ("", *rooms):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, totals in figures["mpy_bytes"].items():
+        table.add_row(name, *[f"{total:,}" for total in totals.values()])
     console.print(table)
     targets = figures["targets"]
     if not targets:

@@ -1,10 +1,13 @@
 """Make what a board needs of the agent: .mpy files (mpy-cross -O2), package.json for mip, manifest.py for freezing.
 
-One folder an architecture: OUT/ARCH/stonechat/*.mpy. Only the viper kernels differ between them. What goes in is what
+One folder an architecture: OUT/ARCH/stonechat/*.mpy; only the viper kernels differ between them. What goes in is what
 the profile's entry imports, found by reading the sources, and what --with names: stonechat.board.boot for the full
 profile, stonechat.board.core for the smallest (its docstring says what it leaves out; TLS needs --with board/tls).
 The reader of whole .tflite graphs (int8 and what it needs) goes in only for a --model without a plan: what
 `stonechat train` makes has one.
+
+Rooms that nobody but the entry imports are linked into it (link.py), which saves a twelfth; what --with names stays a
+file of its own, and --unlinked keeps every room one. The manifest freezes the sources as they are.
 
 mip before MicroPython 1.26 wants whole addresses in package.json: --url is where OUT/ARCH will be served from.
 
@@ -22,6 +25,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +33,8 @@ from pathlib import Path
 import stonechat
 from stonechat import planning
 from stonechat.errors import ConfigError
+
+from stonechat_tools.device.link import in_order, link, package_of
 
 # mpy-cross's names, and boards that have them
 ARCHITECTURES = {
@@ -43,18 +49,21 @@ ARCHITECTURES = {
 }
 DEFAULT = ("armv6m", "armv7emsp", "xtensawin", "rv32imc")
 OPTIONAL = ("counters", "int8", "int8_ops", "int8_plain", "operators")
+APART = ("__init__", "board/__init__", "board/hooks", "board/tls", "compat", "errors", "int8_viper", "int8_plain")
 NEVER = ("compat_cpython",)  # CPython's half of the seam
-PROFILES = {"full": ("board/boot", "board/tls", "int8_plain"), "core": ("board/core",)}  # their entries
+PROFILES = {"full": ("board/boot", "board/tls", "int8_plain"), "core": ("board/core",)}  # entries, the first one linked
 PACKAGE = Path(stonechat.__file__).parent
 
 
 @dataclass
 class Built:
-    """architecture, folder; sizes: bytes of each .mpy by its path in the package, without suffix."""
+    """architecture, folder; sizes: bytes of each .mpy by its path in the package, without suffix; rooms: whose sources
+    are in them."""
 
     architecture: str
     folder: Path
     sizes: dict[str, int] = field(default_factory=dict)
+    rooms: list[str] = field(default_factory=list)
 
     @property
     def total(self) -> int:
@@ -68,13 +77,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--with", dest="extra", default="", metavar="A,B", help="more rooms: counters, replay")
     parser.add_argument("--model", type=Path, help="a .tflite to lie beside the package, as model.tflite")
     parser.add_argument("--url", default="", help="address that the folder of an architecture is served from")
+    parser.add_argument("--unlinked", action="store_true", help="a file for every room")
     parser.add_argument("--json", action="store_true", help="print the sizes as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     names = args.arch.split(",")
     extra = [name for name in args.extra.split(",") if name]
-    built = [build(name, args.out / name, extra, args.model, args.url, args.profile) for name in names]
+    built = [
+        build(name, args.out / name, extra, args.model, args.url, args.profile, not args.unlinked) for name in names
+    ]
     if args.json:
         print(json.dumps({one.architecture: one.sizes for one in built}))
         return 0
@@ -97,31 +109,34 @@ def run(args: argparse.Namespace) -> int:
 
 def imports(room: str) -> set[str]:
     """Rooms of the package that `room` ("board/hooks") imports, anywhere in it."""
-    folder = Path(room).parent
     found = set()
     for node in ast.walk(ast.parse((PACKAGE / (room + ".py")).read_text())):
-        if not isinstance(node, ast.ImportFrom) or not node.level:
-            continue
-        base = folder if node.level == 1 else folder.parent
-        wanted = [node.module.replace(".", "/")] if node.module else [alias.name for alias in node.names]
-        found |= {str(base / name) for name in wanted}
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package_of(room, node.level)
+            wanted = [node.module.replace(".", "/")] if node.module else [alias.name for alias in node.names]
+            found |= {str(base / name) for name in wanted}
     return {room for room in found if room not in NEVER and (PACKAGE / (room + ".py")).exists()}
+
+
+def needed(wanted: Iterable[str]) -> set[str]:
+    """`wanted` and all rooms that they import, but for those that only --with brings."""
+    waiting = list(wanted)
+    found: set[str] = set()
+    while waiting:
+        room = waiting.pop()
+        if room not in found:
+            found.add(room)
+            waiting += [other for other in imports(room) if other not in OPTIONAL or room in OPTIONAL]
+    return found
 
 
 def rooms(extra: Iterable[str] = (), profile: str = "full") -> list[str]:
     """All rooms that the profile and `extra` need, with the packages' own files, in the order of their names. Raises
     ConfigError for a room that there is not."""
-    wanted = ["__init__", "board/__init__", *PROFILES[profile], *extra]
     for room in extra:
         if not (PACKAGE / (room + ".py")).exists() or room.startswith("linux"):
             raise ConfigError(f"--with {room}: there is no such room for boards")
-    found: set[str] = set()
-    while wanted:
-        room = wanted.pop()
-        if room not in found:
-            found.add(room)
-            wanted += [other for other in imports(room) if other not in OPTIONAL or room in OPTIONAL]
-    return sorted(found)
+    return sorted(needed(["__init__", "board/__init__", *PROFILES[profile], *extra]))
 
 
 def mpy_cross() -> str:
@@ -146,6 +161,7 @@ def build(
     model: Path | None = None,
     url: str = "",
     profile: str = "full",
+    linked: bool = True,
 ) -> Built:
     """Fill `folder` for one architecture; what an earlier build left in its package is removed. Raises ConfigError for
     an unknown architecture or a source that mpy-cross refuses, OSError for the files."""
@@ -155,15 +171,27 @@ def build(
     shutil.rmtree(folder / "stonechat", ignore_errors=True)
     compiler = mpy_cross()
     extra = [*extra, "int8"] if model is not None and needs_reader(model) else extra
-    for room in rooms(extra, profile):
-        target = folder / "stonechat" / (room + ".mpy")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source = PACKAGE / (room + ".py")
-        command = [compiler, "-O2", "-march=" + architecture, "-s", source.name, "-o", str(target), str(source)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        if done.returncode:
-            raise ConfigError(f"{source.name} for {architecture}: {done.stderr.strip()}")
-        built.sizes[room] = target.stat().st_size
+    built.rooms = rooms(extra, profile)
+    entry = PROFILES[profile][0]
+    apart = needed([*APART, *extra]) if linked else set(built.rooms)
+    together = [room for room in built.rooms if room not in apart]
+    with tempfile.TemporaryDirectory(prefix="stonechat-link-") as scratch:
+        for room in built.rooms:
+            source = PACKAGE / (room + ".py")
+            if room in together:
+                if room != entry:
+                    continue
+                order = in_order(together, {one: imports(one) for one in together})
+                texts = {one: (PACKAGE / (one + ".py")).read_text() for one in together}
+                source = Path(scratch) / source.name
+                source.write_text(link(entry, order, texts))
+            target = folder / "stonechat" / (room + ".mpy")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            command = [compiler, "-O2", "-march=" + architecture, "-s", source.name, "-o", str(target), str(source)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            if done.returncode:
+                raise ConfigError(f"{source.name} for {architecture}: {done.stderr.strip()}")
+            built.sizes[room] = target.stat().st_size
     if model is not None:
         shutil.copyfile(model, folder / "model.tflite")
     (folder / "package.json").write_text(json.dumps(_package(built, model is not None, url), indent=1) + "\n")
@@ -181,7 +209,7 @@ def _package(built: Built, with_model: bool, url: str) -> dict[str, object]:
 
 def _manifest(built: Built) -> str:
     """For the firmware's build: `make FROZEN_MANIFEST=.../manifest.py`. Freezing takes the sources themselves."""
-    files = ",\n".join(f'        "{room}.py"' for room in built.sizes)
+    files = ",\n".join(f'        "{room}.py"' for room in built.rooms)
     return (
         f"# stonechat {stonechat.__version__}: freeze the agent into the firmware. STONECHAT is the folder of agent/.\n"
         'options.defaults(STONECHAT="agent")\n'

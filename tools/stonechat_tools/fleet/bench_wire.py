@@ -78,7 +78,7 @@ def ours() -> tuple[bytes, bytes, bytes]:
     )
     for i in range(1 + HEARTBEAT_WINDOWS):
         reporter.observe(verdict, WINDOW_S * 1000 * i)
-        reporter.pump(lambda topic, payload, qos: sent.append(payload), WINDOW_S * 1000 * i)
+        reporter.pump(lambda topic, payload, qos: sent.append(bytes(payload)), WINDOW_S * 1000 * i)
     return sent[0], unseal(reporter._mac, sent[0]), sent[1]
 
 

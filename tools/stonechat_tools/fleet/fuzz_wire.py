@@ -53,15 +53,15 @@ class Fuzzer:
             for i in range(8):
                 reporter.observe(Verdict(i % 3), 10_000 * i)
                 reporter.pump(take, 10_000 * i)
-            self.genuine.append((name, "status", reporter.status("1.0")))
-            self.genuine.append((name, "status", reporter.status(online=False)))
+            self.genuine.append((name, "status", bytes(reporter.status("1.0"))))
+            self.genuine.append((name, "status", bytes(reporter.status(online=False))))
         now_s = int(time.time())
         for name, keys in self.keys.items():
             self.genuine.append((name, "ack", wire.seal_ack(keys, [(1, 2)])))
             self.genuine.append((name, "command", wire.seal_command(keys, now_s, now_s + 600, CALIBRATE)))
 
     def _taker(self, name: str) -> Any:
-        return lambda topic, payload, qos: self.genuine.append((name, "report", payload))
+        return lambda topic, payload, qos: self.genuine.append((name, "report", bytes(payload)))
 
     def next(self) -> tuple[str, str, bytes]:
         """One hostile message: (device, topic's last level, payload)."""

@@ -1,0 +1,172 @@
+"""Many rooms of the agent in one: what a board's .mpy saves when names are stored once and rooms need no imports.
+
+The rooms' sources follow one another, those that are imported first; imports between them go, `room.name` becomes
+`name`, and constants get the underscore by which mpy-cross knows that nobody else reads them. What can't be told apart
+any more (two rooms that define the same name, a local variable that hides one) is refused, never renamed.
+"""
+
+import ast
+from collections.abc import Iterable
+from pathlib import Path
+
+from stonechat.errors import ConfigError
+
+
+def package_of(room: str, level: int) -> Path:
+    """The folder that a relative import of `level` dots means in `room` ("board/hooks")."""
+    folder = Path(room).parent
+    for _ in range(level - 1):
+        folder = folder.parent
+    return folder
+
+
+def in_order(rooms: Iterable[str], imports: dict[str, set[str]]) -> list[str]:
+    """Each room behind those that it imports. Raises ConfigError for a circle."""
+    order: list[str] = []
+    waiting = sorted(rooms)
+    while waiting:
+        ready = [room for room in waiting if not imports[room] & set(waiting) - {room}]
+        if not ready:
+            raise ConfigError(f"rooms import one another: {', '.join(waiting)}")
+        order += ready
+        waiting = [room for room in waiting if room not in ready]
+    return order
+
+
+def link(entry: str, order: list[str], sources: dict[str, str]) -> str:
+    """order: rooms, each behind those that it imports; sources: their texts -> the text of a room that stands in the
+    place of `entry` and holds them all. Raises ConfigError where names collide."""
+    imported: dict[str, tuple[str, str]] = {}  # name -> (statement's module, name there)
+    owners: dict[str, str] = {}
+    body: list[ast.stmt] = []
+    for room in order:
+        linker = _Linker(entry, room, set(order), imported)
+        for statement in ast.parse(sources[room]).body:
+            for name in _defines(statement):
+                if owners.setdefault(name, room) != room:
+                    raise ConfigError(f"link: {name} is in {owners[name]} and in {room}")
+            if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
+                made = linker.visit(statement)
+                body += [made] if made is not None else []
+    for name, (module, _) in imported.items():
+        if name in owners:
+            raise ConfigError(f"link: {name} is in {owners[name]} and comes from {module or 'outside'}")
+    constants = _Constants(body)
+    for name in constants.public:
+        if private(name) in owners:
+            raise ConfigError(f"link: {name} and {private(name)}")
+    body = [constants.visit(statement) for statement in body]
+    lines = []
+    for module in sorted({module for module, _ in imported.values()}):
+        pairs = sorted((name, real) for name, (source, real) in imported.items() if source == module)
+        names = [real if name == real else f"{real} as {name}" for name, real in pairs]
+        lines += [f"from {module} import {', '.join(names)}"] if module else [f"import {name}" for name in names]
+    return "\n".join([*lines, ast.unparse(ast.fix_missing_locations(ast.Module(body, []))), ""])
+
+
+def _defines(statement: ast.stmt) -> list[str]:
+    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return [statement.name]
+    targets = statement.targets if isinstance(statement, ast.Assign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _is_constant(statement: ast.stmt) -> bool:
+    """NAME = const(...)"""
+    call = statement.value if isinstance(statement, ast.Assign) else None
+    return isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "const"
+
+
+def private(name: str) -> str:
+    return f"_{name}_"
+
+
+class _Constants(ast.NodeTransformer):
+    """Makes the constants among `body` private."""
+
+    def __init__(self, body: list[ast.stmt]) -> None:
+        self.public = {name for statement in body if _is_constant(statement) for name in _defines(statement)}
+        self.public = {name for name in self.public if name[0] != "_"}
+
+    def visit_Name(self, node: ast.Name) -> ast.Name:
+        return ast.Name(private(node.id), node.ctx) if node.id in self.public else node
+
+
+class _Linker(ast.NodeTransformer):
+    """Rewrites one room. `imported` collects what the rooms import from elsewhere, at their top."""
+
+    def __init__(self, entry: str, room: str, linked: set[str], imported: dict[str, tuple[str, str]]) -> None:
+        self._entry = entry
+        self._room = room
+        self._linked = linked
+        self._imported = imported
+        self._modules: set[str] = set()  # names that stood for linked rooms
+        self._locals: list[set[str]] = []
+
+    def visit_Import(self, node: ast.Import) -> ast.stmt | None:
+        if self._locals:
+            return node
+        for alias in node.names:
+            self._note(alias.asname or alias.name, "", alias.name)
+        return None
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.stmt | None:
+        kept = []
+        module = node.module or ""
+        for alias in node.names:
+            if node.level:
+                folder = package_of(self._room, node.level)
+                room = str(folder / (node.module.replace(".", "/") if node.module else alias.name))
+                if room in self._linked:
+                    if not node.module:
+                        self._modules.add(alias.asname or alias.name)
+                    elif alias.asname:
+                        raise ConfigError(f"link: {self._room} calls {alias.name} {alias.asname}")
+                    continue
+                ups = len(Path(self._entry).parent.parts) + 1
+                module = "." * ups + "/".join([*folder.parts, node.module or ""]).strip("/").replace("/", ".")
+            if self._locals:
+                kept.append(alias)
+            else:
+                self._note(alias.asname or alias.name, module, alias.name)
+        if not kept:
+            return ast.Pass() if self._locals else None
+        dots = len(module) - len(module.lstrip("."))
+        return ast.ImportFrom(module.lstrip(".") or None, kept, dots)
+
+    def _note(self, name: str, module: str, real: str) -> None:
+        if self._imported.setdefault(name, (module, real)) != (module, real):
+            raise ConfigError(f"link: {name} in {self._room} is not what it is elsewhere")
+
+    def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.stmt:
+        bound = {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
+        self._locals.append(bound | {argument.arg for argument in ast.walk(node) if isinstance(argument, ast.arg)})
+        node.returns = None
+        self.generic_visit(node)
+        self._locals.pop()
+        return node
+
+    visit_FunctionDef = visit_AsyncFunctionDef = _function
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None  # a board never looks at it
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt | None:
+        if node.value is None:
+            return None
+        self.generic_visit(node)
+        return ast.Assign([node.target], node.value)
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        if isinstance(node.value, ast.Name) and node.value.id in self._modules:
+            if any(node.attr in bound for bound in self._locals):
+                raise ConfigError(f"link: a variable in {self._room} hides {node.value.id}.{node.attr}")
+            return ast.Name(node.attr, node.ctx)
+        self.generic_visit(node)
+        return node
+
+    def visit_Name(self, node: ast.Name) -> ast.Name:
+        if node.id in self._modules:
+            raise ConfigError(f"link: {self._room} uses {node.id} itself")
+        return node
