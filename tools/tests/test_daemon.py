@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from agent_process import DEVICE, WINDOW_MS, AgentProcess, is_root, quick_model, wait_for
+from stonechat import planning
 from stonechat.features import RATE
+from stonechat.model import END_BYTES
 from stonechat.schema import Schema
 from stonechat_tools.fleet import wire
 from stonechat_tools.fleet.collect import Collector
@@ -89,6 +91,13 @@ def test_a_restart_goes_on_with_what_was_learned(folder: Path) -> None:
         assert all(row.level == 0 for row in store.history(DEVICE)), "a restart looked like an attack"
 
 
+def other_plan(path: Path) -> None:
+    """A bias of the plan is not the graph's, and the checksum holds."""
+    data = bytearray(path.read_bytes())
+    data[len(data) - END_BYTES - planning.sizes(data)[1] + 32] ^= 1
+    path.write_bytes(planning.seal(bytes(data)))
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -99,12 +108,13 @@ def test_a_restart_goes_on_with_what_was_learned(folder: Path) -> None:
             lambda folder: (folder / "model.tflite").write_bytes((folder / "model.tflite").read_bytes()[:-700]),
             "[model] file",
         ),
+        (lambda folder: other_plan(folder / "model.tflite"), "not that of the graph"),
         (lambda folder: quick_model(folder / "model.tflite", Schema("fridge-1", (("a", "1", RATE),) * 8)), "fridge-1"),
         (lambda folder: (folder / "device.key").chmod(0o644), "chmod 600"),
         (lambda folder: (folder / "device.key").write_text("abc\n"), "64 hexadecimal digits"),
         (lambda folder: (folder / "device.key").unlink(), "key_file"),
     ],
-    ids=["toml", "no model", "no tflite", "truncated", "other schema", "open key", "short key", "no key"],
+    ids=["toml", "no model", "no tflite", "truncated", "other plan", "other schema", "open key", "short key", "no key"],
 )
 def test_what_can_not_run_says_why_in_one_line(folder: Path, spoil: object, says: str) -> None:
     agent = AgentProcess(folder, 1)

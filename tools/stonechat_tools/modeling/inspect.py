@@ -65,6 +65,7 @@ def describe(data: bytes) -> dict[str, Any]:
     return {
         "file_bytes": len(data),
         "digest": model.digest.hex(),
+        "plan_bytes": planning.sizes(data)[1],
         "input": _tensor(graph, graph.inputs[0]),
         "output": _tensor(graph, graph.outputs[0]),
         "macs": model.macs,
@@ -200,7 +201,8 @@ def _print(path: Path, facts: dict[str, Any]) -> None:
 
     console = Console(highlight=False)
     console.print(f"{path}: {facts['file_bytes']} bytes, {facts['macs']} multiply-accumulates", soft_wrap=True)
-    console.print(f"digest {facts['digest']}")
+    plan = f"plan of {facts['plan_bytes']} bytes" if facts["plan_bytes"] else "no plan: a board needs --with int8"
+    console.print(f"digest {facts['digest']}, {plan}")
     table = Table("", "operator", "output", "weights", "scales", "scale", "zero")
     table.add_row("", "input", _shape(facts["input"]), "", "", *_quantization(facts["input"]))
     for number, layer in enumerate(facts["operators"]):
