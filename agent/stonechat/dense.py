@@ -97,7 +97,9 @@ class Layer:
         first = 0
         while first < self.table[_ROWS]:
             last = first + self.rows_at_once
-            self.kernel(self.x, self.fetch(first), self.out, self.table, first, last)
+            if self._view:
+                self.fetch(first)
+            self.kernel(self.x, self._weights, self.out, self.table, first, last)
             first = last
 
     def fetch(self, first):
