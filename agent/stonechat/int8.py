@@ -9,7 +9,8 @@ up to 2.14 compute it; LiteRT's kernels since 2025 do not. For acc = bias + sum(
 
 Between the layers a value is held as value + 128, an unsigned byte: the kernels need no sign extension for it, and the
 correction is folded into each row's bias at load. Bounds are proved at load: a row whose accumulator could reach 2^31
-is refused, and the kernels (dense.py) check nothing. The operators that few models have are in int8_ops.py.
+is refused, and the kernels (int8_plain.py, int8_viper.py) check nothing. The operators that few models have are in
+int8_ops.py.
 
 This is the full reader's half: tools, Linux, and boards built --with int8. Other boards run the plan that planning.py
 made from it.

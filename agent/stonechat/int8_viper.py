@@ -1,8 +1,8 @@
-"""The dense kernel as machine code, by MicroPython's viper emitter. int8.py imports it where that exists.
+"""The dense kernel as machine code, by MicroPython's viper emitter. dense.py imports it where that exists.
 
-Nothing here is checked: int8.py has proved every length and bound at load. Integers are 32 bits wide (64 on x86_64) and
-wrap silently; int8.py's table says how many bits of the multiplier can be taken at a time without that. ptr32 does not
-extend the sign on 64 bits, hence `sign`.
+Nothing here is checked: dense.py has checked every length and place at load, and int8.py proved the bounds. Integers
+are 32 bits wide (64 on x86_64) and wrap silently; the table (dense.py) says how many bits of the multiplier can be
+taken at a time without that. ptr32 does not extend the sign on 64 bits, hence `sign`.
 """
 
 # ptr8 and ptr32 are types that only the emitter knows, and its decorator has none.
@@ -15,8 +15,8 @@ import micropython
 
 @micropython.viper
 def fully_connected(x: ptr8, weights: ptr8, out: ptr8, table: ptr32, first: int, last: int):
-    """int8.fully_connected, the same bytes; for tables whose digit is not 0."""
-    inputs = int(table[0])  # int8.py's _INPUTS and so on: viper takes no constant from another room
+    """int8_plain.fully_connected, the same bytes; for tables whose digit is not 0."""
+    inputs = int(table[0])  # dense.py's _INPUTS and so on: viper takes no constant from another room
     zero = int(table[2])
     low = int(table[3])
     high = int(table[4])
@@ -85,7 +85,7 @@ def fully_connected(x: ptr8, weights: ptr8, out: ptr8, table: ptr32, first: int,
 
 @micropython.viper
 def flip(source: ptr8, target: ptr8, count: int):
-    """compat.flip: int8 to value + 128, and back."""
+    """int8_plain.flip: int8 to value + 128, and back."""
     i = 0
     while i < count:
         target[i] = int(source[i]) ^ 128

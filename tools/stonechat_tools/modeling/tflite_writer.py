@@ -2,7 +2,7 @@
 
     layers = [Layer(weights=W0, bias=b0, weight_scale=s0, output_scale=0.05, output_zero_point=-128, activation="relu"),
               Layer(weights=W1, bias=b1, weight_scale=s1, output_scale=1 / 16)]
-    data = write(layers, input_scale=1 / 16, metadata={"stonechat": cbor_bytes})
+    data = write(layers, input_scale=1 / 16, metadata={"stonechat": PLACEHOLDER})  # seal.py fills it
 
 The same layers always give the same bytes. Buffers are aligned to 16, as the schema's force_align asks and no exporter
 but this one does; every layer gets a bias tensor, because tflite-runtime's ARM kernels crash without one.
