@@ -259,7 +259,7 @@ def run_trial(args: argparse.Namespace, tell: Tell) -> dict[str, Any]:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     outcomes = [outcome for one in done for outcome in one["attacks"]]
-    outcomes.sort(key=lambda outcome: (names.index(outcome["attack"]), outcome["device"]))
+    outcomes.sort(key=lambda outcome: names.index(outcome["attack"]))  # and within one, as the devices were asked for
     return {
         "command": "stonechat " + shlex.join(sys.argv[1:]),
         "model": meta.name,
