@@ -13,7 +13,7 @@ from typing import Any
 SYSCALLS_A_SLICE = 2_000
 PACKETS_A_SLICE = 200
 SLICES_A_TURN = 50
-TURNS = 30
+TURNS = 100
 
 
 class Loop:

@@ -25,6 +25,7 @@ KERNEL = "linux.uml"
 MEMORY_MIB = 256
 INTERFACE = "vec0"
 DISK_FOLDER = "/mnt"
+_CLEAN_UP_S = 20.0
 _MS_NOATIME = 1024
 
 
@@ -179,14 +180,25 @@ def _serve(watcher: list[str]) -> None:
             answer = "done"
             try:
                 if verb == "start":
-                    running = subprocess.Popen(command, stdout=subprocess.PIPE)
+                    running = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
                     _first_line(running.stdout)
                 elif running is not None:
-                    running.terminate()
-                    running.communicate(timeout=20)
-            except (OSError, subprocess.TimeoutExpired) as error:
+                    _stop(running)
+            except OSError as error:
                 answer = str(error)
             asked.write(answer.encode() + b"\n")
+
+
+def _stop(running: "subprocess.Popen[bytes]") -> None:
+    """SIGTERM, so that it cleans up; what is left of its session after that is killed."""
+    running.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        running.wait(timeout=_CLEAN_UP_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    if running.stdout:
+        running.stdout.close()
 
 
 def _mount(source: str, folder: str, kind: str) -> None:
