@@ -358,8 +358,8 @@ def _explanation(figures: dict[str, Any]) -> list[str]:
     text = (
         "One feature of an ordinary benign window moved by 4 deviations: how often it is among the first three named. "
         "The last column is what Mahalanobis's distance would name, in floats and with every covariance. Where it "
-        "fails too, the injected feature is not the strangest of the window: mercury_wirecamera trained on quiet days, "
-        "and whole bursts of its later windows lie at the end of the int8 range."
+        "fails too, the injected feature is not the strangest of the window: a device that trained on quiet days has "
+        "later windows in which several features lie farther out than 4 deviations."
     )
     head = ("set", "device", "in the top three", "Mahalanobis")
     return ["## Explanation", "", text, "", *_grid(head, rows)]
