@@ -30,10 +30,10 @@ class Head:
     def __init__(self, model, schema, state=None):
         meta = model.metadata
         if meta is None:
-            raise ModelError("the model carries no stonechat metadata: make it with `stonechat train`")
+            raise ModelError("no stonechat metadata in the model")
         n = len(meta)
         if meta.schema_id != schema.id or not n == len(schema) == model.input_size == model.output_size:
-            raise ModelError("the model is for schema %s of %d features, not for this device" % (meta.schema_name, n))
+            raise ModelError("the model is for schema %s, %d features" % (meta.schema_name, n))
         self.model = model
         self.meta = meta
         self.window_ms = meta.window_ms
@@ -48,7 +48,7 @@ class Head:
         self._rows = bytearray()
         for x, y, score_q8 in meta.golden:
             if bytes(model.run(x)) != y or self.detector.score(x, y) != score_q8:
-                raise ModelError("a golden vector gives other bytes on this runtime")
+                raise ModelError("golden vector: other bytes on this runtime")
         meta.golden = ()  # they have told what they know, and take 400 bytes
         if state:
             self._restore(state, meta.learn_windows >> 1)
@@ -133,8 +133,3 @@ class Head:
                 self._rows = bytearray(kept[size:])
         elif centred:  # another model of the same schema learned the centres: only the score's place is left
             self.seen = half
-
-    def facts(self):
-        """-> what the status tells of this head: (learned offset in 1/16 deviation, the device's place of the log
-        score less the model's, in Q8)."""
-        return self.adaptation.distance(), self.detector.place_q8 - self.meta.place_q8

@@ -150,7 +150,7 @@ class Loop:
             stage.collector.schema.id,
             self.window_ms,
             [group + " " + source for group, source, _ in stage.collector.sources],
-            stage.head.facts()[0] << 4,
+            stage.head.adaptation.distance() << 4,
             self.learning,
             __version__,
         )

@@ -49,7 +49,7 @@ def load_model(data, backend=None, resident_bytes=16384):
             try:
                 from .int8 import read
             except ImportError:
-                raise ModelError("no plan in the file: make it anew, or build the agent --with int8")
+                raise ModelError("no plan in the file; build --with int8")
             model = read(data, backend, resident_bytes)
     except MemoryError:
         raise ModelError("the model needs more memory than there is")
