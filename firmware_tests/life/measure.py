@@ -1,8 +1,8 @@
-"""What the agent costs on this interpreter: measure.py MODEL FOLDER PROFILE all | live
+"""What the agent costs on this interpreter: measure.py MODEL FOLDER PROFILE all | live | tls [PORT CA.der]
 
 PROFILE is full or core. all prints `name value` lines: bytes of heap, bytes allocated per call and microseconds per
 call. live only starts the agent with its MQTT client and ends ten windows, to find the least heap in which that works.
-MicroPython only.
+tls prints what a TLS connection to PORT takes of the heap. MicroPython only.
 """
 
 import gc
@@ -13,7 +13,10 @@ mem_alloc = getattr(gc, "mem_alloc", int)
 
 
 def main(arguments):
-    model, folder, profile, mode = arguments
+    model, folder, profile, mode = arguments[:4]
+    if mode == "tls":
+        tls_connection(int(arguments[4]), arguments[5])
+        return
     gc.collect()
     bare = mem_alloc()
     from stonechat.board import hooks
@@ -98,6 +101,27 @@ def main(arguments):
     for name, call in stages:
         print("%s %s" % (name, cost(call)))
     hooked_calls(hooks)
+
+
+def tls_connection(port, authority):
+    """The context, the connection and what the handshake leaves, as mqtt.Client would hold them."""
+    import socket
+
+    from stonechat.board.tls import tls_context
+
+    gc.collect()
+    before = mem_alloc()
+    with open(authority, "rb") as file:
+        context = tls_context(file.read())
+    stream = socket.socket()
+    stream.connect(socket.getaddrinfo("127.0.0.1", port)[0][-1])
+    secure = context.wrap_socket(stream, server_hostname="localhost")
+    secure.write(b"hello")
+    secure.read(5)
+    most = mem_alloc() - before
+    gc.collect()
+    print("heap_tls %d" % (mem_alloc() - before))
+    print("heap_tls_handshake %d" % most)
 
 
 def cost(call):

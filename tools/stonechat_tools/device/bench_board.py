@@ -3,6 +3,8 @@ bytes allocated and time per stage on each MicroPython that is here (stonechat b
 
 `heap least` is the smallest -X heapsize, in steps of 4 KB, in which the agent with its MQTT client starts and scores
 ten windows. Bytecode that is frozen into the firmware takes no heap: then a board needs about `steady` less `import`.
+`heap tls` is what a standing, verified TLS connection takes on top, `heap tls handshake` the same with what the
+handshake left; mbedTLS's own buffers are not in it: on the unix port they come from C's heap.
 armhf is emulated: its times say nothing, its bytes do. `collector read` counts the free heap, block by block, and this
 heap is 4 MB; a board's is a fiftieth of that.
 
@@ -12,10 +14,14 @@ Examples:
 """
 
 import argparse
+import contextlib
 import os
+import socket
+import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +62,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 continue
             for profile in PROFILES:
                 built = folder / f"{profile}-for-{target.name}"
-                build(ARCHITECTURE[target.name], built, profile=profile)
+                build(ARCHITECTURE[target.name], built, ["board/tls"], profile=profile)
                 told = measure(target.command, built, args.model, profile, "all", 4096)
                 if told is None:
                     raise ConfigError(f"{target.name}: the measurement failed")
+                told |= tls_cost(target.command, built, args.model, profile)
                 told["heap_least"] = [least_heap(target.command, built, args.model, profile) * 1024]
                 figures["targets"][f"{target.name} {profile}"] = told
     show(figures)
@@ -67,7 +74,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(
-    command: list[str], built: Path, model: Path, profile: str, mode: str, heap_kb: int
+    command: list[str], built: Path, model: Path, profile: str, mode: str, heap_kb: int, *more: str
 ) -> dict[str, list[float]] | None:
     """Run life/measure.py -> its figures by name ([value], or [bytes, microseconds]); None where it failed."""
     with tempfile.TemporaryDirectory(prefix="stonechat-bench-") as data:
@@ -81,6 +88,7 @@ def measure(
                 data + "/d",
                 profile,
                 mode,
+                *more,
             ],
             capture_output=True,
             text=True,
@@ -91,6 +99,32 @@ def measure(
     if done.returncode:
         return None
     return {words[0]: [float(word) for word in words[1:]] for words in map(str.split, done.stdout.splitlines())}
+
+
+def tls_cost(command: list[str], built: Path, model: Path, profile: str) -> dict[str, list[float]]:
+    """What a verified TLS connection takes of the heap: while it stands, and at most (with the handshake's garbage)."""
+    sys.path.insert(0, str(ROOT / "firmware_tests"))
+    try:
+        from life.certificates import make_certificates
+    finally:
+        sys.path.pop(0)
+    with tempfile.TemporaryDirectory(prefix="stonechat-bench-") as folder:
+        made = make_certificates(Path(folder))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(made.certificate, made.key)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            threading.Thread(target=_echo, args=(listener, context), daemon=True).start()
+            port = listener.getsockname()[1]
+            told = measure(command, built, model, profile, "tls", 4096, str(port), str(made.authority))
+            listener.shutdown(socket.SHUT_RDWR)
+    if told is None:
+        raise ConfigError("the measurement of TLS failed")
+    return told
+
+
+def _echo(listener: socket.socket, context: ssl.SSLContext) -> None:
+    with contextlib.suppress(OSError), context.wrap_socket(listener.accept()[0], server_side=True) as stream:
+        stream.sendall(stream.recv(5))
 
 
 def least_heap(command: list[str], built: Path, model: Path, profile: str) -> int:
