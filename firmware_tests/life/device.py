@@ -19,7 +19,7 @@ def main(arguments):
     counter = hooks.install()
     import gc
 
-    gc.threshold(2048)  # type: ignore[attr-defined]  # what lives long lies together then
+    gc.threshold(1024)  # type: ignore[attr-defined]  # what lives long lies together then
     import socket
 
     from life.firmware import WINDOW_MS, Firmware
@@ -81,9 +81,13 @@ def main(arguments):
     print("connected %d" % watch.transport.connected)
     if phase == "first":
         print("learned_after %d" % (live(400, lambda verdict: not verdict.learning)))
-        levels = []
-        live(60, lambda verdict: levels.append(verdict.level))
-        print("benign_levels %d" % max(levels))
+        highest = [0]
+
+        def note(verdict):
+            highest[0] = max(highest[0], verdict.level)
+
+        live(60, note)
+        print("benign_levels %d" % highest[0])
         firmware.infection = "telnet_scan"
         print("alarm_after %d" % live(12, lambda verdict: verdict.level == 2))
         settle()
