@@ -146,7 +146,10 @@ def test_a_cgroup_is_never_replaced_by_the_whole_machine(monkeypatch):
 def test_the_doctor_looks_at_the_cgroup(group, monkeypatch):
     monkeypatch.setattr(doctor, "start_bpf", lambda interfaces, cgroup: ([], []))
     (row,) = doctor.bpf_groups(None, group)
-    assert row.works and "cpu.stat" in row.note and "disks" in row.fix
+    assert row.works and "cpu.stat" in row.note
+    assert "name its disks" in row.fix and "ProtectProc=default" in row.fix
+    (row,) = doctor.bpf_groups(None, group, ("mmcblk0",))
+    assert row.works and "name its disks" not in row.fix
     (row,) = doctor.bpf_groups(None, group + "/nowhere")
     assert not row.works and "No such file" in row.note and "cgroup v2" in row.fix
 

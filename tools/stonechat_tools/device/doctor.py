@@ -88,7 +88,9 @@ def proc_groups(
     return rows + [Group(schema, group, "", reason, fix) for group, reason, fix in failed]
 
 
-def bpf_groups(interfaces: tuple[str, ...] | None, cgroup: str | None = None) -> list[Group]:
+def bpf_groups(
+    interfaces: tuple[str, ...] | None, cgroup: str | None = None, disks: tuple[str, ...] | None = None
+) -> list[Group]:
     started, rows = start_bpf(interfaces, cgroup)
     for part in started:
         part.close()
@@ -97,11 +99,11 @@ def bpf_groups(interfaces: tuple[str, ...] | None, cgroup: str | None = None) ->
         reason, _, fix = note.partition(" (fix: ")
         groups.append(Group(schemas.LINUX_1.name, group, source, reason, fix.removesuffix(")")))
     if cgroup is not None:
-        groups.append(_cgroup_group(cgroup))
+        groups.append(_cgroup_group(cgroup, disks))
     return groups
 
 
-def _cgroup_group(cgroup: str) -> Group:
+def _cgroup_group(cgroup: str, disks: tuple[str, ...] | None) -> Group:
     from stonechat.linux.cgroup import CgroupMemory, CgroupProcessor
 
     try:
@@ -112,10 +114,12 @@ def _cgroup_group(cgroup: str) -> Group:
     for part in parts:
         part.close()
     note = f"processor from cpu.stat, memory from {parts[1].source}"
-    fix = (
-        "" if os.path.exists(cgroup + "/io.stat") else "name its disks, or enable the io controller: it has no io.stat"
-    )
-    return Group(schemas.LINUX_1.name, "cgroup", "v2", note, fix)
+    fixes = []
+    if parts[1].source != "memory.stat":
+        fixes.append("enable the memory controller, or with systemd set ProtectProc=default")
+    if disks is None and not os.path.exists(cgroup + "/io.stat"):
+        fixes.append("name its disks, or enable the io controller: it has no io.stat")
+    return Group(schemas.LINUX_1.name, "cgroup", "v2", note, "; ".join(fixes))
 
 
 def checks(machine: Machine) -> list[Check]:
@@ -217,7 +221,7 @@ def examine(
     """-> {"schema": the best that works here or None, "groups": [Group], "checks": [Check]}."""
     machine = machine or Machine()
     unprivileged = proc_groups(interfaces, machine, disks)
-    with_bpf = bpf_groups(interfaces, cgroup)
+    with_bpf = bpf_groups(interfaces, cgroup, disks)
     schema = None
     if all(group.works for group in unprivileged):
         schema = schemas.LINUX_1.name if all(group.works for group in with_bpf) else schemas.LINUX_PROC_1.name
