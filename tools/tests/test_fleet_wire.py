@@ -85,6 +85,30 @@ def test_what_the_device_says_is_what_the_cddl_says(monkeypatch: pytest.MonkeyPa
     assert keys_seen == {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 15, 16}  # nothing fills 13, the detail, yet
 
 
+def test_the_core_profile_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reporter without delivery.py: its messages pass the CDDL, the readers and the collector's store."""
+    with Store(":memory:") as store:
+        for now_s in (0, int(time.time())):
+            set_clock(monkeypatch, now_s)
+            sent: list[bytes] = []
+            reporter = Reporter("pump-1", SECRET, heartbeat_windows=3, sequence=now_s + 1, boot=1 + bool(now_s))
+            status = bytes(
+                reporter.status("1.2.3", b"12345678", b"87654321", 10_000, ["firmware hook"], 0, True, "0.1.0")
+            )
+            for i, level in enumerate((0, 0, 0, 2, 2, 0)):
+                reporter.observe(FakeVerdict(level), 10_000 * i)
+                reporter.pump(lambda topic, payload, qos, sent=sent: sent.append(bytes(payload)), 10_000 * i)
+            for message in (status, bytes(reporter.status(online=False))):
+                schema("status").validate_cbor(KEYS.status.open(message))
+            reports = [wire.open_report("pump-1", KEYS, message) for message in sent]
+            for message in sent:
+                schema("sealed").validate_cbor(message)
+                schema("report").validate_cbor(KEYS.report.open(message))
+            assert [(report.level, report.windows) for report in reports] == [(0, 3), (2, 1), (0, 1)]
+            assert store.put(reports, [wire.open_status("pump-1", KEYS, status)]) == ["stored"] * 3
+            assert store.put(reports, []) == ["again"] * 3
+
+
 def test_status_ack_and_command_are_what_the_cddl_says() -> None:
     reporter, _ = make([])
     facts = {
