@@ -30,9 +30,12 @@ def page(figures: dict[str, Any], command: str, later: dict[str, Any] | None = N
         lines.append(f"| `{name}` | {attacks.ATTACKS[name].what} | {' | '.join(cells)} | {named} |")
     lines += [
         "",
-        "A number is the window, counted from the attack's start, in which the alarm came; a dash, that none came,",
+        "A number is the window in which the alarm came, counted from the attack's start, which follows the end of a",
     ]
-    lines += ["with the most evidence seen, as a share of the alarm line, and the windows waited.", ""]
+    lines += [
+        "window; a dash says that none came, with the most evidence seen, in alarm lines, and the windows waited.",
+        "",
+    ]
     if later:
         devices = ", ".join(later["devices"])
         lines += [
