@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         notes["disks"] = "of its own" if args.cgroup else ",".join(disks)
     writer = TraceWriter(path, collector.schema, window.window_ms, args.device, notes, args.resume)
     try:
-        with writer, terminated_as_interrupt(), _progress(args, writer) as shown:
+        with writer, terminated_as_interrupt(), _progress(args.json, args.label, args.windows, writer.windows) as shown:
             complete = record(collector, window, writer, args.label, args.windows, shown, settle=args.settle)
     finally:
         collector.close()
@@ -99,7 +99,9 @@ def _record_recipe(args: argparse.Namespace) -> int:
     wanted = recipe.read_recipe(args.recipe)
     if args.part:
         wanted = wanted.part(args.part)
-    traces = recipe.record(wanted)
+    total = wanted.record.get("windows", 0) * len(wanted.record.get("devices", []))
+    with _progress(args.json, wanted.name, total, 0) as shown:
+        traces = recipe.record(wanted, lambda done, _: shown(done))
     if args.json:
         print(json.dumps({"traces": traces}))
     else:
@@ -202,8 +204,8 @@ def terminated_as_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(args: argparse.Namespace, writer: TraceWriter) -> Iterator[Callable[[int], None]]:
-    if args.json or not sys.stderr.isatty():
+def _progress(silent: bool, what: str, total: int | None, completed: int) -> Iterator[Callable[[int], None]]:
+    if silent or not sys.stderr.isatty():
         yield lambda done: None
         return
     from rich.console import Console
@@ -211,7 +213,7 @@ def _progress(args: argparse.Namespace, writer: TraceWriter) -> Iterator[Callabl
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(f"recording {args.label}", total=args.windows, completed=writer.windows)
+        task = progress.add_task(f"recording {what}", total=total, completed=completed)
         yield lambda done: progress.update(task, completed=done)
 
 
