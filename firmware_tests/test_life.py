@@ -33,11 +33,12 @@ TARGETS = [unix_x64(), unix_i386()]
 ARCHITECTURE = {"unix-x64": "x64", "unix-i386": "x86"}
 # The heap in which a whole life passes, everything loaded from .mpy, the simulated product beside it: (profile, TLS).
 HEAP = {
-    "unix-i386": {("full", False): "84k", ("core", False): "68k", ("full", True): "104k", ("core", True): "88k"},
+    "unix-i386": {("full", False): "80k", ("core", False): "64k", ("full", True): "96k", ("core", True): "80k"},
     "unix-x64": {("full", False): "192k", ("core", False): "144k", ("full", True): "288k", ("core", True): "240k"},
 }
 PROFILES = ("full", "core")
-MPY_BYTES = {"full": 36_864, "core": 28_160}
+MPY_BYTES = {"full": 36_864, "core": 24_576}
+VIPER_MORE_BYTES = {"armv6m": 0, "armv7emsp": 0, "rv32imc": 64, "xtensawin": 256, "x86": 800}  # larger machine code
 STEADY_BYTES = {"full": 59_392, "core": 48_128}  # of heap, once started, on 32 bit
 REPORT_BYTES = {"full": 1_152, "core": 1_024}  # allocated for one report made and sent, its share of a new segment too
 ALARM_BYTES = {"full": 1_344, "core": 1_024}  # for one that explains an alarm
@@ -317,9 +318,10 @@ def test_a_replayed_trace_gives_the_same_verdicts_and_reports_everywhere(peers: 
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("architecture", ["armv6m", "x86"])
+@pytest.mark.parametrize("architecture", VIPER_MORE_BYTES)
 def test_mpy_stays_within_its_budgets(architecture: str, profile: str, tmp_path: Path) -> None:
-    assert build(architecture, tmp_path, profile=profile).total <= MPY_BYTES[profile]
+    most = MPY_BYTES[profile] + VIPER_MORE_BYTES[architecture]
+    assert build(architecture, tmp_path, profile=profile).total <= most
 
 
 def test_the_client_and_the_hook_stay_within_theirs(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class Source:
             self._file.seek(at)
             if self._file.readinto(out) == size:
                 return out
-        raise ModelError("truncated: %d bytes at %d of %d" % (size, at, self.size))
+        raise ModelError("%d bytes at %d of %d" % (size, at, self.size))
 
     def digests(self):
         """-> (the first 8 bytes of the SHA-256, the CRC-32) of all the bytes."""
@@ -135,7 +135,7 @@ class Network:
     def run(self, x):
         """x: `input_size` bytes, int8 in two's complement -> the output likewise, the same bytearray at each call."""
         if len(x) != self.input_size:
-            raise ModelError("input: %d bytes, not %d" % (len(x), self.input_size))
+            raise ModelError("input: %d bytes" % len(x))
         flip = self.kernels.flip
         flip(x, self._x, self.input_size)
         for step in self.steps:

@@ -71,7 +71,7 @@ class Normalization:
             self.shift[i] = shift & 31
             self.reach[i] = 64 << (shift >> 5 or 20)
             if not 0 < self.inv[i] < 0x4000 or self.shift[i] > 29:
-                raise ModelError("normalization of feature %d" % i)
+                raise ModelError("feature %d" % i)
 
     def fill_q8(self, deltas: list[int], elapsed_ms: int, window_ms: int, out: list[int]) -> None:
         """deltas: n counts or readings of one window -> out: n ints f_q8, before any normalization."""

@@ -30,7 +30,7 @@ class Head:
     def __init__(self, model, schema, state=None):
         meta = model.metadata
         if meta is None:
-            raise ModelError("no stonechat metadata in the model")
+            raise ModelError("no stonechat metadata")
         n = len(meta)
         if meta.schema_id != schema.id or not n == len(schema) == model.input_size == model.output_size:
             raise ModelError("the model is for schema %s, %d features" % (meta.schema_name, n))
@@ -48,7 +48,7 @@ class Head:
         self._rows = bytearray()
         for x, y, score_q8 in meta.golden:
             if bytes(model.run(x)) != y or self.detector.score(x, y) != score_q8:
-                raise ModelError("golden vector: other bytes on this runtime")
+                raise ModelError("golden vector: other bytes")
         meta.golden = ()  # they have told what they know, and take 400 bytes
         if state:
             self._restore(state, meta.learn_windows >> 1)

@@ -36,7 +36,7 @@ def load_model(data, backend=None, resident_bytes=16384):
         if magic != MAGIC:
             plan = 0
         elif crc != _WHOLE:
-            raise ModelError("the file is damaged")
+            raise ModelError("damaged")
         else:
             metadata = Metadata(source.bytes(end - plan - size, size))
         tidy()
@@ -49,10 +49,10 @@ def load_model(data, backend=None, resident_bytes=16384):
             try:
                 from .int8 import read
             except ImportError:
-                raise ModelError("no plan in the file; build --with int8")
+                raise ModelError("no plan; build --with int8")
             model = read(data, backend, resident_bytes)
     except MemoryError:
-        raise ModelError("the model needs more memory than there is")
+        raise ModelError("out of memory")
     model.digest = digest  # pyright: ignore[reportAttributeAccessIssue] - a back end is any class with run(x)
     model.metadata = metadata  # pyright: ignore[reportAttributeAccessIssue]
     return model

@@ -1,4 +1,4 @@
-"""Make what a board needs of the agent: .mpy files (mpy-cross -O2), package.json for mip, manifest.py for freezing.
+"""Make what a board needs of the agent: .mpy files (mpy-cross), package.json for mip, manifest.py for freezing.
 
 One folder an architecture: OUT/ARCH/stonechat/*.mpy; only the viper kernels differ between them. What goes in is what
 the profile's entry imports, found by reading the sources, and what --with names: stonechat.board.boot for the full
@@ -6,8 +6,9 @@ profile, stonechat.board.core for the smallest (its docstring says what it leave
 The reader of whole .tflite graphs (int8 and what it needs) goes in only for a --model without a plan: what
 `stonechat train` makes has one.
 
-Rooms that nobody but the entry imports are linked into it (link.py), which saves a twelfth; what --with names stays a
-file of its own, and --unlinked keeps every room one. The manifest freezes the sources as they are.
+Rooms that nobody but the entry imports are linked into it (link.py), compiled without line numbers (-O3), which saves a
+sixth; what --with names stays a file of its own. --unlinked keeps every room one and its line numbers (-O2): to look
+for a fault. The manifest freezes the sources as they are.
 
 mip before MicroPython 1.26 wants whole addresses in package.json: --url is where OUT/ARCH will be served from.
 
@@ -34,7 +35,7 @@ import stonechat
 from stonechat import planning
 from stonechat.errors import ConfigError
 
-from stonechat_tools.device.link import in_order, link, package_of
+from stonechat_tools.device.link import in_order, link, package_of, private_names
 
 # mpy-cross's names, and boards that have them
 ARCHITECTURES = {
@@ -182,12 +183,14 @@ def build(
                 if room != entry:
                     continue
                 order = in_order(together, {one: imports(one) for one in together})
-                texts = {one: (PACKAGE / (one + ".py")).read_text() for one in together}
+                texts = {one: (PACKAGE / (one + ".py")).read_text() for one in built.rooms}
+                known = set().union(*[private_names(texts[one]) for one in apart & set(built.rooms)])
                 source = Path(scratch) / source.name
-                source.write_text(link(entry, order, texts))
+                source.write_text(link(entry, order, texts, known))
             target = folder / "stonechat" / (room + ".mpy")
             target.parent.mkdir(parents=True, exist_ok=True)
-            command = [compiler, "-O2", "-march=" + architecture, "-s", source.name, "-o", str(target), str(source)]
+            lines = "-O3" if together else "-O2"  # where rooms are linked, a line's number would point nowhere
+            command = [compiler, lines, "-march=" + architecture, "-s", source.name, "-o", str(target), str(source)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60)
             if done.returncode:
                 raise ConfigError(f"{source.name} for {architecture}: {done.stderr.strip()}")

@@ -2,14 +2,20 @@
 
 The rooms' sources follow one another, those that are imported first; imports between them go, `room.name` becomes
 `name`, and constants get the underscore by which mpy-cross knows that nobody else reads them. What can't be told apart
-any more (two rooms that define the same name, a local variable that hides one) is refused, never renamed.
+any more (two rooms that define the same name, a local variable that hides one) is refused. Private names, of which no
+other room may know, become short ones.
 """
 
 import ast
-from collections.abc import Iterable
+import itertools
+import string
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 from stonechat.errors import ConfigError
+
+_NAMED = ("id", "attr", "name", "arg")  # fields of syntax nodes that hold a name
 
 
 def package_of(room: str, level: int) -> Path:
@@ -33,9 +39,10 @@ def in_order(rooms: Iterable[str], imports: dict[str, set[str]]) -> list[str]:
     return order
 
 
-def link(entry: str, order: list[str], sources: dict[str, str]) -> str:
-    """order: rooms, each behind those that it imports; sources: their texts -> the text of a room that stands in the
-    place of `entry` and holds them all. Raises ConfigError where names collide."""
+def link(entry: str, order: list[str], sources: dict[str, str], kept: Iterable[str] = ()) -> str:
+    """order: rooms, each behind those that it imports; sources: their texts; kept: private names to leave as they are
+    -> the text of a room that stands in the place of `entry` and holds them all. Raises ConfigError where names
+    collide."""
     imported: dict[str, tuple[str, str]] = {}  # name -> (statement's module, name there)
     owners: dict[str, str] = {}
     body: list[ast.stmt] = []
@@ -55,7 +62,8 @@ def link(entry: str, order: list[str], sources: dict[str, str]) -> str:
     for name in constants.public:
         if private(name) in owners:
             raise ConfigError(f"link: {name} and {private(name)}")
-    body = [constants.visit(statement) for statement in body]
+    shortened = _Shortened({*kept, *imported})
+    body = [shortened.visit(constants.visit(statement)) for statement in body]
     lines = []
     for module in sorted({module for module, _ in imported.values()}):
         pairs = sorted((name, real) for name, (source, real) in imported.items() if source == module)
@@ -79,6 +87,41 @@ def _is_constant(statement: ast.stmt) -> bool:
 
 def private(name: str) -> str:
     return f"_{name}_"
+
+
+def private_names(source: str) -> set[str]:
+    """The names and attributes of a text that begin with one underscore."""
+    found = {getattr(node, field, None) for node in ast.walk(ast.parse(source)) for field in _NAMED}
+    return {name for name in found if _is_private(name)}
+
+
+def _is_private(name: object) -> TypeGuard[str]:
+    return isinstance(name, str) and name[:1] == "_" and name[1:2] not in ("", "_")
+
+
+def _short_names() -> Iterator[str]:
+    letters = string.ascii_letters
+    yield from ("_" + a for a in letters)
+    yield from ("_" + a + b for a, b in itertools.product(letters, letters))
+
+
+class _Shortened(ast.NodeTransformer):
+    """Gives each private name a short one, but for those in `kept`."""
+
+    def __init__(self, kept: set[str]) -> None:
+        self._kept = kept
+        self._free = (name for name in _short_names() if name not in kept)
+        self._names: dict[str, str] = {}
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        for field in _NAMED:
+            name = getattr(node, field, None)
+            if _is_private(name) and name not in self._kept:
+                if name not in self._names:
+                    self._names[name] = next(self._free)
+                setattr(node, field, self._names[name])
+        return node
 
 
 class _Constants(ast.NodeTransformer):
