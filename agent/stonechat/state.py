@@ -55,7 +55,7 @@ class State:
         record = bytearray()
         for name in self.sections:
             value = self.sections[name]
-            record.extend(pack("<BH", len(name), len(value)) + name + value)
+            record.extend(pack("<BH", len(name), len(value) & 0xFFFF) + name + value)  # more is refused below
         record.extend(pack("<I", crc32(record)))
         try:
             if len(record) > MAX_BYTES:

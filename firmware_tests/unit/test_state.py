@@ -65,13 +65,14 @@ def test_every_cut_and_every_flipped_byte_is_noticed():
 @with_file
 def test_too_much_is_refused_and_the_old_record_stays():
     raw = saved()
-    state = State(PATH)
-    state.put(b"much", bytes(MAX_BYTES))
-    try:
-        state.save()
-        assert False, "taken"
-    except StateError:
-        pass
+    for size in (MAX_BYTES, 0x10003):  # the second one's length does not fit its two bytes
+        state = State(PATH)
+        state.put(b"much", bytes(size))
+        try:
+            state.save()
+            assert False, "taken"
+        except StateError:
+            pass
     with open(PATH, "rb") as file:
         assert file.read() == raw
 
