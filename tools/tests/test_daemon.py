@@ -98,6 +98,10 @@ def other_plan(path: Path) -> None:
     path.write_bytes(planning.seal(bytes(data)))
 
 
+def other_host(path: Path) -> None:
+    path.write_text(path.read_text().replace("127.0.0.1", "broker..lan"))
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -113,8 +117,20 @@ def other_plan(path: Path) -> None:
         (lambda folder: (folder / "device.key").chmod(0o644), "chmod 600"),
         (lambda folder: (folder / "device.key").write_text("abc\n"), "64 hexadecimal digits"),
         (lambda folder: (folder / "device.key").unlink(), "key_file"),
+        (lambda folder: other_host(folder / "stonechat.toml"), "no name of a host"),
     ],
-    ids=["toml", "no model", "no tflite", "truncated", "other plan", "other schema", "open key", "short key", "no key"],
+    ids=[
+        "toml",
+        "no model",
+        "no tflite",
+        "truncated",
+        "other plan",
+        "other schema",
+        "open key",
+        "short key",
+        "no key",
+        "host",
+    ],
 )
 def test_what_can_not_run_says_why_in_one_line(folder: Path, spoil: object, says: str) -> None:
     agent = AgentProcess(folder, 1)

@@ -63,6 +63,7 @@ def test_defaults_are_filled_in(tmp_path: Any) -> None:
         (("[mqtt]", '[mqtt]\ntransport = "carrier pigeon"'), 'one of "paho", "lean"'),
         (("[mqtt]", "[mqtt]\nport = true"), "whole number"),
         (("[model]", "[collector]\ninterfaces = [1]\n[model]"), "list of texts"),
+        (("[model]", "[counters]\nlist = [{name = 2024-01-01}]\n[model]"), "[counters] list must be"),
         (("[device]", "device = 3\n[devices]"), "section"),
         (("[device]", "[device"), "is not TOML"),
     ],

@@ -62,7 +62,8 @@ def _texts(value) -> str | None:
 
 
 def _tables(value) -> str | None:
-    good = isinstance(value, list) and all(isinstance(item, dict) for item in value)
+    rows = value if isinstance(value, list) else [None]
+    good = all(isinstance(row, dict) and all(isinstance(text, str) for text in row.values()) for row in rows)
     return None if good else 'a list like [{name = "openings", unit = "1", kind = "rate", path = "/run/door/openings"}]'
 
 

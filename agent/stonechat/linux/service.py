@@ -168,7 +168,10 @@ def prepare_transport(config: dict):
         make = Client
         options = {"socket": net}
 
-    mqtt["host"].encode("idna")  # getaddrinfo loads this codec, and Python may lie where only root can read
+    try:
+        mqtt["host"].encode("idna")  # getaddrinfo loads this codec, and Python may lie where only root can read
+    except UnicodeError:
+        raise ConfigError("[mqtt] host %r is no name of a host" % mqtt["host"])
 
     def connectable(reporter, on_message, on_connect):
         transport = make(
@@ -333,9 +336,9 @@ def main(config_fd: int) -> int:
     status."""
     with open(config_fd, "rb") as file:
         config = marshal.loads(file.read())
-    with open("/proc/self/comm", "w") as file:  # what ps and top call it
-        file.write("stonechat-agent")
     try:
+        with open("/proc/self/comm", "w") as file:  # what ps and top call it
+            file.write("stonechat-agent")
         Daemon(config, Log(config["log"]["level"])).run()
     except (StonechatError, OSError) as error:
         Log("error")("error", str(error))
