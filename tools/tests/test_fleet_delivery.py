@@ -216,6 +216,24 @@ def test_status_will_and_replays(tmp_path: Path) -> None:
         assert store.rejections() == {"pump-1": {"stale": 3}}
 
 
+def test_a_wiped_device_that_has_a_clock_is_heard_again(tmp_path: Path) -> None:
+    keys = wire.DeviceKeys(wire.new_secret(), "pump-1")
+
+    def status(boot: int, time_s: int, online: bool = True) -> wire.Status:
+        fields = {0: 1, 2: boot, 3: time_s, 4: 5, 5: online} | ({6: 1} if online else {})
+        return wire.open_status("pump-1", keys, keys.status.seal(wire.encode(fields)))
+
+    with Store(":memory:") as store:
+        store.put([], [status(40, 1_800_000_000), status(41, 1_800_100_000)])
+        store.put([], [status(40, 1_800_000_000, online=False), status(1, 1_800_100_000)])  # older, or no later
+        assert store.rejections() == {"pump-1": {"stale": 2}}
+        assert store.devices()[0]["online"] and store.devices()[0]["boot"] == 41
+        store.put([], [status(1, 1_800_200_000)])  # its flash was wiped
+        assert store.devices()[0]["boot"] == 1
+        store.put([], [status(1, 1_800_200_000, online=False)])
+        assert not store.devices()[0]["online"]
+
+
 @needs_mosquitto
 def test_the_verbs_work_together(tmp_path: Path, broker: Mosquitto, capsys: pytest.CaptureFixture[str]) -> None:
     from stonechat_tools.cli import main

@@ -274,7 +274,8 @@ class Store:
         boot, number = self._db.execute(
             "SELECT status_boot, status_number FROM devices WHERE id = ?", (device,)
         ).fetchone()
-        if status.boot < boot or (status.online and status.boot == boot and status.number < number):
+        older = status.boot < boot and not self._began_after(device, boot, status)
+        if older or (status.online and status.boot == boot and status.number < number):
             raise Rejected("stale", "an older status")
         if status.time_s is not None:
             self._db.execute(
@@ -303,6 +304,14 @@ class Store:
             " WHERE id = ?",
             (status.boot, status.number, json.dumps(facts), now_s, device),
         )
+
+    def _began_after(self, device: int, boot: int, status: Status) -> bool:
+        """Whether the device's own clock says that it started after boot `boot` did. A device whose memory was wiped
+        counts its starts anew; without a clock nobody can tell it from an old message."""
+        row = self._db.execute("SELECT began_s FROM boots WHERE device = ? AND boot = ?", (device, boot)).fetchone()
+        if status.time_s is None or row is None or row[0] is None:
+            return False
+        return bool(status.time_s - status.uptime_s > row[0])
 
     def _put_rejection(self, device: str, reason: str, now_s: float) -> None:
         if device not in self._ids:
