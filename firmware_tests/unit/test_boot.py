@@ -3,6 +3,8 @@
 from stonechat.board import hooks
 from stonechat.board import watch as board
 from stonechat.errors import MQTTError, StonechatError
+from stonechat.report import Reporter
+from test_mqtt import Broker, settle
 
 
 class Verdict:
@@ -98,3 +100,33 @@ def test_run_ticks_under_asyncio():
 
     asyncio.run(some())
     assert watch.agent.ticks >= 3
+
+
+def test_what_the_broker_holds_for_the_full_profile_does_not_end_the_cores_connections():
+    agent = Agent()
+    agent.connected = lambda: None
+
+    def make(device_id, key, counter, model, state, folder, publish, firmware, publish_retained, options):
+        agent.reporter = Reporter(device_id, key, **options)
+        return agent
+
+    broker = Broker()
+    load_model = board.load_model
+    board.load_model = lambda file: None
+    try:
+        watch = board.begin(
+            make, "sensor-" * 9 + "7", bytes(32), __file__, host="127.0.0.1", port=broker.port, folder="."
+        )
+        client = watch.transport
+        broker.welcome(client)
+        body = bytes(200)
+        topic = (agent.reporter.topic + "command").encode()
+        length = 4 + len(topic) + len(body)
+        broker.send(bytes((0x32, length & 127 | 128, length >> 7, 0, len(topic))) + topic + b"\x00\x09" + body)
+        settle(client, lambda: not client.oversize)
+        assert broker.read(4) == b"\x40\x02\x00\x09"
+        client.close()
+    finally:
+        board.load_model = load_model
+        hooks.remove()
+        broker.close()

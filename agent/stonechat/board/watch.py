@@ -113,7 +113,8 @@ def begin(
                 will=(reporter.status_topic, reporter.status(online=False), 1, True),
                 on_connect=agent.connected,
                 socket=hooks.real_socket,
-                max_packet=_MAX_PACKET if reporter.subscriptions else 64,
+                # without subscriptions, the topic of what the broker may still hold for this device's full profile
+                max_packet=_MAX_PACKET if reporter.subscriptions else len(reporter.topic) + 32,
             )
             agent.publish = transport.publish
             agent.publish_retained = lambda topic, payload, qos: transport.publish(topic, payload, qos, True)
