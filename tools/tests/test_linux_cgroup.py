@@ -1,6 +1,7 @@
 """One cgroup, and chosen disks, in place of the whole machine."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -97,6 +98,15 @@ def _columns(collector: LinuxCollector) -> dict[str, int]:
     values = [0] * len(LINUX_1)
     collector.read(values)
     return dict(zip(COLUMNS, values, strict=True))
+
+
+@pytest.mark.root
+def test_the_laboratorys_cgroup_goes_with_whoever_is_left_in_it():
+    with lab.cgroup() as folder:
+        process = netns.start("import time; print('here', flush=True); time.sleep(60)", group=str(folder))
+        assert process.stdout.readline() == b"here\n"
+    process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGKILL and not folder.exists()
 
 
 @pytest.mark.root

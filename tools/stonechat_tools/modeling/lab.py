@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from stonechat.linux.connections import cgroup_root
 from stonechat_tools.workloads import netns
 
 DISK_MIB = 96
+_GONE_WITHIN_S = 5.0
 MEMORY_FOLDER = "/dev/shm" if os.path.isdir("/dev/shm") else None
 _JOIN = 'echo $$ > "$0" && exec "$@"'
 
@@ -82,7 +84,8 @@ def image(mib: int = DISK_MIB) -> Iterator[str]:
 
 @contextlib.contextmanager
 def cgroup() -> Iterator[Path]:
-    """A cgroup v2 folder that processes can join. Raises ConfigError where none can be made."""
+    """A cgroup v2 folder that processes can join; those that are still in it at the end are killed. Raises ConfigError
+    where none can be made."""
     try:
         folder = Path(tempfile.mkdtemp(prefix=_prefix(), dir=cgroup_root()))
     except (OSError, CollectorError) as error:
@@ -90,8 +93,7 @@ def cgroup() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+        _remove(folder)
 
 
 def need_root() -> None:
@@ -101,6 +103,18 @@ def need_root() -> None:
 
 def _prefix() -> str:
     return f"stonechat-{os.getpid()}-"
+
+
+def _remove(cgroup: Path) -> None:
+    deadline_s = time.monotonic() + _GONE_WITHIN_S
+    while time.monotonic() < deadline_s:
+        try:
+            cgroup.rmdir()
+            return
+        except OSError:  # somebody is in it, or not yet wholly gone
+            with contextlib.suppress(OSError):
+                (cgroup / "cgroup.kill").write_text("1")  # Linux 5.14
+            time.sleep(0.05)
 
 
 def _unmount(folder: str) -> None:
