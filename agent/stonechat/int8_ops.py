@@ -21,7 +21,6 @@ _TANH = const(28)
 _SUB = const(41)
 _QUANTIZE = const(114)
 
-_HALF = (1, -1)
 _TWENTY_BITS = const(20)  # how far ADD and SUB lift their inputs before they are rescaled
 _MAX_RAW = const(0x7FFFFFFF)  # the largest gemmlowp fixed-point number: 1.0 where there is no integer bit
 

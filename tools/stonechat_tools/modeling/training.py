@@ -7,7 +7,7 @@ Each device's benign windows are cut in the order of time: 60 % make the network
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -388,7 +388,3 @@ def cbor_safe(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [cbor_safe(item) for item in value]
     return repr(value) if isinstance(value, float) else value
-
-
-def with_seeds(options: Options, seeds: int | None) -> Options:
-    return options if seeds is None else replace(options, seeds=seeds)
