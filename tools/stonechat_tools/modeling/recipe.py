@@ -119,8 +119,8 @@ def _check_record(record: Any, name: str) -> None:
         "loopback",
     ):
         raise ConfigError(f"{name}: [record] has collector proc or bpf, and peers remote or loopback")
-    if record.get("guests") and (record.get("collector") == "bpf" or record.get("peers") == "loopback"):
-        raise ConfigError(f"{name}: [record] guests have no BPF and remote peers")
+    if record.get("guests") and record.get("collector") == "bpf":
+        raise ConfigError(f"{name}: [record] guests have no BPF")
 
 
 def _check(table: Any, known: dict[str, Any], where: str) -> None:
@@ -201,8 +201,8 @@ def _start(
     command += ["--settle", str(wanted.get("settle_windows", 0)), "--collector", "bpf" if bpf else "proc"]
     command += [] if remote else ["--interfaces", "lo"]
     if wanted.get("guests"):
-        target, router = netns.PEERS, netns.ROUTER
-        workload = benign.command(device["kind"], seconds, target, router, pace=pace, seed=seed)
+        hosts = (netns.PEERS, netns.ROUTER) if remote else (None, None)
+        workload = benign.command(device["kind"], seconds, *hosts, pace=pace, seed=seed)
         return stack.enter_context(guest.machine(seconds, workload, command))
     box = stack.enter_context(lab.box(seconds, in_cgroup=bpf))
     peers = (box.net.peers, box.net.router) if remote else (None, None)
