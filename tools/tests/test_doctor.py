@@ -108,6 +108,14 @@ def test_an_old_kernel(machine):
     assert "5.10" in _check(old, "kernel").fix
 
 
+def test_one_cgroup_is_not_watched_without_bpf(machine, bpf, tmp_path):
+    assert doctor.examine(machine=machine, cgroup=str(tmp_path))["schema"] is None  # it has no cpu.stat
+    bpf[1] = ("connections", "", "cgroup_skb does not start")
+    assert doctor.examine(machine=machine)["schema"] == "linux-proc-1"
+    (tmp_path / "cpu.stat").write_text("usage_usec 1\n")
+    assert doctor.examine(machine=machine, cgroup=str(tmp_path))["schema"] is None
+
+
 def test_cgroup_version_1_only(machine):
     _proc(machine, "self/mounts", "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n")
     check = _check(machine, "cgroup v2")

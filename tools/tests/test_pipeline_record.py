@@ -105,6 +105,13 @@ def test_command_with_a_vendors_counters(tmp_path: Path, capsys: pytest.CaptureF
     assert len(trace) == 4 and trace.deltas.min() > 0
 
 
+@pytest.mark.parametrize("words", [("--collector", "proc"), ("--counters", "c.toml")])
+def test_a_cgroup_is_watched_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str]) -> None:
+    assert main(["record", str(tmp_path / "r.csv"), "--windows", "1", "--cgroup", "/sys/fs/cgroup", *words]) == 1
+    assert "--cgroup needs BPF" in capsys.readouterr().err
+    assert not (tmp_path / "r.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [

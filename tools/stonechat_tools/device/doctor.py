@@ -218,13 +218,17 @@ def examine(
     cgroup: str | None = None,
     disks: tuple[str, ...] | None = None,
 ) -> dict[str, object]:
-    """-> {"schema": the best that works here or None, "groups": [Group], "checks": [Check]}."""
+    """-> {"schema": the best that works here or None, "groups": [Group], "checks": [Check]}. With a cgroup the agent
+    starts only where everything works."""
     machine = machine or Machine()
     unprivileged = proc_groups(interfaces, machine, disks)
     with_bpf = bpf_groups(interfaces, cgroup, disks)
     schema = None
     if all(group.works for group in unprivileged):
-        schema = schemas.LINUX_1.name if all(group.works for group in with_bpf) else schemas.LINUX_PROC_1.name
+        if all(group.works for group in with_bpf):
+            schema = schemas.LINUX_1.name
+        elif cgroup is None:
+            schema = schemas.LINUX_PROC_1.name
     return {"schema": schema, "groups": unprivileged + with_bpf, "checks": checks(machine)}
 
 
@@ -251,6 +255,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"ok": ok, "schema": schema, "groups": rows, "checks": [asdict(c) for c in about]}, indent=2))
     else:
         _show(groups, about, schema if isinstance(schema, str) else None, args.require, ok)
+        if args.cgroup and not ok:
+            print("Watching one cgroup needs the rows of linux-1, too.")
     return 0 if ok else 1
 
 

@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--window {args.window}: want 0.05 to 86400 seconds")
     if args.windows is not None and args.windows < 1:
         raise ConfigError(f"--windows {args.windows}: want at least 1")
+    if args.cgroup and (args.collector == "proc" or args.counters):
+        raise ConfigError("--cgroup needs BPF: leave out --collector proc and --counters")
     disks = _names(args.disks)
     collector = open_collector(args.collector, _names(args.interfaces), args.counters, args.cgroup, disks)
     path = args.trace + ".part.csv" if args.trace.endswith(".parquet") else args.trace
