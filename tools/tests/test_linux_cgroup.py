@@ -110,6 +110,23 @@ def test_the_laboratorys_cgroup_goes_with_whoever_is_left_in_it():
 
 
 @pytest.mark.root
+def test_a_disk_that_finds_no_folder_leaves_nothing_behind(monkeypatch):
+    def refuse(**_):
+        raise OSError("no room")
+
+    monkeypatch.setattr(lab.tempfile, "mkdtemp", refuse)
+    with pytest.raises(OSError, match="no room"), lab.disk(8):
+        pass
+    assert not _looped()
+
+
+def _looped() -> set[str]:
+    """Files of this process's own boxes that a loop device holds."""
+    held = {path.read_text().strip() for path in Path("/sys/block").glob("loop*/loop/backing_file")}
+    return {name for name in held if f"stonechat-{os.getpid()}-" in name}
+
+
+@pytest.mark.root
 def test_the_collector_sees_its_cgroup_and_its_disk_and_nothing_beside_them(group, tmp_path):
     with lab.disk(32) as (name, folder):
         collector = LinuxCollector(use_bpf=True, cgroup=group, disks=(name,))

@@ -61,9 +61,10 @@ def box(seconds: float, in_cgroup: bool = True) -> Iterator[Box]:
 def disk(mib: int = DISK_MIB) -> Iterator[tuple[str, str]]:
     """-> (the name of a block device, the folder where it is mounted)."""
     with contextlib.ExitStack() as stack:
-        device = _run("losetup", "--find", "--show", stack.enter_context(image(mib)))
+        file = stack.enter_context(image(mib))
         folder = tempfile.mkdtemp(prefix=_prefix())
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        device = _run("losetup", "--find", "--show", file)
         try:
             _run("mount", "-o", "noatime", device, folder)
         finally:
