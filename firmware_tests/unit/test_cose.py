@@ -40,7 +40,7 @@ def test_derived_keys_are_those_of_hkdf():
 
 
 def test_a_sealed_message_byte_for_byte():
-    # the same bytes that cwt makes of it (tools/tests/test_fleet_cose.py)
+    # the same bytes that cwt makes of it (tools/tests/test_fleet_wire.py)
     mac = cose.Mac(SECRET, b"report", "pump-1")
     assert mac.seal(dumps({0: 1, 1: 7})) == unhexlify("8443a10104a045a20001010748854dd6563189a4fd")
 

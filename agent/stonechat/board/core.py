@@ -19,8 +19,10 @@ With the MQTT client that the firmware already has, `publish` takes the place of
     mqtt_as:       publish=lambda topic, payload, qos: asyncio.create_task(client.publish(topic, payload, False, qos))
 
 tick() does not block longer than a window's arithmetic (measured by `stonechat bench board`) and one write to flash;
-the look-up of the broker's name at a reconnect is the exception (mqtt.py). It never raises: what goes wrong is counted
-in `errors` and told in `last_error`. A watchdog's feed() can be handed in; it is called once a tick.
+the look-up of the broker's name at a reconnect is the exception (mqtt.py). It never raises: what goes wrong with the
+own client is counted in `watch.errors` and told in `watch.last_error`; the loop counts what a window or the flash cost
+it in `watch.agent.errors`, and `watch.agent.offline` says why the broker can't be reached. A watchdog's feed() can be
+handed in; it is called once a tick.
 
 What core leaves to the full profile (boot.py): reports that wait on flash until a collector has them, a limit of bytes
 a day, commands, a vendor's own counters. Its one file keeps what was learned and which numbers reports have used.

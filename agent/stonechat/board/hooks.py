@@ -85,7 +85,7 @@ class Counter:
         self.hold = False  # True while the device is under suspicion: nobody becomes known
         self._candidates = {}  # key -> windows in which it was seen
         self._window = 0
-        self._peers = {}  # of this window: key -> True
+        self._peers = {}  # of this window: key -> whether it is one to be learned
         self._ports = {}
         self._sent = self._writes = 0  # as of the window before
         self._lag_ms = 0

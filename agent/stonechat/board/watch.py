@@ -12,7 +12,8 @@ _MAX_PACKET = const(320)  # an acknowledgement of sixteen ranges, with its topic
 
 
 class Watch:
-    """What start() gives. agent: the loop; transport: the own MQTT client or None; counter: the hook's."""
+    """What start() gives. agent: the loop; transport: the own MQTT client or None; counter: the hook's; errors,
+    last_error: what tick() and save() kept from the firmware. The loop has its own (loop.Loop)."""
 
     def __init__(self, agent, transport, counter, feed=None):
         self.agent = agent

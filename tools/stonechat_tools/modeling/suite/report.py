@@ -13,7 +13,7 @@ _TIE = 0.005  # AUC: closer than this is called a tie
 
 
 def page(figures: dict[str, Any], command: str) -> str:
-    """figures: of protocol.run_suite -> the whole of REPORT.md."""
+    """figures: of runner.run_suite -> the whole of REPORT.md."""
     parts = [
         "# Evaluation report",
         "",
