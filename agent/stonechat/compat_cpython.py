@@ -5,8 +5,12 @@ import time
 from _operator import mul as _mul  # operator is Python, and larger
 from array import array as _array
 from os import replace
-from time import CLOCK_BOOTTIME as _CLOCK
 from time import clock_gettime_ns as _now_ns
+
+try:
+    from time import CLOCK_BOOTTIME as _CLOCK
+except ImportError:  # the tools on macOS
+    from time import CLOCK_MONOTONIC as _CLOCK
 
 # SHA-256: CPython's own C module where it is to be had, because hashlib loads all of OpenSSL (3.7 MB).
 try:

@@ -1,6 +1,8 @@
 """Who may import whom. The order is the design's: a room imports rooms of lower storeys, drivers not one another."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,9 @@ def test_importing_any_tool_prints_nothing() -> None:
         for node in ast.parse(path.read_text()).body:
             call = node.value if isinstance(node, ast.Expr) else None
             assert not isinstance(call, ast.Call), f"{path.name}:{node.lineno} runs at import"
+
+
+def test_the_tools_start_where_there_is_no_boot_clock() -> None:
+    code = "import time; del time.CLOCK_BOOTTIME; from stonechat.compat import ticks_ms; print(ticks_ms() > 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.stdout == "True\n", done.stderr
