@@ -189,6 +189,21 @@ def test_a_recording_by_recipe_that_is_terminated_leaves_nothing_and_goes_on(tmp
     assert not [name for place in places for name in os.listdir(place) if name.startswith(f"stonechat-{process.pid}-")]
 
 
+def test_a_recorder_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import signal
+    import subprocess
+    import sys
+
+    from stonechat_tools.modeling import recipe
+
+    monkeypatch.setattr(recipe, "_CLOSE_S", 0.2)
+    deaf = "import signal, time; signal.signal(15, lambda *_: None); print('here', flush=True)\nwhile 1: time.sleep(9)"
+    process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "here\n"
+    recipe._end(process)
+    assert process.returncode == -signal.SIGKILL
+
+
 def test_a_recipes_later_part_is_recorded_beside_the_model_s_own(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     text = 'name = "x"\nrecordings = "r"\n[record]\nwindow_s = 2\nwindows = 3\ncollector = "bpf"\ndevices = [{}]\n'

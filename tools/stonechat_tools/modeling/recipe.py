@@ -52,6 +52,7 @@ _RECORD = {
 _DEVICE = {"name": str, "kind": str, "pace": (int, float), "seed": int}
 _SHOW_EVERY_S = 10.0
 _GRACE_S = 60.0
+_CLOSE_S = 30.0
 
 
 @dataclass
@@ -175,9 +176,10 @@ def record(recipe: Recipe, shown: Callable[[int, int], None] = lambda done, tota
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
+    from stonechat_tools.workloads.bounds import stopped
+
     if process.poll() is None:
-        process.terminate()  # the recorder closes its file and ends
-        process.communicate(timeout=30)
+        stopped(process, _CLOSE_S)  # the recorder closes its file and ends
 
 
 def _windows(path: str) -> int:
