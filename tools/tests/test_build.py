@@ -114,12 +114,16 @@ def test_linking_is_what_the_rooms_say() -> None:
     assert names["go"]() == (5, 4)
     assert "room0" not in text and "Said" not in text and names["pack"]
     assert "MOST" not in names  # private now, so that mpy-cross keeps no name
+    assert "_own" not in text and "_own" in link.link("b", ["b"], {"b": "_own = 4\n"}, {"_own"})
 
 
 @pytest.mark.parametrize(
     ("texts", "word"),
     [
         (("def go(): pass\n", "def go(): pass\n"), "go is in room0 and in room1"),
+        (("x: int = 1\n", "x = 2\n"), "x is in room0 and in room1"),
+        (("x, y = 1, 2\n", "def y(): pass\n"), "y is in room0 and in room1"),
+        (("try:\n    x = 1\nexcept ValueError:\n    z = 2\n", "z = 2\n"), "z is in room0 and in room1"),
         (("def pack(): pass\n", "from struct import pack\n"), "pack is in room0"),
         (("from a import x\n", "from b import x\n"), "not what it is elsewhere"),
         (("def head(): pass\n", "from . import room0\ndef go(head):\n    room0.head()\n"), "hides"),

@@ -73,10 +73,15 @@ def link(entry: str, order: list[str], sources: dict[str, str], kept: Iterable[s
 
 
 def _defines(statement: ast.stmt) -> list[str]:
+    """The names that a statement of a room binds in it, also those in the blocks of an `if` or a `try`."""
     if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         return [statement.name]
-    targets = statement.targets if isinstance(statement, ast.Assign) else []
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+    blocks = [getattr(statement, field, []) for field in ("body", "orelse", "finalbody")]
+    blocks += [handler.body for handler in getattr(statement, "handlers", [])]
+    found = [name for block in blocks for inner in block for name in _defines(inner)]
+    targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
+    nodes = [node for target in targets if target is not None for node in ast.walk(target)]
+    return found + [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
 
 
 def _is_constant(statement: ast.stmt) -> bool:
