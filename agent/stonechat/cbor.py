@@ -18,8 +18,9 @@ def head(out: bytearray, major: int, n: int) -> None:
             out.append(n >> 8)
         out.append(n & 255)
     else:
-        out.append(major | 26 + (n >> 32 > 0))
-        out.extend(pack(">Q" if n >> 32 else ">I", n))
+        wide = n > 0xFFFFFFFF
+        out.append(major | 26 + wide)
+        out.extend(pack(">Q" if wide else ">I", n))
 
 
 def encode(value, out: bytearray) -> None:

@@ -9,14 +9,13 @@ stands. Every start makes a new segment: nothing is ever written behind a torn t
 
 import os
 from binascii import crc32
-from struct import pack, pack_into, unpack_from
+from struct import pack_into, unpack_from
 
 from .compat import const, first_number, sync_file, write_atomic
 from .errors import OutboxError
 
 _SEGMENT_BYTES = const(512)
 _HEADER_BYTES = const(10)
-_BLANK = bytes(10)
 _MARK_BYTES = const(18)
 _MARK = const(0x8000)
 _RESERVE = const(64)  # numbers that reports may use before they are written down (a full disk)
@@ -43,7 +42,8 @@ class Outbox:
         self._cached = 0  # file number of the segment that _cache holds
         self._cache = b""
         self._latest = (0, b"")
-        self._out = bytearray()
+        self._head = bytearray(_HEADER_BYTES)  # of a record; the same each time, so that a report costs no new one
+        self._head_summed = memoryview(self._head)[:6]
         self._reserved = 0
         self._at = _CLOSED
         try:
@@ -104,24 +104,25 @@ class Outbox:
 
     def _mark(self, reserve: int) -> bytearray:
         self._reserved = self.sequence + reserve
-        return self._record(_MARK | 8, self._reserved, pack("<II", self.boot, self.oldest))
+        mark = bytearray(_MARK_BYTES)
+        pack_into("<II", mark, _HEADER_BYTES, self.boot, self.oldest)
+        self._begin(_MARK | 8, self._reserved, memoryview(mark)[_HEADER_BYTES:])
+        mark[:_HEADER_BYTES] = self._head
+        return mark
 
-    def _record(self, length: int, sequence: int, body) -> bytearray:
-        """The same buffer each time, so that a report costs no new one."""
-        out = self._out
-        out[:] = _BLANK
-        pack_into("<HI", out, 0, length, sequence)
-        pack_into("<I", out, 6, crc32(body, crc32(out[:6])))
-        out.extend(body)
-        return out
+    def _begin(self, length: int, sequence: int, body) -> None:
+        """Fill _head for the record of `body`."""
+        pack_into("<HI", self._head, 0, length, sequence)
+        pack_into("<I", self._head, 6, crc32(body, crc32(self._head_summed)))
 
     def _new_segment(self) -> None:
         number = (self._segments[-1][0] if self._segments else 0) + 1
         self._close()
         self._trim()
-        write_atomic(self._name(number), self._mark(_RESERVE))
+        name = self._name(number)
+        write_atomic(name, self._mark(_RESERVE))
         self._segments.append([number, 0, 0])
-        self._file = open(self._name(number), "ab")
+        self._file = open(name, "ab")
         self._at = _MARK_BYTES
 
     def _close(self) -> None:
@@ -158,7 +159,9 @@ class Outbox:
             if self._at + size > _SEGMENT_BYTES:
                 self._new_segment()  # before the number counts as used: all that is acknowledged ends below it
             self.sequence = sequence + 1
-            self._file.write(self._record(len(body), sequence, body))
+            self._begin(len(body), sequence, body)
+            self._file.write(self._head)
+            self._file.write(body)
             sync_file(self._file)
         except OSError as error:
             self.sequence = sequence + 1
