@@ -120,7 +120,16 @@ def _started(
         file.flush()
         command = [*outside, KERNEL, f"mem={MEMORY_MIB}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw"]
         command += ["quiet", f"ubd0={image}", f"vec0:transport=tap,ifname={netns.TAP},depth=64,gro=1", *lines]
-        command += ["con0=null,fd:1", "con=null", f"init={sys.executable}", "--", __file__, file.name]
+        mine = stack.enter_context(tempfile.TemporaryDirectory(prefix="stonechat-uml-"))  # else it writes to ~/.uml
+        command += [
+            f"uml_dir={mine}",
+            "con0=null,fd:1",
+            "con=null",
+            f"init={sys.executable}",
+            "--",
+            __file__,
+            file.name,
+        ]
         guest = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

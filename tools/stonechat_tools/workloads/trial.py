@@ -275,6 +275,8 @@ def run_trial(args: argparse.Namespace, tell: Tell) -> dict[str, Any]:
 
 def _chosen(text: str | None, known: dict[str, Any], what: str) -> list[str]:
     words = [word for word in text.split(",") if word] if text else list(known)
+    if not words:
+        raise ConfigError(f"{text!r} names no {what}: there are {', '.join(known)}")
     for word in words:
         if word not in known:
             raise ConfigError(f"{word!r} is no {what}: there are {', '.join(known)}")
