@@ -99,7 +99,7 @@ def main(arguments):
         print("offline %d connected %d" % (bool(watch.agent.offline), watch.transport.connected))
         print("start the broker")
         sys.stdin.readline()
-        for _ in range(2000):
+        for _ in range(4000):
             watch.tick()
             if watch.transport.connected:
                 break

@@ -57,7 +57,7 @@ def network_pulled(folder: Path) -> None:
             time.sleep(12)  # more than twice the keep-alive: the broker has given the agent up
             before = store.count()
             loopback("up")
-            wait_for(lambda: store.count() >= before + 20 and not missing(store), 90, say=agent.said)
+            wait_for(lambda: store.count() >= before + 20 and not missing(store), 150, say=agent.said)
     assert "Traceback" not in agent.said(), agent.said()
 
 

@@ -188,5 +188,5 @@ list = [{{name = "openings", unit = "1", kind = "rate", path = "{door}"}},
 @pytest.mark.parametrize("scenario", ["full_disk", "network_pulled"])
 def test_in_a_namespace_of_its_own(folder: Path, scenario: str) -> None:
     command = ["unshare", "--mount", "--net", sys.executable, str(HERE / "daemon_scenarios.py"), scenario, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -68,10 +68,11 @@ def test_an_unknown_attack_is_one_line() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.timeout(360)  # it may have to learn twice
 def test_one_attack_through_the_whole_pipeline(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     command = [STONECHAT, "demo", "--attacks", "scan_connect", "--json", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=330)
     assert out.exists(), done.stdout + done.stderr
     got = json.loads(out.read_text())
     assert got["reports_stored"] == got["reports_published"] == got["reports_seen_by_subscriber"]
