@@ -148,7 +148,10 @@ def show(figures: dict[str, Any]) -> None:
         column.justify = "right"
     for row in figures["rows"]:
         table.add_row(
-            row["what"], "yes" if row["bpf"] else "no", f"{row['rss_kib'] / 1e3:,.1f} MB", f"{row['cpu_percent']:.3f} %"
+            row["what"],
+            "yes" if row["bpf"] else "no",
+            f"{row['rss_kib'] * 1024 / 1e6:,.1f} MB",
+            f"{row['cpu_percent']:.3f} %",
         )
     Console().print(table)
     for name, reason in figures["left_out"].items():
