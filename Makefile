@@ -33,7 +33,7 @@ soak: setup     ## the long jobs: fuzzing by the million, power cuts, packet ids
 	@$(BIN)/stonechat soak
 
 kernels: setup  ## the BPF programs on Debian kernels 5.10 to 6.12, amd64, arm64 and armhf, in qemu (slow)
-	@$(BIN)/python -m stonechat_tools.device.kernels
+	@$(BIN)/python -m stonechat_tools.proofs.kernels
 
 clean:          ## removes what setup made
 	rm -rf .venv .venv-cose .targets typings build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

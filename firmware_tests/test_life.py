@@ -22,10 +22,10 @@ from life.certificates import Certificates, make_certificates  # noqa: E402
 from life.firmware import INFECTIONS  # noqa: E402
 from life.peers import Peers  # noqa: E402
 from life.record import record  # noqa: E402
-from stonechat_tools.device.bench_board import measure  # noqa: E402
+from stonechat_tools.bench.board import measure  # noqa: E402
 from stonechat_tools.device.build import build, mpy_cross  # noqa: E402
-from stonechat_tools.device.soak_mqtt import interpreters, publish_all  # noqa: E402
 from stonechat_tools.fleet.local_broker import LocalBroker, free_port, mosquitto_path  # noqa: E402
+from stonechat_tools.proofs.mqtt import interpreters, publish_all  # noqa: E402
 from targets import Target, targets, unix_i386, unix_x64  # noqa: E402
 
 MODEL = ROOT / "models/micropython-1/model.tflite"

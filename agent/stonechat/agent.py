@@ -24,7 +24,7 @@ class Agent(Loop):
             stages.append(Stage(more_collector, more_model, state))
         self._fused = None
         if extra:
-            from .counters import fuse  # a board has it only where it was built --with counters
+            from .custom_counters import fuse  # a board has it only where it was built --with counters
 
             self._fuse = fuse
             self._fused = Verdict(sum([len(stage.values) for stage in stages]))

@@ -111,7 +111,7 @@ def int8_array(data):
     return _array("b", bytes(data))
 
 
-def dot(weights, at, count, x):  # int8_plain.py's, as is flip
+def dot(weights, at, count, x):  # int8/plain.py's, as is flip
     return sum(map(_mul, weights[at : at + count], x))
 
 

@@ -6,7 +6,7 @@ A board's core profile uses them as they stand; agent.py adds more stages, and w
 from . import __version__
 from .compat import const, ticks_add, ticks_diff, ticks_ms
 from .errors import StonechatError
-from .head import Head
+from .scorer import Head
 from .window import Window
 
 _PUMP_EVERY_MS = const(1000)  # how often the reporter is asked between windows and messages

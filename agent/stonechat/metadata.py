@@ -4,12 +4,12 @@ The file ends in the content of its FlatBuffer metadata buffer named "stonechat"
 reading the graph:
 
     metadata      FORM, little-endian, then as many bytes as it says (see Metadata)
-    plan          the network's layers, ready made (dense.py), or nothing
+    plan          the network's layers, ready made (int8/network.py), or nothing
     the end       16 bytes (model.END): size of the metadata, size of the plan, a mark that names the format, and a
                   CRC-32 of all the file before it
 
 The reader checks what would break it: sizes. What the numbers mean is checked by planning.check before a file leaves
-the tools. A file from somebody else's hand has no such end: it runs, but it can't be bound to a device (head.py).
+the tools. A file from somebody else's hand has no such end: it runs, but it can't be bound to a device (scorer.py).
 """
 
 from struct import calcsize, unpack_from

@@ -8,8 +8,8 @@ first 8 bytes of the file's SHA-256; `metadata`: Metadata, or None where the fil
 from struct import unpack_from
 
 from .compat import const, tidy
-from .dense import Network, Source
 from .errors import ModelError
+from .int8.network import Network, Source
 from .metadata import Metadata
 
 END = "<II4sI"  # see metadata.py
@@ -47,7 +47,7 @@ def load_model(data, backend=None, resident_bytes=16384):
             model.load_plan(source, end - plan, end)
         else:
             try:
-                from .int8 import read
+                from .int8.interpreter import read
             except ImportError:
                 raise ModelError("no plan; build --with int8")
             model = read(data, backend, resident_bytes)

@@ -17,8 +17,8 @@ def main(arguments):
     import socket
 
     from stonechat.board.schema import COLUMNS
-    from stonechat.head import Head
     from stonechat.model import load_model
+    from stonechat.scorer import Head
 
     path, port, count, seed = arguments
     collector = counter

@@ -29,7 +29,7 @@ def main(arguments):
     if profile == "core":
         from stonechat.board import core as entry
     else:
-        from stonechat.board import boot as entry  # type: ignore[no-redef]
+        from stonechat.board import full as entry  # type: ignore[no-redef]
     tls = None
     if len(arguments) > 6:
         from stonechat.board.tls import tls_context

@@ -24,8 +24,8 @@ def main(arguments):
     hooks.install()
     gc.collect()
     hook = mem_alloc() - bare
-    package = __import__("stonechat.board." + ("core" if profile == "core" else "boot"))
-    start = getattr(package.board, "core" if profile == "core" else "boot").start
+    package = __import__("stonechat.board." + ("core" if profile == "core" else "full"))
+    start = getattr(package.board, "core" if profile == "core" else "full").start
 
     gc.collect()
     imported = mem_alloc() - bare

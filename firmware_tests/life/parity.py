@@ -7,14 +7,14 @@ import sys
 
 from stonechat import delivery as delivery_room
 from stonechat import loop as loop_room
-from stonechat import queue as queue_room
+from stonechat import outbox_memory as queue_room
 from stonechat import report as report_room
 from stonechat.agent import Agent
 from stonechat.board.schema import MICROPYTHON_1
 from stonechat.compat import sha256
 from stonechat.delivery import Delivery
 from stonechat.model import load_model
-from stonechat.queue import Queue
+from stonechat.outbox_memory import Queue
 from stonechat.replay import Replay
 from stonechat.state import State
 

@@ -4,7 +4,7 @@ from stonechat.detection import ALARM, NORMAL
 from stonechat.errors import CollectorError, ModelError
 from stonechat.features import RATE
 from stonechat.metadata import Metadata
-from stonechat.planning import RESIDUAL
+from stonechat.model_file import RESIDUAL
 from stonechat.replay import Replay
 from stonechat.schema import Schema, pack_normalization
 from stonechat.state import State

@@ -1,7 +1,7 @@
 """The board's side of the agent: it never stops the firmware, and leaves its own work uncounted."""
 
+from stonechat.board import device as board
 from stonechat.board import hooks
-from stonechat.board import watch as board
 from stonechat.errors import MQTTError, StonechatError
 from stonechat.report import Reporter
 from test_mqtt import Broker, settle

@@ -2,7 +2,7 @@
 
 import os
 
-from stonechat.counters import CounterCollector, FileCounters, counter_schema, from_config
+from stonechat.custom_counters import CounterCollector, FileCounters, counter_schema, from_config
 from stonechat.errors import CollectorError, ConfigError
 from stonechat.features import LEVEL, RATE, SHARE
 from stonechat.window import Window

@@ -2,7 +2,7 @@ from stonechat.detection import ALARM, NORMAL, WATCH, Detector, Verdict
 from stonechat.errors import ModelError
 from stonechat.features import log2_q8
 from stonechat.metadata import Metadata
-from stonechat.planning import RECONSTRUCTION, RESIDUAL, pack
+from stonechat.model_file import RECONSTRUCTION, RESIDUAL, pack
 from stonechat.schema import pack_normalization
 
 

@@ -8,9 +8,9 @@ import json
 import os
 from binascii import hexlify, unhexlify
 
-from stonechat import int8, tflite
 from stonechat.compat import sha256
 from stonechat.errors import ModelError
+from stonechat.int8 import interpreter, tflite
 
 HERE = __file__.rsplit("/", 1)[0] if "/" in __file__ else "."
 FOLDERS = (HERE + "/../golden", HERE + "/../../models")
@@ -37,7 +37,7 @@ def read(path):
 
 def kernels():
     try:
-        int8.Interpreter(tflite.read(read(models()[0] + "/model.tflite")), "viper")
+        interpreter.Interpreter(tflite.read(read(models()[0] + "/model.tflite")), "viper")
         return ("plain", "viper")
     except ModelError:
         return ("plain",)
@@ -62,7 +62,7 @@ def test_every_vector_from_memory():
         assert hexlify(sha256(data).digest()).decode() == record["sha256"], path
         assert record["vectors"]
         for name in kernels():
-            check(int8.Interpreter(tflite.read(data), name), record, path + " " + name)
+            check(interpreter.Interpreter(tflite.read(data), name), record, path + " " + name)
         gc.collect()
 
 
@@ -71,7 +71,7 @@ def test_every_vector_with_the_weights_in_the_file():
         record = json.loads(read(path + "/golden.json"))
         for resident_bytes in (0, 200):
             with open(path + "/model.tflite", "rb") as file:
-                check(int8.Interpreter(tflite.read(file), None, resident_bytes), record, path)
+                check(interpreter.Interpreter(tflite.read(file), None, resident_bytes), record, path)
         gc.collect()
 
 
@@ -79,5 +79,5 @@ def test_the_models_reach_every_width_of_the_arithmetic():
     """Accumulators that are multiplied 8 bits and 4 bits at a time, and by 64 bits, all occur."""
     digits = set()
     for path in models():
-        digits.update(int8.Interpreter(tflite.read(read(path + "/model.tflite"))).digits)
+        digits.update(interpreter.Interpreter(tflite.read(read(path + "/model.tflite"))).digits)
     assert digits == {0, 4, 8}, digits

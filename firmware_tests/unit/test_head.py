@@ -1,11 +1,11 @@
-from stonechat.counters import fuse
+from stonechat.custom_counters import fuse
 from stonechat.detection import ALARM, NORMAL, WATCH, Verdict
 from stonechat.errors import ModelError
 from stonechat.features import LEVEL
-from stonechat.head import Head
 from stonechat.metadata import Metadata
-from stonechat.planning import RECONSTRUCTION
+from stonechat.model_file import RECONSTRUCTION
 from stonechat.schema import Schema, pack_normalization
+from stonechat.scorer import Head
 from stonechat.state import State
 
 SCHEMA = Schema("test-3", (("a", "1", LEVEL), ("b", "1", LEVEL), ("c", "1", LEVEL)))

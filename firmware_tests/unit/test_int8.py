@@ -2,9 +2,9 @@
 
 import gc
 
-from stonechat import quantization
 from stonechat.errors import ModelError
-from stonechat.int8_plain import requantize
+from stonechat.int8 import requantize as multipliers
+from stonechat.int8.plain import requantize
 from stonechat.model import load_model
 from test_golden import kernels, models, read
 
@@ -44,10 +44,10 @@ MULTIPLIERS = (
 
 
 def layer_multiplier(source, weight, output, per_channel):
-    product = quantization.times(quantization.real(source), quantization.real(weight))
+    product = multipliers.times(multipliers.real(source), multipliers.real(weight))
     if not per_channel:
-        product = quantization.single(product)
-    return quantization.quantized(quantization.divided(product, quantization.real(output)))
+        product = multipliers.single(product)
+    return multipliers.quantized(multipliers.divided(product, multipliers.real(output)))
 
 
 def test_multipliers_are_those_of_doubles():
@@ -68,13 +68,13 @@ def test_requantize_rounds_half_away_from_zero_twice():
 def test_scales_that_are_no_numbers_are_refused():
     for bits in (0, 0x80000000, 0xBF800000, 0x7F800000, 0x7FC00000, 0xFFFFFFFF):
         try:
-            quantization.real(bits)
+            multipliers.real(bits)
         except ModelError as error:
             assert "scale" in str(error)
         else:
             assert False, "0x%08x passed" % bits
-    assert quantization.real(1) == (1 << 23, -149 - 23)  # the smallest subnormal
-    assert quantization.real(0x3F800000) == (1 << 23, -23)
+    assert multipliers.real(1) == (1 << 23, -149 - 23)  # the smallest subnormal
+    assert multipliers.real(0x3F800000) == (1 << 23, -23)
 
 
 def test_a_run_takes_the_size_it_says():

@@ -1,10 +1,10 @@
 import os
 
 import stonechat.outbox
-import stonechat.queue
+import stonechat.outbox_memory
 from stonechat.errors import OutboxError
 from stonechat.outbox import Outbox
-from stonechat.queue import Queue
+from stonechat.outbox_memory import Queue
 
 PATH = "/tmp/stonechat-test-outbox"
 
@@ -15,11 +15,11 @@ def at_clock(now_s):
     def decorate(test):
         def run():
             real = stonechat.outbox.first_number
-            stonechat.outbox.first_number = stonechat.queue.first_number = lambda: now_s or 1
+            stonechat.outbox.first_number = stonechat.outbox_memory.first_number = lambda: now_s or 1
             try:
                 test()
             finally:
-                stonechat.outbox.first_number = stonechat.queue.first_number = real
+                stonechat.outbox.first_number = stonechat.outbox_memory.first_number = real
                 try:
                     os.rmdir(wiped())  # nothing is left behind
                 except OSError:

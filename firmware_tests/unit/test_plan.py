@@ -5,9 +5,10 @@ import gc
 import json
 from binascii import hexlify, unhexlify
 
-from stonechat import int8, planning
-from stonechat.dense import Network, Source
+from stonechat import model_file
 from stonechat.errors import ModelError
+from stonechat.int8 import interpreter
+from stonechat.int8.network import Network, Source
 from stonechat.model import END_BYTES, load_model
 from test_golden import kernels, models, read
 
@@ -23,7 +24,7 @@ def small():
 
 def end_of(data):
     """Where the content at the end of a model file begins."""
-    size, plan = planning.sizes(data)
+    size, plan = model_file.sizes(data)
     return len(data) - END_BYTES - plan - size
 
 
@@ -48,7 +49,7 @@ def test_shipped_models_run_by_their_plan():
                         model = load_model(file.read(), backend)
                     else:
                         model = load_model(file, backend, resident_bytes)
-                    assert not isinstance(model, int8.Interpreter)
+                    assert not isinstance(model, interpreter.Interpreter)
                     for x, y, _ in record["vectors"][:8]:
                         assert hexlify(model.run(unhexlify(x))).decode() == y, (path, backend, resident_bytes)
         gc.collect()
@@ -59,14 +60,14 @@ def test_the_plan_of_every_chain_runs_as_its_graph():
     planned = 0
     for path in models():
         data, record = read(path + "/model.tflite"), json.loads(read(path + "/golden.json"))
-        interpreter = int8.read(data)
-        plan = planning.plan(interpreter)
+        graph = interpreter.read(data)
+        plan = model_file.plan(graph)
         if not plan:
             assert path.endswith("/operators")
             continue
         network = Network()
         network.load_plan(Source(data + plan), len(data), len(data) + len(plan))
-        assert network.macs == interpreter.macs
+        assert network.macs == graph.macs
         for x, y, _ in record["vectors"]:
             assert hexlify(network.run(unhexlify(x))).decode() == y, path
         planned += 1
@@ -76,7 +77,7 @@ def test_the_plan_of_every_chain_runs_as_its_graph():
 
 def test_shipped_models_are_proved():
     for path in models():
-        planning.prove(read(path + "/model.tflite"))
+        model_file.prove(read(path + "/model.tflite"))
 
 
 def test_every_cut_and_every_flipped_bit_is_told():
@@ -104,7 +105,7 @@ def test_a_hostile_plan_is_refused_or_runs():
         kept = data[at]
         for value in (kept ^ 1, kept ^ 0x80, 255, 0):
             data[at] = value
-            said = outcome(planning.seal(bytes(data)))
+            said = outcome(model_file.seal(bytes(data)))
             outcomes[said] = outcomes.get(said, 0) + 1
         data[at] = kept
         if not at & 31:
@@ -114,7 +115,7 @@ def test_a_hostile_plan_is_refused_or_runs():
 
 def test_layers_that_do_not_fit_are_refused():
     data = small()
-    size, plan = planning.sizes(data)
+    size, plan = model_file.sizes(data)
     at = len(data) - END_BYTES - plan
     # position, inputs, rows, zero, low, high, step, digit of the first layer; then m and shift of its last row
     for place, value in (
@@ -134,21 +135,21 @@ def test_layers_that_do_not_fit_are_refused():
         (28, -8),
     ):
         hostile = bytearray(data)
-        hostile[at + place : at + place + 4] = planning.struct_pack("<i", value)
-        said = outcome(planning.seal(bytes(hostile)))
+        hostile[at + place : at + place + 4] = model_file.struct_pack("<i", value)
+        said = outcome(model_file.seal(bytes(hostile)))
         assert said != "runs", (place, value)
 
 
 def test_a_plan_that_is_not_the_graphs_is_told():
     data = bytearray(small())
-    size, plan = planning.sizes(data)
+    size, plan = model_file.sizes(data)
     at = len(data) - END_BYTES - plan
     data[at + 32] ^= 1  # a bias
-    changed = planning.seal(bytes(data))
+    changed = model_file.seal(bytes(data))
     assert outcome(changed) == "runs"
     for given, word in ((changed, "not that of the graph"), (bytes(data), "damaged")):
         try:
-            planning.prove(given)
+            model_file.prove(given)
         except ModelError as error:
             assert word in str(error)
         else:

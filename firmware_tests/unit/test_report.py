@@ -5,7 +5,7 @@ from stonechat.cbor_maps import dumps
 from stonechat.cose import Mac
 from stonechat.delivery import CALIBRATE, Delivery, unseal
 from stonechat.errors import MQTTError, OutboxError, StateError, WireError
-from stonechat.queue import Queue
+from stonechat.outbox_memory import Queue
 
 # The codes of stonechat.cddl
 MUTE, MAINTENANCE, REPORT_NOW, RELEASE = 1, 2, 5, 7

@@ -5,8 +5,8 @@ The corpus holds mutated files, one for each way of being refused, and whatever 
 
 import os
 
-from stonechat import tflite
 from stonechat.errors import ModelError
+from stonechat.int8 import tflite
 from stonechat.model import load_model
 from test_golden import HERE, models, read
 

@@ -8,12 +8,12 @@ from stonechat.board import hooks
 
 hooks.install()
 
-from stonechat.board import boot  # noqa: E402
+from stonechat.board import full  # noqa: E402
 
 with open("device.json") as file:
     device = json.load(file)
 
-watch = boot.start(device["id"], bytes.fromhex(device["key"]), host=device["host"], port=device["port"], firmware="1.0")
+watch = full.start(device["id"], bytes.fromhex(device["key"]), host=device["host"], port=device["port"], firmware="1.0")
 turns = 0
 while turns != device.get("turns", -1):  # a board has no "turns" and goes on for ever
     watch.tick()

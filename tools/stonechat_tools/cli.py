@@ -10,16 +10,16 @@ from stonechat.errors import StonechatError
 # verb: (module, one line of help); the order is that of `stonechat --help`
 VERBS = {
     "demo": ("stonechat_tools.demo", "watch an agent learn this machine, then catch attacks on loopback"),
-    "record": ("stonechat_tools.modeling.record", "record a device's windows into a trace"),
-    "dataset": ("stonechat_tools.modeling.dataset", "import, join, label and split traces"),
+    "record": ("stonechat_tools.recording.record", "record a device's windows into a trace"),
+    "dataset": ("stonechat_tools.traces.dataset", "import, join, label and split traces"),
     "train": ("stonechat_tools.modeling.train", "train an autoencoder and make the .tflite with its card"),
     "quantize": ("stonechat_tools.modeling.quantize", "turn a trained float model into an int8 .tflite"),
     "calibrate": (
         "stonechat_tools.modeling.calibrate",
         "set a model's alarm constants for a false-alarm budget",
     ),
-    "evaluate": ("stonechat_tools.modeling.evaluate", "measure a model, or the whole suite, on recordings"),
-    "trial": ("stonechat_tools.workloads.trial", "attack simulated devices, live, and count windows to the alarm"),
+    "evaluate": ("stonechat_tools.evaluation.evaluate", "measure a model, or the whole suite, on recordings"),
+    "trial": ("stonechat_tools.evaluation.trial", "attack simulated devices, live, and count windows to the alarm"),
     "inspect": ("stonechat_tools.modeling.inspect", "show what is in a .tflite and what it costs on a board"),
     "collect": ("stonechat_tools.fleet.collect", "subscribe to the fleet's reports and store them"),
     "report": ("stonechat_tools.fleet.history", "show a device's history as a table or a plot"),
@@ -33,8 +33,8 @@ VERBS = {
     "top": ("stonechat_tools.device.top", "live features, z-scores and verdict in the terminal"),
     "build": ("stonechat_tools.device.build", "make the .mpy files, package.json and manifest.py for boards"),
     "deploy": ("stonechat_tools.device.deploy", "copy the agent and a model to a MicroPython board"),
-    "bench": ("stonechat_tools.device.bench", "measure, side by side with the peers that are installed"),
-    "soak": ("stonechat_tools.device.soak", "the long jobs: fuzzing, power cuts, packet ids"),
+    "bench": ("stonechat_tools.bench.bench", "measure, side by side with the peers that are installed"),
+    "soak": ("stonechat_tools.proofs.soak", "the long jobs: fuzzing, power cuts, packet ids"),
 }
 
 

@@ -38,7 +38,7 @@ from stonechat_tools.fleet import wire
 from stonechat_tools.fleet.collect import Collector
 from stonechat_tools.fleet.local_broker import LocalBroker
 from stonechat_tools.fleet.store import Store
-from stonechat_tools.workloads import attacks, benign
+from stonechat_tools.lab import attacks, benign
 
 MODEL = "linux-proc-1-demo"
 DEVICE = "demo-device"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from fleet_support import needs_mosquitto
-from stonechat_tools.device.bench_agent import TRANSPORTS, measure
+from stonechat_tools.bench.agent import TRANSPORTS, measure
 from test_linux_bpf import needs_bpf
 
 MODELS = Path(__file__).resolve().parents[2] / "models"

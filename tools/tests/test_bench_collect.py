@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 from stonechat.linux.proc import ProcCollector
-from stonechat_tools.device import bench_bpf, bench_collect
-from stonechat_tools.device.bench_collect import PROC, PSUTIL, PSUTIL_COUNTERS
+from stonechat_tools.bench import bpf, collect
+from stonechat_tools.bench.collect import PROC, PSUTIL, PSUTIL_COUNTERS
 
 
 def test_figures_in_small(monkeypatch, capsys):
     pytest.importorskip("psutil")
-    monkeypatch.setattr(bench_bpf, "measure", _refuse)
+    monkeypatch.setattr(bpf, "measure", _refuse)
     parser = argparse.ArgumentParser()
-    bench_collect.add_arguments(parser)
-    figures = bench_collect.run(parser.parse_args(["--sockets", "10", "60", "--rounds", "1"]))
+    collect.add_arguments(parser)
+    figures = collect.run(parser.parse_args(["--sockets", "10", "60", "--rounds", "1"]))
     assert list(figures["sockets"]) == ["10", "60"]
     for costs in figures["sockets"].values():
         assert {PROC, PSUTIL, PSUTIL_COUNTERS} <= set(costs)
@@ -38,7 +38,7 @@ def test_sockets_are_held_and_let_go():
     estab = [column[0] for column in collector.schema.columns].index("estab")
     collector.read(values)
     before = values[estab]
-    with bench_collect.held_sockets(100) as opened:
+    with collect.held_sockets(100) as opened:
         assert opened == 100
         collector.read(values)
         assert values[estab] >= before + 90
@@ -48,9 +48,9 @@ def test_sockets_are_held_and_let_go():
 
 def test_a_subject_that_does_not_start_says_why():
     with pytest.raises(OSError, match="ModuleNotFoundError: No module named 'nothing_of_that_name'"):
-        bench_collect.Subject("import nothing_of_that_name\ndef sample(): pass\n")
+        collect.Subject("import nothing_of_that_name\ndef sample(): pass\n")
 
 
 def test_a_bare_interpreter_is_smaller_than_this_one():
     own_kib = int(Path(f"/proc/{os.getpid()}/status").read_text().split("VmRSS:")[1].split()[0])
-    assert 1000 < bench_collect.interpreter_rss_kib() < own_kib
+    assert 1000 < collect.interpreter_rss_kib() < own_kib

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from agent_process import DEVICE, WINDOW_MS, AgentProcess, is_root, quick_model, wait_for
-from stonechat import planning
+from stonechat import model_file
 from stonechat.features import RATE
 from stonechat.model import END_BYTES
 from stonechat.schema import Schema
@@ -94,8 +94,8 @@ def test_a_restart_goes_on_with_what_was_learned(folder: Path) -> None:
 def other_plan(path: Path) -> None:
     """A bias of the plan is not the graph's, and the checksum holds."""
     data = bytearray(path.read_bytes())
-    data[len(data) - END_BYTES - planning.sizes(data)[1] + 32] ^= 1
-    path.write_bytes(planning.seal(bytes(data)))
+    data[len(data) - END_BYTES - model_file.sizes(data)[1] + 32] ^= 1
+    path.write_bytes(model_file.seal(bytes(data)))
 
 
 def other_host(path: Path) -> None:

@@ -5,8 +5,8 @@ import pytest
 from stonechat.features import RATE
 from stonechat.model import load_model
 from stonechat.schema import Schema
+from stonechat_tools.modeling.device_path import Network, features_q8
 from stonechat_tools.modeling.fit import FitError, fit, front_end, table
-from stonechat_tools.modeling.replay_numpy import Network, features_q8
 
 N = 12
 SCHEMA = Schema("fit-1", tuple((f"c{i}", "1", RATE) for i in range(N)))

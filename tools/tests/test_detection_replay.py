@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 from stonechat.features import LEVEL, RATE, SHARE, Normalization, log2_q8
-from stonechat.head import Head
 from stonechat.model import load_model
 from stonechat.schema import Schema
+from stonechat.scorer import Head
 from stonechat.state import State
-from stonechat_tools.modeling import replay_numpy
+from stonechat_tools.modeling import device_path
+from stonechat_tools.modeling.device_path import Replay, features_q8
 from stonechat_tools.modeling.fit import fit
-from stonechat_tools.modeling.replay_numpy import Replay, features_q8
 
 SCHEMA = Schema("twin-1", tuple((f"c{i}", "1", RATE if i < 8 else LEVEL if i < 10 else SHARE) for i in range(12)))
 WINDOW_MS = 1000
@@ -55,7 +55,7 @@ def test_log2_is_the_devices():
         (1 << 30) - 1,
         (1 << 40) + 12345,
     ]
-    assert replay_numpy.log2_q8(values).tolist() == [log2_q8(v) for v in values]
+    assert device_path.log2_q8(values).tolist() == [log2_q8(v) for v in values]
 
 
 def test_features_are_the_devices(fitted):

@@ -9,11 +9,11 @@ import pytest
 from stonechat.features import RATE
 from stonechat.schema import Schema
 from stonechat_tools import cli
-from stonechat_tools.modeling.evaluate import evaluate
+from stonechat_tools.evaluation.evaluate import evaluate
+from stonechat_tools.evaluation.suite import ablations, baselines, captures, page, protocol, runner
+from stonechat_tools.modeling.device_path import features_q8
 from stonechat_tools.modeling.fit import fit
-from stonechat_tools.modeling.replay_numpy import features_q8
-from stonechat_tools.modeling.suite import datasets, peers, protocol, report, runner, tried
-from stonechat_tools.modeling.trace import join, make_trace, write_trace
+from stonechat_tools.traces.trace import join, make_trace, write_trace
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data"
 EVENTS = ["alarmtimer:alarmtimer_fired", *[f"event:{i}" for i in range(11)]]
@@ -37,7 +37,7 @@ def write_pi(path: Path, start_s: float, rows: np.ndarray, seconds: float) -> No
 
 
 @pytest.fixture(scope="module")
-def captures(tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Path:
     """A made-up folder in the layout of the public sets: a Pi with two benign sessions and one attack, some flows."""
     root = tmp_path_factory.mktemp("data")
     pi = root / "pi-spectrum/made-up"
@@ -55,10 +55,10 @@ def test_auc_is_the_chance_of_a_higher_score():
     assert 0.8 < low < 0.9 < high < 1.0
 
 
-@pytest.mark.parametrize("name", peers.PEERS)
+@pytest.mark.parametrize("name", baselines.PEERS)
 def test_every_peer_finds_the_obvious(name):
     benign = np.log2(1 + event_counts(600, 1))
-    model = peers.make(name, 0)
+    model = baselines.make(name, 0)
     model.fit(benign)
     quiet = model.score(np.log2(1 + event_counts(200, 2)))
     loud = model.score(np.log2(1 + event_counts(200, 3, 30.0)))
@@ -66,27 +66,27 @@ def test_every_peer_finds_the_obvious(name):
 
 
 def test_kitnet_groups_are_bounded_and_hold_every_feature():
-    model = peers.KitNET(0, group=5)
+    model = baselines.KitNET(0, group=5)
     model.fit(np.log2(1 + event_counts(300, 1)))
     groups = model._groups
     assert max(map(len, groups)) <= 5
     assert sorted(column for group in groups for column in group) == list(range(len(EVENTS)))
 
 
-def test_a_folder_of_captures_is_read_whatever_its_names(captures):
-    (device,) = datasets.pi_spectrum(captures)
+def test_a_folder_of_captures_is_read_whatever_its_names(folder):
+    (device,) = captures.pi_spectrum(folder)
     assert device.name == "made-up"
     assert [len(part) for part in device.benign] == [1000, 700]  # in the order of time, not of names
     assert list(device.attacks) == ["storm"] and len(device.attacks["storm"]) == 120
     assert [column[0] for column in device.benign[0].schema.columns] == EVENTS
-    assert datasets.iot_lan(captures) == [] and datasets.pi3_malware(captures) == []
+    assert captures.iot_lan(folder) == [] and captures.pi3_malware(folder) == []
 
 
 def test_flows_become_windows():
-    flow = datasets.Flow(60.0, True, "a", 80, 1000, False, "tcp", 10, 20, 1, 2, False)
-    other = datasets.Flow(65.0, False, "b", 53, 1001, True, "udp", 5, 0, 1, 0, True)
-    later = datasets.Flow(185.0, True, "a", 80, 1000, False, "tcp", 1, 1, 1, 1, False)
-    trace = datasets.flow_windows([flow, other, later], 60)
+    flow = captures.Flow(60.0, True, "a", 80, 1000, False, "tcp", 10, 20, 1, 2, False)
+    other = captures.Flow(65.0, False, "b", 53, 1001, True, "udp", 5, 0, 1, 0, True)
+    later = captures.Flow(185.0, True, "a", 80, 1000, False, "tcp", 1, 1, 1, 1, False)
+    trace = captures.flow_windows([flow, other, later], 60)
     assert trace.deltas.tolist() == [
         [2, 1, 2, 2, 2, 1, 1, 1, 2, 15, 20, 2, 2],
         [0] * 13,
@@ -95,13 +95,13 @@ def test_flows_become_windows():
     assert trace.labels.tolist() == ["attack", "", ""]
 
 
-def test_the_suite_runs_and_reports(captures, tmp_path, capsys):
+def test_the_suite_runs_and_reports(folder, tmp_path, capsys):
     page, figures = tmp_path / "REPORT.md", tmp_path / "suite.json"
     args = [
         "evaluate",
         "--suite",
         "--data",
-        str(captures),
+        str(folder),
         "--seeds",
         "1",
         "--report",
@@ -118,7 +118,7 @@ def test_the_suite_runs_and_reports(captures, tmp_path, capsys):
     text = page.read_text()
     for heading in ("What had to be shown", "False alarms after the alarm logic", "Wins and losses", "do not say"):
         assert heading in text
-    for peer in peers.PEERS:
+    for peer in baselines.PEERS:
         assert f"| {peer} |" in text
     beside = sorted(path.name for path in (tmp_path / "report").iterdir())
     assert beside == ["figures.json", "made-up-drift.png", "made-up.png"]
@@ -129,9 +129,9 @@ def test_a_suite_without_captures_says_so(tmp_path, capsys):
     assert "--data" in capsys.readouterr().err
 
 
-def test_the_checks_notice_what_is_not_met(captures):
-    figures = runner.run_suite(captures, 1, lambda what: None)
-    met = {text: ok for text, _, ok in report.checks(figures)}
+def test_the_checks_notice_what_is_not_met(folder):
+    figures = runner.run_suite(folder, 1, lambda what: None)
+    met = {text: ok for text, _, ok in page.checks(figures)}
     assert met["pi-spectrum: no alarm on benign days"]
     own = figures["comparison"]["pi-spectrum"]["made-up"][protocol.OWN]
     own["alarms"] = 1
@@ -139,7 +139,7 @@ def test_the_checks_notice_what_is_not_met(captures):
     figures["float"][0]["int8"] -= 0.01
     figures["contamination"][0]["trimmed"] = figures["contamination"][0]["clean"] - 0.02
     figures["explanation"][0] |= {"top_three": 0.9, "mahalanobis": 0.99}
-    broken = {text: ok for text, _, ok in report.checks(figures)}
+    broken = {text: ok for text, _, ok in page.checks(figures)}
     for text in (
         "pi-spectrum: no alarm on benign days",
         "pi-spectrum: every attack alarmed within 60 windows",
@@ -150,13 +150,13 @@ def test_the_checks_notice_what_is_not_met(captures):
     named = "explanation: injected feature in the top three in .97, wherever Mahalanobis's is"
     assert not broken[contaminated] and not broken[named]
     figures["explanation"][0]["mahalanobis"] = 0.9  # then nobody could have told
-    assert {text: ok for text, _, ok in report.checks(figures)}[named]
+    assert {text: ok for text, _, ok in page.checks(figures)}[named]
 
 
-def test_what_was_tried_is_measured_beside_what_is_kept(captures):
-    one = protocol.subject("pi-spectrum", datasets.pi_spectrum(captures)[0])
-    rows = tried.tried([one], lambda what: None)
-    assert [row["variant"] for row in rows] == [*tried.VARIANTS, "two heads"]
+def test_what_was_tried_is_measured_beside_what_is_kept(folder):
+    one = protocol.subject("pi-spectrum", captures.pi_spectrum(folder)[0])
+    rows = ablations.tried([one], lambda what: None)
+    assert [row["variant"] for row in rows] == [*ablations.VARIANTS, "two heads"]
     own, _ = protocol.own_figures(one, protocol.make_model(one))
     assert rows[0]["least"] == min(row["auc"] for row in own["attacks"].values())
 
@@ -207,7 +207,7 @@ def test_evaluate_command(model, tmp_path, capsys):
 @pytest.mark.skipif(not DATA.is_dir(), reason="the public captures are not beside the project (../shared/data)")
 def test_pi_spectrum_keeps_its_silence_and_its_eight_alarms():
     """One of the two Pis, as the report has it: the regression that would hurt most."""
-    one = protocol.subject("pi-spectrum", datasets.pi_spectrum(DATA)[0])
+    one = protocol.subject("pi-spectrum", captures.pi_spectrum(DATA)[0])
     figures, _ = protocol.own_figures(one, protocol.make_model(one))
     assert figures["alarms"] == 0 and figures["device_days"] > 5
     waits = [row["windows_to_alarm"] for row in figures["attacks"].values()]

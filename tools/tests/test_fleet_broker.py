@@ -13,7 +13,7 @@ from paho.mqtt import client as paho
 from stonechat.delivery import Delivery
 from stonechat.errors import ConfigError
 from stonechat.linux import config
-from stonechat.queue import Queue
+from stonechat.outbox_memory import Queue
 from stonechat_tools.fleet import broker_config, provision, wire
 from stonechat_tools.fleet.collect import Collector
 from stonechat_tools.fleet.store import Store

@@ -20,10 +20,12 @@ from stonechat.cbor_decode import MAX_DEPTH, loads
 from stonechat.cbor_maps import dumps
 from stonechat.delivery import Delivery
 from stonechat.errors import WireError
-from stonechat.queue import Queue
+from stonechat.outbox_memory import Queue
 from stonechat.report import Reporter
-from stonechat_tools.fleet import bench_wire, fuzz_wire, power_cuts, wire
+from stonechat_tools.bench import wire as bench_wire
+from stonechat_tools.fleet import wire
 from stonechat_tools.fleet.store import Store
+from stonechat_tools.proofs import fuzz_wire, power_cuts
 
 ROOT = Path(__file__).resolve().parents[2]
 CDDL = (Path(stonechat.__file__).parent / "stonechat.cddl").read_text()

@@ -5,18 +5,18 @@ import json
 from pathlib import Path
 
 import pytest
-from stonechat_tools.device import bench_inference
-from stonechat_tools.device.interpreters import Interpreter, interpreters
+from stonechat_tools.bench import inference
+from stonechat_tools.proofs.interpreters import Interpreter, interpreters
 
 MODEL = Path(__file__).resolve().parents[2] / "firmware_tests" / "golden" / "dense-tensor" / "model.tflite"
 
 
 def test_it_measures_side_by_side(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     here = [one for one in interpreters() if one.name == "unix-x64"]
-    monkeypatch.setattr(bench_inference, "interpreters", lambda: [*here, Interpreter("gone", (), "not installed")])
+    monkeypatch.setattr(inference, "interpreters", lambda: [*here, Interpreter("gone", (), "not installed")])
     parser = argparse.ArgumentParser()
-    bench_inference.add_arguments(parser)
-    figures = json.loads(json.dumps(bench_inference.run(parser.parse_args([str(MODEL), "--seconds", "0.05"]))))
+    inference.add_arguments(parser)
+    figures = json.loads(json.dumps(inference.run(parser.parse_args([str(MODEL), "--seconds", "0.05"]))))
     runs = figures["runs"]
     assert runs["own plain, gone"] == {"missing": "not installed"}
     own = runs["own plain, CPython"]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stonechat import quantization
+from stonechat.int8 import requantize
 from stonechat.model import load_model
-from stonechat_tools.device.interpreters import interpreter
-from stonechat_tools.modeling import exactness, generated
+from stonechat_tools.proofs import exactness, generated
+from stonechat_tools.proofs.interpreters import interpreter
 
 pytest.importorskip("tflite_micro")
 pytest.importorskip("tflite_runtime")
@@ -90,12 +90,12 @@ scales = st.floats(min_value=2.0**-126, max_value=2.0**40, width=32)
 def test_multipliers_are_those_of_doubles(source: float, weight: float, output: float) -> None:
     with np.errstate(over="ignore", under="ignore"):
         single = float(np.float32(source) * np.float32(weight))
-    exact = quantization.times(quantization.real(bits(source)), quantization.real(bits(weight)))
+    exact = requantize.times(requantize.real(bits(source)), requantize.real(bits(weight)))
     for rounded, product in ((False, source * weight), (True, single)):
         if not product:
             continue
         expected = quantize_multiplier(product / output)
         if expected[1] > 30:
             continue  # refused: beyond the arithmetic
-        pair = quantization.single(exact) if rounded else exact
-        assert quantization.quantized(quantization.divided(pair, quantization.real(bits(output)))) == expected
+        pair = requantize.single(exact) if rounded else exact
+        assert requantize.quantized(requantize.divided(pair, requantize.real(bits(output)))) == expected

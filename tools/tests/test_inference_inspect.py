@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from stonechat.errors import ModelError
 from stonechat_tools.cli import main
-from stonechat_tools.device.interpreters import interpreter
 from stonechat_tools.modeling import inspect
+from stonechat_tools.proofs.interpreters import interpreter
 
 GOLDEN = Path(__file__).resolve().parents[2] / "firmware_tests" / "golden"
 DENSE = GOLDEN / "dense-channel" / "model.tflite"
@@ -62,7 +62,7 @@ def test_a_file_that_is_no_model_is_refused_in_a_line(tmp_path: Path, capsys: py
 
 HELD = """
 import gc
-from stonechat import int8, int8_viper
+from stonechat.int8 import interpreter, viper
 from stonechat.model import load_model
 gc.collect()
 empty = gc.mem_alloc()

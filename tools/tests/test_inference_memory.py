@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stonechat_tools.device.interpreters import AGENT, interpreter
-from stonechat_tools.modeling import generated
+from stonechat_tools.proofs import generated
+from stonechat_tools.proofs.interpreters import AGENT, interpreter
 
-BOARD = ("dense", "int8_viper", "metadata", "model")  # what a file with a plan needs
-FULL = (*BOARD, "int8_plain", "tflite", "int8", "quantization")
-BESIDE = ("__init__", "compat", "errors")
-DETECTION = ("features", "window", "detection", "adaptation", "head")
+BOARD = ("int8/network", "int8/viper", "metadata", "model")  # what a file with a plan needs
+FULL = (*BOARD, "int8/plain", "int8/tflite", "int8/interpreter", "int8/requantize")
+BESIDE = ("__init__", "int8/__init__", "compat", "errors")
+DETECTION = ("features", "window", "detection", "adaptation", "scorer")
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = [*sorted((ROOT / "firmware_tests" / "golden").iterdir()), *sorted((ROOT / "models").iterdir())]
 # without "operators": its rare operators run in plain Python, which allocates and which a board rarely meets
@@ -22,7 +22,7 @@ RUN = """
 import gc
 from stonechat.model import load_model
 try:
-    from stonechat import int8  # else it would count as the model's memory
+    import stonechat.int8.interpreter  # else it would count as the model's memory
 except ImportError:
     pass
 
@@ -50,7 +50,7 @@ def rooms_of(model: Path) -> tuple[str, ...]:
 
 def compiled(folder: Path, architecture: str, rooms: tuple[str, ...]) -> dict[str, int]:
     """The rooms as .mpy in folder/stonechat; their sizes."""
-    (folder / "stonechat").mkdir()
+    (folder / "stonechat" / "int8").mkdir(parents=True)
     sizes = {}
     for room in rooms + BESIDE:
         target = folder / "stonechat" / (room + ".mpy")

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stonechat import planning, tflite
+from stonechat import model_file
 from stonechat.errors import ModelError
+from stonechat.int8 import tflite
 from stonechat.linux.tflite_runtime import TfliteRuntime
 from stonechat.model import load_model
-from stonechat_tools.modeling import generated
 from stonechat_tools.modeling.tflite_writer import Layer, Writer, write
+from stonechat_tools.proofs import generated
 
 
 def small(metadata: dict[str, bytes] | None = None) -> bytes:
@@ -30,12 +31,12 @@ def test_what_a_model_says() -> None:
 
 def test_metadata_of_others_and_of_an_older_format() -> None:
     data = small({"other": b"x" * 9})
-    planning.prove(data)
+    model_file.prove(data)
     assert bytes(tflite.read(data).metadata("other")) == b"x" * 9
     older = small({"stonechat": b"\xac\x01\x01" + bytes(40)})
     assert load_model(older).metadata is None
     with pytest.raises(ModelError, match="older format"):
-        planning.prove(older)
+        model_file.prove(older)
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
@@ -124,7 +125,7 @@ def test_work_is_bounded() -> None:
 
 
 def test_the_daemon_can_compute_with_tflite_runtime() -> None:
-    from stonechat.linux.service import read_model
+    from stonechat.linux.daemon import read_model
 
     shipped = Path(__file__).resolve().parents[2] / "models" / "micropython-1" / "model.tflite"
     own, other = (read_model(str(shipped), backend) for backend in ("own", "tflite"))

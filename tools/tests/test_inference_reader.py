@@ -2,7 +2,7 @@
 
 import tracemalloc
 
-from stonechat_tools.modeling import fuzz_reader
+from stonechat_tools.proofs import fuzz_reader
 
 
 def test_mutants_are_refused_or_run() -> None:

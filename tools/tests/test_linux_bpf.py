@@ -14,7 +14,7 @@ from pathlib import Path
 import netns
 import pytest
 from stonechat.errors import CollectorError, ConfigError
-from stonechat.linux import bpf, connections, full, logins, peers, privileges, schemas, syscalls
+from stonechat.linux import bpf, bpf_columns, connections, known_peers, logins, privileges, schemas, syscalls
 from stonechat.linux.collector import LinuxCollector
 from stonechat.linux.connections import (
     OVERFLOW_OUT,
@@ -143,7 +143,7 @@ def test_class_tables(abi, call, number, group):
 
 
 def test_class_tables_are_what_the_kernels_headers_give():
-    from stonechat_tools.device import syscall_tables
+    from stonechat_tools.proofs import syscall_tables
 
     if not Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h").exists():
         pytest.skip("no linux-libc-dev for x86_64 here")
@@ -164,61 +164,61 @@ def address(i: int) -> bytes:
 
 
 def test_a_peer_is_known_after_so_many_windows():
-    learned = peers.LearnedPeers(b"secret")
-    for _ in range(peers.KNOWN_AFTER):
+    learned = known_peers.LearnedPeers(b"secret")
+    for _ in range(known_peers.KNOWN_AFTER):
         assert learned.is_new(address(1))
     assert not learned.is_new(address(1))
     assert learned.is_new(address(2))
 
 
 def test_nothing_is_learned_under_suspicion():
-    learned = peers.LearnedPeers(b"secret")
+    learned = known_peers.LearnedPeers(b"secret")
     learned.hold = True
-    for _ in range(3 * peers.KNOWN_AFTER):
+    for _ in range(3 * known_peers.KNOWN_AFTER):
         assert learned.is_new(address(1))
 
 
 def test_a_spray_forgets_no_known_peer_and_stays_bounded():
-    learned = peers.LearnedPeers(b"secret")
-    for _ in range(peers.KNOWN_AFTER):
+    learned = known_peers.LearnedPeers(b"secret")
+    for _ in range(known_peers.KNOWN_AFTER):
         learned.is_new(address(1))
     for i in range(10_000):
         learned.is_new(address(1000 + i))
     assert not learned.is_new(address(1))
     assert len(learned) == 1
-    assert len(learned._candidates) <= peers.MAX_CANDIDATES
+    assert len(learned._candidates) <= known_peers.MAX_CANDIDATES
 
 
 def test_the_longest_unseen_makes_room():
-    learned = peers.LearnedPeers(b"secret")
-    for i in range(peers.MAX_KNOWN + 1):
-        for _ in range(peers.KNOWN_AFTER):
+    learned = known_peers.LearnedPeers(b"secret")
+    for i in range(known_peers.MAX_KNOWN + 1):
+        for _ in range(known_peers.KNOWN_AFTER):
             learned.is_new(address(i))
         learned.is_new(address(0))  # seen again and again
-    assert len(learned) == peers.MAX_KNOWN
+    assert len(learned) == known_peers.MAX_KNOWN
     assert learned.forgotten == 1
     assert not learned.is_new(address(0))
     assert learned.is_new(address(1))
 
 
 def test_what_was_learned_survives_a_restart_as_hashes_of_this_device_only():
-    learned = peers.LearnedPeers(b"secret")
-    for _ in range(peers.KNOWN_AFTER):
+    learned = known_peers.LearnedPeers(b"secret")
+    for _ in range(known_peers.KNOWN_AFTER):
         learned.is_new(address(7))
     saved = learned.dump()
     assert len(saved) == 8
     assert address(7)[-4:] not in saved
-    again, other_device = peers.LearnedPeers(b"secret"), peers.LearnedPeers(b"another")
+    again, other_device = known_peers.LearnedPeers(b"secret"), known_peers.LearnedPeers(b"another")
     again.restore(saved)
     other_device.restore(saved)
     assert not again.is_new(address(7))
     assert other_device.is_new(address(7))
 
 
-@pytest.mark.parametrize("saved", [b"1234567", bytes(8 * peers.MAX_KNOWN + 8), 5, None, "12345678"])
+@pytest.mark.parametrize("saved", [b"1234567", bytes(8 * known_peers.MAX_KNOWN + 8), 5, None, "12345678"])
 def test_what_was_not_saved_by_dump_is_refused(saved):
     with pytest.raises(CollectorError, match="learned peers"):
-        peers.LearnedPeers(b"secret").restore(saved)
+        known_peers.LearnedPeers(b"secret").restore(saved)
 
 
 # --- failed logins ------------------------------------------------------------------------------------------
@@ -603,13 +603,13 @@ def test_learned_peers_survive_a_restart_of_the_collector(group, net):
 
     collector = LinuxCollector(peers_secret=b"s" * 32, use_bpf=True, cgroup=group)
     collector.read(values)
-    seen_as_new = [new_peers(collector) for _ in range(peers.KNOWN_AFTER + 1)]
+    seen_as_new = [new_peers(collector) for _ in range(known_peers.KNOWN_AFTER + 1)]
     saved = collector.dump()
     collector.close()
-    assert seen_as_new == [1] * peers.KNOWN_AFTER + [0]
+    assert seen_as_new == [1] * known_peers.KNOWN_AFTER + [0]
     collector = LinuxCollector(peers_secret=b"s" * 32, use_bpf=True, cgroup=group)
     try:
-        assert collector.settle_windows == peers.KNOWN_AFTER
+        assert collector.settle_windows == known_peers.KNOWN_AFTER
         collector.restore(saved)
         assert collector.settle_windows == 0
         collector.read(values)
@@ -834,15 +834,15 @@ def test_rows_of_the_columns_match_the_schema():
     assert names[17:30] == [column[0] for column in schemas.SYSCALL_COLUMNS]
     assert names[30:38] == [column[0] for column in schemas.CONNECTION_COLUMNS]
     assert names[38:] == ["login_fail"]
-    assert len(full._CALL_COLUMNS) == len(schemas.SYSCALL_COLUMNS) - 3
+    assert len(bpf_columns._CALL_COLUMNS) == len(schemas.SYSCALL_COLUMNS) - 3
 
 
 @root
 @needs_bpf
 def test_the_benchmark_measures_every_row():
-    from stonechat_tools.device import bench_bpf
+    from stonechat_tools.bench import bpf
 
-    for row, figures in bench_bpf.measure(turns=1).items():
+    for row, figures in bpf.measure(turns=1).items():
         assert figures["base_ns"] > 0 and figures["with_ns"] > 0, row
         assert figures["added_ns"] == pytest.approx(figures["with_ns"] - figures["base_ns"]), row
 
@@ -853,8 +853,8 @@ def test_a_benign_recording_begins_once_the_peers_are_learned(tmp_path):
     from stonechat.features import RATE
     from stonechat.schema import Schema
     from stonechat.window import Window
-    from stonechat_tools.modeling.record import record
-    from stonechat_tools.modeling.trace import TraceWriter, read_trace
+    from stonechat_tools.recording.record import record
+    from stonechat_tools.traces.trace import TraceWriter, read_trace
 
     class Counting:
         schema = Schema("one", (("reads", "1", RATE),))

@@ -9,14 +9,14 @@ import netns
 import pytest
 from stonechat.errors import CollectorError
 from stonechat.linux import collector as room
-from stonechat.linux import config, service
+from stonechat.linux import config, daemon
 from stonechat.linux.cgroup import CgroupDisk, CgroupMemory, processes
 from stonechat.linux.collector import LinuxCollector
 from stonechat.linux.disks import Disks
 from stonechat.linux.schemas import LINUX_1
 from stonechat.model import load_model
 from stonechat_tools.device import doctor
-from stonechat_tools.modeling import lab
+from stonechat_tools.lab import box
 
 COLUMNS = [name for name, _, _ in LINUX_1.columns]
 HOLDS = "import sys; held = bytearray(int(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
@@ -102,7 +102,7 @@ def _columns(collector: LinuxCollector) -> dict[str, int]:
 
 @pytest.mark.root
 def test_the_laboratorys_cgroup_goes_with_whoever_is_left_in_it():
-    with lab.cgroup() as folder:
+    with box.cgroup() as folder:
         process = netns.start("import time; print('here', flush=True); time.sleep(60)", group=str(folder))
         assert process.stdout.readline() == b"here\n"
     process.communicate(timeout=10)
@@ -114,8 +114,8 @@ def test_a_disk_that_finds_no_folder_leaves_nothing_behind(monkeypatch):
     def refuse(**_):
         raise OSError("no room")
 
-    monkeypatch.setattr(lab.tempfile, "mkdtemp", refuse)
-    with pytest.raises(OSError, match="no room"), lab.disk(8):
+    monkeypatch.setattr(box.tempfile, "mkdtemp", refuse)
+    with pytest.raises(OSError, match="no room"), box.disk(8):
         pass
     assert not _looped()
 
@@ -128,7 +128,7 @@ def _looped() -> set[str]:
 
 @pytest.mark.root
 def test_the_collector_sees_its_cgroup_and_its_disk_and_nothing_beside_them(group, tmp_path):
-    with lab.disk(32) as (name, folder):
+    with box.disk(32) as (name, folder):
         collector = LinuxCollector(use_bpf=True, cgroup=group, disks=(name,))
         try:
             before = _columns(collector)
@@ -184,10 +184,10 @@ def test_the_doctor_looks_at_the_cgroup(group, monkeypatch):
 @pytest.mark.root
 def test_the_daemon_watches_what_its_configuration_says(group):
     raw = {"device": {"id": "d", "key_file": "k"}, "model": {"file": "m"}, "mqtt": {"host": "h"}}
-    with lab.disk(32) as (name, _):
+    with box.disk(32) as (name, _):
         chosen = config.check(raw | {"collector": {"cgroup": group, "disks": [name]}})
         model = load_model((MODELS / "linux-1/model.tflite").read_bytes())
-        collector = service.open_collector(chosen, model, bytes(32), None)
+        collector = daemon.open_collector(chosen, model, bytes(32), None)
         collector.close()
     notes = {part: note for part, _, note in collector.sources}
     assert notes["disks"] == "counts " + name

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import stonechat.linux
-from stonechat_tools.device import kernels, syscall_tables
+from stonechat_tools.proofs import kernels, syscall_tables
 from test_linux_bpf import facts, needs_bpf
 
 UNIT = Path(stonechat.linux.__file__).parent / "stonechat-agent.service"

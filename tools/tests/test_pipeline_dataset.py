@@ -8,8 +8,8 @@ import pytest
 from stonechat.features import RATE
 from stonechat.schema import Schema
 from stonechat_tools.cli import main
-from stonechat_tools.modeling.dataset import append, label_windows, parse_moment, split
-from stonechat_tools.modeling.trace import Trace, TraceError, join, make_trace, read_trace, write_trace
+from stonechat_tools.traces.dataset import append, label_windows, parse_moment, split
+from stonechat_tools.traces.trace import Trace, TraceError, join, make_trace, read_trace, write_trace
 
 SCHEMA = Schema("test-1", (("bytes", "B", RATE),))
 

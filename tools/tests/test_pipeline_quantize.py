@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from stonechat.errors import ConfigError
 from stonechat.features import RATE
-from stonechat.head import Head
 from stonechat.model import load_model
 from stonechat.schema import Schema
+from stonechat.scorer import Head
 from stonechat_tools.cli import main
 from stonechat_tools.modeling.quantize import WeightsError, read_weights
-from stonechat_tools.modeling.recipe import read_recipe, record
-from stonechat_tools.modeling.trace import known_schemas, make_trace, read_trace, write_trace
+from stonechat_tools.recording.recipe import read_recipe, record
+from stonechat_tools.traces.trace import known_schemas, make_trace, read_trace, write_trace
 
 SCHEMA = Schema("toy-2", tuple((f"c{i}", "1", RATE) for i in range(6)))
 MODELS = Path(__file__).parents[2] / "models"
@@ -194,7 +194,7 @@ def test_a_recorder_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch)
     import subprocess
     import sys
 
-    from stonechat_tools.modeling import recipe
+    from stonechat_tools.recording import recipe
 
     monkeypatch.setattr(recipe, "_CLOSE_S", 0.2)
     deaf = "import signal, time; signal.signal(15, lambda *_: None); print('here', flush=True)\nwhile 1: time.sleep(9)"

@@ -15,8 +15,8 @@ from stonechat.features import LEVEL, RATE
 from stonechat.schema import Schema
 from stonechat.window import Window
 from stonechat_tools.cli import main
-from stonechat_tools.modeling.record import record
-from stonechat_tools.modeling.trace import TraceWriter, read_trace
+from stonechat_tools.recording.record import record
+from stonechat_tools.traces.trace import TraceWriter, read_trace
 
 SCHEMA = Schema("test-1", (("ticks", "1", RATE), ("level", "1", LEVEL)))
 

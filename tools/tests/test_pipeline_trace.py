@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from stonechat.features import LEVEL, RATE, SHARE
 from stonechat.schema import Schema
-from stonechat_tools.modeling.trace import (
+from stonechat_tools.traces.trace import (
     BENIGN,
     Trace,
     TraceError,

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stonechat.counters import counter_schema
+from stonechat.custom_counters import counter_schema
 from stonechat.errors import ConfigError
 from stonechat.features import LEVEL, RATE, SHARE
-from stonechat.head import Head
 from stonechat.model import load_model
 from stonechat.schema import Schema
+from stonechat.scorer import Head
 from stonechat_tools.cli import main
-from stonechat_tools.modeling.trace import Trace, join, make_trace, write_trace
 from stonechat_tools.modeling.training import Options, borrow_quiet, injected_recall, to_features, train
+from stonechat_tools.traces.trace import Trace, join, make_trace, write_trace
 
 SCHEMA = Schema(
     "toy-1",

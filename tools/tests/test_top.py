@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from stonechat.errors import CollectorError, ConfigError, ModelError, StateError
 from stonechat.features import RATE
-from stonechat.head import Head
 from stonechat.linux.schemas import LINUX_PROC_1
 from stonechat.model import load_model
+from stonechat.scorer import Head
 from stonechat.state import State
 from stonechat_tools.device import top
+from stonechat_tools.modeling.device_path import features_q8
 from stonechat_tools.modeling.fit import fit
-from stonechat_tools.modeling.replay_numpy import features_q8
 
 WINDOW_MS = 1000
 NAMES = [name for name, _, _ in LINUX_PROC_1.columns]

@@ -17,13 +17,13 @@ from stonechat.errors import ConfigError
 from stonechat.linux import schemas
 from stonechat.linux.connections import cgroup_root
 from stonechat.linux.proc import ProcCollector
-from stonechat_tools.modeling import guest
+from stonechat_tools.evaluation import trial, trial_page
+from stonechat_tools.lab import attacks, benign, guest, netns
+from stonechat_tools.lab.bounds import Deadline, disk_folder, started, stopped
+from stonechat_tools.lab.peers import FIRMWARE_BYTES, PAGE_BYTES, PORTS, Peers
+from stonechat_tools.modeling.device_path import features_q8
 from stonechat_tools.modeling.fit import fit
-from stonechat_tools.modeling.replay_numpy import features_q8
-from stonechat_tools.modeling.trace import TraceWriter, read_trace
-from stonechat_tools.workloads import attacks, benign, netns, trial, trial_page
-from stonechat_tools.workloads.bounds import Deadline, disk_folder, started, stopped
-from stonechat_tools.workloads.peers import FIRMWARE_BYTES, PAGE_BYTES, PORTS, Peers
+from stonechat_tools.traces.trace import TraceWriter, read_trace
 
 COLUMNS = [name for name, _, _ in schemas.LINUX_PROC_1.columns]
 # attack: (counter, what it grows by at least within seconds)
@@ -243,7 +243,7 @@ def net():
     """A pair of namespaces; the device offers a login."""
     try:
         with netns.pair(120) as there, contextlib.ExitStack() as stack:
-            command = [*there.device, sys.executable, "-m", "stonechat_tools.workloads.peers", "--bind", "0.0.0.0"]
+            command = [*there.device, sys.executable, "-m", "stonechat_tools.lab.peers", "--bind", "0.0.0.0"]
             stack.callback(stopped, started(command))
             yield there
     except ConfigError as error:

@@ -24,7 +24,7 @@ own client is counted in `watch.errors` and told in `watch.last_error`; the loop
 it in `watch.agent.errors`, and `watch.agent.offline` says why the broker can't be reached. A watchdog's feed() can be
 handed in; it is called once a tick.
 
-What core leaves to the full profile (boot.py): reports that wait on flash until a collector has them, a limit of bytes
+What core leaves to the full profile (full.py): reports that wait on flash until a collector has them, a limit of bytes
 a day, commands, a vendor's own counters. Its one file keeps what was learned and which numbers reports have used.
 """
 
@@ -33,7 +33,7 @@ from struct import pack, unpack
 from ..compat import first_number
 from ..loop import Loop, Stage
 from ..report import Reporter
-from .watch import begin
+from .device import begin
 
 
 def _make(device_id, key, counter, model, state, folder, publish, firmware, publish_retained, options):

@@ -7,7 +7,7 @@ not wanted.
 
 from ..errors import CollectorError
 from . import schemas
-from .peers import KNOWN_AFTER
+from .known_peers import KNOWN_AFTER
 from .proc import ProcCollector
 
 _LINK_HEADER = 14  # bytes of Ethernet, which interfaces count and the programs, one layer higher, do not
@@ -55,7 +55,7 @@ class LinuxCollector:
                     raise CollectorError("; ".join("%s: %s" % (group, note) for group, _, note in failed))
                 self.sources += tuple(failed)
                 return
-            from .full import BpfColumns
+            from .bpf_columns import BpfColumns
 
             self._bpf = BpfColumns(started, peers_secret)
             if cgroup is not None:
@@ -154,8 +154,8 @@ def start_bpf(interfaces=None, cgroup: "str | None" = None, own_user_id: "int | 
     """-> ([the groups that started], [(group, source or "", note with reason and fix), ...] of all). The caller closes
     what started. `stonechat doctor` asks here as well."""
     try:
-        from . import full  # ctypes and mmap come in here
+        from . import bpf_columns  # ctypes and mmap come in here
     except ImportError as error:
         reason = "python has no %s; install the full standard library" % error.name
         return [], [("syscalls", "", reason), ("connections", "", reason)]
-    return full.start(interfaces, cgroup, own_user_id)
+    return bpf_columns.start(interfaces, cgroup, own_user_id)

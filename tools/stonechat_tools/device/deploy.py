@@ -1,6 +1,6 @@
 """Copy the agent, and a model, to a MicroPython board over USB (mpremote). Nothing is flashed.
 
-The board then needs two lines in boot.py and three in main.py (stonechat.board.boot tells them, or stonechat.board.core
+The board then needs two lines in boot.py and three in main.py (stonechat.board.full tells them, or stonechat.board.core
 for --profile core); --hook appends the two lines to boot.py where they are not there yet.
 
 Examples:

@@ -30,11 +30,11 @@ from stonechat.compat import ticks_ms
 from stonechat.detection import NORMAL
 from stonechat.errors import ConfigError, ModelError, StateError, StonechatError
 from stonechat.features import LEVEL, RATE, SHARE, Normalization
-from stonechat.head import Head
 from stonechat.linux import schemas
 from stonechat.linux.collector import LinuxCollector
 from stonechat.model import load_model
 from stonechat.schema import Schema, pack_normalization
+from stonechat.scorer import Head
 from stonechat.state import State
 from stonechat.window import Window
 

@@ -28,15 +28,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from stonechat import planning
+from stonechat import model_file
 from stonechat.errors import ModelError, StonechatError
 from stonechat.metadata import Metadata
 from stonechat.model import load_model
 
+from stonechat_tools.modeling.device_path import Network, Replay, features_q8
 from stonechat_tools.modeling.fit import table
-from stonechat_tools.modeling.replay_numpy import Network, Replay, features_q8
 from stonechat_tools.modeling.seal import seal
-from stonechat_tools.modeling.trace import Trace, read_all
+from stonechat_tools.traces.trace import Trace, read_all
 
 Ints = npt.NDArray[np.int64]
 Rungs = tuple[tuple[int, int, int], ...]
@@ -265,7 +265,7 @@ def calibrate(
     data: bytes, trace: Trace, budget: Budget, renew_table: bool = False, fastest: bool = False
 ) -> tuple[bytes, Choice]:
     """The model with the alarm constants that the trace and the budget give. Raises ModelError, CalibrationError."""
-    planning.prove(data)
+    model_file.prove(data)
     meta = load_model(data).metadata
     if meta is None:
         raise ModelError("the model carries no stonechat metadata: make it with `stonechat train`")

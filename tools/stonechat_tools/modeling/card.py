@@ -5,7 +5,7 @@ from typing import Any
 
 from stonechat.model import load_model
 
-from .trace import Trace
+from ..traces.trace import Trace
 from .training import Trained
 
 _GENERAL_LIMITS = (

@@ -23,10 +23,10 @@ from stonechat.cbor_maps import dumps
 from stonechat.errors import StonechatError
 from stonechat.features import Normalization
 from stonechat.metadata import Metadata
-from stonechat.planning import BUFFER, INFO_BUFFER
+from stonechat.model_file import BUFFER, INFO_BUFFER
 from stonechat.schema import Schema, pack_normalization
 
-from stonechat_tools.modeling.replay_numpy import Network, Replay
+from stonechat_tools.modeling.device_path import Network, Replay
 from stonechat_tools.modeling.seal import PLACEHOLDER, seal
 from stonechat_tools.modeling.tflite_writer import Layer, write
 

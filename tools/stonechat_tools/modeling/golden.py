@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from stonechat import tflite
 from stonechat.errors import ModelError
+from stonechat.int8 import tflite
 from stonechat.linux.tflite_runtime import TfliteRuntime
 
-from . import generated
-from .exactness import TfliteMicro, outputs
+from ..proofs import generated
+from ..proofs.exactness import TfliteMicro, outputs
 
 VECTORS = 32
 FIXTURES = Path(__file__).resolve().parents[3] / "firmware_tests" / "golden"

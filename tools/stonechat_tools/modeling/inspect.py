@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stonechat import int8, operators, planning, tflite
+from stonechat import model_file
 from stonechat.cbor_decode import loads
 from stonechat.errors import ModelError, StonechatError
+from stonechat.int8 import interpreter, operator_names, tflite
 from stonechat.model import load_model
-from stonechat.planning import INFO_BUFFER
+from stonechat.model_file import INFO_BUFFER
 
 _ACTIVATIONS = ("", "relu", "relu -1..1", "relu6")
 # What a run takes, by target: ns per multiply-accumulate, and us per output of a dense layer. Of these only unix-x64
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     data = args.model.read_bytes()
     facts = describe(data)
     if args.layers is not None:
-        network = int8.read(data)
+        network = interpreter.read(data)
         facts["run"] = run_layers(network, read_input(args.layers, network.input_size))
     if args.json:
         print(json.dumps(facts, indent=2))
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(data: bytes) -> dict[str, Any]:
     """Everything that --json prints, without a run. Raises ModelError, also where the plan is not the graph's."""
-    planning.prove(data)
+    model_file.prove(data)
     model, graph = load_model(data), tflite.read(data)
     layers = [_operator(graph, number) for number in range(graph.operator_count)]
     outputs = sum(layer["outputs"] for layer in layers if layer["operator"] == "FULLY_CONNECTED")
@@ -65,7 +66,7 @@ def describe(data: bytes) -> dict[str, Any]:
     return {
         "file_bytes": len(data),
         "digest": model.digest.hex(),
-        "plan_bytes": planning.sizes(data)[1],
+        "plan_bytes": model_file.sizes(data)[1],
         "input": _tensor(graph, graph.inputs[0]),
         "output": _tensor(graph, graph.outputs[0]),
         "macs": model.macs,
@@ -95,7 +96,7 @@ def memory(model: Any, file_bytes: int, layers: list[dict[str, Any]]) -> dict[st
     }
 
 
-def run_layers(network: int8.Interpreter, x: bytes) -> list[dict[str, Any]]:
+def run_layers(network: interpreter.Interpreter, x: bytes) -> list[dict[str, Any]]:
     """The input and each operator's output in a run, as int8 values."""
     network.run(x)
     values = network.values
@@ -103,7 +104,10 @@ def run_layers(network: int8.Interpreter, x: bytes) -> list[dict[str, Any]]:
     for number in range(network.graph.operator_count):
         code, _, (target,), _ = network.graph.operator(number)
         steps.append(
-            {"layer": f"{number} {operators.name(code)}", "values": _signed(bytes(b ^ 128 for b in values[target]))}
+            {
+                "layer": f"{number} {operator_names.name(code)}",
+                "values": _signed(bytes(b ^ 128 for b in values[target])),
+            }
         )
     return steps
 
@@ -127,7 +131,7 @@ def read_input(text: str, size: int) -> bytes:
 
 def _operator(graph: tflite.Graph, number: int) -> dict[str, Any]:
     code, inputs, (target,), options = graph.operator(number)
-    facts = {"operator": operators.name(code), **_tensor(graph, target), "outputs": graph.tensor(target).size}
+    facts = {"operator": operator_names.name(code), **_tensor(graph, target), "outputs": graph.tensor(target).size}
     if facts["operator"] == "FULLY_CONNECTED":
         weights = graph.tensor(inputs[1])
         scales = [_float(graph.u32(weights.scale_at + 4 * i)) for i in range(weights.scales)]

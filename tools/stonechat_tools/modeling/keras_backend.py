@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from stonechat import tflite as reader
 from stonechat.errors import ConfigError, ModelError
+from stonechat.int8 import tflite as reader
 from stonechat.metadata import Metadata
 from stonechat.schema import Schema, pack_normalization
 
+from .device_path import Network, Replay
 from .fit import STEP, FittedModel, front_end, set_table
 from .quantize import assemble
-from .replay_numpy import Network, Replay
 from .tflite_writer import Layer
 
 Ints = npt.NDArray[np.int64]

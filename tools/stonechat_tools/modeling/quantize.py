@@ -33,11 +33,11 @@ from stonechat.features import Normalization
 from stonechat.metadata import Metadata
 from stonechat.schema import Schema, pack_normalization
 
-from .dataset import split
+from ..traces.dataset import split
+from ..traces.trace import Trace, TraceError, check_columns, read_all
+from .device_path import Network, Replay
 from .fit import DEFAULT_RUNGS, STEP, FittedModel, set_table
-from .replay_numpy import Network, Replay
 from .tflite_writer import Layer
-from .trace import Trace, TraceError, check_columns, read_all
 from .training import check_file, to_features
 
 Floats = npt.NDArray[np.float64]

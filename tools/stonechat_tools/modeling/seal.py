@@ -2,10 +2,10 @@
 
 import struct
 
-from stonechat import planning
+from stonechat import model_file
 from stonechat.errors import ModelError
 from stonechat.metadata import Metadata
-from stonechat.planning import BUFFER
+from stonechat.model_file import BUFFER
 
 PLACEHOLDER = bytes(16)  # what a file holds in that buffer until it is sealed
 
@@ -13,8 +13,8 @@ PLACEHOLDER = bytes(16)  # what a file holds in that buffer until it is sealed
 def seal(data: bytes, meta: Metadata) -> bytes:
     """A .tflite that has a stonechat metadata buffer, whatever is in it -> the file that a board runs. Raises
     ModelError where the metadata or the graph can't be."""
-    sealed = planning.seal(replace_metadata(data, BUFFER, planning.content(data, meta)))
-    planning.prove(sealed)
+    sealed = model_file.seal(replace_metadata(data, BUFFER, model_file.content(data, meta)))
+    model_file.prove(sealed)
     return sealed
 
 

@@ -95,8 +95,8 @@ def run(args: argparse.Namespace) -> int:
 
 def make(task: Task, tell: Callable[[str, float], None] = lambda what, share: None) -> dict[str, Any]:
     """Do one task: read, train, write -> its outcome (as in outcome.json)."""
+    from ..traces.trace import read_all
     from .card import card
-    from .trace import read_all
     from .training import digest_file, train
     from .vectors import golden, golden_text
 
@@ -163,7 +163,7 @@ def _task(args: argparse.Namespace, tell: Callable[[str, float], None]) -> Task:
 
 
 def _recipe_task(args: argparse.Namespace, tell: Callable[[str, float], None]) -> Task:
-    from .recipe import read_recipe, record
+    from ..recording.recipe import read_recipe, record
 
     recipe = read_recipe(args.recipe)
     if args.record:

@@ -17,11 +17,11 @@ from stonechat.errors import ConfigError, ModelError
 from stonechat.features import LEVEL, RATE, SHARE
 from stonechat.model import load_model
 
+from ..traces.dataset import split
+from ..traces.trace import Trace, TraceError, join
 from .calibrate import choose, parse_budget, poisson_bound
-from .dataset import split
+from .device_path import features_q8
 from .fit import FitError, FittedModel, default_units, fit, set_table
-from .replay_numpy import features_q8
-from .trace import Trace, TraceError, join
 
 Ints = npt.NDArray[np.int64]
 FRACTIONS = {"fit": 0.6, "table": 0.2, "held-out": 0.2}

@@ -18,7 +18,7 @@ from stonechat.model import load_model
 from stonechat.schema import Schema
 from stonechat.window import DELTA_MAX
 
-from .trace import Trace
+from ..traces.trace import Trace
 
 REAL_WINDOWS = 8
 

@@ -1,0 +1,76 @@
+"""`stonechat-agent`: the agent as a Linux service. Reads one TOML file, attaches, gives up its privileges, watches.
+
+    stonechat-agent --config /etc/stonechat/stonechat.toml
+    stonechat-agent --example-config > stonechat.toml
+    stonechat-agent --config stonechat.toml --check      # read everything, say what would run, start nothing
+
+Exit status: 0 stopped by a signal, 1 it can't run (the message says why and what to do), 2 wrong usage.
+"""
+
+import argparse
+import marshal
+import os
+import sys
+
+from .. import __version__, model_file
+from ..errors import ModelError, StonechatError
+from . import config as configuration
+from .daemon import Daemon, Log, read_file
+
+
+def parse(argv: list | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="stonechat-agent", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", metavar="FILE", help="the configuration, TOML")
+    parser.add_argument("--check", action="store_true", help="read and attach everything, say what would run, and stop")
+    parser.add_argument("--example-config", action="store_true", help="print a configuration with every key explained")
+    parser.add_argument("--version", action="version", version="stonechat-agent " + __version__)
+    args = parser.parse_args(argv)
+    if not args.config and not args.example_config:
+        parser.error("--config FILE is missing (--example-config prints one to start from)")
+    return args
+
+
+def prove_models(config: dict) -> None:
+    """Here, where it costs the resident process nothing: are the models' plans those of their graphs? Raises
+    ConfigError, ModelError."""
+    for what, path in (("[model] file", config["model"]["file"]), ("[counters] model", config["counters"]["model"])):
+        if path:
+            try:
+                model_file.prove(read_file(path, what))
+            except ModelError as error:
+                raise ModelError("%s %s: %s" % (what, path, error))
+
+
+def become_service(config: dict) -> None:
+    """Replace this program by service.main in the same process; the configuration goes along in an anonymous file.
+    Raises OSError."""
+    handed_fd = os.memfd_create("stonechat-config", 0)  # 0: it stays open
+    os.write(handed_fd, marshal.dumps(config))
+    os.lseek(handed_fd, 0, os.SEEK_SET)
+    flags = ["-I"] if sys.flags.isolated else ["-P"]  # never a module from the folder that we happen to be in
+    code = "from stonechat.linux.daemon import main; raise SystemExit(main(%d))" % handed_fd
+    os.execv(sys.executable, [sys.executable, *flags, "-c", code])
+
+
+def main(argv: list | None = None) -> int:
+    args = parse(argv)
+    if args.example_config:
+        sys.stdout.write(configuration.example())
+        return 0
+    try:
+        config = configuration.load(args.config)
+        prove_models(config)
+        if args.check:
+            print(Daemon(config, Log(config["log"]["level"])).plan())
+        else:
+            become_service(config)
+    except (StonechatError, OSError) as error:
+        Log("error")("error", str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

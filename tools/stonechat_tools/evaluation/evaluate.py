@@ -1,0 +1,207 @@
+"""Measure a model on recordings, or the whole method on public captures of real devices.
+
+A model on traces: every device in them lives through its windows (learning, drift, evidence). Benign windows give the
+false alarms with the bound that their length allows; a run of windows with an attack's label is met from the living
+state before it, and the windows to its alarm are counted.
+
+The suite: trains on each set's benign windows and measures stonechat beside IsolationForest, robust z, Mahalanobis,
+KitNET and a float autoencoder on the same windows. Sets that are not there are left out, and it says so.
+
+Examples:
+  stonechat evaluate models/sensor/model.tflite recordings/later.csv.gz attacks.csv.gz
+  stonechat evaluate model.tflite day.csv --json
+  stonechat evaluate model.tflite same-device-later.csv --learned
+  stonechat evaluate --suite --data ../shared/data --report models/REPORT.md --json suite.json
+  stonechat evaluate --suite --data captures/ --seeds 1
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stonechat.errors import ConfigError, ModelError
+from stonechat.metadata import Metadata
+from stonechat.model import load_model
+
+from stonechat_tools.modeling.calibrate import DAY_S, poisson_bound
+from stonechat_tools.modeling.device_path import Network, Replay, features_q8
+from stonechat_tools.traces.trace import Trace, TraceError, is_benign, read_all
+
+DEFAULT_DATA = "../shared/data"
+SETS = ("pi3-malware", "pi-spectrum", "iot-lan", "iot23", "ipcam")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", nargs="?", help="the .tflite")
+    add("traces", nargs="*", help="recordings: benign and labelled attacks")
+    add("--learned", action="store_true", help="the devices are those the model was trained on: no learning first")
+    add("--suite", action="store_true", help="the whole method on public captures, beside its peers")
+    add("--data", default=DEFAULT_DATA, metavar="DIR", help=f"where the captures are (default {DEFAULT_DATA})")
+    add("--seeds", type=int, default=5, help="how many, where a seed plays a part (default 5)")
+    add(
+        "--report",
+        metavar="FILE",
+        help="write the suite's page here; plots and figures.json go to a folder `report` beside it",
+    )
+    add("--json", nargs="?", const="-", metavar="FILE", help="write the figures as JSON (to the screen without FILE)")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.suite:
+        return _suite(args)
+    if not args.model or not args.traces:
+        raise ConfigError("name a model and at least one trace, or --suite")
+    figures = evaluate(Path(args.model).read_bytes(), read_all(args.traces), not args.learned)
+    if args.json:
+        _write_json(figures, args.json)
+    if args.json != "-":
+        _print(figures)
+    return 0
+
+
+# -------------------------------------------------------------------------------------------------- a model on traces
+
+
+def evaluate(data: bytes, trace: Trace, learn: bool = True) -> dict[str, Any]:
+    """A model's figures on a trace: per device and together. learn=False: the devices are those that the model was
+    trained on, and need not learn their own normal first. Raises ModelError, TraceError."""
+    meta = load_model(data).metadata
+    if meta is None:
+        raise ModelError("the model carries no stonechat metadata: make it with `stonechat train`")
+    if meta.schema_id != trace.schema.id or meta.window_ms != trace.window_ms:
+        raise TraceError(
+            f"the model is for {meta.schema_name} in windows of {meta.window_ms} ms, "
+            f"the recording holds {trace.schema.name} in windows of {trace.window_ms} ms"
+        )
+    network = Network.from_file(data)
+    devices = {name: _device(meta, network, trace.of_device(name), learn) for name in trace.device_names}
+    windows = sum(one["benign_windows"] for one in devices.values())
+    alarms = sum(one["false_alarms"] for one in devices.values())
+    days = windows * meta.window_ms / 1000 / DAY_S
+    return {
+        "model": meta.name,
+        "devices": devices,
+        "benign_windows": windows,
+        "device_days": days,
+        "false_alarms": alarms,
+        "false_alarms_per_30d_at_most": 30 * poisson_bound(alarms) / days if days else None,
+    }
+
+
+def _device(meta: Metadata, network: Network, part: Trace, learn: bool) -> dict[str, Any]:
+    """Benign windows take the living state further; each run of attack windows is tried on a copy of it, because an
+    attack that was caught is cleaned up and must not count against the benign windows after it."""
+    f_q8 = features_q8(part.schema, part.deltas, part.elapsed_ms, part.window_ms)
+    replay = Replay(meta, network, learn)
+    benign_scores: list[int] = []
+    benign_windows = false_alarms = learning = 0
+    strange = 0
+    attacks: dict[str, list[dict[str, Any]]] = {}
+    for start, stop in _runs(part.labels.tolist()):
+        label = part.labels[start]
+        if is_benign(label):
+            result = replay.run(f_q8[start:stop])
+            judged = ~result.learning
+            benign_windows += int(judged.sum())
+            learning += int((~judged).sum())
+            false_alarms += len(result.alarms)
+            strange += int((result.surprise_q8[judged] >= 512).sum())
+            benign_scores += result.score_q8[judged].tolist()
+        else:
+            result = replay.fork().run(f_q8[start:stop])
+            row = {
+                "windows": stop - start,
+                "windows_to_alarm": result.alarms[0] + 1 if result.alarms else None,
+                "recall_p01": float((result.surprise_q8 >= 512).mean()),
+                "scores": result.score_q8,
+            }
+            attacks.setdefault(str(label), []).append(row)
+    out: dict[str, Any] = {
+        "learning_windows": learning,
+        "benign_windows": benign_windows,
+        "false_alarms": false_alarms,
+        "benign_p01": strange / benign_windows if benign_windows else None,
+        "attacks": {},
+    }
+    for label, runs in attacks.items():
+        scores = np.concatenate([row.pop("scores") for row in runs])
+        out["attacks"][label] = {"runs": runs, "auc": _auc(benign_scores, scores)}
+    return out
+
+
+def _runs(labels: list[str]) -> list[tuple[int, int]]:
+    edges = [i for i in range(1, len(labels)) if labels[i] != labels[i - 1]]
+    return list(zip([0, *edges], [*edges, len(labels)], strict=True)) if labels else []
+
+
+def _auc(benign: list[int], attack: Any) -> float | None:
+    from stonechat_tools.evaluation.suite.protocol import auc
+
+    return auc(benign, attack) if benign else None
+
+
+def _print(figures: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table("device", "windows", "AUC", "recall at p < .01", "windows to alarm")
+    for name, one in figures["devices"].items():
+        share = one["benign_p01"]
+        told = "-" if share is None else f"{share:.3f} (benign)"
+        grid.add_row(name, f"{one['benign_windows']} benign", "", told, f"{one['false_alarms']} false alarms")
+        for label, attack in one["attacks"].items():
+            for row in attack["runs"]:
+                score = "-" if attack["auc"] is None else f"{attack['auc']:.3f}"
+                wait = "never" if row["windows_to_alarm"] is None else str(row["windows_to_alarm"])
+                grid.add_row("", f"{row['windows']} {label}", score, f"{row['recall_p01']:.2f}", wait)
+    Console().print(grid)
+    bound = figures["false_alarms_per_30d_at_most"]
+    proven = "" if bound is None else f": at most {bound:.1f} per 30 days (95 %)"
+    print(f"{figures['false_alarms']} false alarms in {figures['device_days']:.2f} device-days{proven}")
+
+
+# ---------------------------------------------------------------------------------------------------------- the suite
+
+
+def _suite(args: argparse.Namespace) -> int:
+    root = Path(args.data)
+    there = [name for name in SETS if (root / name).is_dir()]
+    if not there:
+        raise ConfigError(f"{root}: none of {', '.join(SETS)} is there; name the folder of the captures with --data")
+    from rich.console import Console
+
+    from stonechat_tools.evaluation.suite import page, plots, protocol, runner
+
+    console = Console(stderr=True)
+    for name in SETS:
+        if name not in there:
+            console.print(f"left out: {root / name} is not there")
+    with console.status("evaluating") as status:
+        figures = runner.run_suite(root, args.seeds, lambda what: status.update(what))
+        if args.report:
+            status.update("plots")
+            plots.plots(protocol.load(root), Path(args.report).parent / "report")
+    if args.report:
+        command = f"stonechat evaluate --suite --seeds {args.seeds} --report {args.report}"
+        Path(args.report).write_text(page.page(figures, command))
+        beside = Path(args.report).parent / "report/figures.json"
+        beside.write_text(json.dumps(page.compact(figures), separators=(",", ":"), default=float) + "\n")
+    if args.json:
+        _write_json(figures, args.json)
+    if args.json != "-":
+        for text, got, met in page.checks(figures):
+            Console().print(
+                f"{'[green]yes[/]' if met else '[red]no [/]'} {text}: {got}", highlight=False, soft_wrap=True
+            )
+    return 0
+
+
+def _write_json(figures: dict[str, Any], where: str) -> None:
+    text = json.dumps(figures, indent=1, default=float)
+    if where == "-":
+        print(text)
+    else:
+        Path(where).write_text(text + "\n")

@@ -1,0 +1,53 @@
+"""The whole suite, in one call."""
+
+from pathlib import Path
+from typing import Any
+
+from stonechat_tools.evaluation.suite import ablations, robustness
+from stonechat_tools.evaluation.suite.protocol import Subject, Tell, budgets, compare, load, make_model
+from stonechat_tools.modeling.calibrate import poisson_bound
+
+_CONTAMINATED_SEEDS = 3
+
+
+def summary_of_alarms(comparison: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """All benign windows together, per detector: alarms, device-days, the one-sided 95 % bound per 30 days."""
+    totals: dict[str, dict[str, float]] = {}
+    for devices in comparison.values():
+        for row in devices.values():
+            for name, figures in row.items():
+                one = totals.setdefault(name, {"alarms": 0.0, "device_days": 0.0})
+                one["alarms"] += figures["alarms"]
+                one["device_days"] += figures["device_days"]
+    for one in totals.values():
+        one["bound_per_30d"] = 30 * poisson_bound(round(one["alarms"])) / one["device_days"]
+    return totals
+
+
+def run_suite(root: Path, seeds: int, tell: Tell) -> dict[str, Any]:
+    """Everything. root: the folder with the sets; seeds: how many where a seed plays a part."""
+    tell("reading the recordings")
+    groups = load(root)
+    pis = groups.get("pi-spectrum", [])
+    comparison = compare(groups, seeds, tell)
+    return {
+        "seeds": seeds,
+        "comparison": comparison,
+        "alarms": summary_of_alarms(comparison),
+        "budgets": budgets({name: groups[name] for name in groups if name != "ipcam"}, tell),
+        "ramps": robustness.ramps(pis, tell),
+        "float": robustness.against_float(groups),
+        "contamination": robustness.contamination(groups, tell, min(seeds, _CONTAMINATED_SEEDS)),
+        "explanation": robustness.explanation(groups, seeds),
+        "fresh": robustness.fresh_device([*pis, *groups.get("pi3-malware", [])], tell),
+        "unseen": robustness.unseen_devices(groups, root, tell),
+        "tried": ablations.tried([*groups.get("pi3-malware", []), *pis], tell),
+        "models": {one.name: _model_facts(one) for group in groups.values() for one in group},
+    }
+
+
+def _model_facts(one: Subject) -> dict[str, Any]:
+    model = make_model(one)
+    data = model.to_tflite(one.name, 1)
+    n, units = model.decoder.shape
+    return {"features": n, "units": units, "file_bytes": len(data), "macs": 2 * n * units}

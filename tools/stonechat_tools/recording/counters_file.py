@@ -1,0 +1,38 @@
+"""A vendor's own counters, as the tools take them: a TOML file that names them and where the firmware writes them.
+
+    schema = "door-lock-1"
+
+    [[counters]]
+    name = "openings"             # at most 32 bytes, no comma
+    unit = "openings"
+    kind = "rate"                 # rate: only grows, the window takes the difference; level: a reading; share: percent
+    path = "/run/lock/openings"   # a file with one whole number
+
+The same [[counters]] stand in the agent's configuration; on a board, `counters.CounterCollector(schema, read)` is
+handed the numbers by the firmware instead.
+"""
+
+import os
+import tomllib
+
+from stonechat.custom_counters import CounterCollector, from_config
+from stonechat.errors import ConfigError
+
+
+def load_counters(path: str | os.PathLike[str]) -> CounterCollector:
+    """The collector of a counters file. Raises ConfigError (FILE: what is wrong) or OSError."""
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    name = table.get("schema")
+    rows = table.get("counters")
+    if not isinstance(name, str) or not name or any(letter.isspace() for letter in name):
+        raise ConfigError(f"{path}: schema must name the schema, without white space")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(f"{path}: it needs at least one [[counters]]")
+    try:
+        return from_config(name, rows)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
