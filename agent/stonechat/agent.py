@@ -10,7 +10,7 @@ from .compat import ticks_ms
 from .delivery import CALIBRATE, WAS_NORMAL
 from .detection import Verdict
 from .errors import StonechatError
-from .loop import Loop, Stage
+from .loop import Channel, Loop
 
 
 class Agent(Loop):
@@ -19,18 +19,18 @@ class Agent(Loop):
     reporter: a Delivery. The rest is as in Loop. Raises ModelError where a model is not for its collector's schema."""
 
     def __init__(self, collector, model, publish, *, reporter, state, extra=(), on_verdict=None, **options) -> None:
-        stages = [Stage(collector, model, state)]
+        channels = [Channel(collector, model, state)]
         for more_collector, more_model in extra:
-            stages.append(Stage(more_collector, more_model, state))
+            channels.append(Channel(more_collector, more_model, state))
         self._fused = None
         if extra:
             from .custom_counters import fuse  # a board has it only where it was built --with counters
 
             self._fuse = fuse
-            self._fused = Verdict(sum([len(stage.values) for stage in stages]))
+            self._fused = Verdict(sum([len(channel.values) for channel in channels]))
         reporter.supported = (WAS_NORMAL, CALIBRATE)  # what is carried out here; mute and the like the reporter does
         self.on_verdict = on_verdict
-        Loop.__init__(self, stages, publish, reporter, state, **options)
+        Loop.__init__(self, channels, publish, reporter, state, **options)
 
     async def run(self) -> None:
         """tick() for ever under asyncio; cancel the task to stop."""
@@ -49,7 +49,7 @@ class Agent(Loop):
     def _score(self, now_ms: int):
         if not self._fused:
             return Loop._score(self, now_ms)
-        verdicts = [stage.end_window(now_ms) for stage in self.stages]
+        verdicts = [channel.end_window(now_ms) for channel in self.channels]
         return None if None in verdicts else self._fuse(verdicts, self._fused)
 
     def on_message(self, topic, payload: bytes) -> None:
@@ -58,10 +58,10 @@ class Agent(Loop):
         try:
             for code, _ in self.reporter.on_message(topic, payload):
                 if code == CALIBRATE:
-                    self.relearn()
+                    self.recalibrate()
                 elif code == WAS_NORMAL:
-                    for stage in self.stages:
-                        stage.head.forgive()
+                    for channel in self.channels:
+                        channel.scorer.clear_evidence()
         except (StonechatError, OSError) as error:
             self._failed(error)
 
@@ -71,5 +71,5 @@ class Agent(Loop):
             self.save()
         except (StonechatError, OSError) as error:
             self._failed(error)
-        for stage in self.stages:
-            stage.collector.close()
+        for channel in self.channels:
+            channel.collector.close()

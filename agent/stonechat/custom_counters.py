@@ -43,12 +43,12 @@ def counter_schema(name: str, counters) -> Schema:
 
 
 def fuse(verdicts, fused=None):
-    """Several heads' verdicts of one window -> one: the greatest evidence, level and surprise; `fused` is the Verdict
+    """Several scorers' verdicts of one window -> one: the greatest evidence, level and surprise; `fused` is the Verdict
     to fill (made where None), whose last level tells whether the level changed.
 
     Heads are fused by their worst, not by their sum: each keeps its own budget, and the whole rings at most as often
-    as the heads together. The features stand one head after the other, and the head that leads explains; learning is
-    true only while every head learns."""
+    as the scorers together. The features stand one scorer after the other, and the scorer that leads explains; learning
+    is true only while every scorer learns."""
     if fused is None:
         fused = Verdict(sum([len(verdict.parts) for verdict in verdicts]))
     level = NORMAL
@@ -60,7 +60,7 @@ def fuse(verdicts, fused=None):
         if (verdict.level, verdict.evidence_q8, verdict.surprise_q8) > (lead.level, lead.evidence_q8, lead.surprise_q8):
             lead = verdict
     at = 0
-    for verdict in verdicts:  # only the leading head explains: parts of different heads have no common measure
+    for verdict in verdicts:  # only the leading scorer explains: parts of different scorers have no common measure
         for i in range(len(verdict.parts)):
             fused.parts[at] = verdict.parts[i] if verdict is lead else 0
             fused.x[at] = verdict.x[i]

@@ -1,7 +1,7 @@
 """Residual -> score -> surprise -> evidence -> level, in integers.
 
     residual   r = x - y where the model reconstructs, r = y where it gives the residual itself; 16 steps a deviation,
-               and on top what lies beyond the feature's reach (features.py)
+               and on top the excess over the feature's benign limit (features.py)
     score      256 * log2(1 + sum of weight * r^2): a doubling of the squared residual is one step of 256
     surprise   -log10 of how often a benign window scores as high: the table, and beyond its last knot a straight line
                in the log score (an exponential tail of the log score, a Pareto tail of the score)
@@ -71,20 +71,20 @@ class Verdict:
 
 
 class Detector:
-    """meta: Metadata with the table and the rungs; verdict: the Verdict to fill; beyond: of the Normalization, which
-    fills it (None: nothing ever lies beyond).
+    """meta: Metadata with the table and the alarm rules; verdict: the Verdict to fill; excess: that of the
+    Normalization, which fills it (None: no excess).
 
-    `place_q8` and `spread_q8` are this device's own location and spread of the log score (the model's until learned);
-    `evidence` holds one chart per rung, in surprise Q8."""
+    `location_q8` and `scale_q8` are this device's own location and spread of the log score (the model's until learned);
+    `evidence` holds one sum per alarm rule, in surprise Q8."""
 
-    def __init__(self, meta, verdict, beyond=None):
+    def __init__(self, meta, verdict, excess=None):
         self.meta = meta
-        self._beyond = beyond or [0] * len(verdict.parts)
+        self._excess = excess or [0] * len(verdict.parts)
         self._weights = meta.weights or b"\x10" * len(verdict.parts)  # 16 is 1
         self._roots = bytes([_root(weight << 8) for weight in self._weights])
-        self.place_q8 = meta.place_q8
-        self.spread_q8 = meta.spread_q8
-        self.evidence = [0] * len(meta.rungs)
+        self.location_q8 = meta.location_q8
+        self.scale_q8 = meta.scale_q8
+        self.evidence = [0] * len(meta.alarm_rules)
         self.verdict = verdict
 
     def score(self, x, y):
@@ -103,7 +103,7 @@ class Detector:
                 r -= 256
             if rebuilds:
                 r = z - r
-            r += self._beyond[i]
+            r += self._excess[i]
             total += r * r * self._weights[i] >> 4
             part = r * z * self._roots[i] >> 6
             parts[i] = part if part > 0 else -part >> 1
@@ -113,7 +113,7 @@ class Detector:
     def surprise(self, score_q8):
         """score_q8 -> -log10 p in Q8, through this device's place and spread and the model's table."""
         meta = self.meta
-        s = (score_q8 - self.place_q8) * meta.spread_q8 // self.spread_q8 + meta.place_q8
+        s = (score_q8 - self.location_q8) * meta.scale_q8 // self.scale_q8 + meta.location_q8
         low, value = meta.knots[0]
         s = max(s, low)
         for knot in meta.knots:
@@ -126,14 +126,14 @@ class Detector:
         """Add one window's surprise to the charts and settle the level; fills and returns the verdict."""
         share_q8 = 0
         for i in range(len(self.evidence)):
-            k_q8, cap_q8, alarm_q8 = self.meta.rungs[i]
-            e = self.evidence[i] + min(surprise_q8, cap_q8) - k_q8
-            self.evidence[i] = e = max(0, min(e, alarm_q8 + (alarm_q8 >> 1)))
-            share_q8 = max(share_q8, (e << 8) // alarm_q8)
+            allowance_q8, cap_q8, threshold_q8 = self.meta.alarm_rules[i]
+            e = self.evidence[i] + min(surprise_q8, cap_q8) - allowance_q8
+            self.evidence[i] = e = max(0, min(e, threshold_q8 + (threshold_q8 >> 1)))
+            share_q8 = max(share_q8, (e << 8) // threshold_q8)
         self.verdict.surprise_q8 = surprise_q8
-        return self._settle(share_q8)
+        return self._hysteresis(share_q8)
 
-    def _settle(self, share_q8):
+    def _hysteresis(self, share_q8):
         verdict = self.verdict
         level = verdict.level
         if share_q8 >= _ALARM_Q8:
@@ -147,10 +147,10 @@ class Detector:
         verdict.level = level
         return verdict
 
-    def forgive(self):
+    def clear_evidence(self):
         """Drop all evidence: an operator says that this was normal, or calibration begins."""
         self.evidence[:] = [0] * len(self.evidence)
-        self._settle(0)
+        self._hysteresis(0)
 
 
 def _root(square):

@@ -7,7 +7,7 @@
     x = ((f_q8 - centre_q8) * inv + half) >> shift, clipped to -128..127
 
 One step of x is 1/16 of a benign standard deviation, zero point 0, by specification: the input tensor of every
-stonechat model has scale 1/16. Clipping hides how far a counter went: what lies beyond its reach, the end of where
+stonechat model has scale 1/16. Clipping hides how far a counter went: what exceeds its limit, the end of where
 benign windows go, is kept beside x and counts as residual (detection.py). (inv, shift) is the reciprocal of the
 deviation with inv below 2^14, so that no product passes 2^30 and a 32-bit board never leaves small ints.
 """
@@ -54,7 +54,7 @@ class Normalization:
 
     schema: anything with `kinds` and a length; packed: bytes, struct '<hHB' a feature (centre_q8, inv, shift + 32 *
     reach code): five bytes each. A reach is 8 deviations << (code - 1), and code 0 has no end. `offset_q8` is what the
-    device itself has learned on top of the model's centres (adaptation.py owns it); `beyond`: the steps past the reach
+    device itself has learned on top of the model's centres (adaptation.py owns it); `excess`: the steps past the limit
     of the last window filled. Raises ModelError for a reciprocal beyond 32-bit arithmetic."""
 
     def __init__(self, schema, packed: bytes) -> None:
@@ -64,12 +64,12 @@ class Normalization:
         self.inv = [0] * n
         self.shift = bytearray(n)
         self.offset_q8 = [0] * n
-        self.reach = [0] * n
-        self.beyond = [0] * n
+        self.limit = [0] * n
+        self.excess = [0] * n
         for i in range(n):
             self.centre_q8[i], self.inv[i], shift = unpack_from("<hHB", packed, 5 * i)
             self.shift[i] = shift & 31
-            self.reach[i] = 64 << (shift >> 5 or 20)
+            self.limit[i] = 64 << (shift >> 5 or 20)
             if not 0 < self.inv[i] < 0x4000 or self.shift[i] > 29:
                 raise ModelError("feature %d" % i)
 
@@ -90,11 +90,11 @@ class Normalization:
 
     def fill(self, f_q8: list[int], x: bytearray) -> None:
         """f_q8: n ints -> x: bytearray(n), int8 as two's complement, 16 steps a deviation, clipped at 8 of them; and
-        `beyond`, up to 1792 steps, so that the squares of detection.py stay small ints."""
+        `excess`, up to 1792 steps, so that the squares of detection.py stay small ints."""
         for i in range(len(self.kinds)):
             shift = self.shift[i]
             step = (f_q8[i] - self.centre_q8[i] - self.offset_q8[i]) * self.inv[i] + ((1 << shift) >> 1) >> shift
             x[i] = min(max(step, -128), 127) & 0xFF
-            reach = self.reach[i]
-            over = step - reach if step > reach else step + reach if step < -reach else 0
-            self.beyond[i] = min(max(over, -_BEYOND_MAX), _BEYOND_MAX)
+            limit = self.limit[i]
+            over = step - limit if step > limit else step + limit if step < -limit else 0
+            self.excess[i] = min(max(over, -_BEYOND_MAX), _BEYOND_MAX)

@@ -1,12 +1,12 @@
-"""The loop from the counters to the broker: Stage is one collector with what scores it, Loop does what is due when.
+"""The loop from the counters to the broker: Channel is one collector with what scores it, Loop does what is due when.
 
-A board's core profile uses them as they stand; agent.py adds more stages, and what the collector sends back.
+A board's core profile uses them as they stand; agent.py adds more channels, and what the collector sends back.
 """
 
 from . import __version__
 from .compat import const, ticks_add, ticks_diff, ticks_ms
 from .errors import StonechatError
-from .scorer import Head
+from .scorer import Scorer
 from .window import Window
 
 _PUMP_EVERY_MS = const(1000)  # how often the reporter is asked between windows and messages
@@ -14,14 +14,14 @@ _PUMP_AGAIN_MS = const(2000)  # the same while the broker can't be reached
 _SAVE_EVERY_WINDOWS = const(360)  # an hour at 10 s: bounds the wear of the flash
 
 
-class Stage:
-    """One collector and the head that scores it. The device's own counters are one, a vendor's are another.
+class Channel:
+    """One collector and the scorer that scores it. The device's own counters are one, a vendor's are another.
     Raises ModelError where the model is not for the collector's schema."""
 
     def __init__(self, collector, model, state) -> None:
         self.collector = collector
-        self.head = Head(model, collector.schema, state)
-        self.window = Window(collector.schema, self.head.window_ms)
+        self.scorer = Scorer(model, collector.schema, state)
+        self.window = Window(collector.schema, self.scorer.window_ms)
         self.values = [0] * len(collector.schema)
         self._section = b"peers" + collector.schema.id
         self._has_peers = hasattr(collector, "dump")
@@ -38,7 +38,7 @@ class Stage:
         if self.settle_windows:
             self.settle_windows -= 1
             return None
-        return self.head.score(self.window.deltas, self.window.elapsed_ms)
+        return self.scorer.score(self.window.deltas, self.window.elapsed_ms)
 
     def hold_peers(self, hold: bool) -> None:
         """Under suspicion no peer becomes known."""
@@ -46,34 +46,34 @@ class Stage:
             self.collector.hold_peers(hold)
 
     def save(self, state) -> None:
-        self.head.save()
+        self.scorer.save()
         if self._has_peers:
             state.put(self._section, self.collector.dump())
 
 
 class Loop:
-    """stages: of which the first is the device's own; publish(topic, payload, qos) hands a message to the broker and
+    """channels: of which the first is the device's own; publish(topic, payload, qos) hands a message to the broker and
     raises OSError or MQTTError when it can't; publish_retained is the same for the status, which the broker should
     keep. reporter: what is said; state: what is remembered; firmware: its id, a new one asks for a new calibration."""
 
     _status_due: bool
     _pump_due_ms: int
 
-    def __init__(self, stages, publish, reporter, state, firmware: str = "", publish_retained=None) -> None:
-        self.stages = stages
+    def __init__(self, channels, publish, reporter, state, firmware: str = "", publish_retained=None) -> None:
+        self.channels = channels
         self.reporter = reporter
         self.state = state
         self.publish = publish
         self.publish_retained = publish_retained or publish
         self.firmware = firmware
-        self.window_ms = stages[0].head.window_ms
+        self.window_ms = channels[0].scorer.window_ms
         self.windows = 0
         self.errors = 0
         self.last_error = ""
         self.offline = ""  # why the last try to publish failed; empty when it worked
         release = firmware.encode()
         if state.get(b"firmware", release) != release:
-            self.relearn()
+            self.recalibrate()
         state.put(b"firmware", release)
         self._learning = self.learning
         self._due_ms = ticks_ms()
@@ -120,8 +120,8 @@ class Loop:
             if verdict is not None:
                 self.windows += 1
                 self.reporter.observe(verdict, now_ms)
-                for stage in self.stages:
-                    stage.hold_peers(verdict.level > 0)
+                for channel in self.channels:
+                    channel.hold_peers(verdict.level > 0)
                 if self.learning != self._learning or self.windows % _SAVE_EVERY_WINDOWS == 0:
                     self._learning = self.learning
                     self._status_due = True
@@ -131,26 +131,26 @@ class Loop:
         return verdict
 
     def _score(self, now_ms: int):
-        return self.stages[0].end_window(now_ms)
+        return self.channels[0].end_window(now_ms)
 
     @property
     def learning(self) -> bool:
-        """True while a head still learns what is normal on this device."""
-        for stage in self.stages:  # noqa: SIM110 - a generator would allocate
-            if stage.head.learning:
+        """True while a scorer still learns what is normal on this device."""
+        for channel in self.channels:  # noqa: SIM110 - a generator would allocate
+            if channel.scorer.learning:
                 return True
         return False
 
     def status(self) -> bytearray:
         """The sealed status: what rarely changes (firmware, model, schema, sources, what was learned)."""
-        stage = self.stages[0]
+        channel = self.channels[0]
         return self.reporter.status(
             self.firmware,
-            stage.head.model.digest,
-            stage.collector.schema.id,
+            channel.scorer.model.digest,
+            channel.collector.schema.id,
             self.window_ms,
-            [group + " " + source for group, source, _ in stage.collector.sources],
-            stage.head.adaptation.distance() << 4,
+            [group + " " + source for group, source, _ in channel.collector.sources],
+            channel.scorer.adaptation.distance() << 4,
             self.learning,
             __version__,
         )
@@ -161,16 +161,16 @@ class Loop:
         self._status_due = True
         self._pump_due_ms = ticks_ms()
 
-    def relearn(self) -> None:
-        """Forget the calibration of every head and learn it again, as after a new firmware."""
-        for stage in self.stages:
-            stage.head.relearn()
+    def recalibrate(self) -> None:
+        """Forget the calibration of every scorer and learn it again, as after a new firmware."""
+        for channel in self.channels:
+            channel.scorer.recalibrate()
         self._status_due = True
 
     def save(self) -> None:
         """Write down what was learned. Raises StateError where the medium refuses."""
-        for stage in self.stages:
-            stage.save(self.state)
+        for channel in self.channels:
+            channel.save(self.state)
         self.reporter.save(self.state)
         self.state.save()
 

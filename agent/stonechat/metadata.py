@@ -28,8 +28,8 @@ class Metadata:
     normalization: packed, five bytes a feature (features.Normalization reads it).
     kind: planning.RECONSTRUCTION or RESIDUAL. weights: bytes, one per output in Q4 (16 is 1), or None for all ones.
     knots: ((score_q8, surprise_q8), ...), rising: the calibration table. tail_q8: surprise per doubling of the score
-    beyond the last knot. place_q8, spread_q8: median and upper spread of the benign log score behind the table.
-    rungs: ((k_q8, cap_q8, alarm_q8), ...): the evidence charts (detection.py).
+    beyond the last knot. location_q8, scale_q8: median and upper spread of the benign log score behind the table.
+    alarm_rules: ((allowance_q8, cap_q8, threshold_q8), ...): CUSUM constants (detection.py).
     learn_windows: what a fresh device learns before it may alarm (0: nothing). drift_shift, drift_cap: adaptation.py.
     golden: ((x, y, score_q8), ...): inputs, the outputs they must give, and their scores.
 
@@ -40,15 +40,15 @@ class Metadata:
     version: int
     window_ms: int
     tail_q8: int
-    place_q8: int
-    spread_q8: int
+    location_q8: int
+    scale_q8: int
     learn_windows: int
     drift_shift: int
     drift_cap: int
     kind: int
     weights: bytes | None
     knots: tuple[tuple[int, int], ...]
-    rungs: tuple[tuple[int, int, int], ...]
+    alarm_rules: tuple[tuple[int, int, int], ...]
     golden: tuple[tuple[bytes, bytes, int], ...]
 
     def __init__(self, block: bytes | bytearray | memoryview = _NEW) -> None:
@@ -61,29 +61,29 @@ class Metadata:
                 self.window_ms,
                 n,
                 self.tail_q8,
-                self.place_q8,
-                self.spread_q8,
+                self.location_q8,
+                self.scale_q8,
                 self.learn_windows,
                 self.drift_shift,
                 self.drift_cap,
                 self.kind,
                 knots,
-                rungs,
+                alarm_rules,
                 golden,
             ) = unpack_from(FORM, block, 0)
             at = _FORM_BYTES + 5 * n
-            texts = at + n + 4 * knots + 8 * rungs + (2 * n + 2) * golden
-            if texts > len(block) or block is not _NEW and 0 in (n, knots, rungs, self.window_ms, self.spread_q8):
+            texts = at + n + 4 * knots + 8 * alarm_rules + (2 * n + 2) * golden
+            if texts > len(block) or block is not _NEW and 0 in (n, knots, alarm_rules, self.window_ms, self.scale_q8):
                 raise ValueError
             self.normalization = bytes(block[_FORM_BYTES:at])
             self.weights = bytes(block[at : at + n]) or None
             at += n
             self.knots = _rows("<HH", block, at, knots)
             at += 4 * knots
-            self.rungs = _rows("<HHI", block, at, rungs)
-            if 0 in [rung[2] for rung in self.rungs]:
+            self.alarm_rules = _rows("<HHI", block, at, alarm_rules)
+            if 0 in [rule[2] for rule in self.alarm_rules]:
                 raise ValueError
-            self.golden = _rows("<%ds%dsH" % (n, n), block, at + 8 * rungs, golden)
+            self.golden = _rows("<%ds%dsH" % (n, n), block, at + 8 * alarm_rules, golden)
             self.name, self.schema_name = str(bytes(block[texts:]), "utf-8").split("\n")
         except ValueError:
             raise ModelError("metadata: malformed")

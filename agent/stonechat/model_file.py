@@ -19,7 +19,7 @@ RECONSTRUCTION = const(0)  # the output is the input rebuilt: the residual is x 
 RESIDUAL = const(1)  # the output is the (whitened) residual itself
 WEIGHT_ONE = const(16)  # of the score
 MAX_KNOTS = const(64)
-MAX_RUNGS = const(4)
+MAX_ALARM_RULES = const(4)
 MAX_GOLDEN = const(8)
 MAX_FEATURES = const(640)
 _MOST = const(0x7FFF)
@@ -37,21 +37,21 @@ def pack(meta) -> bytes:
         meta.window_ms,
         n,
         meta.tail_q8,
-        meta.place_q8,
-        meta.spread_q8,
+        meta.location_q8,
+        meta.scale_q8,
         meta.learn_windows,
         meta.drift_shift,
         meta.drift_cap,
         meta.kind,
         len(meta.knots),
-        len(meta.rungs),
+        len(meta.alarm_rules),
         len(meta.golden),
     )
     out += meta.normalization + (bytes([WEIGHT_ONE]) * n if meta.weights is None else meta.weights)
     for knot in meta.knots:
         out += struct_pack("<HH", *knot)
-    for rung in meta.rungs:
-        out += struct_pack("<HHI", *rung)
+    for rule in meta.alarm_rules:
+        out += struct_pack("<HHI", *rule)
     for x, y, score_q8 in meta.golden:
         out += x + y + struct_pack("<H", score_q8)
     return out + ("%s\n%s" % (meta.name, meta.schema_name)).encode()
@@ -99,13 +99,13 @@ def _check_table(meta):
             raise ModelError("metadata: the calibration table does not rise at %d, %d" % (score_q8, surprise_q8))
         last = (score_q8, surprise_q8)
     _int(meta.tail_q8, 0, _MOST, "tail_q8")
-    _int(meta.place_q8, 0, _MOST, "place_q8")
-    _int(meta.spread_q8, 1, _MOST, "spread_q8")
-    _int(len(meta.rungs), 1, MAX_RUNGS, "alarm rungs")
-    for k_q8, cap_q8, alarm_q8 in meta.rungs:
-        _int(k_q8, 1, _MOST, "alarm rung's k")
-        _int(cap_q8, k_q8 + 1, _MOST, "alarm rung's cap")  # at k or below it never rises
-        _int(alarm_q8, 1, 0xFFFFF, "alarm rung's line")
+    _int(meta.location_q8, 0, _MOST, "location_q8")
+    _int(meta.scale_q8, 1, _MOST, "scale_q8")
+    _int(len(meta.alarm_rules), 1, MAX_ALARM_RULES, "alarm rules")
+    for allowance_q8, cap_q8, threshold_q8 in meta.alarm_rules:
+        _int(allowance_q8, 1, _MOST, "alarm rule's allowance")
+        _int(cap_q8, allowance_q8 + 1, _MOST, "alarm rule's cap")  # at k or below it never rises
+        _int(threshold_q8, 1, 0xFFFFF, "alarm rule's threshold")
 
 
 def _int(value, low, high, what):

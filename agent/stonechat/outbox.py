@@ -1,10 +1,11 @@
 """Store and forward: reports wait here until a collector says that it has committed them.
 
-A ring of segment files, 512 bytes each, on littlefs and ext4 alike; survives power cuts. (outbox_memory.py: the same in RAM.)
-A segment is a run of records: '<HII' length, sequence number, CRC-32 of both and of the body; then the body. The first
-record of a segment is a mark (top bit of the length set; body '<II' boot, oldest sequence number not acknowledged; its
-sequence number is one that no report can have used before it), so the newest segment alone tells where the device
-stands. Every start makes a new segment: nothing is ever written behind a torn tail. What is full drops its oldest.
+A ring of segment files, 512 bytes each, on littlefs and ext4 alike; survives power cuts. (outbox_memory.py: the same in
+RAM.) A segment is a run of records: '<HII' length, sequence number, CRC-32 of both and of the body; then the body. The
+first record of a segment is a mark (top bit of the length set; body '<II' boot, oldest sequence number not
+acknowledged; its sequence number is one that no report can have used before it), so the newest segment alone tells
+where the device stands. Every start makes a new segment: nothing is ever written behind a torn tail. What is full drops
+its oldest.
 """
 
 import os

@@ -3,7 +3,7 @@
 from .compat import first_number
 
 
-class Queue:
+class MemoryOutbox:
     """A bounded queue in RAM. Its numbers start at the clock, so that a restart does not reuse them.
     `sequence` is the next report's number, `oldest` the first one not acknowledged, `lost` counts what was dropped."""
 

@@ -1,7 +1,7 @@
 """A model at work on one device: normalization, network, detection and adaptation behind one call a window.
 
-    head = Head(load_model(data), schema, state)
-    verdict = head.score(window.deltas, window.elapsed_ms)
+    scorer = Scorer(load_model(data), schema, state)
+    verdict = scorer.score(window.deltas, window.elapsed_ms)
 
 A fresh device learns for the model's first N windows: the first half gives the offset of each feature's centre, the
 second the place and spread of its log score under that offset. Until then the verdict says `learning` and its level
@@ -16,12 +16,12 @@ from .detection import Detector, Verdict
 from .errors import ModelError
 from .features import Normalization
 
-_PLACE_MAX_Q8 = const(1024)  # a device's benign score may lie four doublings over the model's, no further
-_SPREAD_LOW_Q8 = const(205)  # and its spread between .8 ...
-_SPREAD_HIGH_Q8 = const(512)  # ... and twice the model's
+_LOCATION_MAX_Q8 = const(1024)  # a device's benign score may lie four doublings over the model's, no further
+_SCALE_LOW_Q8 = const(205)  # and its spread between .8 ...
+_SCALE_HIGH_Q8 = const(512)  # ... and twice the model's
 
 
-class Head:
+class Scorer:
     """model: from load_model; schema: of the collector; state: State, or None to keep nothing.
 
     Raises ModelError where the model is not for this schema, carries no metadata, or its golden vectors do not come
@@ -40,7 +40,7 @@ class Head:
         self.normalization = Normalization(schema, meta.normalization)
         self.adaptation = Adaptation(self.normalization, meta.drift_shift, meta.drift_cap)
         self.verdict = verdict = Verdict(n)
-        self.detector = Detector(meta, verdict, self.normalization.beyond)
+        self.detector = Detector(meta, verdict, self.normalization.excess)
         self._state = state
         self._f_q8 = [0] * n
         self._x = bytearray(n)
@@ -81,34 +81,34 @@ class Head:
         if self.seen == half:
             self.adaptation.learn(self._rows)
         elif not self.learning:
-            self._settle(self._rows)
+            self._fit_location_scale(self._rows)
         else:
             return
         self._rows = bytearray()
 
-    def _settle(self, rows):
+    def _fit_location_scale(self, rows):
         scores = sorted([rows[i] << 8 | rows[i + 1] for i in range(0, len(rows), 2)])
-        place_q8 = scores[len(scores) >> 1]
-        spread_q8 = scores[len(scores) * 7 >> 3] - place_q8
+        location_q8 = scores[len(scores) >> 1]
+        scale_q8 = scores[len(scores) * 7 >> 3] - location_q8
         meta = self.meta
-        low, high = meta.spread_q8 * _SPREAD_LOW_Q8 >> 8, meta.spread_q8 * _SPREAD_HIGH_Q8 >> 8
-        self._place(min(place_q8, meta.place_q8 + _PLACE_MAX_Q8), max(1, low, min(spread_q8, high)))
+        low, high = meta.scale_q8 * _SCALE_LOW_Q8 >> 8, meta.scale_q8 * _SCALE_HIGH_Q8 >> 8
+        self._set(min(location_q8, meta.location_q8 + _LOCATION_MAX_Q8), max(1, low, min(scale_q8, high)))
 
-    def _place(self, place_q8, spread_q8):
-        self.detector.place_q8 = place_q8
-        self.detector.spread_q8 = spread_q8
+    def _set(self, location_q8, scale_q8):
+        self.detector.location_q8 = location_q8
+        self.detector.scale_q8 = scale_q8
 
-    def relearn(self):
+    def recalibrate(self):
         """Begin the learning anew (an operator's command, a new firmware): what was learned is forgotten."""
         self.seen = 0
         self._rows = bytearray()
         self.adaptation.forget()
-        self._place(self.meta.place_q8, self.meta.spread_q8)
-        self.forgive()
+        self._set(self.meta.location_q8, self.meta.scale_q8)
+        self.clear_evidence()
 
-    def forgive(self):
+    def clear_evidence(self):
         """An operator says that this was normal: drop the evidence, keep what was learned."""
-        self.detector.forgive()
+        self.detector.clear_evidence()
 
     def save(self):
         """Put what was learned into the state's sections; the caller saves the state."""
@@ -117,7 +117,7 @@ class Head:
         detector = self.detector
         centred = self.seen >= self.meta.learn_windows >> 1
         self._state.put(b"norm" + self.meta.schema_id, self.adaptation.dump() if centred else b"")
-        kept = array("i", [self.seen, detector.place_q8, detector.spread_q8, self.verdict.level] + detector.evidence)
+        kept = array("i", [self.seen, detector.location_q8, detector.scale_q8, self.verdict.level] + detector.evidence)
         self._state.put(b"cal" + self.model.digest, bytes(kept) + self._rows)
 
     def _restore(self, state, half):
@@ -127,8 +127,8 @@ class Head:
         if len(kept) >= size:
             numbers = array("i", kept[:size])
             if centred or numbers[0] < half:
-                self.seen, place_q8, spread_q8, self.verdict.level = numbers[:4]
-                self._place(place_q8, spread_q8)
+                self.seen, location_q8, scale_q8, self.verdict.level = numbers[:4]
+                self._set(location_q8, scale_q8)
                 self.detector.evidence = list(numbers[4:])
                 self._rows = bytearray(kept[size:])
         elif centred:  # another model of the same schema learned the centres: only the score's place is left

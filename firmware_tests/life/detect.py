@@ -18,18 +18,18 @@ def main(arguments):
 
     from stonechat.board.schema import COLUMNS
     from stonechat.model import load_model
-    from stonechat.scorer import Head
+    from stonechat.scorer import Scorer
 
     path, port, count, seed = arguments
     collector = counter
     collector.secret = b"secret"
-    head = Head(load_model(open(path, "rb")), collector.schema)
+    scorer = Scorer(load_model(open(path, "rb")), collector.schema)
     firmware = fw.Firmware(socket, int(port), int(seed), counter.beat)
     learned = 0
     alarms = 0
     highest = 0
     for elapsed_ms, deltas in fw.windows(firmware, collector, 100000):
-        verdict = head.score(deltas, elapsed_ms)
+        verdict = scorer.score(deltas, elapsed_ms)
         collector.hold_peers(verdict.level > 0)
         if verdict.learning:
             learned += 1
@@ -45,7 +45,7 @@ def main(arguments):
     names = [column[0] for column in COLUMNS]
     for infection in fw.INFECTIONS:
         for elapsed_ms, deltas in fw.windows(firmware, collector, 400):  # recover
-            verdict = head.score(deltas, elapsed_ms)
+            verdict = scorer.score(deltas, elapsed_ms)
             collector.hold_peers(verdict.level > 0)
             if verdict.evidence_q8 == 0 and verdict.level == 0:
                 break
@@ -53,7 +53,7 @@ def main(arguments):
         alarm = 0
         for elapsed_ms, deltas in fw.windows(firmware, collector, 12):
             alarm += 1
-            verdict = head.score(deltas, elapsed_ms)
+            verdict = scorer.score(deltas, elapsed_ms)
             collector.hold_peers(verdict.level > 0)
             if verdict.level == 2:
                 break

@@ -48,8 +48,8 @@ def main(arguments):
     print("heap_hook %d" % hook)
     print("heap_import %d" % imported)
     print("heap_steady %d" % steady)
-    stage = agent.stages[0]
-    head = stage.head
+    stage = agent.channels[0]
+    head = stage.scorer
     reporter = agent.reporter
     values = stage.values
     clock = [now_ms]

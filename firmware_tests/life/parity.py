@@ -14,7 +14,7 @@ from stonechat.board.schema import MICROPYTHON_1
 from stonechat.compat import sha256
 from stonechat.delivery import Delivery
 from stonechat.model import load_model
-from stonechat.outbox_memory import Queue
+from stonechat.outbox_memory import MemoryOutbox
 from stonechat.replay import Replay
 from stonechat.state import State
 
@@ -53,7 +53,9 @@ def main(arguments):
     with open(model, "rb") as file:
         data = file.read()
     state = State()
-    reporter = Delivery("sensor-7", bytes(range(32)), Queue(4096, 1), state=state, heartbeat_windows=5, bytes_per_day=0)
+    reporter = Delivery(
+        "sensor-7", bytes(range(32)), MemoryOutbox(4096, 1), state=state, heartbeat_windows=5, bytes_per_day=0
+    )
     replay = Replay(MICROPYTHON_1, rows(trace))
     agent = Agent(replay, load_model(data), publish, reporter=reporter, state=state, on_verdict=judged)
     clock = [0]

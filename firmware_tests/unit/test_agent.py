@@ -29,7 +29,7 @@ class EchoModel:
         meta.kind = RESIDUAL
         meta.knots = ((0, 0), (2048, 512))
         meta.tail_q8 = 64
-        meta.rungs = ((256, 1024, 1536),)
+        meta.alarm_rules = ((256, 1024, 1536),)
         meta.learn_windows = learn_windows
         self.input_size = self.output_size = 2
         self.digest = b"12345678"
@@ -119,7 +119,7 @@ def test_a_failing_collector_is_counted_and_the_next_window_tried():
     assert "no source" in agent.last_error
     # window 3 was not read and window 4 would have covered two: it is dropped, never scored as one
     assert agent.windows == 3
-    assert agent.stages[0].window.dropped == 1
+    assert agent.channels[0].window.dropped == 1
 
 
 def test_a_model_for_another_schema_is_refused():
@@ -144,10 +144,10 @@ def test_tick_returns_at_once_until_a_window_is_due():
 
 def test_commands_reach_the_heads():
     agent = play([QUIET] * 5 + [LOUD] * 3)
-    assert agent.stages[0].head.verdict.level == ALARM
+    assert agent.channels[0].scorer.verdict.level == ALARM
     agent.reporter.commands = [(WAS_NORMAL, ())]
     agent.on_message("command", b"")
-    assert agent.stages[0].head.verdict.level == NORMAL
+    assert agent.channels[0].scorer.verdict.level == NORMAL
 
 
 def test_a_new_firmware_asks_for_a_new_calibration():
@@ -155,7 +155,7 @@ def test_a_new_firmware_asks_for_a_new_calibration():
     model = EchoModel(learn_windows=4)
     first = Agent(Replay(SCHEMA, []), model, publish, reporter=Reporter(), state=state, firmware="1")
     replay = Replay(SCHEMA, [QUIET] * 4)
-    first.stages[0].collector = replay
+    first.channels[0].collector = replay
     for now_ms in replay:
         first.end_window(now_ms)
     assert not first.learning

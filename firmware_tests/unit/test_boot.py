@@ -52,7 +52,7 @@ def raiser(error):
 def test_no_exception_of_the_agent_reaches_the_firmware():
     fed = []
     for error in (StonechatError("x"), OSError(5), MemoryError(), KeyError("k"), ValueError("bug")):
-        watch = board.Watch(Agent(raiser(error)), None, hooks.Counter(), lambda: fed.append(1))
+        watch = board.Watch(Agent(raiser(error)), None, hooks.FirmwareCollector(), lambda: fed.append(1))
         assert watch.tick() is None
         watch.save()
         assert watch.errors == 2
@@ -63,14 +63,14 @@ def test_no_exception_of_the_agent_reaches_the_firmware():
 
 def test_a_lost_broker_does_not_keep_the_window_from_being_scored():
     verdict = Verdict()
-    watch = board.Watch(Agent(lambda: verdict), Transport(MQTTError("closed")), hooks.Counter())
+    watch = board.Watch(Agent(lambda: verdict), Transport(MQTTError("closed")), hooks.FirmwareCollector())
     assert watch.tick() is verdict
     assert watch.agent.ticks == watch.transport.polls == 1
     assert watch.errors == 1 and "closed" in watch.last_error
 
 
 def test_the_agents_own_work_is_not_counted():
-    counter = hooks.Counter()
+    counter = hooks.FirmwareCollector()
 
     def work():
         counter.add(13, 1000)
@@ -81,7 +81,7 @@ def test_the_agents_own_work_is_not_counted():
 
 
 def test_a_timer_may_call_it_and_the_loop_is_timed():
-    watch = board.Watch(Agent(), None, hooks.Counter())
+    watch = board.Watch(Agent(), None, hooks.FirmwareCollector())
     watch.tick("a timer")
     watch.tick("a timer")
     assert watch.counter._lag_ms >= 0 and watch.counter._beat_ms is not None
@@ -90,7 +90,7 @@ def test_a_timer_may_call_it_and_the_loop_is_timed():
 def test_run_ticks_under_asyncio():
     import asyncio
 
-    watch = board.Watch(Agent(), None, hooks.Counter())
+    watch = board.Watch(Agent(), None, hooks.FirmwareCollector())
 
     async def some():
         task = asyncio.create_task(watch.run())

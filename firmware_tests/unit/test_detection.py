@@ -17,9 +17,9 @@ def make_meta(n=4):
     meta.kind = RESIDUAL
     meta.knots = ((1000, 77), (1500, 256), (2000, 512))
     meta.tail_q8 = 256
-    meta.place_q8 = 1000
-    meta.spread_q8 = 500
-    meta.rungs = ((256, 512, 1280),)
+    meta.location_q8 = 1000
+    meta.scale_q8 = 500
+    meta.alarm_rules = ((256, 512, 1280),)
     meta.learn_windows = 8
     meta.drift_shift = 4
     meta.drift_cap = 8
@@ -78,8 +78,8 @@ def test_surprise_follows_the_table_and_its_tail():
 
 def test_surprise_on_a_device_of_another_place_and_spread():
     detector = make_detector()
-    detector.place_q8 = 2000
-    detector.spread_q8 = 1000
+    detector.location_q8 = 2000
+    detector.scale_q8 = 1000
     assert detector.surprise(2000) == 77
     assert detector.surprise(3000) == 256
 
@@ -106,11 +106,11 @@ def test_one_window_never_alarms_by_itself():
 
 
 def test_the_eager_rung_rings_first():
-    detector = make_detector(rungs=((256, 384, 2560), (512, 2048, 3072)))
+    detector = make_detector(alarm_rules=((256, 384, 2560), (512, 2048, 3072)))
     for _ in range(2):
         detector.weigh(4096)
     assert detector.verdict.level == ALARM
-    detector = make_detector(rungs=((256, 384, 2560), (512, 2048, 3072)))
+    detector = make_detector(alarm_rules=((256, 384, 2560), (512, 2048, 3072)))
     windows = 0
     while detector.verdict.level != ALARM:
         detector.weigh(400)
@@ -122,7 +122,7 @@ def test_forgive_drops_the_evidence():
     detector = make_detector()
     for _ in range(6):
         detector.weigh(4096)
-    detector.forgive()
+    detector.clear_evidence()
     assert detector.evidence == [0]
     assert detector.verdict.level == NORMAL and detector.verdict.changed
 
@@ -152,11 +152,11 @@ def test_metadata_round_trip():
         "kind",
         "weights",
         "knots",
-        "rungs",
+        "alarm_rules",
         "golden",
     ):
         assert getattr(got, name) == getattr(meta, name), name
-    assert (got.tail_q8, got.place_q8, got.spread_q8) == (256, 1000, 500)
+    assert (got.tail_q8, got.location_q8, got.scale_q8) == (256, 1000, 500)
     assert (got.learn_windows, got.drift_shift, got.drift_cap) == (8, 4, 8)
     assert len(got) == 4
 
@@ -184,10 +184,10 @@ def test_unsound_metadata_is_refused():
     assert refused(knots=((1, 1),))
     assert refused(knots=((2, 1), (2, 3)))
     assert refused(knots=((1, 3), (2, 1)))
-    assert refused(rungs=())
-    assert refused(rungs=((256, 256, 1000),))
-    assert refused(rungs=((256, 512, 0),))
-    assert refused(spread_q8=0)
+    assert refused(alarm_rules=())
+    assert refused(alarm_rules=((256, 256, 1000),))
+    assert refused(alarm_rules=((256, 512, 0),))
+    assert refused(scale_q8=0)
     assert refused(learn_windows=7)
     assert refused(golden=((b"1", b"1", 1),))
     assert refused(golden=((bytes(4), bytes(4), -1),))

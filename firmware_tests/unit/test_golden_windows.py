@@ -48,7 +48,7 @@ def test_windows_of_the_shipped_models():
         model = load_model(read(path + "/model.tflite"))
         meta = model.metadata
         normalization = Normalization(Columns(record["kinds"]), meta.normalization)
-        detector = Detector(meta, Verdict(len(meta)), normalization.beyond)
+        detector = Detector(meta, Verdict(len(meta)), normalization.excess)
         f_q8, x = [0] * len(meta), bytearray(len(meta))
         for window in record["windows"]:
             normalization.fill_q8(window["deltas"], window["elapsed_ms"], meta.window_ms, f_q8)

@@ -5,7 +5,7 @@ from stonechat.features import LEVEL
 from stonechat.metadata import Metadata
 from stonechat.model_file import RECONSTRUCTION
 from stonechat.schema import Schema, pack_normalization
-from stonechat.scorer import Head
+from stonechat.scorer import Scorer
 from stonechat.state import State
 
 SCHEMA = Schema("test-3", (("a", "1", LEVEL), ("b", "1", LEVEL), ("c", "1", LEVEL)))
@@ -24,9 +24,9 @@ class Zero:
         meta.kind = RECONSTRUCTION
         meta.knots = ((1024, 77), (2048, 512))
         meta.tail_q8 = 512
-        meta.place_q8 = 1024
-        meta.spread_q8 = 256
-        meta.rungs = ((256, 768, 2048),)
+        meta.location_q8 = 1024
+        meta.scale_q8 = 256
+        meta.alarm_rules = ((256, 768, 2048),)
         meta.learn_windows = learn
         self.metadata = meta
         self.digest = digest
@@ -42,86 +42,86 @@ def quiet(i):
     return [15 + (i % 3 - 1), 15 - (i % 2), 15]
 
 
-def run(head, count, shift=0):
+def run(scorer, count, shift=0):
     for i in range(count):
-        verdict = head.score([v + shift for v in quiet(i)], 1000)
+        verdict = scorer.score([v + shift for v in quiet(i)], 1000)
     return verdict
 
 
 def test_a_fresh_device_learns_then_watches():
-    head = Head(Zero(), SCHEMA, State())
+    scorer = Scorer(Zero(), SCHEMA, State())
     for i in range(8):
-        assert head.learning and head.seen == i
-        verdict = head.score(quiet(i), 1000)
+        assert scorer.learning and scorer.seen == i
+        verdict = scorer.score(quiet(i), 1000)
         assert verdict.learning and verdict.level == NORMAL
-    assert not head.learning and head.seen == 8
-    assert not run(head, 30).learning
-    assert head.verdict.level == NORMAL
-    assert run(head, 20, shift=200).level == ALARM
-    features = [row[0] for row in head.verdict.explain()]
+    assert not scorer.learning and scorer.seen == 8
+    assert not run(scorer, 30).learning
+    assert scorer.verdict.level == NORMAL
+    assert run(scorer, 20, shift=200).level == ALARM
+    features = [row[0] for row in scorer.verdict.explain()]
     assert sorted(features) == [0, 1, 2]
 
 
 def test_a_loud_learner_does_not_alarm():
-    head = Head(Zero(), SCHEMA, State())
-    verdict = run(head, 8, shift=500)
+    scorer = Scorer(Zero(), SCHEMA, State())
+    verdict = run(scorer, 8, shift=500)
     assert verdict.level == NORMAL and verdict.evidence_q8 == 0
 
 
 def test_a_model_made_for_one_device_needs_no_learning():
-    head = Head(Zero(learn=0), SCHEMA)
-    assert not head.learning
-    assert run(head, 20, shift=200).level == ALARM
+    scorer = Scorer(Zero(learn=0), SCHEMA)
+    assert not scorer.learning
+    assert run(scorer, 20, shift=200).level == ALARM
 
 
 def test_a_restart_continues_bit_for_bit():
     for cut in (2, 5, 8, 13):
         state = State()
-        head = Head(Zero(), SCHEMA, state)
-        whole = Head(Zero(), SCHEMA, State())
+        scorer = Scorer(Zero(), SCHEMA, state)
+        whole = Scorer(Zero(), SCHEMA, State())
         for i in range(30):
             if i == cut:
-                head.save()
-                head = Head(Zero(), SCHEMA, state)
+                scorer.save()
+                scorer = Scorer(Zero(), SCHEMA, state)
             want = whole.score(quiet(i * 7), 1000)
-            got = head.score(quiet(i * 7), 1000)
+            got = scorer.score(quiet(i * 7), 1000)
             pair = [(v.score_q8, v.surprise_q8, v.evidence_q8, v.level, v.learning) for v in (got, want)]
             assert pair[0] == pair[1], (cut, i)
-        assert head.normalization.offset_q8 == whole.normalization.offset_q8
+        assert scorer.normalization.offset_q8 == whole.normalization.offset_q8
 
 
 def test_another_model_of_the_schema_learns_only_its_scores():
     state = State()
-    head = Head(Zero(), SCHEMA, state)
-    run(head, 10, shift=4)
-    learned = list(head.normalization.offset_q8)
-    head.save()
-    head = Head(Zero(digest=b"model--2"), SCHEMA, state)
-    assert head.learning and head.seen == 4
-    assert head.normalization.offset_q8 == learned
+    scorer = Scorer(Zero(), SCHEMA, state)
+    run(scorer, 10, shift=4)
+    learned = list(scorer.normalization.offset_q8)
+    scorer.save()
+    scorer = Scorer(Zero(digest=b"model--2"), SCHEMA, state)
+    assert scorer.learning and scorer.seen == 4
+    assert scorer.normalization.offset_q8 == learned
 
 
 def test_relearn_and_forgive():
     state = State()
-    head = Head(Zero(), SCHEMA, state)
-    run(head, 8, shift=4)
-    run(head, 30, shift=300)
-    assert head.verdict.level == ALARM
-    head.forgive()
-    assert head.verdict.level == NORMAL and not head.learning
-    head.relearn()
-    assert head.learning and head.normalization.offset_q8 == [0, 0, 0]
-    run(head, 8)
-    assert not head.learning
-    assert head.adaptation.drift == [0, 0, 0]
-    head.relearn()
-    head.save()
-    assert Head(Zero(), SCHEMA, state).seen == 0
+    scorer = Scorer(Zero(), SCHEMA, state)
+    run(scorer, 8, shift=4)
+    run(scorer, 30, shift=300)
+    assert scorer.verdict.level == ALARM
+    scorer.clear_evidence()
+    assert scorer.verdict.level == NORMAL and not scorer.learning
+    scorer.recalibrate()
+    assert scorer.learning and scorer.normalization.offset_q8 == [0, 0, 0]
+    run(scorer, 8)
+    assert not scorer.learning
+    assert scorer.adaptation.drift == [0, 0, 0]
+    scorer.recalibrate()
+    scorer.save()
+    assert Scorer(Zero(), SCHEMA, state).seen == 0
 
 
 def refused(model, schema=SCHEMA):
     try:
-        Head(model, schema)
+        Scorer(model, schema)
     except ModelError:
         return True
     return False

@@ -91,7 +91,7 @@ def talk(socket):
 
 
 def test_columns_stand_where_the_hook_counts():
-    board = hooks.Counter.schema
+    board = hooks.FirmwareCollector.schema
     assert (board.name, board.id, board.kinds) == (MICROPYTHON_1.name, MICROPYTHON_1.id, MICROPYTHON_1.kinds)
     assert len(board) == len(MICROPYTHON_1)
     for place, name in (
@@ -265,7 +265,7 @@ def test_asyncio_client_and_server():
 
 
 def counter_with(secret):
-    counter = hooks.Counter()
+    counter = hooks.FirmwareCollector()
     counter.secret = secret
     return counter
 
@@ -348,7 +348,7 @@ def test_lag_is_the_longest_turn():
 
 
 def test_counters_wrap_as_small_ints():
-    counter = hooks.Counter()
+    counter = hooks.FirmwareCollector()
     counter.add(13, 0x3FFFFFFF)
     counter.add(13, 2)
     assert counter.counts[13] == 1

@@ -4,7 +4,7 @@ import stonechat.outbox
 import stonechat.outbox_memory
 from stonechat.errors import OutboxError
 from stonechat.outbox import Outbox
-from stonechat.outbox_memory import Queue
+from stonechat.outbox_memory import MemoryOutbox
 
 PATH = "/tmp/stonechat-test-outbox"
 
@@ -280,7 +280,7 @@ def test_sizes_are_checked():
 @at_clock(1800000000)
 def test_a_wiped_device_with_a_clock_does_not_start_from_one():
     assert Outbox(wiped()).sequence == 1800000000
-    assert Queue().sequence == 1800000000
+    assert MemoryOutbox().sequence == 1800000000
     outbox = Outbox(wiped())  # numbers beyond a small int of 32 bit
     for _ in range(25):
         outbox.append(b"x" * 40)
@@ -292,7 +292,7 @@ def test_a_wiped_device_with_a_clock_does_not_start_from_one():
 
 @at_clock(0)
 def test_queue_does_the_same_in_ram():
-    queue = Queue(max_bytes=500)
+    queue = MemoryOutbox(max_bytes=500)
     for i in range(20):
         assert queue.append(bytes([i]) * 50) == i + 1
     assert numbers(queue) == list(range(11, 21))

@@ -5,7 +5,7 @@ from stonechat.cbor_maps import dumps
 from stonechat.cose import Mac
 from stonechat.delivery import CALIBRATE, Delivery, unseal
 from stonechat.errors import MQTTError, OutboxError, StateError, WireError
-from stonechat.outbox_memory import Queue
+from stonechat.outbox_memory import MemoryOutbox
 
 # The codes of stonechat.cddl
 MUTE, MAINTENANCE, REPORT_NOW, RELEASE = 1, 2, 5, 7
@@ -58,7 +58,7 @@ class Bench:
         self.now_s = now_s
         self.now_ms = 5000
         self.set_clock(now_s)
-        options.setdefault("outbox", Queue())
+        options.setdefault("outbox", MemoryOutbox())
         self.reporter = Delivery("pump-1", SECRET, options.pop("outbox"), **options)
         self.verdict = Verdict()
         self.heard = []
@@ -179,7 +179,7 @@ def test_a_change_of_level_is_said_at_once_with_what_carries_it():
 @on_clock
 def test_the_largest_messages_keep_their_sizes():
     for clock in (0, 0xFFFFFFFF):
-        bench = Bench(now_s=clock, outbox=Queue(sequence=0xFFFFFFF0), heartbeat_windows=6)
+        bench = Bench(now_s=clock, outbox=MemoryOutbox(sequence=0xFFFFFFF0), heartbeat_windows=6)
         bench.reporter.boot = 65535
         bench.reporter.uptime_s = 0x10000
         bench.set_clock(clock and clock - 100)
@@ -288,7 +288,7 @@ def test_a_silent_collector_is_knocked_at_less_and_less():
 
 @on_clock
 def test_only_so_many_are_on_their_way():
-    bench = Bench(heartbeat_windows=1, bytes_per_day=0, outbox=Queue(max_bytes=100000))
+    bench = Bench(heartbeat_windows=1, bytes_per_day=0, outbox=MemoryOutbox(max_bytes=100000))
     for _ in range(60):
         bench.window()
     first = bench.heard[0][1]
@@ -393,7 +393,7 @@ def test_replayed_forged_and_foreign_commands_are_counted_and_ignored():
     assert bench.reporter.rejected == 8
     bench.pump()
     assert len(bench.heard) == 1
-    again = Delivery("pump-1", SECRET, Queue(), supported=(CALIBRATE,), state=memory)  # a restart
+    again = Delivery("pump-1", SECRET, MemoryOutbox(), supported=(CALIBRATE,), state=memory)  # a restart
     mac = Mac(SECRET, b"command", "pump-1")
     command[0], command[1] = 1, 10
     assert again.on_message(again.topic + "command", mac.seal(dumps(command))) == []
@@ -442,7 +442,7 @@ def test_mute_and_maintenance_and_report_now():
     assert bench.heard[-1][6] == FLAG_MUTED
 
 
-class BadOutbox(Queue):
+class BadOutbox(MemoryOutbox):
     """A medium that takes nothing, with numbers to spare."""
 
     def append(self, body):
@@ -462,7 +462,7 @@ def test_a_full_medium_does_not_silence_the_device():
 
 @on_clock
 def test_what_the_ring_dropped_is_told():
-    bench = Bench(heartbeat_windows=1, bytes_per_day=0, outbox=Queue(max_bytes=200))
+    bench = Bench(heartbeat_windows=1, bytes_per_day=0, outbox=MemoryOutbox(max_bytes=200))
     bench.cut = True
     for _ in range(20):
         bench.window()
@@ -477,8 +477,8 @@ def test_what_the_ring_dropped_is_told():
 def test_device_ids_are_checked():
     for bad in ("", "a/b", "+", "#", "a b", "..", "x" * 65, "d\u00e9"):
         try:
-            Delivery(bad, SECRET, Queue())
+            Delivery(bad, SECRET, MemoryOutbox())
             assert False, bad
         except WireError:
             pass
-    assert Delivery("Pump_1.a-2", SECRET, Queue(), prefix="v/1/west").ack_topic == "v/1/west/Pump_1.a-2/ack"
+    assert Delivery("Pump_1.a-2", SECRET, MemoryOutbox(), prefix="v/1/west").ack_topic == "v/1/west/Pump_1.a-2/ack"

@@ -246,7 +246,7 @@ class Demo:
             self._phase("learning what is normal on this machine", learn)
             # In the second half the centres are learned: a machine that stays as it was scores as the model expects.
             scores = sorted(report.score_q8 or 0 for report in self._reports[-(learn // 2) :])
-            if scores[len(scores) // 2] <= self.metadata.place_q8 + RESTLESS_Q8 or not left:
+            if scores[len(scores) // 2] <= self.metadata.location_q8 + RESTLESS_Q8 or not left:
                 break
             self.console.print("this machine changed while the agent learned it: once more")
             published += self.agent.stop()

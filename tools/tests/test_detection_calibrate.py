@@ -1,4 +1,5 @@
-"""Budgets, rungs and the bound: the constants are earned, and nothing is claimed that the recording can't show."""
+"""Budgets, alarm rules and the bound: the constants are earned, and nothing is claimed that the recording can't
+show."""
 
 import json
 
@@ -11,8 +12,8 @@ from stonechat.schema import Schema
 from stonechat_tools import cli
 from stonechat_tools.modeling import calibrate
 from stonechat_tools.modeling.calibrate import (
+    ALARM_RULES,
     FASTEST,
-    LADDER,
     CalibrationError,
     choose,
     excursions,
@@ -70,10 +71,10 @@ def test_the_bound_is_poissons():
 
 
 def test_excursions_are_the_peaks_between_zeros():
-    chart = (256, 512, 99999)
-    assert excursions([0, 512, 512, 0, 0, 512, 0], chart) == [512, 256]
-    assert excursions([512, 512], chart) == [512]
-    assert excursions([0, 0], chart) == []
+    constants = (256, 512, 99999)
+    assert excursions([0, 512, 512, 0, 0, 512, 0], constants) == [512, 256]
+    assert excursions([512, 512], constants) == [512]
+    assert excursions([0, 0], constants) == []
 
 
 def test_the_rate_is_counted_and_beyond_it_extrapolated():
@@ -87,7 +88,7 @@ def test_the_rate_is_counted_and_beyond_it_extrapolated():
 
 def test_a_short_recording_earns_the_default_rung_and_claims_nothing():
     choice = choose([quiet(1000)], MINUTE_MS, parse_budget("1/30d"))
-    assert choice.rung == "steady" and choice.windows_to_alarm == 40
+    assert choice.rule == "steady" and choice.windows_to_alarm == 40
     assert not choice.proven and "too short" in choice.sentence()
     assert choice.bound_per_30d == pytest.approx(30 * 2.996 / (1000 / 1440), rel=0.01)
 
@@ -108,37 +109,37 @@ def test_bursts_cost_the_fast_rungs():
     for start in range(500, 9000, 2000):
         stream[start : start + 20] = 1000
     choice = choose([stream], MINUTE_MS, parse_budget("1/30d"))
-    assert choice.rung == "ready" and choice.windows_to_alarm == 32
+    assert choice.rule == "ready" and choice.windows_to_alarm == 32
     stream[4500:4528] = 1000
     choice = choose([stream], MINUTE_MS, parse_budget("1/30d"))
-    assert choice.rung == "steady" and choice.alarms == 0
+    assert choice.rule == "steady" and choice.alarms == 0
 
 
 def test_what_even_the_slowest_rung_can_not_keep_is_raised():
     stream = quiet(3000)
     stream[1000:1080] = 1000
     choice = choose([stream], MINUTE_MS, parse_budget("1/30d"))
-    assert choice.rung == "patient" and choice.rungs[0][2] > LADDER[0].chart[2]
+    assert choice.rule == "patient" and choice.alarm_rules[0][2] > ALARM_RULES[0].constants[2]
     assert choice.alarms == 0
 
 
 def test_the_fastest_rung_is_the_one_that_stays_silent_and_says_what_that_proves():
     choice = choose([quiet(1000)], MINUTE_MS, parse_budget("1/30d"), fastest=True)
-    assert (choice.rung, choice.windows_to_alarm) == (FASTEST[-1].name, 2)
+    assert (choice.rule, choice.windows_to_alarm) == (FASTEST[-1].name, 2)
     assert not choice.proven and "fastest that stayed silent" in choice.sentence() and "too short" in choice.sentence()
     burst = quiet(1000)
-    burst[500:502] = 4000  # two windows as loud as can be: enough for an alarm by the fastest rung alone
+    burst[500:502] = 4000  # two windows as loud as can be: enough for an alarm by the fastest alarm rule alone
     choice = choose([burst], MINUTE_MS, parse_budget("1/30d"), fastest=True)
     assert choice.windows_to_alarm > 2 and choice.alarms == 0
     burst[500:560] = 4000
     choice = choose([burst], MINUTE_MS, parse_budget("1/30d"), fastest=True)
-    assert choice.rung == "patient" and choice.alarms == 0
+    assert choice.rule == "patient" and choice.alarms == 0
 
 
 def test_the_model_is_rewritten_and_nothing_else_moves(model):
     data, choice = calibrate.calibrate(model, trace(2000, 5), parse_budget("1/30d"))
     old, new = load_model(model), load_model(data)
-    assert new.metadata.rungs == choice.rungs
+    assert new.metadata.alarm_rules == choice.alarm_rules
     assert new.metadata.knots == old.metadata.knots and new.metadata.version == 3
     for x in (bytes(6), bytes((127, 128, 3, 4, 5, 200))):
         assert bytes(old.run(x)) == bytes(new.run(x))
@@ -167,7 +168,7 @@ def test_the_command(model, tmp_path, capsys):
     write_trace(trace(1500, 6), recording)
     assert cli.main(["calibrate", str(path), str(recording), "--budget", "1/30d", "-o", str(out), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["rung"] == "steady" and load_model(out.read_bytes()).metadata.rungs == ((256, 384, 5120),)
+    assert told["rule"] == "steady" and load_model(out.read_bytes()).metadata.alarm_rules == ((256, 384, 5120),)
     assert cli.main(["calibrate", str(path), str(recording)]) == 0
     assert "nothing written" in capsys.readouterr().out
     assert cli.main(["calibrate", str(path), str(recording), "--fastest", "--json"]) == 0

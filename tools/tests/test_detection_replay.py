@@ -1,11 +1,11 @@
-"""The numpy twin gives the device's bytes: the same stream through Head and through Replay, field by field."""
+"""The numpy twin gives the device's bytes: the same stream through Scorer and through Replay, field by field."""
 
 import numpy as np
 import pytest
 from stonechat.features import LEVEL, RATE, SHARE, Normalization, log2_q8
 from stonechat.model import load_model
 from stonechat.schema import Schema
-from stonechat.scorer import Head
+from stonechat.scorer import Scorer
 from stonechat.state import State
 from stonechat_tools.modeling import device_path
 from stonechat_tools.modeling.device_path import Replay, features_q8
@@ -71,19 +71,19 @@ def test_features_are_the_devices(fitted):
 @pytest.mark.parametrize("learn", [True, False])
 def test_a_stream_gives_the_devices_verdicts(fitted, learn):
     fitted.meta.learn_windows = 64 if learn else 0
-    head = Head(load_model(fitted.to_tflite("twin", 1)), SCHEMA, State())
+    scorer = Scorer(load_model(fitted.to_tflite("twin", 1)), SCHEMA, State())
     deltas, elapsed = windows(400, 3, loud=slice(250, 350))
     twin = fitted.replay(learn=True)
     result = twin.run(features_q8(SCHEMA, deltas, elapsed, WINDOW_MS))
     far = 0
     for i, (row, ms) in enumerate(zip(deltas.tolist(), elapsed.tolist(), strict=True)):
-        verdict = head.score(row, ms)
+        verdict = scorer.score(row, ms)
         got = (verdict.score_q8, verdict.surprise_q8, verdict.evidence_q8, verdict.level, verdict.learning)
         want = [int(getattr(result, key)[i]) for key in ("score_q8", "surprise_q8", "evidence_q8", "level", "learning")]
         assert got == tuple(want), i
         steps = np.frombuffer(bytes(verdict.x), dtype=np.int8).astype(np.int64)
-        over = np.array(head.normalization.beyond)
-        steps = np.where(over, over + np.sign(over) * head.normalization.reach, steps)
+        over = np.array(scorer.normalization.excess)
+        steps = np.where(over, over + np.sign(over) * scorer.normalization.limit, steps)
         assert verdict.parts == twin.parts(steps[None])[0].tolist()
         far += int(np.count_nonzero(over))
     assert far > 20

@@ -13,7 +13,7 @@ from paho.mqtt import client as paho
 from stonechat.delivery import Delivery
 from stonechat.errors import ConfigError
 from stonechat.linux import config
-from stonechat.outbox_memory import Queue
+from stonechat.outbox_memory import MemoryOutbox
 from stonechat_tools.fleet import broker_config, provision, wire
 from stonechat_tools.fleet.collect import Collector
 from stonechat_tools.fleet.store import Store
@@ -193,7 +193,7 @@ def test_a_provisioned_device_reports_to_a_provisioned_collector(fleet: tuple[pr
     tls = context(home, certificate=made.settings.auth == "mtls")
     with Collector(store, keys, host="localhost", port=made.settings.port, tls=tls, **options) as collector:
         assert collector.connected.wait(10), collector.error
-        reporter = Delivery("pump-1", wire.read_secrets(place / "device.key")[0], Queue(), heartbeat_windows=1)
+        reporter = Delivery("pump-1", wire.read_secrets(place / "device.key")[0], MemoryOutbox(), heartbeat_windows=1)
         device = account(made, "pump-1")
         device.topics = list(reporter.subscriptions)
         device.on_message = reporter.on_message

@@ -20,7 +20,7 @@ from stonechat.cbor_decode import MAX_DEPTH, loads
 from stonechat.cbor_maps import dumps
 from stonechat.delivery import Delivery
 from stonechat.errors import WireError
-from stonechat.outbox_memory import Queue
+from stonechat.outbox_memory import MemoryOutbox
 from stonechat.report import Reporter
 from stonechat_tools.bench import wire as bench_wire
 from stonechat_tools.fleet import wire
@@ -41,7 +41,7 @@ def make(verdicts: list[FakeVerdict], **options: object) -> tuple[Delivery, list
     """The sealed reports that these windows bring forth."""
     sent: list[bytes] = []
     options.setdefault("resend_ms", 1 << 29)
-    reporter = Delivery("pump-1", SECRET, options.pop("outbox", None) or Queue(), **options)  # type: ignore[arg-type]
+    reporter = Delivery("pump-1", SECRET, options.pop("outbox", None) or MemoryOutbox(), **options)  # type: ignore[arg-type]
     for i, verdict in enumerate(verdicts):
         reporter.observe(verdict, 10_000 * (i + 1))
         reporter.pump(lambda topic, payload, qos: sent.append(bytes(payload)), 10_000 * (i + 1))
@@ -150,7 +150,7 @@ def test_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest that version 1 can bring forth in time; firmware_tests/unit/test_report.py holds the same bounds."""
     for now_s in (0, 0xFFFFFFFE):
         set_clock(monkeypatch, now_s)
-        queue = Queue(sequence=0xFFFFFF00)
+        queue = MemoryOutbox(sequence=0xFFFFFF00)
         queue.boot = 65535
         alarm = FakeVerdict(2, 65535)
         alarm.surprise_q8 = alarm.evidence_q8 = 65535
@@ -296,7 +296,7 @@ def test_keys_come_from_a_folder_and_rotate(tmp_path: Path) -> None:
 
 def test_a_stolen_key_commands_no_other_device() -> None:
     stolen = wire.DeviceKeys(SECRET, "pump-2")
-    victim = Delivery("pump-2", bytes(32), Queue(), supported=(4,))
+    victim = Delivery("pump-2", bytes(32), MemoryOutbox(), supported=(4,))
     now_s = int(time.time())
     for message in (wire.seal_command(stolen, 1, now_s + 60, 4), wire.seal_command(KEYS, 1, now_s + 60, 4)):
         assert victim.on_message(victim.command_topic, message) == []
@@ -336,7 +336,7 @@ def test_nothing_personal_is_in_what_leaves_the_device(monkeypatch: pytest.Monke
     vendor chose."""
     private = ("203.0.113.9", "00:11:22:33:44:55", "alice", "example.org", "GET /secret", "/home/alice/.ssh")
     sent: list[bytes] = []
-    reporter = Delivery("pump-1", SECRET, Queue(), heartbeat_windows=1, bytes_per_day=0)
+    reporter = Delivery("pump-1", SECRET, MemoryOutbox(), heartbeat_windows=1, bytes_per_day=0)
     for i in range(40):
         reporter.observe(FakeVerdict(i % 3), 10_000 * i)
         reporter.pump(lambda topic, payload, qos: sent.append(bytes(payload)), 10_000 * i)

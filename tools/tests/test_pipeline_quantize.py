@@ -9,7 +9,7 @@ from stonechat.errors import ConfigError
 from stonechat.features import RATE
 from stonechat.model import load_model
 from stonechat.schema import Schema
-from stonechat.scorer import Head
+from stonechat.scorer import Scorer
 from stonechat_tools.cli import main
 from stonechat_tools.modeling.quantize import WeightsError, read_weights
 from stonechat_tools.recording.recipe import read_recipe, record
@@ -68,9 +68,9 @@ def test_a_strangers_relu_network(tmp_path: Path, recording: Path, capsys: pytes
     assert main(["quantize", str(weights), str(recording), "-o", str(out), "--learn-windows", "0", "--json"]) == 0
     outcome = json.loads(capsys.readouterr().out)
     assert outcome["output_error_q99"] < 0.25 and outcome["macs"] == 96
-    head = Head(load_model(out.read_bytes()), SCHEMA)
-    usual = [head.score(row, 10_000).surprise_q8 for row in read_trace(recording).deltas[-100:].tolist()]
-    strange = head.score([4, 100_000, 0, 0, 9, 100_000], 10_000).surprise_q8
+    scorer = Scorer(load_model(out.read_bytes()), SCHEMA)
+    usual = [scorer.score(row, 10_000).surprise_q8 for row in read_trace(recording).deltas[-100:].tolist()]
+    strange = scorer.score([4, 100_000, 0, 0, 9, 100_000], 10_000).surprise_q8
     assert strange > max(usual)
 
 
@@ -118,7 +118,7 @@ def test_shipped_models(folder: Path) -> None:
     (schema,) = [schema for schema in known_schemas() if schema.id == model.metadata.schema_id]
     document = json.loads((folder / "golden.json").read_text())
     for window in document["windows"]:
-        verdict = Head(model, schema).score(window["deltas"], window["elapsed_ms"])
+        verdict = Scorer(model, schema).score(window["deltas"], window["elapsed_ms"])
         assert bytes(verdict.x).hex() == window["x"]
         assert (verdict.score_q8, verdict.surprise_q8) == (window["score_q8"], window["surprise_q8"])
     assert model.digest.hex() in (folder / "card.md").read_text()

@@ -10,7 +10,7 @@ from stonechat.errors import ConfigError
 from stonechat.features import LEVEL, RATE, SHARE
 from stonechat.model import load_model
 from stonechat.schema import Schema
-from stonechat.scorer import Head
+from stonechat.scorer import Scorer
 from stonechat_tools.cli import main
 from stonechat_tools.modeling.training import Options, borrow_quiet, injected_recall, to_features, train
 from stonechat_tools.traces.trace import Trace, join, make_trace, write_trace
@@ -60,11 +60,11 @@ def test_one_command_makes_a_model_that_a_device_runs(tmp_path: Path, capsys: py
     assert outcome["name"] == "lamp-model" and outcome["windows"] == 600 and outcome["held_out_windows"] == 120
     data = (out / "model.tflite").read_bytes()
     assert outcome["file_bytes"] == len(data) < 8192
-    head = Head(load_model(data), SCHEMA)
+    scorer = Scorer(load_model(data), SCHEMA)
     for row in recording(120, seed=2).deltas.tolist():
-        verdict = head.score(row, 5000)
+        verdict = scorer.score(row, 5000)
     assert not verdict.learning and verdict.level == 0
-    levels = [head.score(row, 5000).level for row in scan(60).deltas.tolist()]
+    levels = [scorer.score(row, 5000).level for row in scan(60).deltas.tolist()]
     assert max(levels) == 2
     assert {NAMES[i] for i, _, _ in verdict.explain()} & {"conn_out", "conn_fail"}
     card = (out / "card.md").read_text()
@@ -79,8 +79,8 @@ def test_golden_windows_are_what_a_device_computes(tmp_path: Path) -> None:
     model = load_model((tmp_path / "model.tflite").read_bytes())
     assert len(document["windows"]) == 12 and document["schema_id"] == SCHEMA.id.hex()
     for window in document["windows"]:
-        head = Head(model, SCHEMA)
-        verdict = head.score(window["deltas"], window["elapsed_ms"])
+        scorer = Scorer(model, SCHEMA)
+        verdict = scorer.score(window["deltas"], window["elapsed_ms"])
         assert bytes(verdict.x).hex() == window["x"]
         assert (verdict.score_q8, verdict.surprise_q8) == (window["score_q8"], window["surprise_q8"])
     for x, y, _ in document["vectors"]:
@@ -105,7 +105,7 @@ def test_devices_are_centred_as_their_own_learning_will() -> None:
     i = NAMES.index("pkts_out")
 
     def deviation(model: object) -> float:
-        norm = Head(load_model(model.data), SCHEMA).normalization  # type: ignore[attr-defined]
+        norm = Scorer(load_model(model.data), SCHEMA).normalization  # type: ignore[attr-defined]
         return float(16 * 2 ** norm.shift[i] / norm.inv[i])
 
     assert deviation(together) < deviation(apart) / 2
@@ -179,10 +179,10 @@ def test_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "model" / "recipe.toml"
     recipe.parent.mkdir()
     good = f'name = "lamp-1"\nversion = 4\nsummary = "A lamp."\nlimits = ["Only lamps."]\nrecordings = "{recordings}"\n'
-    recipe.write_text(good + "[fit]\nlearn_windows = 40\nunits = 3\nrungs = [[1.0, 2, 9.0]]\n")
+    recipe.write_text(good + "[fit]\nlearn_windows = 40\nunits = 3\nalarm_rules = [[1.0, 2, 9.0]]\n")
     assert main(["train", "--recipe", str(recipe), "--json"]) == 0
     meta = load_model((recipe.parent / "model.tflite").read_bytes()).metadata
-    assert (meta.name, meta.version, meta.learn_windows, meta.rungs) == ("lamp-1", 4, 40, ((256, 512, 2304),))
+    assert (meta.name, meta.version, meta.learn_windows, meta.alarm_rules) == ("lamp-1", 4, 40, ((256, 512, 2304),))
     card = (recipe.parent / "card.md").read_text()
     assert "A lamp." in card and "Only lamps." in card and "9 windows" in card
     capsys.readouterr()
@@ -190,7 +190,7 @@ def test_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("name = 3\n", "name is 3"),
         (good + "colour = 1\n", "unknown key 'colour'"),
         (good + "[fit]\nunits = true\n", "units is True"),
-        (good + "[fit]\nrungs = [[2, 1, 9]]\n", "a rung is"),
+        (good + "[fit]\nalarm_rules = [[2, 1, 9]]\n", "an alarm rule is"),
         (good + '[fit]\nleave_out = ["cpu_busy"]\n', "NAME > NUMBER"),
         (good + "[record]\nwindows = 3\n", "devices"),
         (good + '[record]\nwindow_s = 1\nwindows = 3\ndevices = [{name = "a"}]\n', "name and kind"),
@@ -213,9 +213,9 @@ def test_a_vendors_own_counters_are_trained_scored_and_explained(tmp_path: Path)
     battery = (60 + 20 * np.sin(np.arange(600) / 90)) * 256
     rows = [(60.0 * i, 60_000, "", [int(steps[i]), int(heart[i]), int(battery[i])]) for i in range(600)]
     trained = train([make_trace(schema, 60_000, rows, "wearable")], "wearable-1", 1, Options(learn_windows=0))
-    head = Head(load_model(trained.data), schema)
+    scorer = Scorer(load_model(trained.data), schema)
     for _, elapsed_ms, _, deltas in rows[-20:]:
-        usual = head.score(deltas, elapsed_ms).surprise_q8
-    verdict = head.score([9000, 72, 60 * 256], 60_000)  # a shaker, not a walk
+        usual = scorer.score(deltas, elapsed_ms).surprise_q8
+    verdict = scorer.score([9000, 72, 60 * 256], 60_000)  # a shaker, not a walk
     assert verdict.surprise_q8 > usual and verdict.surprise_q8 > 512
     assert columns[verdict.explain(1)[0][0]][0] == "steps"

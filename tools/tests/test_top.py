@@ -16,7 +16,7 @@ from stonechat.errors import CollectorError, ConfigError, ModelError, StateError
 from stonechat.features import RATE
 from stonechat.linux.schemas import LINUX_PROC_1
 from stonechat.model import load_model
-from stonechat.scorer import Head
+from stonechat.scorer import Scorer
 from stonechat.state import State
 from stonechat_tools.device import top
 from stonechat_tools.modeling.device_path import features_q8
@@ -76,11 +76,11 @@ def test_with_a_model_it_shows_what_the_agent_computes(model_bytes, clock):
     deltas = _day(12, 3)
     deltas[8:, NAMES.index("bytes_out")] *= 500
     view = top.View(Replayed(deltas), load_model(model_bytes), None, 1.0)
-    head = Head(load_model(model_bytes), LINUX_PROC_1)
+    scorer = Scorer(load_model(model_bytes), LINUX_PROC_1)
     assert view.step() is None  # priming
     for row in deltas.tolist():
         shown = view.step()
-        verdict = head.score(row, WINDOW_MS)
+        verdict = scorer.score(row, WINDOW_MS)
         assert shown["verdict"]["surprise"] == round(verdict.surprise_q8 / 256, 2)
         assert shown["verdict"]["evidence"] == round(verdict.evidence_q8 / 256, 3)
         assert [told["feature"] for told in shown["verdict"]["explain"]] == [NAMES[i] for i, _, _ in verdict.explain(3)]
@@ -99,13 +99,13 @@ def test_what_the_collector_still_settles_in_is_shown_and_not_scored(model_bytes
     view.step()
     shown = [view.step() for _ in range(2)]
     assert view.learning() == ""
-    head = Head(load_model(model_bytes), LINUX_PROC_1)
+    scorer = Scorer(load_model(model_bytes), LINUX_PROC_1)
     assert [window["verdict"] for window in shown] == [None, None]
     third = view.step()
-    verdict = head.score(deltas[2].tolist(), WINDOW_MS)
+    verdict = scorer.score(deltas[2].tolist(), WINDOW_MS)
     assert third["verdict"]["surprise"] == round(verdict.surprise_q8 / 256, 2)
-    head.normalization.fill_q8(deltas[0].tolist(), WINDOW_MS, WINDOW_MS, f_q8 := [0] * len(NAMES))
-    head.normalization.fill(f_q8, x := bytearray(len(NAMES)))
+    scorer.normalization.fill_q8(deltas[0].tolist(), WINDOW_MS, WINDOW_MS, f_q8 := [0] * len(NAMES))
+    scorer.normalization.fill(f_q8, x := bytearray(len(NAMES)))
     assert [row["z"] for row in shown[0]["features"].values()] == [(b - 256 if b > 127 else b) / 16 for b in x]
 
 
@@ -133,7 +133,7 @@ def test_without_a_model_it_learns_what_is_usual_for_display(clock):
     assert seen[-1]["features"]["conn_out"]["z"] > 4
     assert seen[-1]["verdict"] is None
     assert view.learning() == ""
-    view.relearn()
+    view.recalibrate()
     assert "30 windows left" in view.learning()
 
 
@@ -198,12 +198,12 @@ def test_wrong_arguments_are_told(tmp_path, model_bytes):
 def test_an_agents_state_is_only_read(tmp_path, model_bytes):
     path = tmp_path / "state"
     state = State(str(path))
-    head = Head(load_model(model_bytes), LINUX_PROC_1, state)
-    head.detector.place_q8 += 7
-    head.save()
+    scorer = Scorer(load_model(model_bytes), LINUX_PROC_1, state)
+    scorer.detector.location_q8 += 7
+    scorer.save()
     state.save()
-    again = Head(load_model(model_bytes), LINUX_PROC_1, top.read_state(str(path)))
-    assert again.detector.place_q8 == head.detector.place_q8
+    again = Scorer(load_model(model_bytes), LINUX_PROC_1, top.read_state(str(path)))
+    assert again.detector.location_q8 == scorer.detector.location_q8
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(StateError, match="--state"):
         top.read_state(str(path))

@@ -331,7 +331,13 @@ def test_the_page_has_a_row_for_each_attack_and_a_column_for_each_kind():
         base | {"device": "plug-2", "attack": "scan_1ps", "windows_to_alarm": 2},
         base | {"device": "plug-2", "attack": "beacon"},
     ]
-    figures = {"model": "m", "window_s": 5.0, "rungs": [[1.0, 4.0, 6.0]], "learned_windows": 96, "attacks": outcomes}
+    figures = {
+        "model": "m",
+        "window_s": 5.0,
+        "alarm_rules": [[1.0, 4.0, 6.0]],
+        "learned_windows": 96,
+        "attacks": outcomes,
+    }
     later = {"devices": {"a-1": {}, "a-2": {}}, "false_alarms": 1, "benign_windows": 2016, "device_days": 0.11}
     later |= {"false_alarms_per_30d_at_most": 1220.4}
     text = trial_page.page(figures | {"false_alarms": 0, "benign_windows": 20}, "stonechat trial m.tflite", later)

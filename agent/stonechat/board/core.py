@@ -31,7 +31,7 @@ a day, commands, a vendor's own counters. Its one file keeps what was learned an
 from struct import pack, unpack
 
 from ..compat import first_number
-from ..loop import Loop, Stage
+from ..loop import Channel, Loop
 from ..report import Reporter
 from .device import begin
 
@@ -40,7 +40,7 @@ def _make(device_id, key, counter, model, state, folder, publish, firmware, publ
     """The parts of the core profile -> its loop."""
     boot, number = unpack("<II", state.get(b"device", pack("<II", 0, first_number())))
     reporter = Reporter(device_id, key, sequence=number, boot=boot + 1, **options)
-    loop = Loop([Stage(counter, model, state)], publish, reporter, state, firmware, publish_retained)
+    loop = Loop([Channel(counter, model, state)], publish, reporter, state, firmware, publish_retained)
     loop.save()  # from now on no start uses these numbers again
     return loop
 

@@ -70,7 +70,7 @@ class Columns:
         return len(self.kinds)
 
 
-class Counter:
+class FirmwareCollector:
     """What was counted since the hook was installed, the peers and ports of this window, and the peers learned.
     `secret`: bytes of this device, so that learned peers mean nothing elsewhere; set it before the first window."""
 
@@ -211,16 +211,16 @@ def split(address):
     return raw[4:8] if raw[0] == 2 else raw[8:24] or raw, raw[2] << 8 | raw[3] if len(raw) > 3 else 0
 
 
-active: Counter = None  # type: ignore[assignment]  # from the first install() on
+active: FirmwareCollector = None  # type: ignore[assignment]  # from the first install() on
 real_socket = socket  # without the hook: for the agent's own connection
 _open = builtins.open
 
 
 def install():
-    """Put the hook in place -> its Counter. A second call changes nothing."""
+    """Put the hook in place -> its FirmwareCollector. A second call changes nothing."""
     global active
     if open is not _opened:
-        active = Counter()
+        active = FirmwareCollector()
         names = {name: getattr(real_socket, name) for name in dir(real_socket) if name[:2] != "__"}
         names["getaddrinfo"] = _getaddrinfo
         names["socket"] = Socket

@@ -1,9 +1,9 @@
 """Dense int8 layers at work, and the reader of the plan that lets a board run a .tflite without reading its graph.
 
-A plan is what interpreter.py makes of a chain of dense layers: for each one the place of its weights in the file and its
-table, ready to use. model_file.py writes it behind the metadata at the end of the file and proves it. Here only what
-memory safety needs is checked again, because the viper kernel checks nothing: sizes, places, and that the layers fit
-together. The golden vectors (scorer.py) tell whether the numbers are right. interpreter.py describes the
+A plan is what interpreter.py makes of a chain of dense layers: for each one the place of its weights in the file and
+its table, ready to use. model_file.py writes it behind the metadata at the end of the file and proves it. Here only
+what memory safety needs is checked again, because the viper kernel checks nothing: sizes, places, and that the layers
+fit together. The golden vectors (scorer.py) tell whether the numbers are right. interpreter.py describes the
 arithmetic.
 """
 

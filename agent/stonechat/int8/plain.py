@@ -34,7 +34,8 @@ _HEADER = const(7)
 
 
 def requantize(acc, m, shift):
-    """MultiplyByQuantizedMultiplier: acc * m * 2^(shift - 31), rounded twice as gemmlowp rounds (see interpreter.py)."""
+    """MultiplyByQuantizedMultiplier: acc * m * 2^(shift - 31), rounded twice as gemmlowp rounds (see
+    interpreter.py)."""
     if shift > 0:
         acc <<= shift
     h = (acc * m + 0x40000000) >> 31

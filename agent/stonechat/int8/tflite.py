@@ -1,7 +1,8 @@
 """Reads a .tflite (a FlatBuffer, schema version 3) where it lies: in memory, in ROM or in an open file.
 
 Every offset, length, type and shape is checked before it is used, so a hostile file raises ModelError and nothing else.
-The weights are not copied: tensors hand out memoryviews, or positions in the file. interpreter.py says what the operators mean. Field numbers: tensorflow/lite/schema/schema.fbs.
+The weights are not copied: tensors hand out memoryviews, or positions in the file. interpreter.py says what the
+operators mean. Field numbers: tensorflow/lite/schema/schema.fbs.
 """
 
 from struct import unpack_from

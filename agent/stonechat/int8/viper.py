@@ -1,8 +1,8 @@
 """The dense kernel as machine code, by MicroPython's viper emitter. int8/network.py imports it where that exists.
 
-Nothing here is checked: network.py has checked every length and place at load, and interpreter.py proved the bounds. Integers
-are 32 bits wide (64 on x86_64) and wrap silently; the table (network.py) says how many bits of the multiplier can be
-taken at a time without that. ptr32 does not extend the sign on 64 bits, hence `sign`.
+Nothing here is checked: network.py has checked every length and place at load, and interpreter.py proved the bounds.
+Integers are 32 bits wide (64 on x86_64) and wrap silently; the table (network.py) says how many bits of the multiplier
+can be taken at a time without that. ptr32 does not extend the sign on 64 bits, hence `sign`.
 """
 
 # ptr8 and ptr32 are types that only the emitter knows, and its decorator has none.

@@ -18,7 +18,7 @@ from ..detection import ALARM, NORMAL, WATCH
 from ..errors import ConfigError, ModelError, StonechatError
 from ..model import load_model
 from ..outbox import Outbox
-from ..outbox_memory import Queue
+from ..outbox_memory import MemoryOutbox
 from ..state import State
 from .tflite_runtime import TfliteRuntime
 
@@ -233,7 +233,7 @@ class Daemon:
                 replace(device["state_file"], device["state_file"] + ".bad")
             except OSError:
                 pass  # then the next save writes over it
-        outbox = Outbox(report["outbox_dir"], report["outbox_bytes"]) if report["outbox_dir"] else Queue()
+        outbox = Outbox(report["outbox_dir"], report["outbox_bytes"]) if report["outbox_dir"] else MemoryOutbox()
         reporter = Delivery(
             device["id"],
             key,
@@ -262,10 +262,10 @@ class Daemon:
         self._where = "%s:%d" % (config["mqtt"]["host"], config["mqtt"]["port"])
 
     def plan(self) -> str:
-        head = self.agent.stages[0].head
-        lines = ["model %s, version %d, digest %s" % (head.meta.name, head.meta.version, head.model.digest.hex())]
-        lines.append("schema %s, windows of %g s" % (head.meta.schema_name, self.agent.window_ms / 1000))
-        for group, source, note in self.agent.stages[0].collector.sources:
+        scorer = self.agent.channels[0].scorer
+        lines = ["model %s, version %d, digest %s" % (scorer.meta.name, scorer.meta.version, scorer.model.digest.hex())]
+        lines.append("schema %s, windows of %g s" % (scorer.meta.schema_name, self.agent.window_ms / 1000))
+        for group, source, note in self.agent.channels[0].collector.sources:
             lines.append("%s: %s%s" % (group, source, " (%s)" % note if note else ""))
         return "\n".join(lines)
 
@@ -273,9 +273,9 @@ class Daemon:
         """Until SIGTERM or SIGINT; then save, say goodbye and return."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        head = self.agent.stages[0].head
-        doing = "learning what is normal here" if head.learning else "watching"
-        self.log("info", "%s with model %s, windows of %g s" % (doing, head.meta.name, self.agent.window_ms / 1000))
+        scorer = self.agent.channels[0].scorer
+        doing = "learning what is normal here" if scorer.learning else "watching"
+        self.log("info", "%s with model %s, windows of %g s" % (doing, scorer.meta.name, self.agent.window_ms / 1000))
         while not self.stopping:
             self.agent.tick()
             try:
@@ -319,8 +319,8 @@ class Daemon:
     def _on_verdict(self, verdict, agent) -> None:
         if verdict.changed:
             columns = []
-            for stage in agent.stages:
-                columns += [column[0] for column in stage.collector.schema.columns]
+            for channel in agent.channels:
+                columns += [column[0] for column in channel.collector.schema.columns]
             causes = ["%s %+.1f sd (%d %%)" % (columns[i], z / 16, share) for i, z, share in verdict.explain(3)]
             text = "%s: score %.2f, 1 in 10^%.1f windows; %s" % (
                 LEVEL_NAMES[verdict.level],

@@ -23,7 +23,7 @@ import cbor2
 import stonechat
 from stonechat.cbor_decode import loads
 from stonechat.delivery import Delivery, unseal
-from stonechat.outbox_memory import Queue
+from stonechat.outbox_memory import MemoryOutbox
 
 from ..proofs.interpreters import interpreters
 
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def ours() -> tuple[bytes, bytes, bytes]:
     """(a report of one window as sealed, its payload, a summary as sealed), made by the device's own code."""
     sent: list[bytes] = []
-    queue = Queue(sequence=SEQUENCE)
+    queue = MemoryOutbox(sequence=SEQUENCE)
     queue.boot = 12
     reporter = Delivery("pump-1", bytes(32), queue, heartbeat_windows=HEARTBEAT_WINDOWS, resend_ms=1 << 29)
     verdict = SimpleNamespace(

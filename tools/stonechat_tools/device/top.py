@@ -34,7 +34,7 @@ from stonechat.linux import schemas
 from stonechat.linux.collector import LinuxCollector
 from stonechat.model import load_model
 from stonechat.schema import Schema, pack_normalization
-from stonechat.scorer import Head
+from stonechat.scorer import Scorer
 from stonechat.state import State
 from stonechat.window import Window
 
@@ -88,9 +88,9 @@ class View:
     def __init__(self, collector: Any, model: Any, state: State | None, interval_s: float) -> None:
         self.collector = collector
         self.schema: Schema = collector.schema
-        self.head = Head(model, self.schema, state) if model else None
-        self.model_name = self.head.meta.name if self.head else None
-        self.window_ms: int = self.head.window_ms if self.head else round(1000 * interval_s)
+        self.scorer = Scorer(model, self.schema, state) if model else None
+        self.model_name = self.scorer.meta.name if self.scorer else None
+        self.window_ms: int = self.scorer.window_ms if self.scorer else round(1000 * interval_s)
         self.windows = 0
         self.shown: dict[str, Any] | None = None
         self._window = Window(self.schema, self.window_ms)
@@ -111,11 +111,11 @@ class View:
         deltas, elapsed_ms = self._window.deltas, self._window.elapsed_ms
         shares: list[int] | None = None
         verdict: dict[str, Any] | None = None
-        if self.head and self._settling:
+        if self.scorer and self._settling:
             self._settling -= 1
-            z = self._inputs(self.head, deltas, elapsed_ms)
-        elif self.head:
-            z, shares, verdict = self._with_model(self.head, deltas, elapsed_ms)
+            z = self._inputs(self.scorer, deltas, elapsed_ms)
+        elif self.scorer:
+            z, shares, verdict = self._with_model(self.scorer, deltas, elapsed_ms)
         else:
             z = self._without(deltas, elapsed_ms)
         features = {}
@@ -135,25 +135,25 @@ class View:
         }
         return self.shown
 
-    def relearn(self) -> None:
+    def recalibrate(self) -> None:
         self._usual = Usual(self.schema)
-        if self.head:
-            self.head.relearn()
+        if self.scorer:
+            self.scorer.recalibrate()
 
     def learning(self) -> str:
         """What is still to be learned, in words; empty when nothing is."""
-        if self.head and self._settling:
+        if self.scorer and self._settling:
             return f"learning the peers, {self._settling} windows left"
-        if self.head:
-            percent = 100 * self.head.seen // max(1, self.head.meta.learn_windows)
-            return f"learning, {percent} %" if self.head.learning else ""
+        if self.scorer:
+            percent = 100 * self.scorer.seen // max(1, self.scorer.meta.learn_windows)
+            return f"learning, {percent} %" if self.scorer.learning else ""
         left = LEARN_WINDOWS - self._usual.windows
         return f"learning what is usual, {left} windows left" if left else ""
 
     def _with_model(
-        self, head: Head, deltas: list[int], elapsed_ms: int
+        self, scorer: Scorer, deltas: list[int], elapsed_ms: int
     ) -> tuple[list[float | None], list[int], dict[str, Any]]:
-        verdict = head.score(deltas, elapsed_ms)
+        verdict = scorer.score(deltas, elapsed_ms)
         if hasattr(self.collector, "hold_peers"):
             self.collector.hold_peers(verdict.level != NORMAL)  # as the agent does
         total = sum(verdict.parts) or 1
@@ -169,10 +169,10 @@ class View:
         }
         return _deviations(verdict.x), [round(100 * part / total) for part in verdict.parts], told
 
-    def _inputs(self, head: Head, deltas: list[int], elapsed_ms: int) -> list[float | None]:
+    def _inputs(self, scorer: Scorer, deltas: list[int], elapsed_ms: int) -> list[float | None]:
         f_q8, x = [0] * len(deltas), bytearray(len(deltas))
-        head.normalization.fill_q8(deltas, elapsed_ms, self.window_ms, f_q8)
-        head.normalization.fill(f_q8, x)
+        scorer.normalization.fill_q8(deltas, elapsed_ms, self.window_ms, f_q8)
+        scorer.normalization.fill(f_q8, x)
         return _deviations(x)
 
     def _without(self, deltas: list[int], elapsed_ms: int) -> list[float | None]:
@@ -322,7 +322,7 @@ def watch_live(view: View, limit: int | None) -> int:
             if key == "s":
                 by_z = not by_z
             if key == "r":
-                view.relearn()
+                view.recalibrate()
     return 0
 
 

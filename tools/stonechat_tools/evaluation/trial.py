@@ -269,7 +269,7 @@ def run_trial(args: argparse.Namespace, tell: Tell) -> dict[str, Any]:
         "command": "stonechat " + shlex.join(sys.argv[1:]),
         "model": meta.name,
         "window_s": meta.window_ms / 1000,
-        "rungs": [[number / 256 for number in rung] for rung in meta.rungs],
+        "alarm_rules": [[number / 256 for number in rule] for rule in meta.alarm_rules],
         "pace": args.pace,
         "learned_windows": meta.learn_windows,
         "benign_windows": sum(one["benign_windows"] for one in done),

@@ -2,11 +2,11 @@
 
 The recording must be later than the training and of the same product: constants taken from the training days do not
 extrapolate. Each device in it lives through its windows as it would in the field (learning, drift, evidence), and the
-fastest rung of the ladder that keeps the budget there is put into the model. What the recording is too short to show
-is said, never claimed: D silent device-days bound the rate at 3/D a day (95 %).
+fastest alarm rule of the list of alarm rules that keeps the budget there is put into the model. What the recording is
+too short to show is said, never claimed: D silent device-days bound the rate at 3/D a day (95 %).
 
---fastest asks for speed instead: the rung that alarms in the fewest windows among those that stay well below their line
-on the recording, however short it is. What its silence proves is told all the same.
+--fastest asks for speed instead: the alarm rule that alarms in the fewest windows among those that stay well below
+their line on the recording, however short it is. What its silence proves is told all the same.
 
 A budget is alarms per time: 1/30d, 2/7d, 1/12h.
 
@@ -39,7 +39,7 @@ from stonechat_tools.modeling.seal import seal
 from stonechat_tools.traces.trace import Trace, read_all
 
 Ints = npt.NDArray[np.int64]
-Rungs = tuple[tuple[int, int, int], ...]
+AlarmRules = tuple[tuple[int, int, int], ...]
 DAY_S = 86_400
 _CONFIDENCE = 0.05
 
@@ -49,8 +49,9 @@ class CalibrationError(StonechatError):
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One step of the ladder: an evidence chart, and how much silence earns it. `windows`: the fewest in which it can
+class AlarmRule:
+    """One step of the list of alarm rules: an alarm rule, and how much silence earns it. `windows`: the fewest in which
+    it can
     alarm. `needs`: later benign windows; `margin`: the greatest share of the alarm line that they may reach."""
 
     name: str
@@ -65,26 +66,26 @@ class Rung:
         return math.ceil(self.alarm / (self.cap - self.k))
 
     @property
-    def chart(self) -> tuple[int, int, int]:
+    def constants(self) -> tuple[int, int, int]:
         return round(256 * self.k), round(256 * self.cap), round(256 * self.alarm)
 
 
-# Slowest first. Benign bursts as loud as any attack lasted up to 24 windows in the recordings that the ladder was made
-# on (an access point's outage, seen from the device), so what alarms in fewer windows has to be earned by a recording
-# long enough to hold such bursts if the product has them.
-LADDER = (
-    Rung("patient", 1.0, 1.5, 30.0, 0, 1.0),
-    Rung("steady", 1.0, 1.5, 20.0, 0, 0.75),
-    Rung("ready", 1.25, 1.5, 8.0, 3000, 0.75),
-    Rung("brisk", 1.0, 1.5, 11.0, 3000, 0.5),
-    Rung("quick", 1.0, 2.0, 12.0, 6000, 0.5),
-    Rung("eager", 1.0, 3.0, 10.0, 20000, 0.5),
+# Slowest first. Benign bursts as loud as any attack lasted up to 24 windows in the recordings that the list of alarm
+# rules was made on (an access point's outage, seen from the device), so what alarms in fewer windows has to be earned
+# by a recording long enough to hold such bursts if the product has them.
+ALARM_RULES = (
+    AlarmRule("patient", 1.0, 1.5, 30.0, 0, 1.0),
+    AlarmRule("steady", 1.0, 1.5, 20.0, 0, 0.75),
+    AlarmRule("ready", 1.25, 1.5, 8.0, 3000, 0.75),
+    AlarmRule("brisk", 1.0, 1.5, 11.0, 3000, 0.5),
+    AlarmRule("quick", 1.0, 2.0, 12.0, 6000, 0.5),
+    AlarmRule("eager", 1.0, 3.0, 10.0, 20000, 0.5),
 )
 # Behind it, for who asks for the fastest: no length earns these, only that the product's own benign windows stay below
 # three quarters of the line.
 FASTEST = (
-    Rung("swift", 1.0, 3.5, 7.5, 0, 0.75),
-    Rung("instant", 1.0, 4.0, 6.0, 0, 0.75),
+    AlarmRule("swift", 1.0, 3.5, 7.5, 0, 0.75),
+    AlarmRule("instant", 1.0, 4.0, 6.0, 0, 0.75),
 )
 _FASTEST_MARGIN = 0.75
 
@@ -118,10 +119,10 @@ def parse_budget(text: str) -> Budget:
 
 @dataclass
 class Choice:
-    """The rung that was taken and why. bound_per_30d: what the silence seen proves (95 %, one-sided)."""
+    """The alarm rule that was taken and why. bound_per_30d: what the silence seen proves (95 %, one-sided)."""
 
-    rung: str
-    rungs: Rungs
+    rule: str
+    alarm_rules: AlarmRules
     windows_to_alarm: int
     device_days: float
     windows: int
@@ -137,7 +138,9 @@ class Choice:
         bound = f"at most {self.bound_per_30d:.1f} per 30 days (95 %)"
         claim = "proves the budget" if self.proven else "is too short to prove the budget"
         why = ", the fastest that stayed silent" if self.fastest else ""
-        return f"rung {self.rung}{why}: {self.windows_to_alarm} windows to an alarm; {seen}: {bound}, which {claim}"
+        return (
+            f"alarm rule {self.rule}{why}: {self.windows_to_alarm} windows to an alarm; {seen}: {bound}, which {claim}"
+        )
 
 
 def poisson_bound(count: int) -> float:
@@ -150,9 +153,9 @@ def poisson_bound(count: int) -> float:
     return (low + high) / 2
 
 
-def excursions(surprise_q8: npt.ArrayLike, chart: tuple[int, int, int]) -> list[int]:
+def excursions(surprise_q8: npt.ArrayLike, constants: tuple[int, int, int]) -> list[int]:
     """The peaks of a chart's excursions from zero, the alarm line ignored: what the rate of alarms is judged by."""
-    k, cap, _ = chart
+    k, cap, _ = constants
     peaks: list[int] = []
     e = peak = 0
     for step in (np.minimum(np.asarray(surprise_q8, dtype=np.int64), cap) - k).tolist():
@@ -183,38 +186,40 @@ def choose(
     streams: Sequence[npt.ArrayLike],
     window_ms: int,
     budget: Budget,
-    ladder: Sequence[Rung] = LADDER,
+    rules: Sequence[AlarmRule] = ALARM_RULES,
     fastest: bool = False,
 ) -> Choice:
-    """streams: the surprise_q8 of each device's later benign windows -> the fastest rung that keeps the budget.
+    """streams: the surprise_q8 of each device's later benign windows -> the fastest alarm rule that keeps the budget.
 
     Where the streams are long enough to show the budget (at least one alarm would be due), the rate of excursions
-    above the rung's line decides; where they are not, the rung's own conditions do. fastest: of the ladder and of
-    FASTEST, the one with the fewest windows to an alarm of whose line the streams reach at most
-    three quarters."""
+    above the alarm rule's threshold decides; where they are not, the alarm rule's own conditions do. fastest: of the
+    list of alarm rules and of FASTEST, the one with the fewest windows to an alarm of whose line the streams reach at
+    most three quarters."""
     windows = sum(len(np.asarray(stream)) for stream in streams)
     if not windows:
         raise CalibrationError("no windows to calibrate on")
     days = windows * window_ms / 1000 / DAY_S
     shows = days * budget.per_day >= 1
     tried = []
-    best = ladder[0]
-    for rung in (*ladder, *FASTEST) if fastest else ladder:
-        peaks = [peak for stream in streams for peak in excursions(stream, rung.chart)]
-        share = max(peaks, default=0) / rung.chart[2]
-        rate = rate_above(peaks, rung.chart[2], days)
+    best = rules[0]
+    for rule in (*rules, *FASTEST) if fastest else rules:
+        peaks = [peak for stream in streams for peak in excursions(stream, rule.constants)]
+        share = max(peaks, default=0) / rule.constants[2]
+        rate = rate_above(peaks, rule.constants[2], days)
         if fastest:
             kept = share <= _FASTEST_MARGIN
         elif shows:
             kept = rate <= budget.per_day
         else:
-            kept = windows >= rung.needs and share <= rung.margin and rate <= max(budget.per_day, 1 / days)
-        tried.append({"rung": rung.name, "kept": bool(kept), "peak_share": round(share, 3), "per_day": round(rate, 4)})
-        if kept and rung.windows <= best.windows:
-            best = rung
-    k, cap, alarm = best.chart
-    top = max((peak for stream in streams for peak in excursions(stream, best.chart)), default=0)
-    if best is ladder[0] and top > 0.75 * alarm:  # not even the slowest: raise its line over what was seen
+            kept = windows >= rule.needs and share <= rule.margin and rate <= max(budget.per_day, 1 / days)
+        tried.append(
+            {"alarm_rule": rule.name, "kept": bool(kept), "peak_share": round(share, 3), "per_day": round(rate, 4)}
+        )
+        if kept and rule.windows <= best.windows:
+            best = rule
+    k, cap, alarm = best.constants
+    top = max((peak for stream in streams for peak in excursions(stream, best.constants)), default=0)
+    if best is rules[0] and top > 0.75 * alarm:  # not even the slowest: raise its line over what was seen
         alarm = math.ceil(top / 0.75)
     alarms = sum(_alarms(stream, (k, cap, alarm)) for stream in streams)
     bound = poisson_bound(alarms) / days
@@ -233,9 +238,9 @@ def choose(
     )
 
 
-def _alarms(surprise_q8: npt.ArrayLike, chart: tuple[int, int, int]) -> int:
+def _alarms(surprise_q8: npt.ArrayLike, constants: tuple[int, int, int]) -> int:
     """Alarms with hysteresis, as detection.Detector counts them."""
-    k, cap, alarm = chart
+    k, cap, alarm = constants
     e = count = 0
     ringing = False
     for surprise in np.asarray(surprise_q8, dtype=np.int64).tolist():
@@ -285,7 +290,7 @@ def calibrate(
             "at least 200 beyond that are needed"
         )
     choice = choose(streams, meta.window_ms, budget, fastest=fastest)
-    meta.rungs = choice.rungs
+    meta.alarm_rules = choice.alarm_rules
     return seal(data, meta), choice
 
 
@@ -301,8 +306,8 @@ def _renew_table(meta: Metadata, network: Network, benign: Trace) -> None:
         raise CalibrationError("a table needs at least 50 windows of one device after its learning")
     meta.knots, meta.tail_q8 = table(segments, len(meta))
     whole = np.sort(np.concatenate(segments))
-    meta.place_q8 = int(whole[len(whole) >> 1])
-    meta.spread_q8 = max(1, int(whole[len(whole) * 7 >> 3]) - meta.place_q8)
+    meta.location_q8 = int(whole[len(whole) >> 1])
+    meta.scale_q8 = max(1, int(whole[len(whole) * 7 >> 3]) - meta.location_q8)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -310,7 +315,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", help="the .tflite")
     add("recordings", nargs="+", help="benign traces later than the training")
     add("--budget", default="1/30d", help="false alarms per device and time (default 1/30d)")
-    add("--fastest", action="store_true", help="the rung that alarms soonest and stays silent on the recording")
+    add("--fastest", action="store_true", help="the alarm rule that alarms soonest and stays silent on the recording")
     add("--table", action="store_true", help="renew the calibration table from the recording as well")
     add("-o", "--output", metavar="FILE", help="the .tflite to write (default: change nothing, only tell)")
     add("--json", action="store_true", help="print the outcome as JSON")
@@ -328,10 +333,10 @@ def run(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     asked = "stays silent" if args.fastest else "keeps the budget"
-    grid = Table("rung", "windows to alarm", "peak of its line", "alarms a day", asked)
-    for rung, row in zip((*LADDER, *FASTEST) if args.fastest else LADDER, choice.tried, strict=True):
+    grid = Table("alarm_rule", "windows to alarm", "peak of its line", "alarms a day", asked)
+    for rule, row in zip((*ALARM_RULES, *FASTEST) if args.fastest else ALARM_RULES, choice.tried, strict=True):
         kept = "yes" if row["kept"] else "no"
-        grid.add_row(rung.name, str(rung.windows), f"{row['peak_share']:.2f}", f"{row['per_day']:.3f}", kept)
+        grid.add_row(rule.name, str(rule.windows), f"{row['peak_share']:.2f}", f"{row['per_day']:.3f}", kept)
     Console().print(grid)
     print(choice.sentence())
     print(f"wrote {args.output}" if args.output else "nothing written: name a file with -o")

@@ -35,8 +35,8 @@ def card(
             ("file", f"{figures['file_bytes']} bytes, {figures['macs']} multiply-accumulates a window"),
             ("digest", f"`{figures['digest']}`"),
             ("learns on the device", _learning(meta.learn_windows, trace.window_ms)),
-            ("alarm rungs (k, cap, alarm)", "; ".join(_rung(rung) for rung in meta.rungs)),
-            ("quickest alarm", f"{min(_windows_to_alarm(rung) for rung in meta.rungs)} windows"),
+            ("alarm rules (allowance, cap, threshold)", "; ".join(_rule(rule) for rule in meta.alarm_rules)),
+            ("quickest alarm", f"{min(_windows_to_alarm(rule) for rule in meta.alarm_rules)} windows"),
         ]
     )
     lines += ["", "## Data", ""]
@@ -54,12 +54,12 @@ def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
     return ["| | |", "|---|---|", *[f"| {key} | {value} |" for key, value in rows]]
 
 
-def _rung(rung: tuple[int, int, int]) -> str:
-    return "(" + ", ".join(f"{value / 256:g}" for value in rung) + ")"
+def _rule(rule: tuple[int, int, int]) -> str:
+    return "(" + ", ".join(f"{value / 256:g}" for value in rule) + ")"
 
 
-def _windows_to_alarm(rung: tuple[int, int, int]) -> int:
-    k, cap, alarm = rung
+def _windows_to_alarm(rule: tuple[int, int, int]) -> int:
+    k, cap, alarm = rule
     return -(-alarm // (cap - k))
 
 

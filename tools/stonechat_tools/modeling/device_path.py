@@ -239,7 +239,7 @@ class Replay:
         self._inv = np.array(self.normalization.inv, dtype=np.int64)
         self._shift = np.array(list(self.normalization.shift), dtype=np.int64)
         self._half = np.left_shift(1, self._shift) >> 1
-        self._reach = np.array(self.normalization.reach, dtype=np.int64)
+        self._reach = np.array(self.normalization.limit, dtype=np.int64)
         self.deviation_q8 = np.array(self._adaptation._deviation_q8, dtype=np.int64)
         weights = bytes([WEIGHT_ONE]) * n if meta.weights is None else meta.weights
         self._weights = np.frombuffer(weights, dtype=np.uint8).astype(np.int64)
@@ -247,8 +247,8 @@ class Replay:
         self._knot_scores = [knot[0] for knot in meta.knots]
         self.learned = np.zeros(n, dtype=np.int64)
         self.drift = np.zeros(n, dtype=np.int64)
-        self.place, self.spread = meta.place_q8, meta.spread_q8
-        self.evidence = [0] * len(meta.rungs)
+        self.location, self.scale = meta.location_q8, meta.scale_q8
+        self.evidence = [0] * len(meta.alarm_rules)
         self.level = NORMAL
         self.seen = 0 if learn else meta.learn_windows
         self._rows: list[Any] = []
@@ -282,8 +282,8 @@ class Replay:
         """What the network leaves of the clipped input, and on top what lies beyond each feature's reach."""
         x = np.clip(steps, -128, 127)
         y = self.network.run(x)
-        beyond = np.clip(steps - np.clip(steps, -self._reach, self._reach), -BEYOND_MAX, BEYOND_MAX)
-        out: Ints = (x - y if self.meta.kind == RECONSTRUCTION else y) + beyond
+        excess = np.clip(steps - np.clip(steps, -self._reach, self._reach), -BEYOND_MAX, BEYOND_MAX)
+        out: Ints = (x - y if self.meta.kind == RECONSTRUCTION else y) + excess
         return out
 
     def parts(self, steps: Ints) -> Ints:
@@ -294,7 +294,7 @@ class Replay:
 
     def surprise(self, score_q8: int) -> int:
         meta, knots = self.meta, self.meta.knots
-        s = (score_q8 - self.place) * meta.spread_q8 // self.spread + meta.place_q8
+        s = (score_q8 - self.location) * meta.scale_q8 // self.scale + meta.location_q8
         if s >= knots[-1][0]:
             return min(_SURPRISE_MAX_Q8, knots[-1][1] + ((s - knots[-1][0]) * meta.tail_q8 >> 8))
         if s <= knots[0][0]:
@@ -328,7 +328,7 @@ class Replay:
 
     def _weigh(self, surprise: int) -> int:
         share = 0
-        for i, (k, cap, alarm) in enumerate(self.meta.rungs):
+        for i, (k, cap, alarm) in enumerate(self.meta.alarm_rules):
             e = min(max(0, self.evidence[i] + min(surprise, cap) - k), alarm + (alarm >> 1))
             self.evidence[i] = e
             share = max(share, (e << 8) // alarm)
@@ -365,7 +365,7 @@ class Replay:
     def _settle(self) -> None:
         meta = self.meta
         ordered = sorted(self._rows)
-        place = ordered[len(ordered) >> 1]
-        spread = ordered[len(ordered) * 7 >> 3] - place
-        self.place = min(place, meta.place_q8 + 1024)
-        self.spread = max(1, meta.spread_q8 * 205 >> 8, min(spread, meta.spread_q8 * 512 >> 8))
+        location = ordered[len(ordered) >> 1]
+        scale = ordered[len(ordered) * 7 >> 3] - location
+        self.location = min(location, meta.location_q8 + 1024)
+        self.scale = max(1, meta.scale_q8 * 205 >> 8, min(scale, meta.scale_q8 * 512 >> 8))

@@ -51,7 +51,7 @@ _OUTLYING_SHARE = 0.3  # of a block's windows that lie there
 _OWN_LATENT = 0.8  # share of one feature in a component that then is that feature's own
 _REACH_CODES = 5
 _REACH_SLACK = 2
-DEFAULT_RUNGS = ((256, 384, 20 * 256),)  # k 1, cap 1.5, alarm at 20: 40 windows of p < .03 in a row
+DEFAULT_ALARM_RULES = ((256, 384, 20 * 256),)  # k 1, cap 1.5, alarm at 20: 40 windows of p < .03 in a row
 
 
 class FitError(StonechatError):
@@ -162,7 +162,7 @@ def _fit_once(f: Ints, schema: Schema, window_ms: int, units: int | None, networ
     meta.schema_name, meta.schema_id, meta.window_ms = schema.name, schema.id, window_ms
     meta.normalization = pack_normalization(centre, deviation)
     meta.knots = ((0, 0), (1, 1))
-    meta.rungs = DEFAULT_RUNGS
+    meta.alarm_rules = DEFAULT_ALARM_RULES
     x = _inputs(meta, schema, f) * STEP
     b = units or default_units(len(schema))
     if not 0 < b <= len(schema):
@@ -276,8 +276,8 @@ def set_table(model: FittedModel, segments: Sequence[Ints], spare: int = 0) -> N
     meta = model.meta
     meta.knots, meta.tail_q8 = table(scores, len(model.schema))
     middle, upper = _quantiles(scores, np.array([0.5, 0.125]))
-    meta.place_q8 = int(middle)
-    meta.spread_q8 = max(1, int(upper) - meta.place_q8)
+    meta.location_q8 = int(middle)
+    meta.scale_q8 = max(1, int(upper) - meta.location_q8)
 
 
 def set_reach(meta: Metadata, segments: Sequence[Ints], spare: int = 0) -> None:

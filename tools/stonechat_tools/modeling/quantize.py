@@ -36,7 +36,7 @@ from stonechat.schema import Schema, pack_normalization
 from ..traces.dataset import split
 from ..traces.trace import Trace, TraceError, check_columns, read_all
 from .device_path import Network, Replay
-from .fit import DEFAULT_RUNGS, STEP, FittedModel, set_table
+from .fit import DEFAULT_ALARM_RULES, STEP, FittedModel, set_table
 from .tflite_writer import Layer
 from .training import check_file, to_features
 
@@ -120,7 +120,7 @@ def quantize(weights: Weights, benign: Trace) -> tuple[FittedModel, dict[str, An
     meta = Metadata()
     meta.schema_name, meta.schema_id, meta.window_ms = weights.schema.name, weights.schema.id, weights.window_ms
     meta.normalization = weights.normalization
-    meta.knots, meta.rungs = ((0, 0), (1, 1)), DEFAULT_RUNGS
+    meta.knots, meta.alarm_rules = ((0, 0), (1, 1)), DEFAULT_ALARM_RULES
     x = Replay(meta, Network([]), learn=False).inputs(f_q8)
     outputs = weights.run(x * STEP)
     layers = quantize_layers(weights, outputs)
@@ -140,7 +140,7 @@ def quantize(weights: Weights, benign: Trace) -> tuple[FittedModel, dict[str, An
 def assemble(meta: Metadata, schema: Schema, layers: list[Layer], x: Floats, bottleneck: Floats) -> FittedModel:
     """A network quantized elsewhere -> a model with the weights of its score, still without a table. meta: with schema,
     window and normalization; x: benign rows in deviations."""
-    meta.knots, meta.rungs = ((0, 0), (1, 1)), DEFAULT_RUNGS
+    meta.knots, meta.alarm_rules = ((0, 0), (1, 1)), DEFAULT_ALARM_RULES
     residual = x - Network.from_layers(layers).run(np.rint(x / STEP)) * STEP
     deviation = np.clip(np.sqrt((residual**2).mean(axis=0)), _LEAST_RESIDUAL, _GREATEST_RESIDUAL)
     meta.weights = bytes(np.clip(np.rint(255 * _LEAST_RESIDUAL**2 / deviation**2), 1, 255).astype(np.uint8))

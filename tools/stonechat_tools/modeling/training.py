@@ -51,7 +51,8 @@ class Options:
     else than the device kept the machine busy, only the machine_columns are replaced, by those of a random window of
     the same device in which it was not. centre_devices: move each device's windows so that its median is that of the
     class, as the device's own learning will; deviations are then those within a device, not those between them.
-    budget: false alarms allowed, COUNT/DAYSd. rungs: (k, cap, alarm) each, instead of those that the budget picks."""
+    budget: false alarms allowed, COUNT/DAYSd. alarm rules: (allowance, cap, threshold) each, instead of those that the
+    budget picks."""
 
     seeds: int = 5
     units: int = 0
@@ -67,7 +68,7 @@ class Options:
     machine_columns: tuple[str, ...] = ()
     centre_devices: bool = False
     budget: str = "1/30d"
-    rungs: tuple[tuple[float, float, float], ...] = ()
+    alarm_rules: tuple[tuple[float, float, float], ...] = ()
     backend: str = "numpy"
 
     @property
@@ -85,8 +86,8 @@ class Options:
             kind = type(known[key].default)
             if kind is float and isinstance(value, int) and not isinstance(value, bool):
                 value = float(value)
-            if key == "rungs" and isinstance(value, list):
-                value = tuple(tuple(float(number) for number in rung) for rung in value)
+            if key == "alarm_rules" and isinstance(value, list):
+                value = tuple(tuple(float(number) for number in rule) for rule in value)
             if key in ("leave_out", "busy", "machine_columns") and isinstance(value, list):
                 value = tuple(str(word) for word in value)
             if key == "jitter_of" and isinstance(value, dict):
@@ -105,8 +106,8 @@ class Options:
             raise ConfigError(f"{where}: learn_windows {self.learn_windows}: an even number up to 4096")
         if not 0 <= self.trim < 0.5 or self.jitter_octaves < 0 or self.jitter_percent < 0:
             raise ConfigError(f"{where}: trim is below 0.5, jitter not negative")
-        if any(len(rung) != 3 or not 0 < rung[0] < rung[1] < rung[2] for rung in self.rungs):
-            raise ConfigError(f"{where}: a rung is (k, cap, alarm), each above the one before")
+        if any(len(rule) != 3 or not 0 < rule[0] < rule[1] < rule[2] for rule in self.alarm_rules):
+            raise ConfigError(f"{where}: an alarm rule is (allowance, cap, threshold), each above the one before")
         if self.backend not in ("numpy", "keras"):
             raise ConfigError(f"{where}: backend {self.backend!r}: numpy or keras")
 
@@ -332,13 +333,15 @@ def _learnable(wanted: int, parts: dict[str, Trace]) -> int:
 
 def _set_rungs(fitted: FittedModel, held_out: dict[str, Stream], options: Options) -> str:
     """The alarm constants: those given, or those that the budget and the held-out streams allow -> a sentence."""
-    if options.rungs:
-        fitted.meta.rungs = tuple((round(k * 256), round(c * 256), round(a * 256)) for k, c, a in options.rungs)
+    if options.alarm_rules:
+        fitted.meta.alarm_rules = tuple(
+            (round(k * 256), round(c * 256), round(a * 256)) for k, c, a in options.alarm_rules
+        )
         return "given, not earned; no budget is claimed"
     budget = parse_budget(options.budget)
     streams = [fitted.replay(learn=True).run(f_q8).surprise_q8[start:] for f_q8, start in held_out.values()]
     choice = choose(streams, fitted.window_ms, budget)
-    fitted.meta.rungs = choice.rungs
+    fitted.meta.alarm_rules = choice.alarm_rules
     return f"for the budget {options.budget}: {choice.sentence()}"
 
 

@@ -55,7 +55,7 @@ def _window_vectors(data: bytes, schema: Schema, trace: Trace) -> list[dict[str,
     model = load_model(data)
     meta = model.metadata
     norm = Normalization(schema, meta.normalization)
-    detector = Detector(meta, Verdict(len(meta)), norm.beyond)
+    detector = Detector(meta, Verdict(len(meta)), norm.excess)
     f_q8, x = [0] * len(meta), bytearray(len(meta))
     vectors = []
     for deltas, elapsed_ms in _windows(trace, meta.window_ms):

@@ -24,7 +24,7 @@ from stonechat.errors import ModelError
 from stonechat.features import LEVEL, RATE
 from stonechat.model import END_BYTES, MAGIC, load_model
 from stonechat.schema import Schema
-from stonechat.scorer import Head
+from stonechat.scorer import Scorer
 
 from . import generated
 from .interpreters import interpreter
@@ -120,11 +120,11 @@ def attempt(data: bytes) -> str:
     model.run(bytes(model.input_size))
     if model.metadata is not None:
         try:
-            head = Head(model, SCHEMA)
+            scorer = Scorer(model, SCHEMA)
         except ModelError:
             return "run"
         for deltas in ([0, 0, 0, 0], [1, 900, 1 << 29, 7]):
-            head.score(deltas, 1000).explain()
+            scorer.score(deltas, 1000).explain()
         return "scored"
     return "run"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import cbor2
 from stonechat.delivery import CALIBRATE, Delivery
-from stonechat.outbox_memory import Queue
+from stonechat.outbox_memory import MemoryOutbox
 
 from ..fleet import wire
 from ..fleet.collect import Collector
@@ -48,7 +48,7 @@ class Fuzzer:
         self.keys = {name: wire.DeviceKeys(secret, name) for name, secret in self.secrets.items()}
         self.genuine: list[tuple[str, str, bytes]] = []
         for name, secret in self.secrets.items():
-            reporter = Delivery(name, secret, Queue(), heartbeat_windows=1, bytes_per_day=0, resend_ms=1 << 29)
+            reporter = Delivery(name, secret, MemoryOutbox(), heartbeat_windows=1, bytes_per_day=0, resend_ms=1 << 29)
             take = self._taker(name)
             for i in range(8):
                 reporter.observe(Verdict(i % 3), 10_000 * i)
@@ -139,7 +139,7 @@ def soak(scale: float) -> bool:
     client = _Client()
     collector._client = client  # type: ignore[assignment]
     reporters = {
-        name: Delivery(name, secret, Queue(), supported=(CALIBRATE,)) for name, secret in fuzzer.secrets.items()
+        name: Delivery(name, secret, MemoryOutbox(), supported=(CALIBRATE,)) for name, secret in fuzzer.secrets.items()
     }
     genuine = {message: (name, kind) for name, kind, message in fuzzer.genuine}
     up = [

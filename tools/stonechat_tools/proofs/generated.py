@@ -60,7 +60,7 @@ def planned(data: bytes, features: int, schema_id: bytes = bytes(8)) -> bytes:
     meta = Metadata()
     meta.schema_id, meta.window_ms = schema_id, 1000
     meta.normalization = pack_normalization([100] * features, [64] * features)
-    meta.knots, meta.tail_q8, meta.rungs = ((0, 77), (900, 300), (2000, 700)), 256, ((256, 512, 1280),)
+    meta.knots, meta.tail_q8, meta.alarm_rules = ((0, 77), (900, 300), (2000, 700)), 256, ((256, 512, 1280),)
     return bytes(model_file.seal(data + model_file.content(data, meta)))
 
 

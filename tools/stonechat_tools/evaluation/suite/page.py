@@ -108,7 +108,7 @@ def checks(figures: dict[str, Any]) -> list[tuple[str, str, bool]]:
             quick = sum(wait <= 25 for wait in seen)
             earned = {budget: _earned(figures, group, budget) for budget in ("1/30d", "1/1d")}
             text = (
-                f"{quick} of {len(waits)} with the default rung; with those that the devices earn "
+                f"{quick} of {len(waits)} with the default alarm rule; with those that the devices earn "
                 f"{earned['1/30d']} for a budget of one alarm in 30 days, {earned['1/1d']} for one a day"
             )
             rows.append((f"{group}: goal of 25 windows", text, earned["1/30d"] == len(waits)))
@@ -159,7 +159,7 @@ def checks(figures: dict[str, Any]) -> list[tuple[str, str, bool]]:
 
 
 def _earned(figures: dict[str, Any], group: str, budget: str) -> int:
-    """How many attacks alarm within 25 windows on the rungs that calibrate gave the group's devices."""
+    """How many attacks alarm within 25 windows on the alarm rules that calibrate gave the group's devices."""
     rows = [row for row in figures["budgets"] if row["group"] == group and row["budget"] == budget]
     return sum(wait is not None and wait <= 25 for row in rows for wait in row["attack_windows"])
 
@@ -176,7 +176,7 @@ def _alarms(figures: dict[str, Any]) -> list[str]:
         rows.append((name, f"{alarms:.0f}", f"{days:.1f}", _number(alarms / days, 2), f"{one['bound_per_30d']:.1f}"))
     text = (
         "All benign windows outside training and calibration. Every detector's score goes through the same table and "
-        "the same evidence chart (k 1, cap 1.5, alarm at 20), so the difference is the detector and, for stonechat, "
+        "the same alarm rule (k 1, cap 1.5, alarm at 20), so the difference is the detector and, for stonechat, "
         "its bounded adaptation. The bound is Poisson's, 95 %, one-sided: a silence of D device-days proves no "
         "more than 90/D alarms per 30 days."
     )
@@ -266,7 +266,7 @@ def _budgets(figures: dict[str, Any]) -> list[str]:
             (
                 f"{row['group']} {row['device']}",
                 row["budget"],
-                row["rung"],
+                row["alarm_rule"],
                 f"{row['calibrated_days']:.2f}",
                 f"{row['bound_per_30d']:.0f}" + ("" if row["proven"] else " (not proven)"),
                 f"{row['alarms']} in {row['judged_days']:.2f}",
@@ -280,13 +280,13 @@ def _budgets(figures: dict[str, Any]) -> list[str]:
     head = (
         "device",
         "budget",
-        "rung",
+        "alarm_rule",
         "days calibrated",
         "bound per 30 days",
         "alarms in days judged",
         "windows to alarm",
     )
-    return ["## Budgets and the rungs they earn", "", text, "", *_grid(head, rows)]
+    return ["## Budgets and the alarm rules they earn", "", text, "", *_grid(head, rows)]
 
 
 def _ramps(figures: dict[str, Any]) -> list[str]:
@@ -393,9 +393,9 @@ def _tried(figures: dict[str, Any]) -> list[str]:
         for row in figures["tried"]
     ]
     text = (
-        "Each in place of the kept network, on the same windows, behind the same table and the default rung; the idle "
-        "backdoor is left out. Masked groups: network counters and all others reconstruct themselves apart in one "
-        "graph. Two heads: the same as two models, each with its own evidence, fused by the worse; their AUC is the "
+        "Each in place of the kept network, on the same windows, behind the same table and the default alarm rule; "
+        "the idle backdoor is left out. Masked groups: network counters and all others reconstruct themselves apart "
+        "in one graph. Two heads: the same as two models, each with its own evidence, fused by the worse; their AUC is the "
         "better of the two. The stack scores the mean residual of the last windows: quiet attacks show sooner, and so "
         "does every benign drift. Trained further: gradient descent through the rounding, from the kept weights on."
     )
@@ -420,10 +420,11 @@ def _limits(figures: dict[str, Any]) -> list[str]:
         "",
         f"- {total['device_days']:.1f} benign device-days with {total['alarms']:.0f} alarms bound the rate at "
         f"{total['bound_per_30d']:.1f} per 30 days. One alarm per device and month is not proven by them.",
-        "- The constants (bottleneck, floors, rungs) were chosen while looking at these recordings; expect a little "
-        "less on others.",
+        "- The constants (bottleneck, floors, alarm rules) were chosen while looking at these recordings; expect a "
+        "little less on others.",
         "- An outage of the network is as loud as an attack. It lasted 24 windows in one recording, which is why the "
-        "default rung takes 40: a product whose recordings are quieter earns a faster one by `stonechat calibrate`.",
+        "default alarm rule takes 40: a product whose recordings are quieter earns a faster one by "
+        "`stonechat calibrate`.",
         "- The idle backdoor is not detected by anything here.",
         "- Quiet attacks inside half a deviation per feature are absorbed by the adaptation (see the ramps).",
         "",

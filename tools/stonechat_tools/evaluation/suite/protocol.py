@@ -236,7 +236,7 @@ def _peer_table(parts: Sequence[Floats]) -> Callable[[Floats], Ints]:
 
 
 def _evidence_alarms(surprise_q8: Ints) -> list[int]:
-    k, cap, alarm = calibrate.LADDER[1].chart
+    k, cap, alarm = calibrate.ALARM_RULES[1].constants
     alarms, e, ringing = [], 0, False
     for i, step in enumerate((np.minimum(surprise_q8, cap) - k).tolist()):
         e = min(max(0, e + step), alarm + alarm // 2)
@@ -282,7 +282,7 @@ def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def budgets(groups: dict[str, list[Subject]], tell: Tell) -> list[dict[str, Any]]:
     """calibrate on a later recording, then count on what is later still: the first half of the later session where
-    there is one (of the rest otherwise) chooses the rung, the second half and the attacks judge it."""
+    there is one (of the rest otherwise) chooses the alarm rule, the second half and the attacks judge it."""
     rows = []
     for group, subjects in groups.items():
         for one in subjects:
@@ -302,7 +302,7 @@ def _budget_row(one: Subject, budget: Budget) -> dict[str, Any]:
     half = len(stream) // 2
     seen = replay.run(stream[:half])
     choice = choose([seen.surprise_q8], round(one.pitch_s * 1000), budget)
-    model.meta.rungs = choice.rungs
+    model.meta.alarm_rules = choice.alarm_rules
     replay.evidence = [0]
     judged = calm(replay).run(stream[half:])
     after = calm(replay)
@@ -313,7 +313,7 @@ def _budget_row(one: Subject, budget: Budget) -> dict[str, Any]:
         "group": one.group,
         "device": one.name,
         "budget": str(budget),
-        "rung": choice.rung,
+        "alarm_rule": choice.rule,
         "calibrated_days": one.days(half),
         "judged_days": days,
         "alarms": len(judged.alarms),

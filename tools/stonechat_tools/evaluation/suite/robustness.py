@@ -79,7 +79,7 @@ def _both(model: FittedModel, still: Replay, f_q8: Ints) -> tuple[Floats, Floats
     norm = still.normalization
     scale = np.array(norm.inv) / np.exp2(np.array(list(norm.shift))) * STEP
     steps = (f_q8 - np.array(norm.centre_q8)) * scale
-    reach = np.array(norm.reach) * STEP
+    reach = np.array(norm.limit) * STEP
     beyond = np.clip(steps - np.clip(steps, -reach, reach), -BEYOND_MAX * STEP, BEYOND_MAX * STEP)
     x = np.clip(steps, -8, 8)
     rebuilt = np.clip(x @ model.encoder.T, -8, 8) @ model.decoder.T
