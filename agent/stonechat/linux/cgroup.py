@@ -5,7 +5,7 @@ beside other work: the processor time, the memory and the disk of its processes 
 import os
 
 from ..compat import ticks_diff, ticks_us
-from .proc import ProcFile
+from .sources import ProcFile
 
 _WHOLE_Q8 = 25600
 MAX_FOLDERS = 256  # looked into for processes; what lies beyond is left out

@@ -1,6 +1,6 @@
 """Chosen block devices in place of the whole machine's paging: an SD card without the USB disk beside it."""
 
-from .proc import Growth, Part
+from .sources import Growth, Part
 
 
 class Disks(Part):

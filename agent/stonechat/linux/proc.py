@@ -10,15 +10,12 @@ sockets sent, the only trace that a raw SYN scan leaves without BPF. TcpOutSegs 
 count more TCP segments than IP packets, so beside a bulk upload the figure reads low; it never goes below zero.
 """
 
-import os
-
 from ..errors import CollectorError
 from . import schemas
 from .sock_diag import NetlinkListeners, TableListeners
+from .sources import Growth, Part, keyed, number, open_if_there
 
 MAX_INTERFACES = 64  # containers bring a veth each; those beyond are left out, and .sources says so
-_CHUNK_BYTES = 32768
-_MAX_FILE_BYTES = 1 << 20
 _FULL_SHARE_Q8 = 25600
 
 _NET_FIX = "a kernel with CONFIG_INET, and /proc mounted with its net folder (systemd: no ProcSubset=pid)"
@@ -49,85 +46,6 @@ _SNMP6_KEYS = (
     b"Ip6OutForwDatagrams ",
 )
 _VMSTAT_KEYS = (b"pgfault ", b"nr_dirtied ", b"pgpgin ", b"pgpgout ")
-
-
-class Growth:
-    """Sums what the counters of one source have grown by. `totals` only ever grow.
-
-    A counter that falls from the upper half of 32 bits to the lower half wrapped. Two of one source that fall together
-    did not wrap but began anew, as does one that fell any other way: that reading only primes."""
-
-    def __init__(self, n: int) -> None:
-        self._last: list[int] = []
-        self.deltas = [0] * n
-        self.totals = [0] * n
-
-    def push(self, values: list[int]) -> None:
-        last = self._last or values
-        self._last = values
-        fallen = sum(map(int.__lt__, values, last))
-        deltas = self.deltas
-        for i, value in enumerate(values):
-            delta = value - last[i]
-            if fallen:
-                delta = _wrapped(value, last[i]) if fallen == 1 else 0
-            deltas[i] = delta
-            self.totals[i] += delta
-
-
-def _wrapped(value: int, last: int) -> int:
-    if value >= last:
-        return value - last
-    if 1 << 31 <= last < 1 << 32 and value < 1 << 31:
-        return value - last + (1 << 32)
-    return 0
-
-
-class ProcFile:
-    """One file, opened once. `read()` -> its whole text now; raises OSError."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._fd = -1
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def read(self) -> bytes:
-        text = os.pread(self._fd, _CHUNK_BYTES, 0)
-        chunk = text
-        # The kernel hands out tables about a page at a time; less than half a page was the last one.
-        while len(chunk) >= 2048 and len(text) < _MAX_FILE_BYTES:
-            chunk = os.pread(self._fd, _CHUNK_BYTES, len(text))
-            text += chunk
-        return text
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    __del__ = close  # a part that fails to start leaves nothing open
-
-
-class Part:
-    """One source: `group` names its columns, `source` where they come from, `fix` what to do where it fails, `note`
-    what to know about it here, `better` how to get a cheaper source. Opening raises OSError; so does `fill`, besides
-    CollectorError, ValueError, KeyError and IndexError for a text that is not as expected."""
-
-    group = ""
-    source = ""
-    fix = "mount /proc whole (systemd: no ProcSubset=pid)"
-    note = ""
-    better = ""
-
-    def __init__(self, proc: str) -> None:
-        self._file = ProcFile(proc + self.source[len("/proc") :])
-
-    def fill(self, values: list[int], at: int) -> None:
-        """Put this source's figures into values[at:]."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class Interfaces(Part):
@@ -188,7 +106,7 @@ class Protocols(Part):
 
     def __init__(self, proc: str) -> None:
         super().__init__(proc)
-        self._file6 = _open_if_there(proc + "/net/snmp6")
+        self._file6 = open_if_there(proc + "/net/snmp6")
         self.note = "IPv4 and IPv6" if self._file6 else "IPv4 only: this kernel or namespace has no IPv6"
         names = _snmp_names(self._file.read())
         self._columns = [(row, _column(names, row, key)) for row, key in _SNMP_KEYS]
@@ -207,7 +125,7 @@ class Protocols(Part):
                 rows[fields[0]] = fields  # a row's names come first, its numbers overwrite them
         self._four.push([int(rows[row][column]) for row, column in self._columns])
         if self._file6:
-            self._six.push(_keyed(self._file6, _SNMP6_KEYS))
+            self._six.push(keyed(self._file6, _SNMP6_KEYS))
         self._unattributed += self._raw_packets()
         four = self._four.totals
         six = self._six.totals
@@ -281,7 +199,7 @@ class Processor(Part):
         total = sum(spent)
         if total:
             self._share_q8 = _FULL_SHARE_Q8 * (total - spent[3] - spent[4]) // total
-        self._growth.push([_number(text, b"ctxt ", self._file.path), _number(text, b"processes ", self._file.path)])
+        self._growth.push([number(text, b"ctxt ", self._file.path), number(text, b"processes ", self._file.path)])
         values[at] = self._share_q8
         values[at + 1 : at + 3] = self._growth.totals
 
@@ -294,7 +212,7 @@ class Memory(Part):
     fix = "mount /proc whole (systemd: no ProcSubset=pid), on Linux 3.14 or later"
 
     def fill(self, values: list[int], at: int) -> None:
-        total, available = _keyed(self._file, (b"MemTotal:", b"MemAvailable:"))
+        total, available = keyed(self._file, (b"MemTotal:", b"MemAvailable:"))
         values[at] = _FULL_SHARE_Q8 * available // max(1, total)
 
 
@@ -310,7 +228,7 @@ class Paging(Part):
         self._growth = Growth(len(_VMSTAT_KEYS))
 
     def fill(self, values: list[int], at: int) -> None:
-        self._growth.push(_keyed(self._file, _VMSTAT_KEYS))
+        self._growth.push(keyed(self._file, _VMSTAT_KEYS))
         values[at : at + 4] = self._growth.totals
 
 
@@ -391,13 +309,6 @@ def start(
     return started, failed
 
 
-def _open_if_there(path: str) -> "ProcFile | None":
-    try:
-        return ProcFile(path)
-    except OSError:
-        return None
-
-
 def _snmp_names(text: bytes) -> "dict[bytes, list[bytes]]":
     names: dict[bytes, list[bytes]] = {}
     for line in text.split(b"\n"):
@@ -412,17 +323,3 @@ def _column(names: "dict[bytes, list[bytes]]", row: bytes, key: bytes) -> int:
         return names[row].index(key)
     except (KeyError, ValueError):
         raise CollectorError("/proc/net/snmp has no %s %s" % (row.decode(), key.decode()))
-
-
-def _keyed(file: ProcFile, keys: "tuple[bytes, ...]") -> list[int]:
-    text = file.read()
-    return [_number(text, key, file.path) for key in keys]
-
-
-def _number(text: bytes, key: bytes, path: str) -> int:
-    """The number that follows `key` where it begins a line."""
-    start = 0 if text.startswith(key) else text.find(b"\n" + key) + 1
-    if not start and not text.startswith(key):
-        raise CollectorError("%s has no %s" % (path, key.decode().strip()))
-    end = text.find(b"\n", start)
-    return int(text[start + len(key) : end if end >= 0 else len(text)].split(None, 1)[0])
