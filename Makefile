@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check lint types bench soak kernels clean
+.PHONY: help setup demo test check lint types docs bench soak kernels clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -25,6 +25,10 @@ types: setup
 	@$(BIN)/pyright -p .pyright-device.json
 
 check: lint types test  ## what must be green before a commit leaves
+
+docs: setup     ## the documentation, build/docs/docs/index.html; warnings are errors
+	@$(BIN)/python docs/generate.py --check
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html -c docs . build/docs
 
 bench: setup    ## the figures of the README, side by side
 	@$(BIN)/stonechat bench all

@@ -18,7 +18,7 @@ from . import config as configuration
 from .daemon import Daemon, Log, read_file
 
 
-def parse(argv: list | None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="stonechat-agent", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -26,6 +26,11 @@ def parse(argv: list | None) -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="read and attach everything, say what would run, and stop")
     parser.add_argument("--example-config", action="store_true", help="print a configuration with every key explained")
     parser.add_argument("--version", action="version", version="stonechat-agent " + __version__)
+    return parser
+
+
+def parse(argv: list | None) -> argparse.Namespace:
+    parser = make_parser()
     args = parser.parse_args(argv)
     if not args.config and not args.example_config:
         parser.error("--config FILE is missing (--example-config prints one to start from)")

@@ -6,9 +6,9 @@ profile, stonechat.board.core for the smallest (its docstring says what it leave
 The reader of whole .tflite graphs (int8 and what it needs) goes in only for a --model without a plan: what
 `stonechat train` makes has one.
 
-Rooms that nobody but the entry imports are linked into it (link.py), compiled without line numbers (-O3), which saves a
-sixth; what --with names stays a file of its own. --unlinked keeps every room one and its line numbers (-O2): to look
-for a fault. The manifest freezes the sources as they are.
+Modules that only the entry module imports are linked into it (link.py) and compiled without line numbers (-O3), which
+saves a sixth; what --with names stays a file of its own. --unlinked keeps every module a file with line numbers (-O2),
+for debugging. The manifest freezes the sources as they are.
 
 mip before MicroPython 1.26 wants whole addresses in package.json: --url is where OUT/ARCH will be served from.
 
@@ -85,10 +85,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", default=",".join(DEFAULT), help="of " + ", ".join(ARCHITECTURES))
     parser.add_argument("--profile", choices=PROFILES, default="full", help="default full")
     parser.add_argument("--out", type=Path, default=Path("build/board"), help="default build/board")
-    parser.add_argument("--with", dest="extra", default="", metavar="A,B", help="more rooms: counters, replay")
+    parser.add_argument("--with", dest="extra", default="", metavar="A,B", help="more modules: custom_counters, replay")
     parser.add_argument("--model", type=Path, help="a .tflite to lie beside the package, as model.tflite")
     parser.add_argument("--url", default="", help="address that the folder of an architecture is served from")
-    parser.add_argument("--unlinked", action="store_true", help="a file for every room")
+    parser.add_argument("--unlinked", action="store_true", help="a file for every module")
     parser.add_argument("--json", action="store_true", help="print the sizes as JSON")
 
 
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     table = Table(title="bytes of .mpy")
-    table.add_column("room")
+    table.add_column("module")
     for one in built:
         table.add_column(one.architecture, justify="right")
     for room in built[0].sizes:
@@ -146,7 +146,7 @@ def rooms(extra: Iterable[str] = (), profile: str = "full") -> list[str]:
     ConfigError for a room that there is not."""
     for room in extra:
         if not (PACKAGE / (room + ".py")).exists() or room.startswith("linux"):
-            raise ConfigError(f"--with {room}: there is no such room for boards")
+            raise ConfigError(f"--with {room}: there is no such module for boards")
     return sorted(needed(["__init__", *PROFILES[profile], *extra]))
 
 

@@ -1,6 +1,6 @@
 """Copy the agent, and a model, to a MicroPython board over USB (mpremote). Nothing is flashed.
 
-The board then needs two lines in boot.py and three in main.py (stonechat.board.full tells them, or stonechat.board.core
+The board then needs two lines in boot.py and three in main.py (see stonechat.board.full, or stonechat.board.core
 for --profile core); --hook appends the two lines to boot.py where they are not there yet.
 
 Examples:
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--profile", choices=PROFILES, default="full", help="full, or core: the smallest (default full)"
     )
     parser.add_argument("--model", type=Path, help="a .tflite, to become /model.tflite")
-    parser.add_argument("--with", dest="extra", default="", metavar="A,B", help="more rooms: counters, replay")
+    parser.add_argument("--with", dest="extra", default="", metavar="A,B", help="more modules: custom_counters, replay")
     parser.add_argument("--target", default="/lib", help="folder on the board (default /lib)")
     parser.add_argument("--hook", action="store_true", help="make boot.py install the hook first")
     parser.add_argument("--no-reset", action="store_true", help="leave the board as it is afterwards")

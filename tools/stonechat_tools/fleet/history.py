@@ -34,7 +34,7 @@ BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("device", nargs="?", help="default: an overview of all")
     parser.add_argument("--db", default="stonechat.db", help="SQLite database (default %(default)s)")
-    parser.add_argument("--last", type=int, default=200, metavar="N", help="at most so many reports (default 200)")
+    parser.add_argument("--last", type=int, default=200, metavar="N", help="at most N reports (default 200)")
     parser.add_argument("--since", metavar="TIME", help="90s, 30m, 2h or 1d ago")
     parser.add_argument("--json", action="store_true", help="one JSON object a report")
     parser.add_argument("--plot", metavar="FILE.png", help="draw score and evidence into a PNG")

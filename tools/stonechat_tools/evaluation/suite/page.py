@@ -22,7 +22,7 @@ def page(figures: dict[str, Any], command: str) -> str:
         f"of this repository. Medians over {figures['seeds']} seeds where a seed plays a part (stonechat's network is "
         "fitted in closed form and needs none).",
         "",
-        "Plots of every Pi (ROC, evidence over time, drift) and all figures as JSON are in [report/](report/).",
+        "Plots of every Pi (ROC, evidence over time, drift) and all figures as JSON are in `report/` beside this page.",
         "",
         "Attack captures were mostly taken on another day than the benign ones, which flatters every detector alike: "
         "read the alarms on later benign days beside every AUC.",

@@ -1,0 +1,237 @@
+"""The documentation against the source: commands, options, keys, links, anchors and words."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    path
+    for folder in (ROOT, DOCS, *(ROOT / "models").glob("**/"), ROOT / ".github")
+    for path in folder.glob("*.md")
+    if folder != ROOT or path.name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+)
+
+# Words that users do not read, and the word to use. Whole words, any case.
+AVOIDED = {
+    "room": "module, package, space",
+    "rooms": "modules, packages",
+    "house": "project",
+    "mend": "fix",
+    "mends": "fixes",
+    "mended": "fixed",
+    "stand": "is",
+    "stands": "is",
+    "tell": "report, state, show",
+    "tells": "reports, states, shows",
+    "told": "reported, configured",
+    "so many": "N",
+    "rung": "alarm rule",
+    "rungs": "alarm rules",
+    "ladder": "alarm rules",
+    "forgive": "clear the evidence",
+    "relearn": "recalibrate",
+}
+ALLOWED: dict[str, tuple[str, ...]] = {}  # page name: words that it may have
+
+
+def _generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("stonechat_docs_generate", DOCS / "generate.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = _generate()
+
+
+def _without_fences(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def _fences(text: str, kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+# --- generated pages --------------------------------------------------------------------------------------------------
+
+
+def test_generated_pages_are_what_the_source_gives():
+    for name, text in (("cli.md", generate.cli_page()), ("configuration.md", generate.configuration_page())):
+        assert (DOCS / name).read_text() == text, f"docs/{name} is out of date: run python docs/generate.py"
+
+
+def test_every_verb_and_every_option_is_in_the_page():
+    """Without the generator's own table: from what argparse itself would accept."""
+    page = (DOCS / "cli.md").read_text()
+    sections = re.split(r"^##+ ", page, flags=re.MULTILINE)
+    by_name = {section.split("\n", 1)[0]: section for section in sections}
+    commands = list(generate.parsers())
+    assert len(commands) > 30
+    for name, _, parser in commands:
+        assert name in by_name, f"docs/cli.md has no section for `{name}`"
+        for flag in parser._option_string_actions:
+            if flag not in ("-h", "--help"):
+                assert re.search(rf"`{re.escape(flag)}[ `\[]", by_name[name]), f"docs/cli.md: `{name}` lacks {flag}"
+
+
+def test_every_configuration_key_is_in_the_page():
+    from stonechat.linux import config
+
+    page = (DOCS / "configuration.md").read_text()
+    for section, keys in config.KEYS.items():
+        part = page.split(f"## [{section}]\n", 1)[1].split("\n## ", 1)[0]
+        for key in keys:
+            assert f"| `{key}` |" in part, f"docs/configuration.md: [{section}] lacks {key}"
+
+
+def test_every_wire_topic_code_and_result_is_in_the_page():
+    from stonechat_tools.fleet import wire
+
+    page = (DOCS / "wire-protocol.md").read_text()
+    for name, code in wire.COMMANDS.items():
+        assert f"| {code} | {name} |" in page
+    for result in wire.RESULTS:
+        assert result in page, result
+
+
+def test_api_pages_hold_every_documented_public_name(tmp_path):
+    generate.api_pages(tmp_path)
+    text = (tmp_path / "stonechat.md").read_text()
+    assert ":::{py:module} stonechat.agent" in text and "{py:class} Agent(" in text
+    assert "{py:method} tick()" in text and ":::{py:property} due_in_ms" in text
+    (tmp_path / "old.md").write_text("of a package that is gone")
+    generate.api_pages(tmp_path)
+    assert not (tmp_path / "old.md").exists()
+
+
+# --- links, commands --------------------------------------------------------------------------------------------------
+
+
+def _anchors(path: Path) -> set[str]:
+    found: dict[str, int] = {}
+    out = set()
+    for heading in re.findall(r"^#+ +(.+?) *$", _without_fences(path.read_text()), flags=re.MULTILINE):
+        name = generate.anchor(re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading.replace("`", "")))
+        out.add(name if name not in found else f"{name}-{found[name]}")
+        found[name] = found.get(name, 0) + 1
+    return out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_local_links_and_anchors_resolve(page):
+    text = re.sub(r"`[^`\n]*`", "", _without_fences(page.read_text()))
+    for target in re.findall(r"(?<!\\)\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name}: {target} is not there"
+        assert file.is_relative_to(ROOT), f"{page.name}: {target} leaves the repository"
+        if anchor:
+            assert anchor in _anchors(file), f"{page.name}: {target} has no such heading"
+
+
+def test_every_page_is_linked_from_the_index():
+    index = (DOCS / "index.md").read_text()
+    for page in DOCS.glob("*.md"):
+        linked = f"({page.name})" in index or page.name == "index.md"
+        assert linked or page.stem in (DOCS / "conf.py").read_text(), f"{page.name} is linked from nowhere"
+
+
+def _console_lines(text: str) -> list[str]:
+    joined = "".join(_fences(text, "console")).replace("\\\n", " ")
+    return [line[2:] for line in joined.split("\n") if line.startswith("$ ")]
+
+
+def _commands(line: str) -> list[list[str]]:
+    """A console line -> its `stonechat ...` and `stonechat-agent ...` words, without comments and what follows."""
+    words = shlex.split(line, comments=True)
+    out = []
+    for i, word in enumerate(words):
+        if Path(word).name in ("stonechat", "stonechat-agent") and (i == 0 or words[i - 1] in ("sudo", "&&", ";", "|")):
+            end = next((j for j in range(i, len(words)) if words[j] in ("&&", ";", "|", ">", "&")), len(words))
+            out.append([Path(word).name, *words[i + 1 : end]])
+    return out
+
+
+def test_console_lines_name_existing_verbs_and_options():
+    known = {name: parser for name, _, parser in generate.parsers()}
+    seen = 0
+    for page in PAGES:
+        for line in _console_lines(page.read_text()):
+            for command in _commands(line):
+                name, rest = command[0], command[1:]
+                while rest and f"{name} {rest[0]}" in known:
+                    name, rest = f"{name} {rest[0]}", rest[1:]
+                assert name in known, f"{page.name}: no such command: {line}"
+                flags = known[name]._option_string_actions
+                for word in rest:
+                    if word.startswith("-") and not re.match(r"-\d", word):
+                        assert word.split("=")[0] in flags or word == "--help", f"{page.name}: {word} in: {line}"
+                seen += 1
+    assert seen > 60
+
+
+def test_make_targets_in_the_pages_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for page in PAGES:
+        for line in _console_lines(page.read_text()):
+            for target in re.findall(r"(?:^|&& )make ([a-z-]+)", line):
+                assert target in targets, f"{page.name}: make {target}"
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def avoided(text: str) -> list[str]:
+    pattern = r"\b(" + "|".join(sorted(AVOIDED, key=len, reverse=True)) + r")\b"
+    return [found.lower() for found in re.findall(pattern, text, flags=re.IGNORECASE)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_do_without_the_avoided_words(page):
+    found = [word for word in avoided(page.read_text()) if word not in ALLOWED.get(page.name, ())]
+    assert not found, f"{page.name}: " + ", ".join(f"{word} ({AVOIDED[word]})" for word in found)
+
+
+def test_the_search_for_avoided_words_finds_them():
+    assert avoided("A Room that mends\nwhat stands; so many windows") == ["room", "mends", "stands", "so many"]
+    assert not avoided("headroom, amendments, understand, standard, untold")
+
+
+def test_glossary_is_sorted_with_one_sentence_each():
+    rows = re.findall(r"^\| (.+?) \| (.+) \|$", (DOCS / "glossary.md").read_text(), flags=re.MULTILINE)
+    rows = [row for row in rows if row[0] not in ("word", "---")]
+    assert len(rows) >= 30
+    assert [word for word, _ in rows] == sorted(word for word, _ in rows)
+    for word, meaning in rows:
+        assert meaning.endswith(".") and ". " not in meaning, word
+
+
+# --- the build --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(240)
+def test_sphinx_builds_without_a_warning(tmp_path):
+    pytest.importorskip("sphinx")
+    pytest.importorskip("myst_parser")
+    pytest.importorskip("furo")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    done = subprocess.run(
+        [*command, "-c", "docs", "-d", str(tmp_path / "trees"), ".", str(tmp_path / "html")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "html/docs/index.html").exists()
