@@ -189,6 +189,16 @@ def test_make_targets_in_the_pages_exist():
                 assert target in targets, f"{page.name}: make {target}"
 
 
+def test_files_named_in_code_spans_of_commands_exist():
+    """`pytest tools/tests/x.py`, `python docs/generate.py`: a file that a page says to run is there."""
+    seen = 0
+    for page in PAGES:
+        for path in re.findall(r"(?:pytest|python3?)(?: -[a-z]+)* ([\w/]+\.py)", page.read_text()):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
+            seen += 1
+    assert seen >= 3
+
+
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
@@ -212,7 +222,8 @@ def test_glossary_is_sorted_with_one_sentence_each():
     rows = re.findall(r"^\| (.+?) \| (.+) \|$", (DOCS / "glossary.md").read_text(), flags=re.MULTILINE)
     rows = [row for row in rows if row[0] not in ("word", "---")]
     assert len(rows) >= 30
-    assert [word for word, _ in rows] == sorted(word for word, _ in rows)
+    words = [word for word, _ in rows]
+    assert words == sorted(words)
     for word, meaning in rows:
         assert meaning.endswith(".") and ". " not in meaning, word
 

@@ -157,8 +157,10 @@ KEYS = {
         "cert_key_file": Key("", _text, "Its private key, PEM, mode 0600."),
         "alpn": Key("", _text, "ALPN protocol name, for managed brokers on port 443.", ""),
         "username": Key("", _text, "User name at the broker."),
-        "username_file": Key("", _text, "File that holds the user name, where it is not to stand here."),
-        "password_file": Key("", _text, "File that holds the password, mode 0600. Passwords never stand in this file."),
+        "username_file": Key("", _text, "File that holds the user name, as an alternative to `username`."),
+        "password_file": Key(
+            "", _text, "File that holds the password, mode 0600. A password is never written in this configuration."
+        ),
         "prefix": Key("stonechat/1", _filled, "Where the topics start: PREFIX/FLEET/DEVICE/report and so on."),
         "keepalive_s": Key(60, _integer(5, 3600), "Seconds of silence after which the broker calls the device lost."),
     },
@@ -166,8 +168,8 @@ KEYS = {
         "heartbeat_windows": Key(
             60,
             _integer(1, 100_000),
-            "Normal windows are summed up in one report each so many windows; a change of level is sent at once.\n"
-            "1 reports every window.",
+            "Normal windows are summarized in one report for N windows; a change of level is sent at once. 1 reports\n"
+            "every window.",
         ),
         "bytes_per_day": Key(
             40_000,
@@ -255,7 +257,7 @@ def _toml(value) -> str:
 
 def example() -> str:
     """A complete commented configuration: required keys set to a sample, the others commented out at their default."""
-    lines = ["# stonechat-agent: every key there is. What is commented out stands at its default."]
+    lines = ["# stonechat-agent: every key there is. What is commented out shows its default."]
     for section, keys in KEYS.items():
         lines += ["", "[%s]" % section]
         for name, key in keys.items():

@@ -1,4 +1,4 @@
-"""What the agent costs a board, in its full and its core profile: bytes of .mpy for each room and architecture, heap,
+"""What the agent costs a board, in its full and its core profile: bytes of .mpy for each module and architecture, heap,
 bytes allocated and time per stage on each MicroPython that is here (stonechat built for it, -O2, model micropython-1).
 
 `heap least` is the smallest -X heapsize, in steps of 4 KB, in which the agent with its MQTT client starts and scores
@@ -48,11 +48,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("this benchmark needs a working copy of stonechat: firmware_tests/ is not here") from None
     finally:
         sys.path.pop(0)
-    figures: dict[str, Any] = {"rooms": {}, "mpy_bytes": {}, "targets": {}}
+    figures: dict[str, Any] = {"modules": {}, "mpy_bytes": {}, "targets": {}}
     with tempfile.TemporaryDirectory(prefix="stonechat-bench-") as scratch:
         folder = Path(scratch)
         for profile in PROFILES:
-            figures["rooms"][profile] = build(DEFAULT[0], folder / "rooms", profile=profile, linked=False).sizes
+            figures["modules"][profile] = build(DEFAULT[0], folder / "modules", profile=profile, linked=False).sizes
             for name in (*DEFAULT, "x86"):
                 total = build(name, folder / name, profile=profile).total
                 figures["mpy_bytes"].setdefault(name, {})[profile] = total
@@ -144,15 +144,15 @@ def show(figures: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
-    rooms = figures["rooms"]
-    table = Table(title=f"bytes of .mpy, {DEFAULT[0]}, a file for every room")
-    for column in ("room", *rooms):
-        table.add_column(column, justify="left" if column == "room" else "right")
-    for room in sorted({room for sizes in rooms.values() for room in sizes}):
-        table.add_row(room, *[f"{sizes[room]:,}" if room in sizes else "" for sizes in rooms.values()])
+    modules = figures["modules"]
+    table = Table(title=f"bytes of .mpy, {DEFAULT[0]}, a file for every module")
+    for column in ("module", *modules):
+        table.add_column(column, justify="left" if column == "module" else "right")
+    for module in sorted({module for sizes in modules.values() for module in sizes}):
+        table.add_row(module, *[f"{sizes[module]:,}" if module in sizes else "" for sizes in modules.values()])
     console.print(table)
     table = Table(title="bytes of .mpy as a board gets them, linked")
-    for column in ("", *rooms):
+    for column in ("", *modules):
         table.add_column(column, justify="left" if not column else "right")
     for name, totals in figures["mpy_bytes"].items():
         table.add_row(name, *[f"{total:,}" for total in totals.values()])

@@ -16,8 +16,8 @@ Examples:
   stonechat build
   stonechat build --arch xtensawin --out build/esp32
   stonechat build --profile core --arch armv6m --model models/micropython-1/model.tflite
-  stonechat build --arch armv6m --with counters,replay --model models/micropython-1/model.tflite
-  (cd build/board/armv6m && python3 -m http.server)   then on the board: mip.install("http://HOST:8000/package.json")
+  stonechat build --arch armv6m --with custom_counters,replay --model models/micropython-1/model.tflite
+  (cd build/board/armv6m && python3 -m http.server)   # on the board: mip.install("http://HOST:8000/package.json")
 """
 
 import argparse

@@ -201,7 +201,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cgroup", metavar="DIR", help="watch this cgroup v2 folder instead of the whole machine (BPF)")
     add("--disks", metavar="A,B", help="block devices whose reads and writes count (default: all)")
     add("--interval", type=float, metavar="S", help="seconds a window, without a model (default 2)")
-    add("--windows", type=int, metavar="N", help="stop after so many")
+    add("--windows", type=int, metavar="N", help="stop after N windows")
     add("--once", action="store_true", help="one window, then stop (the same as --windows 1)")
     add("--json", action="store_true", help="one JSON object a window and nothing else")
 

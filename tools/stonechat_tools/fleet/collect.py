@@ -276,7 +276,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_broker_arguments(parser)
     parser.add_argument("--client-id", default="stonechat-collector", help="MQTT client id (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object a report on stdout, instead of the table")
-    parser.add_argument("--for", dest="for_s", type=float, metavar="SECONDS", help="stop after so long")
+    parser.add_argument("--for", dest="for_s", type=float, metavar="SECONDS", help="stop after this time")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,8 +9,8 @@ Examples:
   stonechat provision init --broker localhost:8883 --auth passwords --fleet west
   stonechat provision init --broker xyz.iot.example.com:443 --auth managed --alpn mqtt --prefix vendor/canary
   stonechat provision add pump-1 pump-2
-  stonechat provision rotate pump-1      a new secret and certificate; the old ones hold until settled
-  stonechat provision settle pump-1      the new ones are installed: the old ones end
+  stonechat provision rotate pump-1      # a new secret and certificate; the old ones are valid until `settle`
+  stonechat provision settle pump-1      # the new ones are installed: the old ones end
   stonechat provision revoke pump-2
   stonechat provision list
 """

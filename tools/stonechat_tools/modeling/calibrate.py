@@ -6,7 +6,7 @@ fastest alarm rule of the list of alarm rules that keeps the budget there is put
 too short to show is said, never claimed: D silent device-days bound the rate at 3/D a day (95 %).
 
 --fastest asks for speed instead: the alarm rule that alarms in the fewest windows among those that stay well below
-their line on the recording, however short it is. What its silence proves is told all the same.
+their line on the recording, however short it is. What its silence proves is stated as well.
 
 A budget is alarms per time: 1/30d, 2/7d, 1/12h.
 
@@ -317,7 +317,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--budget", default="1/30d", help="false alarms per device and time (default 1/30d)")
     add("--fastest", action="store_true", help="the alarm rule that alarms soonest and stays silent on the recording")
     add("--table", action="store_true", help="renew the calibration table from the recording as well")
-    add("-o", "--output", metavar="FILE", help="the .tflite to write (default: change nothing, only tell)")
+    add("-o", "--output", metavar="FILE", help="the .tflite to write (default: change nothing, only report)")
     add("--json", action="store_true", help="print the outcome as JSON")
 
 

@@ -337,7 +337,7 @@ def _set_rungs(fitted: FittedModel, held_out: dict[str, Stream], options: Option
         fitted.meta.alarm_rules = tuple(
             (round(k * 256), round(c * 256), round(a * 256)) for k, c, a in options.alarm_rules
         )
-        return "given, not earned; no budget is claimed"
+        return "set by hand; no false-alarm budget is claimed"
     budget = parse_budget(options.budget)
     streams = [fitted.replay(learn=True).run(f_q8).surprise_q8[start:] for f_q8, start in held_out.values()]
     choice = choose(streams, fitted.window_ms, budget)

@@ -1,9 +1,9 @@
 """The long jobs, each bounded in count: what `make test` runs for seconds, this runs by the million.
 
 Examples:
-  stonechat soak                  all of them
-  stonechat soak reader           one
-  stonechat soak --scale 0.01     a hundredth of each
+  stonechat soak                  # all of them
+  stonechat soak reader           # one
+  stonechat soak --scale 0.01     # a hundredth of each
 """
 
 import argparse

@@ -46,7 +46,7 @@ def page(figures: dict[str, Any], command: str) -> str:
 
 
 def compact(figures: Any) -> Any:
-    """The figures with floats to five places: what stands beside the page as JSON."""
+    """The figures with floats to five places: what is beside the page as JSON."""
     if isinstance(figures, dict):
         return {key: compact(value) for key, value in figures.items()}
     if isinstance(figures, list):
@@ -227,7 +227,7 @@ def _overlay_rows(devices: dict[str, Any]) -> list[str]:
             alarmed = f"{len(seen)}/{len(attacks)} in {wait}"
             cells.append(f"{_number(mean_auc)} / {_number(recall, 2)} / {alarmed}; {row[name]['alarms']:.0f}")
         rows.append(cells)
-    text = "Mean AUC / mean recall / overlays alarmed, the slowest in so many windows; false alarms on benign windows."
+    text = "Mean AUC / mean recall / overlays alarmed, windows to the slowest alarm; false alarms on benign windows."
     return [text, "", *_grid(["device", *names], rows)]
 
 
@@ -280,7 +280,7 @@ def _budgets(figures: dict[str, Any]) -> list[str]:
     head = (
         "device",
         "budget",
-        "alarm_rule",
+        "alarm rule",
         "days calibrated",
         "bound per 30 days",
         "alarms in days judged",
