@@ -34,7 +34,7 @@ from stonechat.errors import StonechatError
 from stonechat.linux.schemas import LINUX_PROC_1
 from stonechat.model import load_model
 
-from stonechat_tools.fleet import wire
+from stonechat_tools.fleet import keyring, wire
 from stonechat_tools.fleet.collect import Collector
 from stonechat_tools.fleet.local_broker import LocalBroker
 from stonechat_tools.fleet.store import Store
@@ -219,7 +219,7 @@ class Demo:
             collector = stack.enter_context(
                 Collector(
                     store,
-                    wire.Keys({DEVICE: secret}),
+                    keyring.Keys({DEVICE: secret}),
                     host="127.0.0.1",
                     port=broker.port,
                     prefix="stonechat/1/demo",

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from agent_process import DEVICE, AgentProcess, quick_model, wait_for
-from stonechat_tools.fleet import wire
+from stonechat_tools.fleet import keyring
 from stonechat_tools.fleet.collect import Collector
 from stonechat_tools.fleet.local_broker import LocalBroker
 from stonechat_tools.fleet.store import Store
@@ -29,7 +29,7 @@ def full_disk(folder: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=0777", "none", str(small)], check=True)
     with LocalBroker() as broker, Store(folder / "fleet.db") as store:
         agent = AgentProcess(folder, broker.port, outbox_dir=str(small / "outbox"))
-        keys = wire.Keys({DEVICE: agent.secret})
+        keys = keyring.Keys({DEVICE: agent.secret})
         with Collector(store, keys, host="127.0.0.1", port=broker.port, prefix="stonechat/1/fleet"), agent:
             wait_for(lambda: store.count() >= 3, say=agent.said)
             filler = small / "filler"
@@ -50,7 +50,7 @@ def network_pulled(folder: Path) -> None:
     """The network goes and comes back: every report of the time between arrives, once."""
     with LocalBroker() as broker, Store(folder / "fleet.db") as store:
         agent = AgentProcess(folder, broker.port)
-        keys = wire.Keys({DEVICE: agent.secret})
+        keys = keyring.Keys({DEVICE: agent.secret})
         with Collector(store, keys, host="127.0.0.1", port=broker.port, prefix="stonechat/1/fleet"), agent:
             wait_for(lambda: store.count() >= 3, say=agent.said)
             loopback("down")

@@ -12,7 +12,7 @@ from stonechat import model_file
 from stonechat.features import RATE
 from stonechat.model import END_BYTES
 from stonechat.schema import Schema
-from stonechat_tools.fleet import wire
+from stonechat_tools.fleet import keyring
 from stonechat_tools.fleet.collect import Collector
 from stonechat_tools.fleet.local_broker import LocalBroker, free_port
 from stonechat_tools.fleet.store import Store
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def collector_for(agent: AgentProcess, store: Store, port: int) -> Collector:
-    keys = wire.Keys({DEVICE: agent.secret})
+    keys = keyring.Keys({DEVICE: agent.secret})
     return Collector(store, keys, host="127.0.0.1", port=port, prefix="stonechat/1/fleet")
 
 

@@ -23,14 +23,14 @@ from stonechat.errors import WireError
 from stonechat.outbox_memory import MemoryOutbox
 from stonechat.report import Reporter
 from stonechat_tools.bench import wire as bench_wire
-from stonechat_tools.fleet import wire
+from stonechat_tools.fleet import keyring, privacy, wire
 from stonechat_tools.fleet.store import Store
 from stonechat_tools.proofs import fuzz_wire, power_cuts
 
 ROOT = Path(__file__).resolve().parents[2]
 CDDL = (Path(stonechat.__file__).parent / "stonechat.cddl").read_text()
 SECRET = bytes(range(32))
-KEYS = wire.DeviceKeys(SECRET, "pump-1")
+KEYS = keyring.DeviceKeys(SECRET, "pump-1")
 
 
 def schema(root: str) -> pycddl.Schema:
@@ -184,7 +184,7 @@ def test_keys_are_the_same_on_both_sides_and_differ_by_direction() -> None:
     labels = (b"report", b"status", b"ack", b"command", b"peers")
     assert len({cose.derive(SECRET, label) for label in labels}) == 5
     for label in labels:
-        assert cose.derive(SECRET, label) == wire.derive(SECRET, label)
+        assert cose.derive(SECRET, label) == keyring.derive(SECRET, label)
 
 
 def test_an_independent_cose_library_agrees() -> None:
@@ -217,7 +217,7 @@ print(made.hex())
     assert theirs == b"\xd1" + ours
 
 
-def sealed(fields: object, mac: wire.Mac = KEYS.report) -> bytes:
+def sealed(fields: object, mac: keyring.Mac = KEYS.report) -> bytes:
     return mac.seal(bytes(cbor2.dumps(fields, canonical=True)))
 
 
@@ -226,8 +226,8 @@ GOOD = {0: 1, 1: 5, 2: 1, 3: 1795362032, 5: 2, 7: 300, 8: 250, 9: 20}
 
 def reason_of(message: bytes, device: str = "pump-1") -> str | None:
     try:
-        wire.open_report(device, wire.DeviceKeys(SECRET, device), message)
-    except wire.Rejected as rejected:
+        wire.open_report(device, keyring.DeviceKeys(SECRET, device), message)
+    except keyring.Rejected as rejected:
         return rejected.reason
     return None
 
@@ -276,8 +276,8 @@ def test_what_is_rejected_and_why() -> None:
 
 
 def test_keys_come_from_a_folder_and_rotate(tmp_path: Path) -> None:
-    keys = wire.Keys(tmp_path)
-    with pytest.raises(wire.Rejected):
+    keys = keyring.Keys(tmp_path)
+    with pytest.raises(keyring.Rejected):
         keys.of("pump-1")
     (tmp_path / "pump-1.key").write_text(SECRET.hex() + "\n")
     assert len(keys.of("pump-1")) == 1
@@ -287,7 +287,7 @@ def test_keys_come_from_a_folder_and_rotate(tmp_path: Path) -> None:
     assert len(keys.of("pump-1")) == 2
     (tmp_path / "pump-1.key").unlink()
     for name in ("pump-1", "../keys/pump-1", "", "+"):
-        with pytest.raises(wire.Rejected):
+        with pytest.raises(keyring.Rejected):
             keys.of(name)
     (tmp_path / "bad.key").write_text("zz\n")
     with pytest.raises(stonechat.errors.ConfigError):
@@ -295,13 +295,13 @@ def test_keys_come_from_a_folder_and_rotate(tmp_path: Path) -> None:
 
 
 def test_a_stolen_key_commands_no_other_device() -> None:
-    stolen = wire.DeviceKeys(SECRET, "pump-2")
+    stolen = keyring.DeviceKeys(SECRET, "pump-2")
     victim = Delivery("pump-2", bytes(32), MemoryOutbox(), supported=(4,))
     now_s = int(time.time())
     for message in (wire.seal_command(stolen, 1, now_s + 60, 4), wire.seal_command(KEYS, 1, now_s + 60, 4)):
         assert victim.on_message(victim.command_topic, message) == []
     assert victim.rejected == 2
-    owner = wire.DeviceKeys(bytes(32), "pump-2")
+    owner = keyring.DeviceKeys(bytes(32), "pump-2")
     assert victim.on_message(victim.command_topic, wire.seal_command(owner, 1, now_s + 60, 4)) == [(4, ())]
 
 
@@ -355,22 +355,22 @@ def test_nothing_personal_is_in_what_leaves_the_device(monkeypatch: pytest.Monke
 
 def test_secrets_do_not_show(tmp_path: Path) -> None:
     ours = (Reporter("pump-1", SECRET), cose.Mac(SECRET, b"x", "d"))
-    for thing in (KEYS, KEYS.report, wire.Keys({"pump-1": SECRET}), *ours):
+    for thing in (KEYS, KEYS.report, keyring.Keys({"pump-1": SECRET}), *ours):
         assert SECRET.hex()[:16] not in repr(thing) and repr(SECRET)[2:20] not in repr(thing)
-    for call in (lambda: cose.derive(SECRET[:31], b"x"), lambda: wire.DeviceKeys(SECRET[:31], "d")):
+    for call in (lambda: cose.derive(SECRET[:31], b"x"), lambda: keyring.DeviceKeys(SECRET[:31], "d")):
         with pytest.raises(stonechat.errors.StonechatError) as raised:
             call()
         assert SECRET[:31].hex() not in str(raised.value)
     path = tmp_path / "a.key"
     path.write_text(SECRET.hex()[:-1] + "\n")
     with pytest.raises(stonechat.errors.ConfigError) as raised:
-        wire.read_secrets(path)
+        keyring.read_secrets(path)
     assert SECRET.hex()[:16] not in str(raised.value)
 
 
 def test_the_readme_of_the_wire_names_every_key() -> None:
     """The privacy table (PRIVACY in wire.py) and the CDDL know the same keys."""
-    for name, table in (("report", wire.PRIVACY_REPORT), ("status", wire.PRIVACY_STATUS)):
+    for name, table in (("report", privacy.PRIVACY_REPORT), ("status", privacy.PRIVACY_STATUS)):
         rules = ("window", "summary", "answer", "head", "when") if name == "report" else ("status",)
         keys = set()
         for rule in rules:
@@ -382,7 +382,7 @@ def test_the_readme_of_the_wire_names_every_key() -> None:
 
 def test_what_the_benchmark_of_the_wire_says() -> None:
     report, payload, summary = bench_wire.ours()
-    wire.open_report("pump-1", wire.DeviceKeys(bytes(32), "pump-1"), report)
+    wire.open_report("pump-1", keyring.DeviceKeys(bytes(32), "pump-1"), report)
     assert len(report) == len(payload) + 17 <= 64 and len(summary) <= 60
     others = (bench_wire.json_compact(), bench_wire.senml_cbor(), bench_wire.sparkplug_b())
     assert all(2 * len(report) < len(other) for other in (*others, bench_wire.device_defender()))

@@ -19,12 +19,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from stonechat.errors import ConfigError, StonechatError
+from stonechat.errors import StonechatError
 
-from . import wire
+from . import keyring, wire
+from .broker import add_broker_arguments, broker_options
+from .overview import fleet_table
 from .store import AGAIN, CONFLICT, STORED, Store
 
 HELP = "subscribe to the fleet's reports and store them"
@@ -39,14 +40,14 @@ OnReport = Callable[[wire.Report], None]
 class Collector:
     """Verifies and stores what arrives, in batches: commit, then the broker's acknowledgement, then the device's.
 
-    store: a Store; keys: wire.Keys. start() connects in the background and goes on trying; stop() ends it after the
+    store: a Store; keys: keyring.Keys. start() connects in the background and goes on trying; stop() ends it after the
     last batch. `on_report` is called for each report stored for the first time, after its commit, in the worker's
     thread; `counts` has what became of every message."""
 
     def __init__(
         self,
         store: Store,
-        keys: wire.Keys,
+        keys: keyring.Keys,
         *,
         host: str = "localhost",
         port: int = 1883,
@@ -66,7 +67,7 @@ class Collector:
         self.prefix = prefix.rstrip("/") + "/"
         self.on_report = on_report
         self.on_status = on_status
-        self.counts: dict[str, int] = dict.fromkeys((STORED, AGAIN, "status", *wire.REASONS), 0)
+        self.counts: dict[str, int] = dict.fromkeys((STORED, AGAIN, "status", *keyring.REASONS), 0)
         self.error: str | None = None  # why there is no connection, or the database does not take a batch
         self.connected = threading.Event()  # set while subscribed
         self._waiting: queue.Queue[Any] = queue.Queue(MAX_WAITING)
@@ -169,14 +170,14 @@ class Collector:
     def take(self, messages: list[Any]) -> None:
         """One batch of messages (with topic, payload, mid, qos). Raises StoreError with nothing acknowledged."""
         reports: list[wire.Report] = []
-        signers: list[wire.DeviceKeys] = []
+        signers: list[keyring.DeviceKeys] = []
         statuses: list[wire.Status] = []
         rejections: list[tuple[str, str]] = []
         for message in messages:
             device, kind = self._split(message.topic)
             try:
                 opened, keys = self._open(device, kind, message.payload)
-            except wire.Rejected as rejected:
+            except keyring.Rejected as rejected:
                 rejections.append((device, rejected.reason))
                 continue
             if isinstance(opened, wire.Report):
@@ -204,23 +205,23 @@ class Collector:
         device, _, kind = topic[len(self.prefix) :].partition("/")
         return device, kind
 
-    def _open(self, device: str, kind: str, payload: bytes) -> tuple[wire.Report | wire.Status, wire.DeviceKeys]:
-        if len(payload) > wire.MAX_MESSAGE_BYTES:
-            raise wire.Rejected("too large", f"{len(payload)} bytes")
-        failure = wire.Rejected("unknown device", device)
+    def _open(self, device: str, kind: str, payload: bytes) -> tuple[wire.Report | wire.Status, keyring.DeviceKeys]:
+        if len(payload) > keyring.MAX_MESSAGE_BYTES:
+            raise keyring.Rejected("too large", f"{len(payload)} bytes")
+        failure = keyring.Rejected("unknown device", device)
         for keys in self.keys.of(device):
             try:
                 if kind == "report":
                     return wire.open_report(device, keys, payload), keys
                 return wire.open_status(device, keys, payload), keys
-            except wire.Rejected as rejected:
+            except keyring.Rejected as rejected:
                 failure = rejected
                 if rejected.reason != "forged":
                     break
         raise failure
 
-    def _acknowledge(self, reports: list[wire.Report], signers: list[wire.DeviceKeys], results: list[str]) -> None:
-        committed: dict[str, tuple[wire.DeviceKeys, list[int]]] = {}
+    def _acknowledge(self, reports: list[wire.Report], signers: list[keyring.DeviceKeys], results: list[str]) -> None:
+        committed: dict[str, tuple[keyring.DeviceKeys, list[int]]] = {}
         for report, keys, result in zip(reports, signers, results, strict=True):
             if result != CONFLICT:
                 committed.setdefault(report.device, (keys, []))[1].append(report.sequence)
@@ -231,47 +232,6 @@ class Collector:
                 self._client.publish(f"{self.prefix}{device}/ack", payload, 0)
 
 
-def add_broker_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every verb that talks to the broker takes."""
-    parser.add_argument("--broker", default="localhost", metavar="HOST[:PORT]", help="default localhost, port 8883")
-    parser.add_argument("--plain", action="store_true", help="no TLS (then the default port is 1883)")
-    parser.add_argument("--cafile", help="the CA that signed the broker's certificate (default: the system's)")
-    parser.add_argument("--cert", help="client certificate, for mutual TLS")
-    parser.add_argument("--key", help="its private key")
-    parser.add_argument("--user", help="user name, where the broker wants one")
-    parser.add_argument("--password-file", help="a file with the password in its first line")
-    parser.add_argument("--prefix", default=wire.PREFIX, help="topic prefix (default %(default)s)")
-    parser.add_argument("--keys", required=True, help="folder with DEVICE.key files, as `stonechat provision` makes it")
-    parser.add_argument("--db", default="stonechat.db", help="SQLite database (default %(default)s)")
-
-
-def broker_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of add_broker_arguments -> keywords of Collector. Raises ConfigError."""
-    host, _, port = args.broker.partition(":")
-    if port and not port.isdigit():
-        raise ConfigError(f"--broker {args.broker}: want HOST or HOST:PORT")
-    options: dict[str, Any] = {
-        "host": host,
-        "port": int(port) if port else 1883 if args.plain else 8883,
-        "prefix": args.prefix,
-        "username": args.user,
-    }
-    if args.password_file:
-        options["password"] = Path(args.password_file).read_text().splitlines()[0]
-    if args.plain:
-        if args.cafile or args.cert:
-            raise ConfigError("--plain and certificates: choose one")
-        return options
-    context = ssl.create_default_context(cafile=args.cafile)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if int(options["port"]) == 443:
-        context.set_alpn_protocols(["x-amzn-mqtt-ca", "mqtt"])
-    if args.cert:
-        context.load_cert_chain(args.cert, args.key)
-    options["tls"] = context
-    return options
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_broker_arguments(parser)
     parser.add_argument("--client-id", default="stonechat-collector", help="MQTT client id (default %(default)s)")
@@ -280,7 +240,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    keys = wire.Keys(args.keys)
+    keys = keyring.Keys(args.keys)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -327,30 +287,3 @@ def _show(collector: Collector, stop: threading.Event, for_s: float | None) -> N
     with Live(refresh_per_second=2) as live:
         while time.monotonic() < end_s and not stop.wait(0.5):
             live.update(fleet_table(collector.store, collector.error or _line(collector)))
-
-
-def fleet_table(store: Store, caption: str = "") -> Any:
-    """The fleet as a rich table, one line a device."""
-    from rich.table import Table
-
-    table = Table(caption=caption)
-    for name in ("device", "link", "level", "score", "evidence", "reports", "lost", "last seen"):
-        table.add_column(name, justify="right" if name in ("score", "evidence", "reports", "lost") else "left")
-    colours = ("green", "yellow", "bold red")
-    for device in store.devices():
-        level = device["level"]
-        table.add_row(
-            device["device"],
-            {True: "online", False: "offline", None: "?"}[device["online"]],
-            f"[{colours[level]}]{wire.LEVELS[level]}[/]" + (" (learning)" if device.get("learning") else ""),
-            _figure(device["score"]),
-            _figure(device["evidence"]),
-            str(device["reports"]),
-            str(device["lost"]),
-            time.strftime("%H:%M:%S", time.localtime(device["last_seen_s"])),
-        )
-    return table
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"

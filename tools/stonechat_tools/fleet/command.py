@@ -20,8 +20,8 @@ from typing import Any
 
 from stonechat.errors import ConfigError, MQTTError
 
-from . import wire
-from .collect import add_broker_arguments, broker_options
+from . import keyring, wire
+from .broker import add_broker_arguments, broker_options
 from .store import Store
 
 HELP = "send a device an authenticated command"
@@ -99,7 +99,7 @@ def send(options: dict[str, Any], topic: str, payload: bytes) -> None:
 def run(args: argparse.Namespace) -> int:
     now_s = int(time.time())
     arguments = arguments_of(args, now_s)
-    keys = wire.Keys(args.keys).of(wire.check_device_id(args.device))
+    keys = keyring.Keys(args.keys).of(keyring.check_device_id(args.device))
     options = broker_options(args)
     topic = f"{args.prefix.rstrip('/')}/{args.device}/command"
     with Store(args.db) as store:

@@ -21,8 +21,8 @@ from typing import Any
 from stonechat.errors import ConfigError
 
 from . import wire
-from .collect import fleet_table
 from .command import span_s
+from .overview import figure, fleet_table
 from .store import Row, Store
 
 HELP = "show a device's history as a table or a plot"
@@ -120,24 +120,20 @@ def _table(rows: list[Row], device: str, names: Sequence[str]) -> None:
         marks = [name for bit, name in wire.FLAGS.items() if row.flags & bit]
         marks += ["history"] if row.late_s is not None else []
         marks += [] if row.time_known else ["time unknown"]
-        score = _figure(row.score)
+        score = figure(row.score)
         if row.windows > 1:
-            score = f"{_figure(row.score_min)} .. {score} .. {_figure(row.score_max)}"
+            score = f"{figure(row.score_min)} .. {score} .. {figure(row.score_max)}"
         carries = [f"{name_of(f.index, names)} {f.deviation:+.1f} sd ({f.share_percent} %)" for f in row.features]
         table.add_row(
             when + (f" ({', '.join(marks)})" if marks else ""),
             f"[{colours[row.level]}]{wire.LEVELS[row.level]}[/]",
             str(row.windows),
             score,
-            _figure(row.surprise),
-            _figure(row.evidence),
+            figure(row.surprise),
+            figure(row.evidence),
             ", ".join(carries) + (f" [{row.detail}]" if row.detail else ""),
         )
     Console().print(table)
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
 
 
 def plot_text(rows: list[Row]) -> str:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from stonechat.errors import ConfigError
 
-from . import wire
+from . import keyring
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -122,12 +122,12 @@ class Fleet:
 
     def add(self, device: str) -> Path:
         """A new device -> the folder to copy to it."""
-        wire.check_device_id(device)
+        keyring.check_device_id(device)
         if device in RESERVED:
             raise ConfigError(f"{device} is the name of an account at the broker; choose another")
         if (self.folder / "keys" / (device + ".key")).exists():
             raise ConfigError(f"{device} is in the fleet already; `rotate` gives it new keys")
-        secret = wire.new_secret()
+        secret = keyring.new_secret()
         place = self.folder / "devices" / device
         self._issue(device, place)
         self._hand_out(device, place, secret)
@@ -142,7 +142,7 @@ class Fleet:
             raise ConfigError(f"{device} is being rotated already; `settle` it first")
         if (place / "client.crt").exists():
             os.replace(place / "client.crt", place / "old.crt")
-        secret = wire.new_secret()
+        secret = keyring.new_secret()
         self._issue(device, place)
         self._hand_out(device, place, secret)
         write_file(self.folder / "keys" / (device + ".key"), f"{secret.hex()}\n{current[0].hex()}\n")
@@ -168,11 +168,11 @@ class Fleet:
         self.write_broker_lists()
 
     def _known(self, device: str) -> tuple[Path, list[bytes]]:
-        wire.check_device_id(device)
+        keyring.check_device_id(device)
         path = self.folder / "keys" / (device + ".key")
         if not path.exists():
             raise ConfigError(f"{device} is not in this fleet; there are {', '.join(self.devices) or 'no devices'}")
-        return self.folder / "devices" / device, wire.read_secrets(path)
+        return self.folder / "devices" / device, keyring.read_secrets(path)
 
     def _issue(self, name: str, place: Path) -> None:
         """What `name` shows the broker: a certificate or a password."""
@@ -454,8 +454,8 @@ def _init(folder: Path, args: argparse.Namespace) -> int:
 def _list(fleet: Fleet, as_json: bool) -> None:
     rows = []
     for device in fleet.devices:
-        current = wire.read_secrets(fleet.folder / "keys" / (device + ".key"))
-        rows.append({"device": device, "key": wire.fingerprint(current[0]), "rotating": len(current) > 1})
+        current = keyring.read_secrets(fleet.folder / "keys" / (device + ".key"))
+        rows.append({"device": device, "key": keyring.fingerprint(current[0]), "rotating": len(current) > 1})
     if as_json:
         print(json.dumps(rows))
         return

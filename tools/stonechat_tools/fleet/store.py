@@ -15,7 +15,8 @@ from typing import Any
 
 from stonechat.errors import StonechatError
 
-from .wire import Feature, Rejected, Report, Status
+from .keyring import Rejected
+from .wire import Feature, Report, Status
 
 
 class StoreError(StonechatError):

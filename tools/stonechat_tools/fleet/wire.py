@@ -1,25 +1,19 @@
-"""The host's side of the wire: keys, verifying, decoding, sealing. stonechat.cddl (in the agent package) is the text.
+"""The host's side of the wire: decoding and sealing each message. stonechat.cddl (in the agent package) is the text.
 
-Written on cbor2 and hmac, not on the device's own rooms, so that each checks the other. Nothing of a message is decoded
+Written on cbor2, not on the device's own modules, so that each checks the other. Nothing of a message is decoded
 before its tag verifies: what a stranger sends is compared, counted and dropped.
 """
 
-import hashlib
-import hmac
-import re
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import cbor2
-from stonechat.errors import ConfigError, StonechatError
+
+from .keyring import DeviceKeys, Rejected
 
 VERSION = 1
-MAX_MESSAGE_BYTES = 512
-SECRET_BYTES = 32
 PREFIX = "stonechat/1/fleet/"
 LEVELS = ("normal", "watch", "alarm")
 FLAGS = {1: "learning", 2: "muted", 4: "maintenance"}
@@ -34,160 +28,11 @@ COMMANDS = {
     "release": 7,
 }
 
-_HEAD = b"\x84\x43\xa1\x01\x04\xa0"
 _COUNT_MAX = 0xFFFFFFFF
-_DEVICE = re.compile(r"(?=.*[A-Za-z0-9])[A-Za-z0-9_.-]{1,64}")
-
-# Every key that leaves a device, and what it can tell about whom: the README's privacy table. A test holds it to the
-# CDDL.
-PRIVACY_REPORT = {
-    0: ("version", "nothing"),
-    1: ("sequence number", "how many reports the device has made"),
-    2: ("boot", "how often it has started"),
-    3: ("time", "when the window ended"),
-    4: ("uptime", "the same, while the clock is unset"),
-    5: ("level", "normal, watch or alarm"),
-    6: ("flags", "learning, muted, maintenance"),
-    7: ("score", "how unusual the window was"),
-    8: ("surprise", "the same as -log10 p"),
-    9: ("evidence", "the same over windows"),
-    10: ("features", "which three counters were unusual (their places in the schema), how far and to what share"),
-    11: ("windows", "how many windows a summary covers"),
-    12: ("scores", "lowest, median and highest score of a summary"),
-    13: ("detail", "ONLY UNDER THE OPT-IN, with changes of level: a text that may hold an address"),
-    14: ("lost", "how many reports a full outbox has dropped"),
-    15: ("answer", "number of a command and what became of it"),
-    16: ("late", "how old the report was as it was sent"),
-}
-PRIVACY_STATUS = {
-    0: ("version", "nothing"),
-    2: ("boot", "how often the device has started"),
-    3: ("time", "the device's clock"),
-    4: ("uptime", "seconds since it started"),
-    5: ("online", "connected or not"),
-    6: ("number", "how many statuses since the start"),
-    7: ("firmware", "the id that the vendor gave the firmware"),
-    8: ("model", "which model scores"),
-    9: ("schema", "which counters it sees"),
-    10: ("window", "length of a window"),
-    11: ("sources", "which kinds of counters work (their names in the package)"),
-    12: ("adaptation", "how far the device has adapted"),
-    13: ("learning", "whether it is still learning"),
-    14: ("agent", "version of the agent"),
-    15: ("counters", "messages rejected, reports not written down, changes of level held back"),
-}
 
 
 def result_name(result: int) -> str:
     return RESULTS[result] if result < len(RESULTS) else f"result {result}"
-
-
-class Rejected(StonechatError):
-    """A message that is not taken; `reason` is one of REASONS, the counters' names."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason + (": " + detail if detail else ""))
-        self.reason = reason
-
-
-REASONS = ("too large", "malformed", "unknown device", "forged", "version", "stale", "conflict")
-
-
-def check_device_id(device: str) -> str:
-    if not _DEVICE.fullmatch(device):
-        raise ConfigError(f"device id {device!r}: 1 to 64 letters, digits, '-', '_' and '.'")
-    return device
-
-
-def derive(secret: bytes, label: bytes) -> bytes:
-    """HKDF-SHA256 (RFC 5869), one block, with the salt "stonechat/1"."""
-    inner = hmac.digest(b"stonechat/1", secret, "sha256")
-    return hmac.digest(inner, label + b"\x01", "sha256")
-
-
-class Mac:
-    """COSE_Mac0, HMAC 256/64, for the messages of one kind of one device."""
-
-    def __init__(self, key: bytes, device: str) -> None:
-        self._key = key
-        self._context = b"\x84\x64MAC0\x43\xa1\x01\x04" + cbor2.dumps(device.encode())
-
-    def seal(self, payload: bytes) -> bytes:
-        wrapped = cbor2.dumps(payload)
-        return _HEAD + wrapped + b"\x48" + hmac.digest(self._key, self._context + wrapped, "sha256")[:8]
-
-    def open(self, message: bytes) -> bytes:
-        """The payload of an authentic message. Raises Rejected for any other."""
-        if len(message) > MAX_MESSAGE_BYTES:
-            raise Rejected("too large", f"{len(message)} bytes")
-        end = len(message) - 9
-        if end < 7 or message[:6] != _HEAD or message[end] != 0x48:
-            raise Rejected("malformed", "not a COSE_Mac0 message with HMAC 256/64")
-        wrapped = message[6:end]
-        if not hmac.compare_digest(hmac.digest(self._key, self._context + wrapped, "sha256")[:8], message[end + 1 :]):
-            raise Rejected("forged", "the authentication tag does not fit")
-        first = wrapped[0]
-        start = 1 if first < 0x58 else 2 if first == 0x58 else 3
-        if wrapped[start:] == b"" or cbor2.dumps(wrapped[start:]) != wrapped:
-            raise Rejected("malformed", "the payload is not a byte string")
-        return wrapped[start:]
-
-
-class DeviceKeys:
-    """The keys of one device from its secret."""
-
-    def __init__(self, secret: bytes, device: str) -> None:
-        if len(secret) != SECRET_BYTES:
-            raise ConfigError(f"the secret of {device} has {len(secret)} bytes, want {SECRET_BYTES}")
-        self.report = Mac(derive(secret, b"report"), device)
-        self.status = Mac(derive(secret, b"status"), device)
-        self.ack = Mac(derive(secret, b"ack"), device)
-        self.command = Mac(derive(secret, b"command"), device)
-
-
-def read_secrets(path: Path) -> list[bytes]:
-    """A key file: one secret of 64 hex digits a line, the current one first, then those being rotated out."""
-    found = [line.strip() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
-    try:
-        values = [bytes.fromhex(line) for line in found]
-    except ValueError:
-        values = []
-    if not values or any(len(value) != SECRET_BYTES for value in values):
-        raise ConfigError(f"{path}: want one secret of 64 hex digits a line")
-    return values
-
-
-class Keys:
-    """The fleet's keys: a folder with a file DEVICE.key for each device (as `stonechat provision` makes it), or a
-    mapping of device ids to secrets. A device that is provisioned later is found without a restart."""
-
-    def __init__(self, source: "Path | str | dict[str, bytes]") -> None:
-        self._folder = None if isinstance(source, dict) else Path(source)
-        self._known: dict[str, tuple[float, list[DeviceKeys]]] = {}
-        if isinstance(source, dict):
-            self._known = {name: (0.0, [DeviceKeys(secret, name)]) for name, secret in source.items()}
-        elif not self._folder or not self._folder.is_dir():
-            raise ConfigError(f"{source}: no such folder of keys; `stonechat provision` makes one")
-
-    def of(self, device: str) -> list[DeviceKeys]:
-        """The device's keys, the current ones first. Raises Rejected for a device that is not in the fleet."""
-        if self._folder is None:
-            if device not in self._known:
-                raise Rejected("unknown device", device)
-            return self._known[device][1]
-        if not _DEVICE.fullmatch(device):
-            raise Rejected("unknown device", repr(device))
-        path = self._folder / (device + ".key")
-        try:
-            changed = path.stat().st_mtime
-        except OSError:
-            self._known.pop(device, None)
-            raise Rejected("unknown device", device) from None
-        known = self._known.get(device)
-        if known is None or known[0] != changed:
-            known = (changed, [DeviceKeys(secret, device) for secret in read_secrets(path)])
-            self._known[device] = known
-        return known[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,12 +251,3 @@ def ranges_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
         else:
             runs.append((number, number))
     return runs
-
-
-def new_secret() -> bytes:
-    return secrets.token_bytes(SECRET_BYTES)
-
-
-def fingerprint(secret: bytes) -> str:
-    """What may be shown of a secret."""
-    return hashlib.sha256(b"stonechat fingerprint" + secret).hexdigest()[:16]

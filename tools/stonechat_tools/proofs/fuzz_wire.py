@@ -15,7 +15,7 @@ import cbor2
 from stonechat.delivery import CALIBRATE, Delivery
 from stonechat.outbox_memory import MemoryOutbox
 
-from ..fleet import wire
+from ..fleet import keyring, wire
 from ..fleet.collect import Collector
 from ..fleet.store import AGAIN, CONFLICT, STORED, Store
 
@@ -45,7 +45,7 @@ class Fuzzer:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.secrets = {f"dev-{i}": bytes([i]) * 32 for i in range(DEVICES)}
-        self.keys = {name: wire.DeviceKeys(secret, name) for name, secret in self.secrets.items()}
+        self.keys = {name: keyring.DeviceKeys(secret, name) for name, secret in self.secrets.items()}
         self.genuine: list[tuple[str, str, bytes]] = []
         for name, secret in self.secrets.items():
             reporter = Delivery(name, secret, MemoryOutbox(), heartbeat_windows=1, bytes_per_day=0, resend_ms=1 << 29)
@@ -135,7 +135,7 @@ def soak(scale: float) -> bool:
     total = max(BATCH * 5, int(MESSAGES * scale))
     fuzzer = Fuzzer(1)
     store = Store(":memory:")
-    collector = Collector(store, wire.Keys(fuzzer.secrets))
+    collector = Collector(store, keyring.Keys(fuzzer.secrets))
     client = _Client()
     collector._client = client  # type: ignore[assignment]
     reporters = {
@@ -177,7 +177,7 @@ def soak(scale: float) -> bool:
     tracemalloc.stop()
     counts = collector.counts
     stored = store.count()
-    rejected = sum(counts[reason] for reason in wire.REASONS)
+    rejected = sum(counts[reason] for reason in keyring.REASONS)
     refused = sum(reporter.rejected for reporter in reporters.values())
     print(f"{total} messages in {time.monotonic() - began_s:.0f} s; at the collector {client.acks} acknowledged:")
     print("  " + ", ".join(f"{count} {name}" for name, count in counts.items()))
