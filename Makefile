@@ -2,19 +2,31 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check lint types docs bench soak kernels clean
+.PHONY: help setup setup-demo setup-system demo test test-fast test-system check lint types docs bench soak kernels clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 setup:          ## the virtual environment, the Debian packages (as root only) and the MicroPython targets
-	@sh tools/setup.sh
+	@sh tools/setup.sh test
 
-demo: setup     ## a real agent learns this machine, then catches real attacks on loopback
+setup-demo:
+	@sh tools/setup.sh demo
+
+setup-system:
+	@sh tools/setup.sh system
+
+demo: setup-demo  ## a real agent learns this machine, then catches real attacks on loopback
 	@$(BIN)/stonechat demo
 
 test: setup     ## all tests: the tools, the agent on CPython and on every MicroPython target
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q $(PYTEST_ARGS) -m "not system"
+
+test-fast: setup  ## the tests that take no more than some seconds each
+	@$(BIN)/python -m pytest -q $(PYTEST_ARGS) -m "not system and not slow"
+
+test-system: setup-system  ## wheels in clean environments, an installation in a booted Debian, Python 3.12 and 3.13
+	@$(BIN)/python -m pytest -q $(PYTEST_ARGS) -m system
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -7,6 +7,8 @@ import sys
 from stonechat import __version__
 from stonechat.errors import StonechatError
 
+from stonechat_tools import console
+
 # verb: (module, one line of help); the order is that of `stonechat --help`
 VERBS = {
     "demo": ("stonechat_tools.demo", "watch an agent learn this machine, then catch attacks on loopback"),
@@ -50,12 +52,17 @@ def main(argv: list[str] | None = None) -> int:
     for verb, (module, help_line) in VERBS.items():
         sub = verbs.add_parser(verb, help=help_line, formatter_class=argparse.RawDescriptionHelpFormatter)
         if verb == chosen:  # only the verb that was called is imported
-            room = importlib.import_module(module)
+            try:
+                room = importlib.import_module(module)
+                room.add_arguments(sub)
+            except ModuleNotFoundError as error:
+                return _not_installed(verb, error)
             sub.description = room.__doc__
-            room.add_arguments(sub)
     args = parser.parse_args(argv)
     try:
         return int(importlib.import_module(VERBS[args.verb][0]).run(args) or 0)
+    except ModuleNotFoundError as error:
+        return _not_installed(args.verb, error)
     except (StonechatError, OSError) as error:
         print(f"stonechat {args.verb}: {error}", file=sys.stderr)
         return 1
@@ -63,6 +70,14 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+
+
+def _not_installed(verb: str, error: ModuleNotFoundError) -> int:
+    line = console.needs(error)
+    if line is None:
+        raise error
+    print(f"stonechat {verb}: {line}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,49 @@
+"""The option --allowed-skips FILE: a run in which a test is skipped for a reason that is not in FILE fails.
+
+FILE holds one pattern a line (fnmatch, * for anything); # begins a comment.
+"""
+
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+_REASONS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--allowed-skips", metavar="FILE", help="fail where a test is skipped for a reason not in FILE")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_REASONS] = {}
+    if config.getoption("--allowed-skips"):
+        config.pluginmanager.register(_Watch(config))
+
+
+class _Watch:
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._note(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._note(report)
+
+    def _note(self, report: "pytest.TestReport | pytest.CollectReport") -> None:
+        if report.skipped and not hasattr(report, "wasxfail") and isinstance(report.longrepr, tuple):
+            self._config.stash[_REASONS][report.nodeid] = str(report.longrepr[2]).removeprefix("Skipped: ")
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        lines = Path(self._config.getoption("--allowed-skips")).read_text().splitlines()
+        allowed = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        reasons = self._config.stash[_REASONS]
+        unknown = {test: why for test, why in reasons.items() if not any(fnmatch(why, line) for line in allowed)}
+        self._config.stash[_REASONS] = unknown
+        if unknown and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for test, why in self._config.stash[_REASONS].items():
+            terminalreporter.write_line(f"SKIP NOT ALLOWED {test}: {why}", red=True)

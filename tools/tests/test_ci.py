@@ -1,0 +1,51 @@
+"""CI's own rules: a skip that is not on the list fails a run; every list of the project names what exists."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TESTS = """
+import pytest
+def test_one(): pass
+def test_two(): pytest.skip("needs a sunny day, by name")
+@pytest.mark.skipif(True, reason="needs rain")
+def test_three(): pass
+@pytest.mark.xfail
+def test_four(): assert False
+"""
+
+
+def run(folder: Path, allowed: str) -> "subprocess.CompletedProcess[str]":
+    (folder / "conftest.py").write_text((ROOT / "conftest.py").read_text())
+    (folder / "test_it.py").write_text(TESTS)
+    (folder / "allowed").write_text(allowed)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder)]
+    command += ["-c", "/dev/null", "--allowed-skips", str(folder / "allowed"), str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder)
+
+
+def test_a_skip_that_is_not_on_the_list_fails_the_run(tmp_path: Path) -> None:
+    done = run(tmp_path, "# weather\nneeds a sunny day*\n")
+    assert done.returncode == 1
+    assert [line for line in done.stdout.splitlines() if "NOT ALLOWED" in line] == [
+        "SKIP NOT ALLOWED test_it.py::test_three: needs rain"
+    ]
+
+
+def test_skips_on_the_list_pass(tmp_path: Path) -> None:
+    done = run(tmp_path, "needs *\n")
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_module_that_is_skipped_whole_counts_too(tmp_path: Path) -> None:
+    (tmp_path / "test_more.py").write_text("import pytest\npytest.importorskip('no_such_package_here')\n")
+    done = run(tmp_path, "needs *\n")
+    assert done.returncode == 1 and "NOT ALLOWED test_more.py" in done.stdout
+
+
+def test_set_up_and_ci_are_well_formed_shell() -> None:
+    for script in ("tools/setup.sh", ".ci/run"):
+        done = subprocess.run(["sh", "-n", script], capture_output=True, text=True, cwd=ROOT, timeout=30)
+        assert done.returncode == 0, done.stderr

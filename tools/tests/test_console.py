@@ -1,0 +1,83 @@
+"""What a verb says where a package is missing: one line with the command that installs it."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from stonechat_tools import console
+from stonechat_tools.cli import VERBS
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ROOT / "tools" / "stonechat_tools"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ASKED_FOR_BY_NAME = {
+    "tflite_micro",
+    "sklearn",
+    "psutil",
+    "AWSIoTDeviceDefenderAgentSDK",
+    "amqtt",
+    "scipy",
+}  # peers of a bench
+
+WITHOUT = """
+import sys
+for name in sys.argv[1].split(","):
+    sys.modules[name] = None
+from stonechat_tools.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def without(packages: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", WITHOUT, packages, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_without_any_package_prints_its_help_or_one_line(verb: str) -> None:
+    packages = [name for name in console.EXTRAS if name != "stonechat_tools"]
+    done = without(",".join([*packages, "stonechat_tools.lab", "stonechat_tools.proofs"]), verb, "--help")
+    if done.returncode == 0:
+        assert done.stdout.startswith(f"usage: stonechat {verb}")
+    else:
+        assert done.returncode == 1 and done.stdout == ""
+        assert done.stderr.startswith(f"stonechat {verb}: needs ") and done.stderr.count("\n") == 1
+        assert "-m pip install 'stonechat[" in done.stderr
+
+
+def test_the_laboratory_is_named_by_its_own_extra() -> None:
+    done = without("stonechat_tools.lab", "demo", "--help")
+    assert done.returncode == 1 and "needs stonechat-lab" in done.stderr and "'stonechat[lab]'" in done.stderr
+
+
+def test_a_fault_of_ours_is_not_taken_for_a_missing_package() -> None:
+    assert console.needs(ModuleNotFoundError("No module named 'zzz'", name="zzz")) is None
+
+
+def third_party() -> set[str]:
+    found = set()
+    for path in TOOLS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                found.add(node.module.partition(".")[0])
+    return found - set(sys.stdlib_module_names) - {"stonechat", "stonechat_tools"}
+
+
+def test_every_package_that_a_tool_imports_has_an_extra() -> None:
+    unknown = third_party() - set(console.EXTRAS) - ASKED_FOR_BY_NAME
+    local = {path.stem for path in ROOT.joinpath("firmware_tests").glob("*")}
+    assert unknown - local == set()
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    assert set(console.EXTRAS.values()) <= set(PROJECT["optional-dependencies"])
+
+
+def test_a_plain_table_keeps_its_columns() -> None:
+    text = console.plain_table(["a", "longer"], [["x\ny", "1"], ["zzzz", "2"]])
+    assert text == "a     longer\nx     1\ny\nzzzz  2\n"
