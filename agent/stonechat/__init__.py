@@ -1,3 +1,3 @@
-"""stonechat: a canary in every device. Importing this package does nothing; take the rooms that you need."""
+"""stonechat: anomaly detection on the device. Importing this package does nothing; import the modules that you need."""
 
 __version__ = "0.1.0"

@@ -1,15 +1,15 @@
-"""Bounded learning on the device: where its own normal lies.
+"""Bounded learning on the device: where its own baseline is.
 
-Two parts, both visible in the status and both bounded, so that nobody can walk the device anywhere:
+Two parts, both visible in the status and both bounded, so that nobody can move the baseline far:
 
     learned   the offset of each feature's centre, taken once from the first windows of a fresh device, at most 4
-              deviations; a restart keeps it, an operator's command or a new firmware begins it again
-    drift     a slow creep of the centre after that: clip(z, 1 deviation) / 2^drift_shift a window, at most drift_cap
-              steps (1/16 deviation) away from what was learned, and none while there is suspicion (half an alarm's
-              evidence)
+              deviations; a restart keeps it, an operator's command or a new firmware starts it again
+    drift     a slow movement of the centre after that: clip(z, 1 deviation) / 2^drift_shift a window, at most drift_cap
+              steps (1/16 deviation) away from what was learned, and none under suspicion (evidence of half the
+              threshold)
 
-The score's own level is never tracked: a quiet attack's shift is the signal (measured: tracking it erased two of
-eight attacks). What lies beyond the bound alarms, however slowly it came; what stays inside it for ever is not seen.
+The location of the score is never tracked: the shift of a quiet attack is the signal (measured: tracking it hid two of
+eight attacks). A change beyond the bound alarms, however slowly it came; one that stays inside it is not detected.
 """
 
 from array import array
@@ -19,7 +19,7 @@ from .compat import const
 _LEARNED_MAX_STEPS = const(64)  # 4 deviations
 _CLIP_STEPS = const(16)  # one deviation
 _HUBER_ROUNDS = const(6)
-_FROZEN_FROM_Q8 = const(128)  # evidence from which the centre stands still: the line of `watch`
+_FROZEN_FROM_Q8 = const(128)  # evidence from which the drift stops: the level `watch`
 
 
 class Adaptation:
@@ -59,7 +59,7 @@ class Adaptation:
         self._apply()
 
     def step(self, x, evidence_q8):
-        """x: the window's input; evidence_q8 after it. Creeps, unless there is suspicion."""
+        """x: the window's input; evidence_q8 after it. Moves the drift, unless there is suspicion."""
         if evidence_q8 < _FROZEN_FROM_Q8:
             drift = self.drift
             for i in range(len(drift)):

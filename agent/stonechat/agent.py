@@ -1,4 +1,4 @@
-"""The agent's loop: the only room that knows the whole way from the counters to the broker and back.
+"""The agent: the loop of loop.py with several channels, and with what the collector sends back.
 
 agent = Agent(collector, model, client.publish, reporter=Delivery(...), state=state)
 while True:
@@ -54,7 +54,7 @@ class Agent(Loop):
 
     def on_message(self, topic, payload: bytes) -> None:
         """Take a message from the broker: acknowledgements and commands that authenticate are carried out."""
-        self._pump_due_ms = ticks_ms()  # an acknowledgement makes room for what waits
+        self._pump_due_ms = ticks_ms()  # an acknowledgement frees space for what waits
         try:
             for code, _ in self.reporter.on_message(topic, payload):
                 if code == CALIBRATE:

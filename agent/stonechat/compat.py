@@ -1,5 +1,5 @@
 """The runtime seam: one name, two bodies. Nothing else in the package asks which runtime this is. CPython's bodies are
-in compat_cpython.py, which no board gets; MicroPython's stand here.
+in compat_cpython.py, which no board gets; MicroPython's are here.
 
 Clocks: `ticks_ms()` counts milliseconds and keeps counting through suspend where the system can (CLOCK_BOOTTIME on
 Linux); on boards it wraps at 2^30, so subtract only with `ticks_diff(new, old)`, which is right for spans of up to
@@ -10,7 +10,7 @@ try:
     from .compat_cpython import *  # noqa: F403
 except ImportError:
     import time
-    from gc import collect as tidy  # so that a small heap has room for something large in one piece  # noqa: F401
+    from gc import collect as tidy  # so that a small heap has space for something large in one piece  # noqa: F401
     from gc import mem_alloc, mem_free  # noqa: F401
     from hashlib import sha256  # noqa: F401
     from os import rename as replace

@@ -1,4 +1,4 @@
-"""A vendor's own counters: what only this product knows about itself, as a collector with a schema of its own.
+"""A vendor's own counters, which only this product has, as a collector with a schema of its own.
 
     doors = counter_schema("door-lock-1", (
         ("openings", "openings", RATE),         # counts since power-on; the window takes the difference
@@ -7,8 +7,8 @@
     ))
     collector = CounterCollector(doors, lambda: (lock.openings, lock.wrong_codes, lock.battery_percent))
 
-It is recorded, trained, scored and explained like the built-in ones; its model stands beside the device's reference
-model, and the agent fuses the two at the evidence (`fuse`).
+They are recorded, trained, scored and explained like the built-in ones, with a model of their own beside the device's
+reference model; the agent fuses the two at the evidence (`fuse`).
 """
 
 from .compat import const
@@ -44,11 +44,11 @@ def counter_schema(name: str, counters) -> Schema:
 
 def fuse(verdicts, fused=None):
     """Several scorers' verdicts of one window -> one: the greatest evidence, level and surprise; `fused` is the Verdict
-    to fill (made where None), whose last level tells whether the level changed.
+    to fill (made where None), whose last level decides whether the level changed.
 
-    Heads are fused by their worst, not by their sum: each keeps its own budget, and the whole rings at most as often
-    as the scorers together. The features stand one scorer after the other, and the scorer that leads explains; learning
-    is true only while every scorer learns."""
+    Heads are fused by their worst, not by their sum: each keeps its own budget, and together they alarm at most as
+    often as the scorers together. The features are in the order of the scorers, and the scorer that leads explains;
+    learning is true only while every scorer learns."""
     if fused is None:
         fused = Verdict(sum([len(verdict.parts) for verdict in verdicts]))
     level = NORMAL

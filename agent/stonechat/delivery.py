@@ -1,12 +1,13 @@
-"""A Reporter whose reports reach the collector, which costs no more than was granted and obeys its commands.
+"""Reliable delivery: keeps reports until the collector acknowledges them, enforces the daily byte budget, executes
+authenticated commands.
 
-Reports wait in the outbox until the collector has committed them; they are sealed as they are sent, and one that is
-sent late says so. What a report costs is taken from a bucket that fills by 7/8 of `bytes_per_day` a day and holds 1/8
-of it, so no 24 hours bring forth more than `bytes_per_day`: short of bytes, heartbeats grow longer first and changes of
-level wait last.
+Reports wait in the outbox until the collector has committed them; they are sealed when they are sent, and a report that
+is sent late carries its age. What a report costs is taken from a bucket that fills by 7/8 of `bytes_per_day` a day and
+holds 1/8 of it, so that any 24 hours cost at most `bytes_per_day`. When bytes are short, heartbeats become longer
+first; changes of level wait last.
 
-Commands come authenticated, numbered and with an expiry. Mute, maintenance and "report now" are carried out here; the
-codes named in `supported` are answered "accepted" and handed to the agent; all others are answered "not supported".
+Commands are authenticated, numbered and have an expiry. Mute, maintenance and "report now" are executed here; the codes
+named in `supported` are answered "accepted" and handed to the agent; all others are answered "not supported".
 """
 
 from struct import pack, unpack
@@ -21,8 +22,8 @@ from .report import Reporter
 _WIRE_VERSION = const(1)
 
 # Codes of commands: stonechat.cddl names them.
-_MUTE = const(1)  # [until]: changes of level are not said until then; heartbeats go on
-_MAINTENANCE = const(2)  # [until]: everything is said, flagged as maintenance
+_MUTE = const(1)  # [until]: changes of level are not reported until then; heartbeats continue
+_MAINTENANCE = const(2)  # [until]: everything is reported, flagged as maintenance
 WAS_NORMAL = const(3)  # [sequence number of the report]
 CALIBRATE = const(4)
 _REPORT_NOW = const(5)
@@ -81,7 +82,7 @@ class Delivery(Reporter):
         self.resend_ms = resend_ms
         self.rejected = 0  # messages that were malformed, forged or replayed
         self.unsaved = 0  # reports that the outbox could not write down
-        self.held_back = 0  # changes of level that the bucket, or a mute, kept from being said
+        self.held_back = 0  # changes of level that the byte budget or a mute held back
         self._changed = False
         self._state = state
         self._last_command = unpack("<I", state.get(b"command", bytes(4)))[0] if state else 0
@@ -194,7 +195,7 @@ class Delivery(Reporter):
             raise
 
     def reconnected(self) -> None:
-        """A new connection stands: what was on its way goes again, at once."""
+        """There is a new connection: what was on its way is sent again, at once."""
         self._sent = self.outbox.oldest - 1
         self._wait_ms = self.resend_ms
         self._quiet_ms = 0
@@ -214,7 +215,7 @@ class Delivery(Reporter):
         if age_s is not True and age_s < _LATE_S:
             return value
         value = bytearray(value)
-        value[0] += 1  # one more pair; its key is the highest, so the order stands
+        value[0] += 1  # one more pair; its key is the highest, so the order is kept
         value.append(16)
         cbor.encode(age_s, value)
         return value
@@ -307,7 +308,7 @@ def unseal(mac, message):
     wrapped = bytes(message[6 : max(6, end)])
     difference = bytes(message[:6]) != HEAD or end < 7 or message[end] != 0x48
     for want, got in zip(mac.tag(wrapped), message[-TAG_BYTES:]):
-        difference |= want ^ got  # all eight, always: the time taken tells nothing
+        difference |= want ^ got  # all eight, always: the time taken reveals nothing
     value = None if difference else loads(wrapped)
     if not isinstance(value, bytes):
         raise WireError("not sealed with this key")

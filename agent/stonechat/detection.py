@@ -1,16 +1,18 @@
 """Residual -> score -> surprise -> evidence -> level, in integers.
 
     residual   r = x - y where the model reconstructs, r = y where it gives the residual itself; 16 steps a deviation,
-               and on top the excess over the feature's benign limit (features.py)
+               plus the excess over the feature's benign limit (features.py)
     score      256 * log2(1 + sum of weight * r^2): a doubling of the squared residual is one step of 256
-    surprise   -log10 of how often a benign window scores as high: the table, and beyond its last knot a straight line
-               in the log score (an exponential tail of the log score, a Pareto tail of the score)
-    evidence   one or more charts E += min(surprise, cap) - k, never below 0 nor above 1.5 alarms (CUSUM; Page 1954)
-    level      alarm where a chart reaches its alarm line, watch from half of it, back to normal below a quarter
+    surprise   -log10 of how often a benign window scores as high: the calibration table, and beyond its last knot a
+               straight line in the log score (an exponential tail of the log score, a Pareto tail of the score)
+    evidence   for each alarm rule, E += min(surprise, cap) - allowance, never below 0 nor above 1.5 thresholds
+               (a one-sided CUSUM; Page 1954)
+    level      alarm where the evidence of a rule reaches its threshold, watch from half of it, normal again below a
+               quarter
 
-The cap is what keeps a false-alarm budget: benign bursts look like attacks for minutes, and with a cap no chart
-alarms before alarm / (cap - k) windows in a row, however loud one of them was. Several charts side by side answer
-loud and long, because a patient chart has a small cap and an eager one a large k.
+The cap keeps the false-alarm budget: benign bursts look like attacks for minutes, and with a cap no rule alarms before
+threshold / (cap - allowance) windows in a row, however loud one of them was. Several alarm rules run in parallel: a
+small cap detects long faint changes, a large allowance detects loud ones.
 """
 
 from .compat import const
@@ -20,17 +22,17 @@ NORMAL = const(0)
 WATCH = const(1)
 ALARM = const(2)
 
-_ALARM_Q8 = const(256)  # evidence_q8 of a verdict is in alarm lines: 256 is an alarm
+_ALARM_Q8 = const(256)  # evidence_q8 of a verdict is in thresholds: 256 is an alarm
 _WATCH_Q8 = const(128)
 _CLEAR_Q8 = const(64)
-_SURPRISE_MAX_Q8 = const(4096)  # 10^-16: beyond it the number says nothing
+_SURPRISE_MAX_Q8 = const(4096)  # 10^-16: beyond it the number means nothing
 _RESIDUAL = const(1)  # planning.RESIDUAL
 
 
 class Verdict:
     """One window's result; one object, filled anew each window.
 
-    score_q8, surprise_q8 (-log10 p), evidence_q8 (256: the alarm line), level, changed (the level is another than a
+    score_q8, surprise_q8 (-log10 p), evidence_q8 (256: the threshold), level, changed (the level is another than a
     window ago), learning (calibrating: it can't alarm yet)."""
 
     def __init__(self, n: int) -> None:
@@ -49,12 +51,12 @@ class Verdict:
         A feature's part is root(weight) * |residual * z|: strange to the network and strange by itself; half of it
         where the two point different ways, for so do the features that a strange one drags along. z_q4: how
         far the feature itself lies from its benign centre, signed, 16 a deviation. Shares are rounded so that those
-        of all features add up to 100; where nothing stands out the list is empty."""
+        of all features add up to 100; where nothing is unusual the list is empty."""
         parts = self.parts
         total = sum(parts)
         out: list = []
-        told = so_far = 0
-        i = -1  # told last; the next one is the greatest of those that are less, or as great and further back
+        given = so_far = 0
+        i = -1  # the last one given; the next is the greatest of those that are less, or as great and further back
         while total and len(out) < min(k, len(parts)):
             best = -1
             for j in range(len(parts)):
@@ -65,8 +67,8 @@ class Verdict:
             so_far += parts[i]
             upto = (200 * so_far + total) // (2 * total)
             z = self.x[i]
-            out.append((i, z - 256 if z > 127 else z, upto - told))
-            told = upto
+            out.append((i, z - 256 if z > 127 else z, upto - given))
+            given = upto
         return out
 
 
@@ -74,7 +76,7 @@ class Detector:
     """meta: Metadata with the table and the alarm rules; verdict: the Verdict to fill; excess: that of the
     Normalization, which fills it (None: no excess).
 
-    `location_q8` and `scale_q8` are this device's own location and spread of the log score (the model's until learned);
+    `location_q8` and `scale_q8` are this device's own location and scale of the log score (the model's until learned);
     `evidence` holds one sum per alarm rule, in surprise Q8."""
 
     def __init__(self, meta, verdict, excess=None):
@@ -111,7 +113,7 @@ class Detector:
         return score_q8
 
     def surprise(self, score_q8):
-        """score_q8 -> -log10 p in Q8, through this device's place and spread and the model's table."""
+        """score_q8 -> -log10 p in Q8, through this device's location and scale and the model's table."""
         meta = self.meta
         s = (score_q8 - self.location_q8) * meta.scale_q8 // self.scale_q8 + meta.location_q8
         low, value = meta.knots[0]
@@ -123,7 +125,7 @@ class Detector:
         return min(value + ((s - low) * meta.tail_q8 >> 8), _SURPRISE_MAX_Q8)
 
     def weigh(self, surprise_q8):
-        """Add one window's surprise to the charts and settle the level; fills and returns the verdict."""
+        """Add one window's surprise to the evidence and set the level; fills and returns the verdict."""
         share_q8 = 0
         for i in range(len(self.evidence)):
             allowance_q8, cap_q8, threshold_q8 = self.meta.alarm_rules[i]
@@ -148,7 +150,7 @@ class Detector:
         return verdict
 
     def clear_evidence(self):
-        """Drop all evidence: an operator says that this was normal, or calibration begins."""
+        """Drop all evidence: an operator has marked it as normal, or calibration begins."""
         self.evidence[:] = [0] * len(self.evidence)
         self._hysteresis(0)
 

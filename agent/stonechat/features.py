@@ -1,15 +1,15 @@
 """The integer arithmetic from a window's deltas to the model's int8 input.
 
     RATE   a count in the window:    f_q8 = log2_q8(1 + delta) - log2_q8(elapsed / window)
-    LEVEL  a reading, counted:       f_q8 = log2_q8(1 + value)
+    LEVEL  a reading:                f_q8 = log2_q8(1 + value)
     SHARE  a reading in percent:     f_q8 = value, already percent in Q8 (0..25600)
 
     x = ((f_q8 - centre_q8) * inv + half) >> shift, clipped to -128..127
 
 One step of x is 1/16 of a benign standard deviation, zero point 0, by specification: the input tensor of every
-stonechat model has scale 1/16. Clipping hides how far a counter went: what exceeds its limit, the end of where
-benign windows go, is kept beside x and counts as residual (detection.py). (inv, shift) is the reciprocal of the
-deviation with inv below 2^14, so that no product passes 2^30 and a 32-bit board never leaves small ints.
+stonechat model has scale 1/16. Clipping hides how far a counter went, so the excess over each feature's benign limit is
+kept separately and added to the residual (detection.py). (inv, shift) is the reciprocal of the deviation with inv below
+2^14, so that no product exceeds 2^30 and a 32-bit board uses small ints only.
 """
 
 from struct import unpack_from

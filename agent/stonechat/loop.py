@@ -1,6 +1,6 @@
-"""The loop from the counters to the broker: Channel is one collector with what scores it, Loop does what is due when.
+"""The loop from the counters to the broker: a Channel is one collector with its scorer, Loop does what is due.
 
-A board's core profile uses them as they stand; agent.py adds more channels, and what the collector sends back.
+A board's core profile uses both directly; agent.py adds more channels, and what the collector sends back.
 """
 
 from . import __version__
@@ -15,7 +15,7 @@ _SAVE_EVERY_WINDOWS = const(360)  # an hour at 10 s: bounds the wear of the flas
 
 
 class Channel:
-    """One collector and the scorer that scores it. The device's own counters are one, a vendor's are another.
+    """One collector with its scorer. The device's own counters are one channel, a vendor's custom counters another.
     Raises ModelError where the model is not for the collector's schema."""
 
     def __init__(self, collector, model, state) -> None:
@@ -27,7 +27,7 @@ class Channel:
         self._has_peers = hasattr(collector, "dump")
         if self._has_peers and state.get(self._section) is not None:
             collector.restore(state.get(self._section))
-        # What no baseline may learn from: windows in which the collector itself still finds its feet.
+        # Warm-up: windows that no baseline may learn from, while the collector learns its peers.
         self.settle_windows = getattr(collector, "settle_windows", 0)
 
     def end_window(self, now_ms: int):
@@ -54,7 +54,8 @@ class Channel:
 class Loop:
     """channels: of which the first is the device's own; publish(topic, payload, qos) hands a message to the broker and
     raises OSError or MQTTError when it can't; publish_retained is the same for the status, which the broker should
-    keep. reporter: what is said; state: what is remembered; firmware: its id, a new one asks for a new calibration."""
+    keep. reporter: makes the reports; state: keeps what was learned; firmware: its id, a new one starts a
+    calibration."""
 
     _status_due: bool
     _pump_due_ms: int
@@ -89,7 +90,7 @@ class Loop:
         """Do what is due and return at once otherwise -> the Verdict of a window that has just ended, else None.
 
         Never raises for what the device or the network does to it: StonechatError and OSError are counted in `errors`,
-        the last one is told in `last_error`, and the next window is another try."""
+        the last one is in `last_error`, and the next window is another attempt."""
         now_ms = ticks_ms()
         verdict = None
         if ticks_diff(now_ms, self._due_ms) >= 0:
@@ -156,7 +157,7 @@ class Loop:
         )
 
     def connected(self) -> None:
-        """Tell the loop that a connection to the broker stands (on_connect): it sends its status and what waits."""
+        """To be called when a connection to the broker is made (on_connect): sends the status and what waits."""
         self.reporter.reconnected()
         self._status_due = True
         self._pump_due_ms = ticks_ms()

@@ -1,15 +1,16 @@
-"""What a model file says about itself: the stonechat metadata at the end of the .tflite, in a fixed layout.
+"""The stonechat metadata at the end of a .tflite, in a fixed layout: the reader.
 
 The file ends in the content of its FlatBuffer metadata buffer named "stonechat", so that a board finds it without
 reading the graph:
 
-    metadata      FORM, little-endian, then as many bytes as it says (see Metadata)
-    plan          the network's layers, ready made (int8/network.py), or nothing
+    metadata      FORM, little-endian, then as many bytes as it states (see Metadata)
+    plan          the network's layers, ready to run (int8/network.py), or nothing
     the end       16 bytes (model.END): size of the metadata, size of the plan, a mark that names the format, and a
                   CRC-32 of all the file before it
 
-The reader checks what would break it: sizes. What the numbers mean is checked by planning.check before a file leaves
-the tools. A file from somebody else's hand has no such end: it runs, but it can't be bound to a device (scorer.py).
+The reader checks sizes, which memory safety needs. The meaning of the numbers is checked by model_file.check before a
+file leaves the tools. A .tflite from another tool has no such end: it runs, but it can't be bound to a device
+(scorer.py).
 """
 
 from struct import calcsize, unpack_from
@@ -19,22 +20,22 @@ from .errors import ModelError
 
 FORM = "<8sIIHHHHHBBBBBB"
 _FORM_BYTES = const(32)
-# of a new one: a spread of 1, a drift of 9 and 8, otherwise nothing
+# of a new one: a scale of 1, a drift of 9 and 8, otherwise nothing
 _NEW = b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\x09\x08\0\0\0\0\n"
 
 
 class Metadata:
     """name, version, schema_name, schema_id (8 bytes), window_ms: to what the model is bound.
     normalization: packed, five bytes a feature (features.Normalization reads it).
-    kind: planning.RECONSTRUCTION or RESIDUAL. weights: bytes, one per output in Q4 (16 is 1), or None for all ones.
+    kind: model_file.RECONSTRUCTION or RESIDUAL. weights: bytes, one per output in Q4 (16 is 1), or None for all ones.
     knots: ((score_q8, surprise_q8), ...), rising: the calibration table. tail_q8: surprise per doubling of the score
     beyond the last knot. location_q8, scale_q8: median and upper spread of the benign log score behind the table.
     alarm_rules: ((allowance_q8, cap_q8, threshold_q8), ...): CUSUM constants (detection.py).
     learn_windows: what a fresh device learns before it may alarm (0: nothing). drift_shift, drift_cap: adaptation.py.
     golden: ((x, y, score_q8), ...): inputs, the outputs they must give, and their scores.
 
-    block: bytes-like, as planning.pack makes it -> what it says; left out, a new one. Raises ModelError where the
-    sizes are wrong, or where there is nothing to score with."""
+    block: bytes-like, as model_file.pack makes it; left out, a new one. Raises ModelError where the sizes are wrong, or
+    where there is nothing to score with."""
 
     schema_id: bytes
     version: int

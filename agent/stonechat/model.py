@@ -1,8 +1,9 @@
-"""From a model file to what runs it.
+"""Loads a model file.
 
-A model is what runs it (dense.Network, int8.Interpreter or another back end): `run(x)` takes and returns int8 bytes in
-the tensor's order, the same buffer each time; `input_size` and `output_size` in bytes; `macs` per run; `digest`: the
-first 8 bytes of the file's SHA-256; `metadata`: Metadata, or None where the file carries none.
+A model is the object that runs it (int8.network.Network, int8.interpreter.Interpreter or another back end): `run(x)`
+takes and returns int8 bytes in the tensor's order, the same buffer each time; `input_size` and `output_size` in bytes;
+`macs` per run; `digest`: the first 8 bytes of the file's SHA-256; `metadata`: Metadata, or None where the file carries
+none.
 """
 
 from struct import unpack_from
@@ -24,7 +25,7 @@ def load_model(data, backend=None, resident_bytes=16384):
 
     backend: None for the fastest kernels there are, "plain", "viper", or a callable such as
     linux.tflite_runtime.TfliteRuntime that makes from data what runs it. All give the same bytes. A file with a plan
-    runs by it; one without is read whole, where the rooms for that are here. Raises ModelError, also where there is
+    runs by it; one without needs the full reader (int8/interpreter.py). Raises ModelError, also where there is
     too little memory: then open it as a file, with a smaller resident_bytes.
     """
     source = Source(data)

@@ -1,6 +1,7 @@
-"""Makes what a board reads at the end of a model file, the metadata and the plan, and proves those of a given file.
+"""Makes the metadata and the plan that a board reads at the end of a model file, and proves those of a given file.
 
-For the tools, and for Linux at start: it needs the full reader (tflite.py, interpreter.py). Boards get the result.
+For the tools, and for Linux at start: it needs the full reader (int8/tflite.py, int8/interpreter.py). Boards get the
+result.
 """
 
 from binascii import crc32
@@ -114,7 +115,7 @@ def _int(value, low, high, what):
 
 
 def plan(network) -> bytes:
-    """int8.Interpreter -> what dense.Network.load_plan reads; nothing where the graph is no chain of dense layers: a
+    """Interpreter -> what Network.load_plan reads; nothing where the graph is no chain of dense layers: a
     board then needs the full reader."""
     if not network.is_chain:
         return b""
@@ -126,7 +127,7 @@ def plan(network) -> bytes:
 
 def content(data, meta) -> bytes:
     """data: a .tflite; meta: Metadata -> the metadata buffer's content, but for the CRC, its last 4 bytes, which are
-    made when it stands at the file's end (`seal`). Raises ModelError."""
+    made when it is at the file's end (`seal`). Raises ModelError."""
     metadata, layers = pack(meta), plan(interpreter.read(data, "plain"))
     return metadata + layers + struct_pack(END, len(metadata), len(layers), MAGIC, 0)
 

@@ -32,7 +32,7 @@ _LONGEST_MS = const(120_000)
 
 
 class Backoff:
-    """due() tells whether to try now; failed() and worked() tell it how the try went."""
+    """due() is whether to try now; failed() and worked() report to it how the attempt went."""
 
     _span_ms: int
     _due_ms: int
@@ -196,7 +196,7 @@ class Client:
         self._expect()
 
     def _open(self, stream):
-        """TCP stands (or failed: the first write says so): begin TLS and send CONNECT."""
+        """TCP is connected (or failed: the first write shows it): begin TLS and send CONNECT."""
         self._poller.modify(stream, select.POLLIN)
         if self._tls:
             stream = self._tls.wrap_socket(stream, server_hostname=self._where[0], do_handshake_on_connect=False)
@@ -327,7 +327,7 @@ class Client:
             self._call = self.on_connect, ()
 
     def _take(self, qos, body, oversize):
-        """A PUBLISH, acknowledged before the callback sees it: one that the callback can't stand must not come back
+        """A PUBLISH, acknowledged before the callback sees it: one that makes the callback fail must not come back
         for ever."""
         try:
             end = start = 2 + (body[0] << 8 | body[1])

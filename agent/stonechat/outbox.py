@@ -1,11 +1,11 @@
-"""Store and forward: reports wait here until a collector says that it has committed them.
+"""Store and forward: reports wait here until a collector acknowledges that it has committed them.
 
 A ring of segment files, 512 bytes each, on littlefs and ext4 alike; survives power cuts. (outbox_memory.py: the same in
 RAM.) A segment is a run of records: '<HII' length, sequence number, CRC-32 of both and of the body; then the body. The
 first record of a segment is a mark (top bit of the length set; body '<II' boot, oldest sequence number not
-acknowledged; its sequence number is one that no report can have used before it), so the newest segment alone tells
-where the device stands. Every start makes a new segment: nothing is ever written behind a torn tail. What is full drops
-its oldest.
+acknowledged; its sequence number is one that no report can have used before it), so that the newest segment alone
+gives the state of the device. Every start makes a new segment: nothing is ever written behind a torn tail. A full ring
+drops its oldest segment.
 """
 
 import os
@@ -151,7 +151,7 @@ class Outbox:
 
     def append(self, body) -> int:
         """Write `body` down as number `sequence`, which is returned once it is on the medium. Raises OutboxError where
-        the medium refuses; the number is used up then, `spare` tells whether the report may go out under it."""
+        the medium refuses; the number is used up then, `spare` is whether the report may go out under it."""
         if _MARK_BYTES + _HEADER_BYTES + len(body) > _SEGMENT_BYTES:
             raise OutboxError("outbox: a report of %d bytes" % len(body))
         sequence = self.sequence
@@ -264,7 +264,7 @@ class Outbox:
 
 
 def _check(data: bytes, at: int) -> tuple:
-    """(length with the mark's bit, sequence number) of the record at `at`; length -1 where none stands."""
+    """(length with the mark's bit, sequence number) of the record at `at`; length -1 where there is none."""
     if at + _HEADER_BYTES > len(data):
         return -1, 0
     length, sequence, crc = unpack_from("<HII", data, at)

@@ -1,4 +1,4 @@
-"""What outbox.Outbox is, in RAM: for a device without a file system."""
+"""In-memory outbox with the interface of outbox.Outbox, for devices without a file system."""
 
 from .compat import first_number
 
@@ -18,7 +18,7 @@ class MemoryOutbox:
         self._bytes = 0
 
     def append(self, body) -> int:
-        """Hold `body` as number `sequence`, which is returned; the oldest are dropped where room is short."""
+        """Hold `body` as number `sequence`, which is returned; the oldest are dropped where space is short."""
         self._bytes += len(body)
         self._records.append((self.sequence, bytes(body)))
         self.sequence += 1

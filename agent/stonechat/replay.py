@@ -33,7 +33,7 @@ class Replay:
             yield now_ms
 
     def read(self, values: list[int]) -> None:
-        """Fill `values` with the counters as they stand at the end of the window that the iteration has reached."""
+        """Fill `values` with the counters at the end of the window that the iteration has reached."""
         values[:] = self._counters
 
     def close(self) -> None:

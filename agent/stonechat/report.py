@@ -1,10 +1,9 @@
-"""What the device says, and when. stonechat.cddl, beside this file, describes every message.
+"""Makes the reports and decides when one is due. stonechat.cddl, beside this file, describes every message.
 
-Normal windows are summed up (a heartbeat each `heartbeat_windows`: lowest, median and highest score); a change of level
-is said at once. Reporter alone keeps nothing but the one report that is due: while the broker is out of reach, each
-window makes it anew, so that the next one that gets through tells a change of level, or sums up all windows since the
-last. delivery.py keeps reports until a collector has them, bounds their bytes and carries out commands.
-"""
+Normal windows are summarized (a heartbeat each `heartbeat_windows`: lowest, median and highest score); a change of
+level is reported at once. Reporter alone keeps only the one report that is due: while the broker can't be reached, each
+window makes it anew, so that the next one that gets through reports a change of level, or summarizes all windows since
+the last. delivery.py keeps reports until a collector has them, bounds their bytes and executes commands."""
 
 from array import array
 from struct import pack
@@ -17,7 +16,7 @@ from .errors import WireError
 _VERSION = const(1)
 _LEARNING = const(1)  # a flag
 _MAX_ID = const(64)
-_RING = const(64)  # a summary's median is that of so many windows, the last ones
+_RING = const(64)  # a summary's median is that of the last 64 windows
 _FIELDS = const(17)
 _NUMBERS = const(1024)
 
@@ -63,11 +62,11 @@ class Reporter:
         self._status_mac = Mac(key, b"status", device_id)
         self._fields: list = [None] * _FIELDS
         self._body = bytearray(96)
-        self._due = 0  # a report stands in _body: 1, or 2 where it tells a change of level
+        self._due = 0  # a report is in _body: 1, or 2 where it reports a change of level
         self._scores = array("H", [0] * _RING)
         self._low = self._high = 0  # score
         self._windows = 0  # since the last report
-        self._level = 0  # that the last report told
+        self._level = 0  # of the last report
         self._status_number = 0
 
     def observe(self, verdict, now_ms: int) -> None:
@@ -126,7 +125,7 @@ class Reporter:
         return fields
 
     def _encode(self) -> None:
-        self._body[:] = b""  # it keeps its room: no report but the longest so far allocates any
+        self._body[:] = b""  # it keeps its memory: only the longest report so far allocates
         cbor.encode_fields(self._fields, self._body)
 
     def _keep(self, urgent: bool) -> None:
@@ -174,7 +173,7 @@ class Reporter:
         self.published += 1
 
     def reconnected(self) -> None:
-        """A new connection stands."""
+        """There is a new connection."""
 
     def save(self, state) -> None:
         """Put into the state what keeps numbers from being used twice: a thousand more than have been."""

@@ -1,5 +1,5 @@
-"""Schemas, and the packed normalization of a model: what is made on Linux and by the tools. A board needs of a schema
-only `kinds`, `id` and its length, and has those of its own ready (board/hooks.py)."""
+"""Schemas, and the packed normalization of a model: made on Linux and by the tools. A board needs only `kinds`, `id`
+and the length of a schema, and has those of its own ready (board/hooks.py)."""
 
 from struct import pack
 

@@ -1,12 +1,11 @@
-"""A model at work on one device: normalization, network, detection and adaptation behind one call a window.
+"""The scorer: normalization, inference, detection and adaptation of one device behind one call a window.
 
     scorer = Scorer(load_model(data), schema, state)
     verdict = scorer.score(window.deltas, window.elapsed_ms)
 
 A fresh device learns for the model's first N windows: the first half gives the offset of each feature's centre, the
-second the place and spread of its log score under that offset. Until then the verdict says `learning` and its level
-stays normal. What was learned, the evidence and a learning half done survive a restart through the state.
-"""
+second the location and scale of its log score under that offset. Until then the verdict has `learning` set and its
+level stays normal. What was learned, the evidence and an unfinished learning survive a restart through the state."""
 
 from array import array
 
@@ -16,8 +15,8 @@ from .detection import Detector, Verdict
 from .errors import ModelError
 from .features import Normalization
 
-_LOCATION_MAX_Q8 = const(1024)  # a device's benign score may lie four doublings over the model's, no further
-_SCALE_LOW_Q8 = const(205)  # and its spread between .8 ...
+_LOCATION_MAX_Q8 = const(1024)  # a device's benign score may be at most four doublings over the model's
+_SCALE_LOW_Q8 = const(205)  # and its scale between .8 ...
 _SCALE_HIGH_Q8 = const(512)  # ... and twice the model's
 
 
@@ -49,7 +48,7 @@ class Scorer:
         for x, y, score_q8 in meta.golden:
             if bytes(model.run(x)) != y or self.detector.score(x, y) != score_q8:
                 raise ModelError("golden vector: other bytes")
-        meta.golden = ()  # they have told what they know, and take 400 bytes
+        meta.golden = ()  # verified; drop them to free 400 bytes
         if state:
             self._restore(state, meta.learn_windows >> 1)
 
@@ -99,7 +98,7 @@ class Scorer:
         self.detector.scale_q8 = scale_q8
 
     def recalibrate(self):
-        """Begin the learning anew (an operator's command, a new firmware): what was learned is forgotten."""
+        """Start the learning again (an operator's command, a new firmware): what was learned is forgotten."""
         self.seen = 0
         self._rows = bytearray()
         self.adaptation.forget()
@@ -107,7 +106,7 @@ class Scorer:
         self.clear_evidence()
 
     def clear_evidence(self):
-        """An operator says that this was normal: drop the evidence, keep what was learned."""
+        """Drop the evidence (an operator marked it as normal); keep what was learned."""
         self.detector.clear_evidence()
 
     def save(self):
@@ -131,5 +130,5 @@ class Scorer:
                 self._set(location_q8, scale_q8)
                 self.detector.evidence = list(numbers[4:])
                 self._rows = bytearray(kept[size:])
-        elif centred:  # another model of the same schema learned the centres: only the score's place is left
+        elif centred:  # another model of the same schema learned the centres: only the score's location is left
             self.seen = half

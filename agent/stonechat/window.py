@@ -1,8 +1,8 @@
-"""Cumulative counters in, what happened in one window out.
+"""Cumulative counters in, the differences of one window out.
 
 A collector fills a list of integers, one per column of its schema. Columns of kind RATE are cumulative counters, of
 which the window takes the difference; LEVEL and SHARE columns are readings and pass through. Nothing comes out until
-two readings stand, so a restart never looks like an attack.
+there are two readings, so a restart never looks like an attack.
 """
 
 from .compat import const, ticks_diff
@@ -13,7 +13,7 @@ DELTA_MAX = const(0x3FFFFFFE)  # a small int on every board; 1 + delta must stay
 
 class Window:
     """schema: anything with `kinds`; window_ms: how long a window should be. `deltas` and `elapsed_ms` hold the last
-    one. `primed`: a reading stands; set it to False and the next one only primes again."""
+    one. `primed`: there is a reading; set it to False and the next one only primes again."""
 
     def __init__(self, schema, window_ms: int) -> None:
         self._kinds = schema.kinds

@@ -1,11 +1,11 @@
-"""The agent on a board in its smallest form, the core profile: it learns, scores, alarms and reports.
+"""The core profile: the smallest agent for a board. It learns, scores, alarms and reports.
 
-boot.py, first thing, so that everything after it is seen:
+boot.py, before everything else, so that all later sockets and files are counted:
 
     from stonechat.board import hooks
     hooks.install()
 
-main.py, once the network stands:
+main.py, after the network is up:
 
     from stonechat.board import core
     watch = core.start("sensor-7", KEY, host="broker.lan", firmware="1.4.2")
@@ -18,14 +18,14 @@ With the MQTT client that the firmware already has, `publish` takes the place of
     umqtt.simple:  publish=lambda topic, payload, qos: client.publish(topic, payload, False, qos)
     mqtt_as:       publish=lambda topic, payload, qos: asyncio.create_task(client.publish(topic, payload, False, qos))
 
-tick() does not block longer than a window's arithmetic (measured by `stonechat bench board`) and one write to flash;
-the look-up of the broker's name at a reconnect is the exception (mqtt.py). It never raises: what goes wrong with the
-own client is counted in `watch.errors` and told in `watch.last_error`; the loop counts what a window or the flash cost
-it in `watch.agent.errors`, and `watch.agent.offline` says why the broker can't be reached. A watchdog's feed() can be
-handed in; it is called once a tick.
+tick() does not block longer than the arithmetic of a window (measured by `stonechat bench board`) and one write to
+flash; the look-up of the broker's name at a reconnect is the exception (mqtt.py). It never raises: errors of the own
+client are counted in `watch.errors`, the last one is in `watch.last_error`; errors of a window or of the flash are
+counted in `watch.agent.errors`, and `watch.agent.offline` states why the broker can't be reached. A watchdog's feed()
+can be passed; it is called once a tick.
 
-What core leaves to the full profile (full.py): reports that wait on flash until a collector has them, a limit of bytes
-a day, commands, a vendor's own counters. Its one file keeps what was learned and which numbers reports have used.
+Only the full profile (full.py) has: reports that wait on flash until a collector has them, a limit of bytes a day,
+commands, custom counters. The one file of core keeps what was learned and which report numbers were used.
 """
 
 from struct import pack, unpack

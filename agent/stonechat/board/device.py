@@ -1,4 +1,4 @@
-"""What both profiles of a board are started with, and what they give the firmware: a Watch."""
+"""Start-up shared by both board profiles. Returns a Watch, the object that the firmware ticks."""
 
 import os
 

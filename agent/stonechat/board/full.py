@@ -1,12 +1,13 @@
-"""The agent on a board, in three lines: the full profile. boot.py, first thing, so that everything after it is seen:
+"""The full profile of the agent for a board. boot.py, before everything else, so that all later sockets and files are
+counted:
 
     from stonechat.board import hooks
     hooks.install()
 
-main.py, once the network stands:
+main.py, after the network is up:
 
-    from stonechat.board import boot
-    watch = boot.start("sensor-7", KEY, host="broker.lan", firmware="1.4.2")
+    from stonechat.board import full
+    watch = full.start("sensor-7", KEY, host="broker.lan", firmware="1.4.2")
     while True:
         watch.tick()                                     # or: asyncio.create_task(watch.run())
         do_the_firmwares_work()                          # or: Timer(-1).init(period=200, callback=watch.tick)
@@ -19,7 +20,7 @@ watch.agent.reporter.subscriptions:
                    client.set_callback(lambda topic, payload: watch.agent.on_message(topic.decode(), payload))
     mqtt_as:       publish=lambda topic, payload, qos: asyncio.create_task(client.publish(topic, payload, False, qos))
 
-core.py is the same in less memory, and says what it leaves out; what holds of tick() there holds here.
+core.py is the same in less memory and states what it leaves out; its notes on tick() hold here too.
 """
 
 from ..agent import Agent

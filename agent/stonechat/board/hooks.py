@@ -1,14 +1,14 @@
-"""Counts what the firmware does through socket, asyncio, ssl, open and getaddrinfo. First thing in boot.py:
+"""Counts what the firmware does through socket, asyncio, ssl, open and getaddrinfo. First in boot.py:
 
     from stonechat.board import hooks
     hooks.install()             # hooks.remove() turns it off again
 
 Every later `import socket` gets a module whose sockets pass each call on, unchanged in result and exception, and count
 it. A socket that was made before, or a `from socket import socket` that ran before, is not seen. While `quiet` is set
-(the agent at work) nothing is counted. What install() gives is the board's collector; schema.py names its columns.
+(the agent at work) nothing is counted. install() returns the board's collector; schema.py names its columns.
 
-A peer becomes known after 12 windows in which it was seen, not at first sight: a beacon stays new for that
-long, and a scan, which meets nobody twice, teaches nothing. At most 48 are remembered; the longest unseen goes.
+A peer becomes known after 12 windows in which it was seen, not at first sight: a beacon stays new for that long, and a
+scan, which never meets a peer twice, teaches nothing. At most 48 are remembered; the longest unseen is dropped.
 """
 
 import builtins
@@ -26,7 +26,7 @@ from ..errors import CollectorError
 _MAX_KNOWN = const(48)
 _MAX_CANDIDATES = const(48)
 _KNOWN_AFTER = const(12)  # windows
-_MAX_SEEN = const(64)  # peers and ports told apart in one window
+_MAX_SEEN = const(64)  # peers and ports distinguished in one window
 _MASK = const(0x3FFFFFFF)  # counters wrap as small ints do: no big int is ever made
 
 # places in `counts`, in the order of schema.COLUMNS
@@ -257,7 +257,7 @@ def _getaddrinfo(*args):
 
 
 class Socket(io.IOBase):
-    """Stands in for socket.socket. It is an IOBase, because ssl, select and asyncio reach a stream through its C
+    """Replaces socket.socket. It is an IOBase, because ssl, select and asyncio reach a stream through its C
     protocol, which only that class passes on to Python."""
 
     _poller = None

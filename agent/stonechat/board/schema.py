@@ -1,10 +1,10 @@
 """The schema of a MicroPython board: what the firmware itself did through socket, asyncio, ssl, open and getaddrinfo.
 
-What nobody can see from here: packets to closed ports and what the network stack drops, traffic of C code (ESP-NOW,
+Not visible from here: packets to closed ports and what the network stack drops, traffic of C code (ESP-NOW,
 BLE, the Wi-Fi driver, NTP inside the port), sockets made before the hook, `io.open`, os.remove and its like, memory of
 C code. Code in the same interpreter can undo the hook: this is telemetry, not a sandbox. The agent's own traffic and
-files are left out. Uptime, reset cause and RSSI are facts of the board, not features: they are constant, or the
-room's. A board itself needs only kinds and id of it (hooks.Columns).
+files are left out. Uptime, reset cause and RSSI are facts of the board, not features: they are constant, or
+of the surroundings. A board itself needs only kinds and id of it (hooks.Columns).
 """
 
 from ..features import LEVEL, RATE, SHARE

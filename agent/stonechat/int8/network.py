@@ -1,11 +1,10 @@
 """Dense int8 layers at work, and the reader of the plan that lets a board run a .tflite without reading its graph.
 
-A plan is what interpreter.py makes of a chain of dense layers: for each one the place of its weights in the file and
+A plan is what interpreter.py makes of a chain of dense layers: for each one the position of its weights in the file and
 its table, ready to use. model_file.py writes it behind the metadata at the end of the file and proves it. Here only
-what memory safety needs is checked again, because the viper kernel checks nothing: sizes, places, and that the layers
-fit together. The golden vectors (scorer.py) tell whether the numbers are right. interpreter.py describes the
-arithmetic.
-"""
+what memory safety needs is checked again, because the viper kernel checks nothing: sizes, positions, and that the
+layers fit together. The golden vectors (scorer.py) show whether the numbers are right. interpreter.py describes the
+arithmetic."""
 
 from array import array
 from binascii import crc32
@@ -179,13 +178,13 @@ class Network:
 
 
 def choose(kernels):
-    """The room of the kernels by name, None for the best there are: its fully_connected and its flip."""
+    """The module of the kernels by name, None for the best there are: its fully_connected and its flip."""
     try:
         if kernels in (None, "viper"):
             from . import viper
 
             return viper
-    except (ImportError, ValueError, SyntaxError):  # no such room; .mpy for another machine; no viper emitter
+    except (ImportError, ValueError, SyntaxError):  # no such module; .mpy for another machine; no viper emitter
         pass
     try:
         if kernels in (None, "plain"):

@@ -1,5 +1,5 @@
 """The names of TFLite's builtin operators, so that an unsupported one is refused by name. Read only then: a board may
-leave this room out. Source: the enum BuiltinOperator in tensorflow/lite/schema/schema.fbs, in order of its codes."""
+leave this module out. Source: the enum BuiltinOperator in tensorflow/lite/schema/schema.fbs, in order of its codes."""
 
 NAMES = """
 ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE EMBEDDING_LOOKUP FLOOR

@@ -16,7 +16,7 @@ import micropython
 @micropython.viper
 def fully_connected(x: ptr8, weights: ptr8, out: ptr8, table: ptr32, first: int, last: int):
     """plain.fully_connected, the same bytes; for tables whose digit is not 0."""
-    inputs = int(table[0])  # int8/network.py's _INPUTS and so on: viper takes no constant from another room
+    inputs = int(table[0])  # int8/network.py's _INPUTS and so on: viper takes no constant from another module
     zero = int(table[2])
     low = int(table[3])
     high = int(table[4])

@@ -66,7 +66,7 @@ class Program:
 
     def label(self, name: str) -> None:
         if name in self._labels:
-            raise CollectorError("bpf: label %s stands twice" % name)
+            raise CollectorError("bpf: label %s is there twice" % name)
         self._labels[name] = len(self._slots)
 
     def alu(self, operation: str, dst: int, value: int) -> None:
@@ -128,7 +128,7 @@ class Program:
         self._add(0x95)
 
     def code(self) -> bytes:
-        """The machine code. Raises CollectorError for a label that stands nowhere."""
+        """The machine code. Raises CollectorError for a label that is nowhere."""
         out = bytearray()
         for position, (opcode, dst, src, offset, value) in enumerate(self._slots):
             if isinstance(offset, str):
@@ -237,7 +237,7 @@ def load_program(kind: int, program: Program, name: str, expected_attach: int = 
 
 
 def _tail(words: str, lines: int = 6) -> str:
-    """The verifier's verdict stands before its statistics line; the instruction it stumbled over just above."""
+    """The verifier's verdict is before its statistics line; the instruction it refused is just above."""
     kept = [line for line in words.splitlines() if line and not line.startswith(("processed ", "verification time"))]
     return " | ".join(kept[-lines:])
 
@@ -260,7 +260,8 @@ def possible_cpus() -> int:
 
 
 def raise_memlock() -> None:
-    """Before 5.11 maps count against RLIMIT_MEMLOCK, whose default is too small. Raises nothing: the map will tell."""
+    """Before 5.11 maps count against RLIMIT_MEMLOCK, whose default is too small. Raises nothing: making the map will
+    fail."""
     import resource
 
     if tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2]) >= _RLIMIT_MEMLOCK_BEFORE:

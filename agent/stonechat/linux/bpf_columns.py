@@ -1,6 +1,6 @@
-"""The columns of LINUX_1 that need BPF: the system calls, the connections, and beside them the failed logins.
+"""The columns of LINUX_1 that need BPF: the system calls, the connections, and the failed logins.
 
-Each group is started by trying; what does not start says why, in the kernel's words, and what would mend it.
+Each group is started by trying; for one that does not start, `sources` has the kernel's reason and the fix.
 """
 
 import _socket
@@ -145,7 +145,7 @@ class BpfColumns:
         values[at + 7] = self._top_share_q8
 
     def _count_peers(self, overflow_bytes: int) -> int:
-        """-> peers of this window. Those that found no entry are as many as the bits tell, and all of them new."""
+        """-> peers of this window. Those without an entry are counted by the bits, and all of them are new."""
         out_bytes = most_bytes = new = 0
         rows = self.connections.peers
         for address, sent, _ in rows:
@@ -163,6 +163,6 @@ class BpfColumns:
             out_bytes += overflow_bytes
             self._new_peer_bytes += overflow_bytes
         self._new_peers += new
-        if out_bytes:  # a window that sent nothing says nothing about shares: the last one stands
+        if out_bytes:  # a window that sent nothing has no shares: the last one is kept
             self._top_share_q8 = _WHOLE_Q8 * most_bytes // out_bytes
         return peers

@@ -1,8 +1,7 @@
-"""The Linux collector: the best sources that start here, of which the schema tells.
+"""The Linux collector: the best sources that start here; its schema shows which.
 
 LINUX_1 needs every BPF group; where one does not start, the whole collector is LINUX_PROC_1, never a mixture, and
-`sources` says what did not start, why, and what would mend it. Nothing of BPF, ctypes or mmap is imported where BPF is
-not wanted.
+`sources` states what did not start, why, and the fix. BPF, ctypes and mmap are not imported where BPF is not wanted.
 """
 
 from ..errors import CollectorError
@@ -18,12 +17,12 @@ class LinuxCollector:
     (None: random, so that what is learned does not outlive this process); use_bpf: True (raise CollectorError where it
     does not start), False, or "auto".
 
-    disks: block devices or partitions whose writes count, None for all.
-    cgroup: a cgroup v2 folder to watch instead of the whole machine (a container, a slice, a recording beside other
-    work): the system calls, connections, programs, CPU time and memory of its processes and of those below it, and what
-    they write where io.stat tells (else name its `disks`). What the interfaces and /proc/net tell is its network
-    namespace's if the agent runs in it, else the machine's. Needs BPF: CollectorError where that does not start.
-    own_user_id: the user that the agent will become, whose connections are its own; None: the present one unless root.
+    disks: block devices or partitions whose writes count, None for all. cgroup: a cgroup v2 folder to watch instead of
+    the whole machine (a container, a slice, a recording beside other work): the system calls, connections, programs,
+    CPU time and memory of its processes and of those below it, and what they write where there is io.stat (else name
+    its `disks`). The counters of the interfaces and of /proc/net are those of its network namespace if the agent runs
+    in it, else the machine's. Needs BPF: CollectorError where that does not start. own_user_id: the user that the agent
+    will become, whose connections are its own; None: the present one unless root.
 
     schema: LINUX_1 or LINUX_PROC_1. sources: a tuple of (group, source, note)."""
 
@@ -92,8 +91,8 @@ class LinuxCollector:
 
     def exclude_peer(self, host: str, port: int) -> bool:
         """Leave connections to the agent's own broker out -> whether that is done; False where the name does not
-        resolve (yet). Not needed, and nothing is done, where own_user_id tells the agent's connections: others of this
-        device may talk to the same broker."""
+        resolve (yet). Not needed, and nothing is done, where own_user_id identifies the agent's connections: others of
+        this device may talk to the same broker."""
         return self._bpf is None or self._bpf.exclude_peer(host, port)
 
     @property
@@ -129,20 +128,20 @@ class LinuxCollector:
         self._cgroup.append(("cpu_busy", CgroupProcessor(cgroup)))
         memory = CgroupMemory(cgroup)
         self._cgroup.append(("mem_avail", memory))
-        told = "cpu.stat, " + memory.source
+        note = "cpu.stat, " + memory.source
         if memory.source != "memory.stat":
-            told += " (enable the memory controller, or with systemd ProtectProc=default, which lets it be read)"
+            note += " (enable the memory controller, or with systemd ProtectProc=default, which lets it be read)"
         if with_disk:
             try:
                 self._cgroup.append(("disk_written", CgroupDisk(cgroup)))
-                told += ", io.stat"
+                note += ", io.stat"
             except OSError:
-                told += "; disk_written is the whole machine's: it has no io.stat (name its disks)"
-        self.sources += (("cgroup", "v2", cgroup + ": " + told),)
+                note += "; disk_written is the whole machine's: it has no io.stat (name its disks)"
+        self.sources += (("cgroup", "v2", cgroup + ": " + note),)
 
     def _leave_own_out(self, values: list, own: "tuple[int, int, int, int]") -> None:
         """The interfaces' counters without the agent's own connections. The two are read a moment apart and offloads
-        count differently, so that the difference may step back a little: then the last one stands."""
+        count differently, so that the difference may step back a little: then the last one is kept."""
         bytes_in, pkts_in, bytes_out, pkts_out = own
         theirs = (bytes_in + pkts_in * _LINK_HEADER, pkts_in, bytes_out + pkts_out * _LINK_HEADER, pkts_out)
         for i, at in enumerate(self._traffic):

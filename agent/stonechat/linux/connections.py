@@ -55,7 +55,7 @@ _FLAG_SYN, _FLAG_RST, _FLAG_ACK = 2, 4, 16
 # Stack, offsets from FP
 _PORT, _FLAGS = -8, -16
 
-_MAPPED = int.from_bytes(b"\0\0\xff\xff\0\0\0\0", "little")  # what stands before an IPv4 address as ::ffff:a.b.c.d
+_MAPPED = int.from_bytes(b"\0\0\xff\xff\0\0\0\0", "little")  # what precedes an IPv4 address in ::ffff:a.b.c.d
 
 # Odd multipliers: 2^64 over the golden ratio (Knuth 6.4), and the first of MurmurHash3's fmix64.
 _GOLDEN, _MURMUR = 0x9E3779B97F4A7C15, 0xFF51AFD7ED558CCD

@@ -1,7 +1,7 @@
-"""The daemon itself: everything that runs, put together from a checked configuration.
+"""The daemon: everything that runs, put together from a checked configuration.
 
-What only reads the command line and the configuration (cli.py) is another program, which this one replaces: so the
-process that stays resident never holds argparse, tomllib and re, 3.5 MB of them.
+The program that reads the command line and the configuration (cli.py) replaces itself by this one, so that the resident
+process never holds argparse, tomllib and re (3.5 MB).
 """
 
 import marshal

@@ -21,7 +21,7 @@ class LearnedPeers:
         self._known: dict = {}  # key: None, the longest unseen first
         self._candidates: dict = {}  # key: windows seen so far, the longest unseen first
         self.hold = False  # True: nobody becomes known
-        self.forgotten = 0  # known peers that had to make room
+        self.forgotten = 0  # known peers that were dropped for others
 
     def __len__(self) -> int:
         return len(self._known)

@@ -23,7 +23,7 @@ class FailedLogins:
         self._total = 0
         self._open()
         if self._fd >= 0:
-            self._seen_bytes = os.fstat(self._fd).st_size  # what stands there already is history
+            self._seen_bytes = os.fstat(self._fd).st_size  # what is there already is history
 
     @property
     def note(self) -> str:
@@ -63,5 +63,5 @@ class FailedLogins:
         try:
             there = os.stat(self._path)
         except OSError:
-            return False  # between rename and create: the old file still tells
+            return False  # between rename and create: the old file still counts
         return self._fd < 0 or there.st_ino != os.fstat(self._fd).st_ino

@@ -1,6 +1,6 @@
 """MQTT through paho-mqtt, without its thread: the agent's loop drives it, so nothing runs as another user.
 
-The import costs about 12 MB of memory; mqtt.Client is the lean choice with the same face.
+The import costs about 12 MB of memory; mqtt.Client has the same interface and is smaller.
 """
 
 import select

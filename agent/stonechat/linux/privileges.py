@@ -42,7 +42,7 @@ def user_ids(user: str = "") -> "tuple[int, int]":
 def drop(user: str = "", keep_net_admin: bool = False) -> None:
     """Become `user` (where started as root) and drop every capability from every set, for good. keep_net_admin leaves
     CAP_NET_ADMIN, and that alone, for responses. Raises ConfigError for an unknown user, OSError where the kernel
-    refuses; afterwards status() tells what is left."""
+    refuses; afterwards status() gives what is left."""
     if os.getuid() and not keep_net_admin and not any(status()[1:]):
         _no_new_privileges_if_loaded()
         return
@@ -64,7 +64,7 @@ def drop(user: str = "", keep_net_admin: bool = False) -> None:
 
 
 def status(path: str = "/proc/self/status") -> "tuple[int, int, int, int, int]":
-    """-> (user id, permitted, effective, inheritable, ambient capabilities) as the kernel tells them."""
+    """-> (user id, permitted, effective, inheritable, ambient capabilities) as the kernel reports them."""
     found = {}
     with open(path) as file:
         for line in file:

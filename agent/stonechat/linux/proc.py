@@ -69,7 +69,7 @@ class Interfaces(Part):
         before_bytes, before_pkts = self._totals[2:]
         self._push_all()
         bytes_in, pkts_in, bytes_out, pkts_out = self._totals
-        if pkts_out > before_pkts:  # a window that sent nothing says nothing about sizes: the last mean stands
+        if pkts_out > before_pkts:  # a window that sent nothing has no sizes: the last mean is kept
             self._mean_out_bytes = (bytes_out - before_bytes) // (pkts_out - before_pkts)
         values[at : at + 5] = (bytes_in, bytes_out, pkts_in, pkts_out, self._mean_out_bytes)
 

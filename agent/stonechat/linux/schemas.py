@@ -17,7 +17,7 @@ PROC_COLUMNS = (
     ("udp_in", "datagrams/s", RATE),
     ("udp_out", "datagrams/s", RATE),
     ("udp_noport", "datagrams/s", RATE),  # arrived for a port that nobody listens on
-    ("icmp_unreach_in", "messages/s", RATE),  # somebody out there told us "nobody here"
+    ("icmp_unreach_in", "messages/s", RATE),  # a host or router answered "nobody here"
     ("ip_out_unattrib", "packets/s", RATE),  # sent by raw sockets: below TCP, UDP and ICMP
     ("estab", "sockets", LEVEL),
     ("listen_ports", "ports", LEVEL),
@@ -38,7 +38,7 @@ PROC_COLUMNS = (
 
 LINUX_PROC_1 = Schema("linux-proc-1", PROC_COLUMNS)
 
-# With BPF the system calls and peers themselves take the place of what only stands for them.
+# With BPF the system calls and peers themselves replace these approximations.
 STAND_INS = ("conn_out", "conn_fail", "retrans", "udp_in", "udp_out", "ctxt", "pgfault", "pages_dirtied", "disk_read")
 
 SYSCALL_COLUMNS = (

@@ -32,7 +32,7 @@ _SLOTS = 32  # words a CPU: four cache lines of its own
 _CLASSES = 16
 _MAX_CPUS = 4096
 
-# Where the registers of the caller tell a 32-bit one: (offset in pt_regs, bytes, how, value)
+# Where the registers of the caller show a 32-bit one: (offset in pt_regs, bytes, how, value)
 _COMPAT_MARKS = {
     "x86_64": (136, "eq", 0x23, "i386"),  # cs is __USER32_CS
     "aarch64": (264, "set", 0x10, "armhf"),  # pstate has PSR_MODE32_BIT
@@ -217,7 +217,7 @@ def _sees_true_process_ids() -> bool:
 
 
 def kernel_machine() -> str:
-    """The kernel's own architecture, by its name in TABLES, whatever a 32-bit userland is told by uname."""
+    """The kernel's own architecture, by its name in TABLES, whatever uname reports to a 32-bit userland."""
     try:
         with open("/proc/sys/kernel/arch") as file:  # since 6.1
             name = file.read().strip()
