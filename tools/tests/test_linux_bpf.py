@@ -854,7 +854,8 @@ def test_a_benign_recording_begins_once_the_peers_are_learned(tmp_path):
     from stonechat.schema import Schema
     from stonechat.window import Window
     from stonechat_tools.recording.record import record
-    from stonechat_tools.traces.trace import TraceWriter, read_trace
+    from stonechat_tools.traces.files import read_trace
+    from stonechat_tools.traces.format import TraceWriter
 
     class Counting:
         schema = Schema("one", (("reads", "1", RATE),))

@@ -26,8 +26,10 @@ from stonechat.metadata import Metadata
 from stonechat.model import load_model
 
 from stonechat_tools.modeling.calibrate import DAY_S, poisson_bound
-from stonechat_tools.modeling.device_path import Network, Replay, features_q8
-from stonechat_tools.traces.trace import Trace, TraceError, is_benign, read_all
+from stonechat_tools.modeling.device_path import Network, Replay, to_features
+from stonechat_tools.traces.files import read_all
+from stonechat_tools.traces.format import TraceError, is_benign
+from stonechat_tools.traces.trace import Trace
 
 DEFAULT_DATA = "../shared/data"
 SETS = ("pi3-malware", "pi-spectrum", "iot-lan", "iot23", "ipcam")
@@ -94,7 +96,7 @@ def evaluate(data: bytes, trace: Trace, learn: bool = True) -> dict[str, Any]:
 def _device(meta: Metadata, network: Network, part: Trace, learn: bool) -> dict[str, Any]:
     """Benign windows take the living state further; each run of attack windows is tried on a copy of it, because an
     attack that was caught is cleaned up and must not count against the benign windows after it."""
-    f_q8 = features_q8(part.schema, part.deltas, part.elapsed_ms, part.window_ms)
+    f_q8 = to_features(part)
     replay = Replay(meta, network, learn)
     benign_scores: list[int] = []
     benign_windows = false_alarms = learning = 0

@@ -35,7 +35,7 @@ from stonechat.schema import Schema
 
 from stonechat_tools.lab import attacks, benign, box, guest, netns
 from stonechat_tools.lab.bounds import leave_cleanly_on_signals, stopped
-from stonechat_tools.traces.trace import BENIGN, TraceWriter
+from stonechat_tools.traces.format import BENIGN, TraceWriter
 
 CALM_WINDOWS = 10  # benign windows that are counted for false alarms, before the first attack
 WINDOWS = 12  # that an attack may last
@@ -333,7 +333,7 @@ def run(args: argparse.Namespace) -> int:
         benign_figures = None
         if args.benign:
             from stonechat_tools.evaluation.evaluate import evaluate
-            from stonechat_tools.traces.trace import read_all
+            from stonechat_tools.traces.files import read_all
 
             benign_figures = evaluate(Path(args.model).read_bytes(), read_all(args.benign))
         from stonechat_tools.evaluation.trial_page import page

@@ -33,10 +33,11 @@ from stonechat.errors import ModelError, StonechatError
 from stonechat.metadata import Metadata
 from stonechat.model import load_model
 
-from stonechat_tools.modeling.device_path import Network, Replay, features_q8
+from stonechat_tools.modeling.device_path import Network, Replay, to_features
 from stonechat_tools.modeling.fit import table
 from stonechat_tools.modeling.seal import seal
-from stonechat_tools.traces.trace import Trace, read_all
+from stonechat_tools.traces.files import read_all
+from stonechat_tools.traces.trace import Trace
 
 Ints = npt.NDArray[np.int64]
 AlarmRules = tuple[tuple[int, int, int], ...]
@@ -258,7 +259,7 @@ def living_streams(meta: Metadata, network: Network, trace: Trace, skip: int = 0
     streams = []
     for name in trace.device_names:
         part = trace.of_device(name)
-        f_q8 = features_q8(part.schema, part.deltas, part.elapsed_ms, part.window_ms)
+        f_q8 = to_features(part)
         result = Replay(meta, network).run(f_q8)
         stream = result.surprise_q8[~result.learning][skip:]
         if len(stream):
@@ -298,7 +299,7 @@ def _renew_table(meta: Metadata, network: Network, benign: Trace) -> None:
     segments = []
     for name in benign.device_names:
         part = benign.of_device(name)
-        result = Replay(meta, network).run(features_q8(part.schema, part.deltas, part.elapsed_ms, part.window_ms))
+        result = Replay(meta, network).run(to_features(part))
         scores = np.sort(result.score_q8[~result.learning])
         if len(scores) >= 50:
             segments.append(scores)

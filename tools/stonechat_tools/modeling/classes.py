@@ -19,7 +19,7 @@ from typing import Any
 from stonechat import __version__
 from stonechat.errors import ConfigError, StonechatError
 
-from .train import DONE, Task, make
+from .task import DONE, Task, make
 
 Outcome = dict[str, Any]
 View = Callable[[int], AbstractContextManager[Callable[[Outcome], None]]]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from stonechat import features
+from stonechat import adaptation, detection, features, scorer
 from stonechat.adaptation import Adaptation
 from stonechat.detection import ALARM, NORMAL, WATCH
 from stonechat.features import LEVEL, RATE, SHARE, Normalization
@@ -23,17 +23,15 @@ from stonechat.model import load_model
 from stonechat.model_file import RECONSTRUCTION, WEIGHT_ONE
 from stonechat.schema import Schema
 
-from stonechat_tools.modeling.tflite_writer import Layer
+from ..traces.trace import Trace
+from .tflite_writer import Layer
 
 Ints = npt.NDArray[np.int64]
-_CLEAR_Q8, _WATCH_Q8, _ALARM_Q8, _SURPRISE_MAX_Q8 = (
-    64,
-    128,
-    256,
-    4096,
-)  # detection.py's private lines; a test holds the two rooms together
-_DRIFT_CLIP = 16
-BEYOND_MAX = features._BEYOND_MAX
+CLEAR_Q8, WATCH_Q8, ALARM_Q8 = detection._CLEAR_Q8, detection._WATCH_Q8, detection._ALARM_Q8
+SURPRISE_MAX_Q8 = detection._SURPRISE_MAX_Q8
+DRIFT_CLIP = adaptation._CLIP_STEPS
+EXCESS_MAX = features._BEYOND_MAX
+LOCATION_MAX_Q8, SCALE_LOW_Q8, SCALE_HIGH_Q8 = scorer._LOCATION_MAX_Q8, scorer._SCALE_LOW_Q8, scorer._SCALE_HIGH_Q8
 _LOG2_TABLE = np.array([*features._LOG2_Q8, 256], dtype=np.int64)
 
 
@@ -68,6 +66,11 @@ def features_q8(schema: Schema, deltas: npt.ArrayLike, elapsed_ms: npt.ArrayLike
             assert column[2] == LEVEL
         out[:, i] = np.where(values > 0, logs, 0)
     return out
+
+
+def to_features(trace: Trace) -> Ints:
+    """A trace -> f_q8, in the device's own arithmetic."""
+    return features_q8(trace.schema, trace.deltas, trace.elapsed_ms, trace.window_ms)
 
 
 def quantize_multiplier(real: float) -> tuple[int, int]:
@@ -282,7 +285,7 @@ class Replay:
         """What the network leaves of the clipped input, and on top what lies beyond each feature's reach."""
         x = np.clip(steps, -128, 127)
         y = self.network.run(x)
-        excess = np.clip(steps - np.clip(steps, -self._reach, self._reach), -BEYOND_MAX, BEYOND_MAX)
+        excess = np.clip(steps - np.clip(steps, -self._reach, self._reach), -EXCESS_MAX, EXCESS_MAX)
         out: Ints = (x - y if self.meta.kind == RECONSTRUCTION else y) + excess
         return out
 
@@ -296,7 +299,7 @@ class Replay:
         meta, knots = self.meta, self.meta.knots
         s = (score_q8 - self.location) * meta.scale_q8 // self.scale + meta.location_q8
         if s >= knots[-1][0]:
-            return min(_SURPRISE_MAX_Q8, knots[-1][1] + ((s - knots[-1][0]) * meta.tail_q8 >> 8))
+            return min(SURPRISE_MAX_Q8, knots[-1][1] + ((s - knots[-1][0]) * meta.tail_q8 >> 8))
         if s <= knots[0][0]:
             return knots[0][1]
         at = int(np.searchsorted(self._knot_scores, s, side="right")) - 1
@@ -321,8 +324,8 @@ class Replay:
                 score = int(still[i])
             surprise = self.surprise(score)
             share = self._weigh(surprise)
-            if still is None and share < _WATCH_Q8:
-                self.drift = np.clip(self.drift + np.clip(x, -_DRIFT_CLIP, _DRIFT_CLIP), -bound, bound)
+            if still is None and share < WATCH_Q8:
+                self.drift = np.clip(self.drift + np.clip(x, -DRIFT_CLIP, DRIFT_CLIP), -bound, bound)
             out.score_q8[i], out.surprise_q8[i], out.evidence_q8[i], out.level[i] = score, surprise, share, self.level
         return out
 
@@ -332,11 +335,11 @@ class Replay:
             e = min(max(0, self.evidence[i] + min(surprise, cap) - k), alarm + (alarm >> 1))
             self.evidence[i] = e
             share = max(share, (e << 8) // alarm)
-        if share >= _ALARM_Q8:
+        if share >= ALARM_Q8:
             self.level = ALARM
-        elif share < _CLEAR_Q8:
+        elif share < CLEAR_Q8:
             self.level = NORMAL
-        elif share >= _WATCH_Q8 and self.level == NORMAL:
+        elif share >= WATCH_Q8 and self.level == NORMAL:
             self.level = WATCH
         return share
 
@@ -367,5 +370,5 @@ class Replay:
         ordered = sorted(self._rows)
         location = ordered[len(ordered) >> 1]
         scale = ordered[len(ordered) * 7 >> 3] - location
-        self.location = min(location, meta.location_q8 + 1024)
-        self.scale = max(1, meta.scale_q8 * 205 >> 8, min(scale, meta.scale_q8 * 512 >> 8))
+        self.location = min(location, meta.location_q8 + LOCATION_MAX_Q8)
+        self.scale = max(1, meta.scale_q8 * SCALE_LOW_Q8 >> 8, min(scale, meta.scale_q8 * SCALE_HIGH_Q8 >> 8))

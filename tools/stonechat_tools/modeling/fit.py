@@ -20,15 +20,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from stonechat.cbor_maps import dumps
-from stonechat.errors import StonechatError
+from stonechat.errors import ModelError, StonechatError
 from stonechat.features import Normalization
 from stonechat.metadata import Metadata
+from stonechat.model import load_model
 from stonechat.model_file import BUFFER, INFO_BUFFER
 from stonechat.schema import Schema, pack_normalization
 
-from stonechat_tools.modeling.device_path import Network, Replay
-from stonechat_tools.modeling.seal import PLACEHOLDER, seal
-from stonechat_tools.modeling.tflite_writer import Layer, write
+from .device_path import Network, Replay
+from .seal import PLACEHOLDER, seal
+from .tflite_writer import Layer, write
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -50,6 +51,7 @@ _OUTLYING = 4.0  # robust deviations above the ordinary blocks: what stays left 
 _OUTLYING_SHARE = 0.3  # of a block's windows that lie there
 _OWN_LATENT = 0.8  # share of one feature in a component that then is that feature's own
 _REACH_CODES = 5
+_CHECKED_ROWS = 200
 _REACH_SLACK = 2
 DEFAULT_ALARM_RULES = ((256, 384, 20 * 256),)  # k 1, cap 1.5, alarm at 20: 40 windows of p < .03 in a row
 
@@ -334,6 +336,29 @@ def _floor_curve(p: Floats, n: int) -> Floats:
     part = (_COUNTING_RESIDUAL / STEP) ** 2 * 255 / 16
     curve: Floats = 256 * np.log2(1 + part * chi)
     return curve
+
+
+def assemble(meta: Metadata, schema: Schema, layers: list[Layer], x: Floats, bottleneck: Floats) -> FittedModel:
+    """A network quantized elsewhere -> a model with the weights of its score, still without a table. meta: with schema,
+    window and normalization; x: benign rows in deviations."""
+    meta.knots, meta.alarm_rules = ((0, 0), (1, 1)), DEFAULT_ALARM_RULES
+    residual = x - Network.from_layers(layers).run(np.rint(x / STEP)) * STEP
+    deviation = np.clip(np.sqrt((residual**2).mean(axis=0)), _RESIDUAL_FLOOR, 16 * _RESIDUAL_FLOOR)
+    meta.weights = bytes(np.clip(np.rint(255 * _RESIDUAL_FLOOR**2 / deviation**2), 1, 255).astype(np.uint8))
+    return FittedModel(schema, meta.window_ms, meta, layers, bottleneck, bottleneck.T, deviation)
+
+
+def check_file(data: bytes, fitted: FittedModel) -> dict[str, Any]:
+    """The device's own interpreter must give what the numpy path gave. -> figures of the file."""
+    model = load_model(data)
+    rng = np.random.default_rng(3)
+    x = rng.integers(-128, 128, (_CHECKED_ROWS, model.input_size))
+    expected = fitted.network.run(x)
+    for row, want in zip(x, expected, strict=True):
+        got = model.run(bytes((row & 255).astype(np.uint8)))
+        if bytes(got) != bytes((want & 255).astype(np.uint8)):
+            raise ModelError("the written file does not compute what was trained; this is a bug, please report it")
+    return {"macs": int(model.macs), "digest": model.digest.hex()}
 
 
 def _golden(meta: Metadata, network: Network) -> tuple[tuple[bytes, bytes, int], ...]:

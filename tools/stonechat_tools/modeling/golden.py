@@ -1,16 +1,17 @@
 """Golden vectors: what a model's reference runtime answers, so that every other runtime can be held to it.
 
-    python -m stonechat_tools.modeling.golden models/linux-proc-1      writes golden.json beside model.tflite
-    python -m stonechat_tools.modeling.golden --fixtures               remakes the tests' own models
-
 golden.json: {"format": 1, "runtime": ..., "resolver": ..., "agrees": [...], "sha256": of model.tflite,
 "tensors": [number of each layer's output], "vectors": [[input, output, [layers]], ...]}, int8 bytes in hex. The
 layers and outputs come from TFLite Micro; tflite-runtime with its integer reference kernels must agree on the outputs,
 else nothing is written. (Its layers can't be read back: operators that work in place share their memory, whatever
 preserve_all_tensors says.) Small enough for MicroPython's json.
+
+A trained model's has whole windows as well: "schema", "schema_id", "kinds" and "windows": [{"deltas": [...],
+"elapsed_ms": n, "x": hex of the int8 input, "y": hex of the output, "score_q8": n, "surprise_q8": n}, ...], each by
+itself, on a fresh device that has learned nothing, made by the device's own code. Where the reference runtimes are not
+installed, the bare vectors come from the agent's own interpreter, and `resolver` is "own interpreter".
 """
 
-import argparse
 import hashlib
 import json
 from pathlib import Path
@@ -18,27 +19,33 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from stonechat import __version__
+from stonechat.detection import Detector, Verdict
 from stonechat.errors import ModelError
+from stonechat.features import Normalization
 from stonechat.int8 import tflite
 from stonechat.linux.tflite_runtime import TfliteRuntime
+from stonechat.model import load_model
+from stonechat.schema import Schema
+from stonechat.window import DELTA_MAX
 
-from ..proofs import generated
-from ..proofs.exactness import TfliteMicro, outputs
+from ..traces.trace import Trace
+from .oracles import TfliteMicro, inputs, outputs
 
 VECTORS = 32
-FIXTURES = Path(__file__).resolve().parents[3] / "firmware_tests" / "golden"
+REAL_WINDOWS = 8
 
 
 def make(data: bytes, count: int = VECTORS, seed: int = 1) -> dict[str, Any]:
     """The golden record of a model file. Raises ModelError where a runtime is missing or the two disagree."""
     micro = TfliteMicro(data, keep_layers=True)
-    inputs = _inputs(micro.input_size, count, seed)
+    rows = _inputs(micro.input_size, count, seed)
     tensors = _layer_tensors(data)
     vectors = []
-    for x in inputs:
+    for x in rows:
         output = micro.run(x.tobytes())
         vectors.append([x.tobytes().hex(), output.hex(), [micro.layer(number).hex() for number in tensors]])
-    other = outputs(TfliteRuntime(data), inputs)
+    other = outputs(TfliteRuntime(data), rows)
     if [row.tobytes().hex() for row in other] != [vector[1] for vector in vectors]:
         raise ModelError("TFLite Micro and tflite-runtime's reference kernels disagree on this model")
     return {
@@ -57,32 +64,14 @@ def write_golden(model: Path, count: int = VECTORS) -> Path:
     path = model / "model.tflite" if model.is_dir() else model
     target = path.with_name("golden.json")
     record = make(path.read_bytes(), count)
-    vectors = ",\n".join(json.dumps(vector, separators=(",", ":")) for vector in record.pop("vectors"))
-    target.write_text(json.dumps(record, indent=0)[:-2] + ',\n"vectors": [\n' + vectors + "\n]}\n")
+    target.write_text(golden_text(record))
     return target
-
-
-def make_fixtures() -> None:
-    """The small models that the tests always have: each kind of scale, every operator, accumulators of every size."""
-    generator = np.random.default_rng(3)
-    models = {
-        "dense-tensor": generated.chain(generator, [24, 16, 8, 16, 24], False),
-        "dense-channel": generated.chain(generator, [19, 11, 5, 11, 19], True),
-        "extreme": generated.chain(generator, [7, 9, 6], True, extreme=True),
-        "wide": generated.chain(generator, [640, 3, 4], False),
-        "operators": generated.operators(generator, 6),
-    }
-    for name, data in models.items():
-        folder = FIXTURES / name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "model.tflite").write_bytes(data)
-        write_golden(folder, 6 if name == "wide" else 12)
 
 
 def _inputs(width: int, count: int, seed: int) -> NDArray[np.int8]:
     """The ends, then by halves what is uniform and what benign data looks like: small values around zero."""
     generator = np.random.default_rng(seed)
-    values = generated.inputs(generator, width, count)
+    values = inputs(generator, width, count)
     values[count // 2 :] = np.clip(generator.normal(0, 16, values[count // 2 :].shape).round(), -128, 127)
     return values
 
@@ -100,16 +89,66 @@ def _version(distribution: str) -> str:
     return importlib.metadata.version(distribution)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="*", type=Path, help="a model.tflite, or the folder that has one")
-    parser.add_argument("--fixtures", action="store_true", help="remake firmware_tests/golden")
-    args = parser.parse_args()
-    if args.fixtures:
-        make_fixtures()
-    for model in args.model:
-        print(write_golden(model))
+def golden_document(data: bytes, schema: Schema, trace: Trace) -> dict[str, Any]:
+    """data: the .tflite; trace: windows to take some from -> what golden.json holds."""
+    document = _network_vectors(data)
+    document |= {"schema": schema.name, "schema_id": schema.id.hex(), "kinds": [column[2] for column in schema.columns]}
+    document["windows"] = _window_vectors(data, schema, trace)
+    return document
 
 
-if __name__ == "__main__":
-    main()
+def _network_vectors(data: bytes) -> dict[str, Any]:
+    try:
+        return make(data)
+    except (ImportError, ModelError):
+        model = load_model(data)
+        rng = np.random.default_rng(1)
+        rows = [rng.integers(0, 256, model.input_size, dtype=np.uint8).tobytes() for _ in range(VECTORS)]
+        return {
+            "format": 1,
+            "runtime": "stonechat " + __version__,
+            "resolver": "own interpreter",
+            "agrees": [],
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "tensors": [],
+            "vectors": [[x.hex(), bytes(model.run(x)).hex(), []] for x in rows],
+        }
+
+
+def _window_vectors(data: bytes, schema: Schema, trace: Trace) -> list[dict[str, Any]]:
+    model = load_model(data)
+    meta = model.metadata
+    norm = Normalization(schema, meta.normalization)
+    detector = Detector(meta, Verdict(len(meta)), norm.excess)
+    f_q8, x = [0] * len(meta), bytearray(len(meta))
+    vectors = []
+    for deltas, elapsed_ms in _windows(trace, meta.window_ms):
+        norm.fill_q8(deltas, elapsed_ms, meta.window_ms, f_q8)
+        norm.fill(f_q8, x)
+        y = bytes(model.run(x))
+        score_q8 = detector.score(x, y)
+        vector = {"deltas": deltas, "elapsed_ms": elapsed_ms, "x": bytes(x).hex(), "y": y.hex()}
+        vectors.append(vector | {"score_q8": score_q8, "surprise_q8": detector.surprise(score_q8)})
+    return vectors
+
+
+def _windows(trace: Trace, window_ms: int) -> list[tuple[list[int], int]]:
+    """Some real windows spread over the trace, and the ends of the range."""
+    rows = np.linspace(0, len(trace) - 1, REAL_WINDOWS).astype(int)
+    windows = [(trace.deltas[row].tolist(), int(trace.elapsed_ms[row])) for row in rows]
+    top = [25600 if kind == "share" else DELTA_MAX for _, _, kind in trace.schema.columns]
+    windows.append(([0] * len(top), window_ms))
+    windows.append((top, window_ms))
+    windows.append(([value if i % 2 else 0 for i, value in enumerate(top)], window_ms * 3 // 2))
+    windows.append(([1] * len(top), (window_ms + 1) // 2))
+    return windows
+
+
+def golden_text(document: dict[str, Any]) -> str:
+    """One vector a line, so that a change can be read."""
+    lists = [key for key in ("windows", "vectors") if key in document]
+    head = json.dumps({key: value for key, value in document.items() if key not in lists}, indent=0)[:-2]
+    for key in lists:
+        lines = ",\n".join(json.dumps(vector, separators=(",", ":")) for vector in document[key])
+        head += f',\n"{key}": [\n{lines}\n]'
+    return head + "}\n"

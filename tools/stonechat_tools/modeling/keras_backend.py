@@ -18,8 +18,7 @@ from stonechat.metadata import Metadata
 from stonechat.schema import Schema, pack_normalization
 
 from .device_path import Network, Replay
-from .fit import STEP, FittedModel, front_end, set_table
-from .quantize import assemble
+from .fit import STEP, FittedModel, assemble, front_end, set_table
 from .tflite_writer import Layer
 
 Ints = npt.NDArray[np.int64]

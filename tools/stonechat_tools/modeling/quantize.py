@@ -34,16 +34,15 @@ from stonechat.metadata import Metadata
 from stonechat.schema import Schema, pack_normalization
 
 from ..traces.dataset import split
-from ..traces.trace import Trace, TraceError, check_columns, read_all
-from .device_path import Network, Replay
-from .fit import DEFAULT_ALARM_RULES, STEP, FittedModel, set_table
+from ..traces.files import read_all
+from ..traces.format import TraceError, check_columns
+from ..traces.trace import Trace
+from .device_path import Network, Replay, to_features
+from .fit import DEFAULT_ALARM_RULES, STEP, FittedModel, assemble, check_file, set_table
 from .tflite_writer import Layer
-from .training import check_file, to_features
 
 Floats = npt.NDArray[np.float64]
 ACTIVATIONS = ("none", "relu")
-_LEAST_RESIDUAL = 0.125  # deviations: below it, rounding to 1/16 would be the residual
-_GREATEST_RESIDUAL = 2.0
 _LEAST_WINDOWS = 300
 
 
@@ -135,16 +134,6 @@ def quantize(weights: Weights, benign: Trace) -> tuple[FittedModel, dict[str, An
         "output_error_q99": round(float(np.quantile(error, 0.99)), 4),
     }
     return fitted, figures
-
-
-def assemble(meta: Metadata, schema: Schema, layers: list[Layer], x: Floats, bottleneck: Floats) -> FittedModel:
-    """A network quantized elsewhere -> a model with the weights of its score, still without a table. meta: with schema,
-    window and normalization; x: benign rows in deviations."""
-    meta.knots, meta.alarm_rules = ((0, 0), (1, 1)), DEFAULT_ALARM_RULES
-    residual = x - Network.from_layers(layers).run(np.rint(x / STEP)) * STEP
-    deviation = np.clip(np.sqrt((residual**2).mean(axis=0)), _LEAST_RESIDUAL, _GREATEST_RESIDUAL)
-    meta.weights = bytes(np.clip(np.rint(255 * _LEAST_RESIDUAL**2 / deviation**2), 1, 255).astype(np.uint8))
-    return FittedModel(schema, meta.window_ms, meta, layers, bottleneck, bottleneck.T, deviation)
 
 
 def quantize_layers(weights: Weights, outputs: list[Floats]) -> list[Layer]:

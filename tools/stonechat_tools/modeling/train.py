@@ -19,13 +19,12 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stonechat.errors import ConfigError
 
-DONE = "outcome.json"
+from .task import Task, make
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,21 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print the outcome as JSON, and no progress")
 
 
-@dataclass
-class Task:
-    """One model to make; a plain value, so that it can be sent to another process or machine."""
-
-    recordings: list[str]
-    output: str
-    name: str
-    version: int
-    options: Any
-    command: str
-    summary: str = ""
-    limits: list[str] = field(default_factory=list)
-    weights: str | None = None
-
-
 def run(args: argparse.Namespace) -> int:
     from .classes import train_classes
 
@@ -91,51 +75,6 @@ def run(args: argparse.Namespace) -> int:
         outcome = make(_task(args, tell), tell)
     print(json.dumps(outcome) if args.json else _sentence(outcome))
     return 0
-
-
-def make(task: Task, tell: Callable[[str, float], None] = lambda what, share: None) -> dict[str, Any]:
-    """Do one task: read, train, write -> its outcome (as in outcome.json)."""
-    from ..traces.trace import read_all
-    from .card import card
-    from .training import digest_file, train
-    from .vectors import golden, golden_text
-
-    tell("reading", 0.0)
-    trace = read_all(task.recordings)
-    origin = {os.path.basename(path): digest_file(path) for path in task.recordings}
-    trained = train([trace], task.name, task.version, task.options, tell, origin)
-    folder = Path(task.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    benign = trace.select(trace.benign)
-    vectors = golden_text(golden(trained.data, trace.schema, benign))
-    text = card(task.name, task.version, trained, trace, task.command, task.summary, task.limits)
-    _replace(folder / "golden.json", vectors.encode())
-    _replace(folder / "card.md", text.encode())
-    _replace(folder / "model.tflite", trained.data)
-    if task.weights:
-        from .quantize import save_weights
-
-        save_weights(task.weights, trained.fitted)
-    figures = trained.figures
-    return {
-        "name": task.name,
-        "model": str(folder / "model.tflite"),
-        "schema": trace.schema.name,
-        "windows": int(trace.benign.sum()),
-        "digest": figures["digest"],
-        "file_bytes": figures["file_bytes"],
-        "macs": figures["macs"],
-        "units": figures["units"],
-        "held_out_windows": figures["held_out_windows"],
-        "held_out_alarms": figures["held_out_alarms"],
-        "alarms_per_30_days_at_most_95": figures["alarms_per_30_days_at_most_95"],
-    }
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
 
 
 def _sentence(outcome: dict[str, Any]) -> str:
@@ -163,10 +102,12 @@ def _task(args: argparse.Namespace, tell: Callable[[str, float], None]) -> Task:
 
 
 def _recipe_task(args: argparse.Namespace, tell: Callable[[str, float], None]) -> Task:
-    from ..recording.recipe import read_recipe, record
+    from ..recording.recipe import read_recipe
 
     recipe = read_recipe(args.recipe)
     if args.record:
+        from ..recording.session import record
+
         record(recipe, lambda done, total: tell(f"recording, {done} of {total} windows", 0.0))
     recordings = args.recordings or recipe.traces()
     if not recordings:
@@ -181,7 +122,7 @@ def _recipe_task(args: argparse.Namespace, tell: Callable[[str, float], None]) -
 
 def _options(args: argparse.Namespace, table: dict[str, Any]) -> Any:
     """The recipe's [fit], overridden by what the command line gives."""
-    from .training import Options
+    from .options import Options
 
     given = {key: getattr(args, key) for key in Options.__dataclass_fields__ if getattr(args, key, None) is not None}
     return Options.of({**table, **given}, args.recipe or "stonechat train")

@@ -7,109 +7,33 @@ Each device's benign windows are cut in the order of time: 60 % make the network
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from stonechat import __version__
-from stonechat.errors import ConfigError, ModelError
+from stonechat.errors import ConfigError
 from stonechat.features import LEVEL, RATE, SHARE
-from stonechat.model import load_model
 
 from ..traces.dataset import split
-from ..traces.trace import Trace, TraceError, join
+from ..traces.format import TraceError
+from ..traces.trace import Trace, join
 from .calibrate import choose, parse_budget, poisson_bound
-from .device_path import features_q8
-from .fit import FitError, FittedModel, default_units, fit, set_table
+from .device_path import to_features
+from .fit import FitError, FittedModel, check_file, default_units, fit, set_table
+from .options import Options
 
 Ints = npt.NDArray[np.int64]
 FRACTIONS = {"fit": 0.6, "table": 0.2, "held-out": 0.2}
 _INJECTED = 3.0  # deviations: the made-up anomalies by which candidates are told apart
 _INJECTED_FEATURES = (1, 3)
 _BUDGET_SHARE = 0.01  # the share of benign windows above the line at which they must be found
-_CHECKED_ROWS = 200
 _LEAST_QUIET = 20
 _ON_THE_CARD_ONLY = ("tried", "held_out")  # a row for each candidate and device: the file goes to devices
 _MAX_TABLE_WINDOWS = 20_000
 Tell = Callable[[str, float], None]
 Stream = tuple[Ints, int]  # features of a device's windows, and from which of them on it is judged
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a model is fitted; the keys of a recipe's [fit] and of `stonechat train`.
-
-    seeds: how many draws of the jitter (or of the weights) are tried. units: latents in the bottleneck, 0 tries
-    several. network: of fit.fit. learn_windows: what a fresh device learns before it may alarm (even). trim: the share
-    of 20-window blocks left out as contaminated. jitter_octaves, jitter_percent: noise added to counts and levels, and
-    to shares, while fitting: what is more alike in the recording than it will be elsewhere gets that much room.
-    jitter_of: the same for single features, {name = size}.
-    latent_range: a latent saturates so many deviations from its centre (0: as fitted, 8), so that what goes further
-    than benign windows do along a benign direction is not rebuilt. leave_out: conditions such as "cpu_busy > 75"
-    (shares in percent); windows that meet one are not used. busy: the same, but of such windows, in which something
-    else than the device kept the machine busy, only the machine_columns are replaced, by those of a random window of
-    the same device in which it was not. centre_devices: move each device's windows so that its median is that of the
-    class, as the device's own learning will; deviations are then those within a device, not those between them.
-    budget: false alarms allowed, COUNT/DAYSd. alarm rules: (allowance, cap, threshold) each, instead of those that the
-    budget picks."""
-
-    seeds: int = 5
-    units: int = 0
-    network: str = "linear"
-    learn_windows: int = 128
-    trim: float = 0.0
-    jitter_octaves: float = 0.0
-    jitter_percent: float = 0.0
-    jitter_of: tuple[tuple[str, float], ...] = ()
-    latent_range: float = 0.0
-    leave_out: tuple[str, ...] = ()
-    busy: tuple[str, ...] = ()
-    machine_columns: tuple[str, ...] = ()
-    centre_devices: bool = False
-    budget: str = "1/30d"
-    alarm_rules: tuple[tuple[float, float, float], ...] = ()
-    backend: str = "numpy"
-
-    @property
-    def jitters(self) -> bool:
-        return bool(self.jitter_octaves or self.jitter_percent or self.jitter_of)
-
-    @classmethod
-    def of(cls, table: dict[str, Any], where: str) -> "Options":
-        """A recipe's [fit] -> Options. Raises ConfigError."""
-        known = {one.name: one for one in fields(cls)}
-        values: dict[str, Any] = {}
-        for key, value in table.items():
-            if key not in known:
-                raise ConfigError(f"{where}: unknown key {key!r} (there are {', '.join(known)})")
-            kind = type(known[key].default)
-            if kind is float and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value)
-            if key == "alarm_rules" and isinstance(value, list):
-                value = tuple(tuple(float(number) for number in rule) for rule in value)
-            if key in ("leave_out", "busy", "machine_columns") and isinstance(value, list):
-                value = tuple(str(word) for word in value)
-            if key == "jitter_of" and isinstance(value, dict):
-                value = tuple((str(name), float(number)) for name, number in sorted(value.items()))
-            if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-                raise ConfigError(f"{where}: {key} is {value!r}, want {kind.__name__}")
-            values[key] = value
-        options = cls(**values)
-        options.check(where)
-        return options
-
-    def check(self, where: str) -> None:
-        if not 1 <= self.seeds <= 1000 or self.units < 0:
-            raise ConfigError(f"{where}: seeds {self.seeds} (1 to 1000), units {self.units} (0 or more)")
-        if self.learn_windows % 2 or not 0 <= self.learn_windows <= 4096:
-            raise ConfigError(f"{where}: learn_windows {self.learn_windows}: an even number up to 4096")
-        if not 0 <= self.trim < 0.5 or self.jitter_octaves < 0 or self.jitter_percent < 0:
-            raise ConfigError(f"{where}: trim is below 0.5, jitter not negative")
-        if any(len(rule) != 3 or not 0 < rule[0] < rule[1] < rule[2] for rule in self.alarm_rules):
-            raise ConfigError(f"{where}: an alarm rule is (allowance, cap, threshold), each above the one before")
-        if self.backend not in ("numpy", "keras"):
-            raise ConfigError(f"{where}: backend {self.backend!r}: numpy or keras")
 
 
 @dataclass
@@ -165,11 +89,6 @@ def train(
     figures |= check_file(data, fitted) | {"file_bytes": len(data)}
     tell("done", 1.0)
     return Trained(data, fitted, figures, provenance)
-
-
-def to_features(trace: Trace) -> Ints:
-    """A trace -> f_q8, in the device's own arithmetic."""
-    return features_q8(trace.schema, trace.deltas, trace.elapsed_ms, trace.window_ms)
 
 
 def _met(trace: Trace, conditions: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -366,22 +285,6 @@ def held_out_figures(fitted: FittedModel, held_out: dict[str, Stream]) -> dict[s
         "held_out_alarms": alarms,
         "alarms_per_30_days_at_most_95": round(poisson_bound(alarms) / days * 30, 1),
     }
-
-
-# -------------------------------------------------------------------------------------------------------- the file
-
-
-def check_file(data: bytes, fitted: FittedModel) -> dict[str, Any]:
-    """The device's own interpreter must give what the numpy path gave. -> figures of the file."""
-    model = load_model(data)
-    rng = np.random.default_rng(3)
-    x = rng.integers(-128, 128, (_CHECKED_ROWS, model.input_size))
-    expected = fitted.network.run(x)
-    for row, want in zip(x, expected, strict=True):
-        got = model.run(bytes((row & 255).astype(np.uint8)))
-        if bytes(got) != bytes((want & 255).astype(np.uint8)):
-            raise ModelError("the written file does not compute what was trained; this is a bug, please report it")
-    return {"macs": int(model.macs), "digest": model.digest.hex()}
 
 
 def cbor_safe(value: Any) -> Any:

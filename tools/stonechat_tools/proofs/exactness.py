@@ -8,56 +8,18 @@ MicroPython by its plan, as a board runs it, where it is a chain of dense layers
 
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from stonechat.errors import ModelError
-from stonechat.linux.tflite_runtime import TfliteRuntime
 from stonechat.model import load_model
 
+from ..modeling.oracles import ORACLES, inputs, outputs
 from . import generated
 from .interpreters import interpreter
 
 INPUTS_PER_MODEL = 10_000
-
-
-class TfliteMicro:
-    """TFLite Micro, as its Python package builds it; `run` as the agent's interpreter has it."""
-
-    macs = 0
-
-    def __init__(self, data: bytes, keep_layers: bool = False) -> None:
-        try:
-            from tflite_micro.python.tflite_micro import runtime
-        except ImportError as error:
-            raise ModelError(f"tflite-micro is not installed: {error}") from error
-        kinds = runtime.InterpreterConfig
-        config = kinds.kPreserveAllTensors if keep_layers else kinds.kAllocationRecording
-        self._interpreter = runtime.Interpreter.from_bytes(data, intrepreter_config=config)
-        self._shape = self._interpreter.get_input_details(0)["shape"]
-        self.input_size = int(np.prod(self._shape))
-        self.output_size = int(np.prod(self._interpreter.get_output_details(0)["shape"]))
-
-    def run(self, x: bytes) -> bytes:
-        self._interpreter.set_input(np.frombuffer(x, np.int8).reshape(self._shape), 0)
-        self._interpreter.invoke()
-        return bytes(self._interpreter.get_output(0).tobytes())
-
-    def layer(self, tensor: int) -> bytes:
-        """The value of an intermediate tensor in the last run; needs keep_layers."""
-        return bytes(self._interpreter.GetTensor(tensor, 0)["tensor_data"].tobytes())
-
-
-ORACLES: Mapping[str, Any] = {"tflite-micro": TfliteMicro, "tflite-runtime BUILTIN_REF": TfliteRuntime}
-
-
-def outputs(runner: Any, inputs: NDArray[np.int8]) -> NDArray[np.int8]:
-    """All outputs of anything with run(x), one row per input."""
-    rows = [bytes(runner.run(row.tobytes())) for row in inputs]
-    return np.frombuffer(b"".join(rows), np.int8).reshape(len(inputs), -1)
 
 
 VIPER = """
@@ -103,8 +65,7 @@ def soak(scale: float) -> bool:
     started = time.monotonic()
     for name, data in generated.claim_models().items():
         model = load_model(data)
-        inputs = generated.inputs(generator, model.input_size, count)
-        found = differences(data, inputs)
+        found = differences(data, inputs(generator, model.input_size, count))
         compared += count * model.output_size
         models += 1
         totals = {runtime: totals.get(runtime, 0) + found[runtime] for runtime in found}

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import tflite
-from numpy.typing import NDArray
 from stonechat import model_file
 from stonechat.metadata import Metadata
 from stonechat.schema import pack_normalization
@@ -144,12 +143,3 @@ def operators(generator: np.random.Generator, width: int) -> bytes:
     writer.operator(codes.RESHAPE, [joined, shape], [flat])
     writer.inputs, writer.outputs = [source], [flat]
     return writer.finish()
-
-
-def inputs(generator: np.random.Generator, width: int, count: int) -> NDArray[np.int8]:
-    """`count` input vectors: a tenth of them at the ends of the range, the rest uniform."""
-    values = generator.integers(-128, 128, (count, width)).astype(np.int8)
-    ends = max(3, count // 10)
-    values[:ends] = generator.choice(np.array([-128, 127], np.int8), values[:ends].shape)
-    values[0], values[1 % count], values[2 % count] = -128, 127, 0
-    return values

@@ -13,7 +13,6 @@ Examples:
 
 import argparse
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,8 @@ from stonechat.compat import ticks_diff, ticks_ms
 from stonechat.errors import CollectorError, ConfigError
 from stonechat.window import Window
 
-from ..traces.trace import BENIGN, TraceWriter, read_trace, write_trace
+from ..lab.bounds import terminated_as_interrupt
+from ..traces.format import BENIGN, TraceWriter
 from .recipe import PARTS
 
 MAX_READ_ERRORS = 10  # in a row; then the recording ends and says why
@@ -76,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
     finally:
         collector.close()
     if path != args.trace:
+        from ..traces.files import read_trace, write_trace
+
         write_trace(read_trace(path), args.trace)
     outcome = {
         "trace": args.trace,
@@ -96,14 +98,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _record_recipe(args: argparse.Namespace) -> int:
-    from . import recipe
+    from . import session
+    from .recipe import read_recipe
 
-    wanted = recipe.read_recipe(args.recipe)
+    wanted = read_recipe(args.recipe)
     if args.part:
         wanted = wanted.part(args.part)
     total = wanted.record.get("windows", 0) * len(wanted.record.get("devices", []))
     with _progress(args.json, wanted.name, total, 0) as shown:
-        traces = recipe.record(wanted, lambda done, _: shown(done))
+        traces = session.record(wanted, lambda done, _: shown(done))
     if args.json:
         print(json.dumps({"traces": traces}))
     else:
@@ -189,20 +192,6 @@ def _wait_for_next(next_ms: int, window_ms: int) -> int:
         return next_ms + late_ms
     time.sleep(-late_ms / 1000)
     return next_ms
-
-
-@contextmanager
-def terminated_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a recording as ^C does."""
-
-    def interrupt(_number: int, _frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -28,7 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from .trace import BENIGN, Trace, TraceError, is_benign, join, read_all, read_trace, write_trace
+from .files import read_all, read_trace, write_trace
+from .format import BENIGN, TraceError, is_benign
+from .trace import Trace, join
 
 Outcome = dict[str, Any]
 

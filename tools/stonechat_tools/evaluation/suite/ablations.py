@@ -18,8 +18,15 @@ from stonechat.metadata import Metadata
 
 from stonechat_tools.evaluation.suite.protocol import Subject, Tell, make_model, own_figures
 from stonechat_tools.modeling.device_path import Replay
-from stonechat_tools.modeling.fit import STEP, FittedModel, default_units, quantize_linear, quantized, set_table
-from stonechat_tools.modeling.quantize import assemble
+from stonechat_tools.modeling.fit import (
+    STEP,
+    FittedModel,
+    assemble,
+    default_units,
+    quantize_linear,
+    quantized,
+    set_table,
+)
 from stonechat_tools.modeling.tflite_writer import Layer
 
 Ints = npt.NDArray[np.int64]

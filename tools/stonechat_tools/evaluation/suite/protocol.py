@@ -19,7 +19,7 @@ from stonechat_tools.evaluation.suite import baselines, captures
 from stonechat_tools.evaluation.suite.captures import Device
 from stonechat_tools.modeling import calibrate
 from stonechat_tools.modeling.calibrate import Budget, choose
-from stonechat_tools.modeling.device_path import Replay, Result, features_q8
+from stonechat_tools.modeling.device_path import Replay, Result, to_features
 from stonechat_tools.modeling.fit import FittedModel, fit, table
 from stonechat_tools.traces.trace import Trace
 
@@ -55,10 +55,6 @@ class Subject:
 
     def days(self, windows: int) -> float:
         return windows * self.pitch_s / _DAY_S
-
-
-def to_features(trace: Trace) -> Ints:
-    return features_q8(trace.schema, trace.deltas, trace.elapsed_ms, trace.window_ms)
 
 
 def subject(group: str, device: Device) -> Subject:

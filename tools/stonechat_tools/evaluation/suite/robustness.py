@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stonechat_tools.evaluation.suite import baselines, captures
-from stonechat_tools.evaluation.suite.protocol import Subject, Tell, auc, calm, first_alarm, make_model, to_features
-from stonechat_tools.modeling.device_path import BEYOND_MAX, Replay
+from stonechat_tools.evaluation.suite.protocol import Subject, Tell, auc, calm, first_alarm, make_model
+from stonechat_tools.modeling.device_path import EXCESS_MAX, Replay, to_features
 from stonechat_tools.modeling.fit import STEP, FittedModel, fit
 
 Ints = npt.NDArray[np.int64]
@@ -80,7 +80,7 @@ def _both(model: FittedModel, still: Replay, f_q8: Ints) -> tuple[Floats, Floats
     scale = np.array(norm.inv) / np.exp2(np.array(list(norm.shift))) * STEP
     steps = (f_q8 - np.array(norm.centre_q8)) * scale
     reach = np.array(norm.limit) * STEP
-    beyond = np.clip(steps - np.clip(steps, -reach, reach), -BEYOND_MAX * STEP, BEYOND_MAX * STEP)
+    beyond = np.clip(steps - np.clip(steps, -reach, reach), -EXCESS_MAX * STEP, EXCESS_MAX * STEP)
     x = np.clip(steps, -8, 8)
     rebuilt = np.clip(x @ model.encoder.T, -8, 8) @ model.decoder.T
     residual = (x - np.clip(rebuilt, -8, 8) + beyond) / model.residual_deviation

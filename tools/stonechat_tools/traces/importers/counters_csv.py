@@ -15,7 +15,8 @@ from stonechat.features import RATE, SHARE
 from stonechat.schema import Schema
 from stonechat.window import DELTA_MAX, Window
 
-from ..trace import Trace, TraceError, check_columns, make_trace
+from ..format import TraceError, check_columns
+from ..trace import Trace, make_trace
 
 
 @dataclass

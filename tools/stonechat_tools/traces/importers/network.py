@@ -8,31 +8,12 @@ import ipaddress
 from collections import Counter
 from collections.abc import Sequence
 
-from stonechat.features import LEVEL, RATE, SHARE
-from stonechat.schema import Schema
 from stonechat.window import Window
 
-from ..trace import BENIGN, Trace, TraceError, make_trace
+from ...schemas import NETWORK_1
+from ..format import BENIGN, TraceError
+from ..trace import Trace, make_trace
 
-NETWORK_1 = Schema(
-    "network-1",
-    (
-        ("conn_out", "connections", RATE),
-        ("conn_in", "connections", RATE),
-        ("conn_failed", "connections", RATE),
-        ("udp_flows", "flows", RATE),
-        ("icmp_flows", "flows", RATE),
-        ("bytes_out", "B", RATE),
-        ("bytes_in", "B", RATE),
-        ("pkts_out", "packets", RATE),
-        ("pkts_in", "packets", RATE),
-        ("peers", "hosts", LEVEL),
-        ("new_peers", "hosts", LEVEL),
-        ("dports", "ports", LEVEL),
-        ("mean_out", "B/packet", LEVEL),
-        ("top_peer", "%", SHARE),
-    ),
-)
 TCP = 6
 UDP = 17
 ICMP = (1, 58)

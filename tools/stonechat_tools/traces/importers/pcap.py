@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, cast
 
-from ..trace import Trace, TraceError
+from ..format import TraceError
+from ..trace import Trace
 from .network import ICMP, TCP, UDP, Recorder, busiest, is_local, parse_devices
 
 _PCAP_MAGICS = {

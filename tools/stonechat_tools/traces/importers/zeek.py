@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-from ..trace import BENIGN, Trace, TraceError
+from ..format import BENIGN, TraceError
+from ..trace import Trace
 from .network import Recorder, busiest, is_local, parse_devices
 
 _FAILED_STATES = ("S0", "REJ", "RSTOS0", "SH", "RSTRH")

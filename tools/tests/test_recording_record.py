@@ -16,7 +16,8 @@ from stonechat.schema import Schema
 from stonechat.window import Window
 from stonechat_tools.cli import main
 from stonechat_tools.recording.record import record
-from stonechat_tools.traces.trace import TraceWriter, read_trace
+from stonechat_tools.traces.files import read_trace
+from stonechat_tools.traces.format import TraceWriter
 
 SCHEMA = Schema("test-1", (("ticks", "1", RATE), ("level", "1", LEVEL)))
 

@@ -7,17 +7,9 @@ import numpy as np
 import pytest
 from stonechat.features import LEVEL, RATE, SHARE
 from stonechat.schema import Schema
-from stonechat_tools.traces.trace import (
-    BENIGN,
-    Trace,
-    TraceError,
-    TraceWriter,
-    join,
-    make_trace,
-    read_all,
-    read_trace,
-    write_trace,
-)
+from stonechat_tools.traces.files import read_all, read_trace, write_trace
+from stonechat_tools.traces.format import BENIGN, TraceError, TraceWriter
+from stonechat_tools.traces.trace import Trace, join, make_trace
 
 SCHEMA = Schema("test-1", (("bytes", "B", RATE), ("sockets", "1", LEVEL), ("busy", "%", SHARE)))
 ROWS = [(100.0, 1000, BENIGN, [5, 2, 256]), (101.25, 1010, "scan", [1 << 29, 0, 25600]), (102.5, 990, "", [0, 0, 0])]

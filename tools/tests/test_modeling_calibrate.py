@@ -24,7 +24,8 @@ from stonechat_tools.modeling.calibrate import (
 from stonechat_tools.modeling.device_path import features_q8
 from stonechat_tools.modeling.fit import fit
 from stonechat_tools.modeling.seal import replace_metadata
-from stonechat_tools.traces.trace import make_trace, write_trace
+from stonechat_tools.traces.files import write_trace
+from stonechat_tools.traces.trace import make_trace
 
 SCHEMA = Schema("calibrate-1", tuple((f"c{i}", "1", RATE) for i in range(6)))
 MINUTE_MS = 60_000

@@ -13,7 +13,8 @@ from stonechat_tools.evaluation.evaluate import evaluate
 from stonechat_tools.evaluation.suite import ablations, baselines, captures, page, protocol, runner
 from stonechat_tools.modeling.device_path import features_q8
 from stonechat_tools.modeling.fit import fit
-from stonechat_tools.traces.trace import join, make_trace, write_trace
+from stonechat_tools.traces.files import write_trace
+from stonechat_tools.traces.trace import join, make_trace
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data"
 EVENTS = ["alarmtimer:alarmtimer_fired", *[f"event:{i}" for i in range(11)]]

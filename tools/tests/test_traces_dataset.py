@@ -9,7 +9,9 @@ from stonechat.features import RATE
 from stonechat.schema import Schema
 from stonechat_tools.cli import main
 from stonechat_tools.traces.dataset import append, label_windows, parse_moment, split
-from stonechat_tools.traces.trace import Trace, TraceError, join, make_trace, read_trace, write_trace
+from stonechat_tools.traces.files import read_trace, write_trace
+from stonechat_tools.traces.format import TraceError
+from stonechat_tools.traces.trace import Trace, join, make_trace
 
 SCHEMA = Schema("test-1", (("bytes", "B", RATE),))
 

@@ -12,8 +12,11 @@ from stonechat.schema import Schema
 from stonechat.scorer import Scorer
 from stonechat_tools.cli import main
 from stonechat_tools.modeling.quantize import WeightsError, read_weights
-from stonechat_tools.recording.recipe import read_recipe, record
-from stonechat_tools.traces.trace import known_schemas, make_trace, read_trace, write_trace
+from stonechat_tools.recording.recipe import read_recipe
+from stonechat_tools.recording.session import record
+from stonechat_tools.schemas import SCHEMAS
+from stonechat_tools.traces.files import read_trace, write_trace
+from stonechat_tools.traces.trace import make_trace
 
 SCHEMA = Schema("toy-2", tuple((f"c{i}", "1", RATE) for i in range(6)))
 MODELS = Path(__file__).parents[2] / "models"
@@ -115,7 +118,7 @@ def test_shipped_models(folder: Path) -> None:
         (model.metadata.name, model.metadata.version) == (recipe.name, recipe.version) == (folder.name, recipe.version)
     )
     assert (folder / "model.tflite").stat().st_size <= 8192 and model.macs <= 8000
-    (schema,) = [schema for schema in known_schemas() if schema.id == model.metadata.schema_id]
+    (schema,) = [schema for schema in SCHEMAS.values() if schema.id == model.metadata.schema_id]
     document = json.loads((folder / "golden.json").read_text())
     for window in document["windows"]:
         verdict = Scorer(model, schema).score(window["deltas"], window["elapsed_ms"])
@@ -194,13 +197,13 @@ def test_a_recorder_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch)
     import subprocess
     import sys
 
-    from stonechat_tools.recording import recipe
+    from stonechat_tools.recording import session
 
-    monkeypatch.setattr(recipe, "_CLOSE_S", 0.2)
+    monkeypatch.setattr(session, "_CLOSE_S", 0.2)
     deaf = "import signal, time; signal.signal(15, lambda *_: None); print('here', flush=True)\nwhile 1: time.sleep(9)"
     process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.readline() == "here\n"
-    recipe._end(process)
+    session._end(process)
     assert process.returncode == -signal.SIGKILL
 
 

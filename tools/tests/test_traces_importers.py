@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from stonechat_tools.cli import main
+from stonechat_tools.traces.files import read_trace
+from stonechat_tools.traces.format import TraceError
 from stonechat_tools.traces.importers.counters_csv import Layout, import_csv, parse_columns
 from stonechat_tools.traces.importers.network import NETWORK_1
 from stonechat_tools.traces.importers.pcap import import_pcap, parse_packet, read_frames
 from stonechat_tools.traces.importers.zeek import import_zeek
-from stonechat_tools.traces.trace import Trace, TraceError, read_trace
+from stonechat_tools.traces.trace import Trace
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 NAMES = [column[0] for column in NETWORK_1.columns]

@@ -12,8 +12,11 @@ from stonechat.model import load_model
 from stonechat.schema import Schema
 from stonechat.scorer import Scorer
 from stonechat_tools.cli import main
-from stonechat_tools.modeling.training import Options, borrow_quiet, injected_recall, to_features, train
-from stonechat_tools.traces.trace import Trace, join, make_trace, write_trace
+from stonechat_tools.modeling.device_path import to_features
+from stonechat_tools.modeling.options import Options
+from stonechat_tools.modeling.training import borrow_quiet, injected_recall, train
+from stonechat_tools.traces.files import write_trace
+from stonechat_tools.traces.trace import Trace, join, make_trace
 
 SCHEMA = Schema(
     "toy-1",

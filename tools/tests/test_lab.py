@@ -23,7 +23,8 @@ from stonechat_tools.lab.bounds import Deadline, disk_folder, started, stopped
 from stonechat_tools.lab.peers import FIRMWARE_BYTES, PAGE_BYTES, PORTS, Peers
 from stonechat_tools.modeling.device_path import features_q8
 from stonechat_tools.modeling.fit import fit
-from stonechat_tools.traces.trace import TraceWriter, read_trace
+from stonechat_tools.traces.files import read_trace
+from stonechat_tools.traces.format import TraceWriter
 
 COLUMNS = [name for name, _, _ in schemas.LINUX_PROC_1.columns]
 # attack: (counter, what it grows by at least within seconds)

@@ -7,7 +7,7 @@ import pytest
 from stonechat.errors import ModelError
 from stonechat.linux.tflite_runtime import TfliteRuntime
 from stonechat_tools.modeling import golden
-from stonechat_tools.proofs.exactness import TfliteMicro
+from stonechat_tools.modeling.oracles import TfliteMicro
 
 pytest.importorskip("tflite_micro")
 pytest.importorskip("tflite_runtime")

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stonechat.int8 import requantize
 from stonechat.model import load_model
+from stonechat_tools.modeling import oracles
 from stonechat_tools.proofs import exactness, generated
 from stonechat_tools.proofs.interpreters import interpreter
 
@@ -31,7 +32,7 @@ def test_the_claim_covers_what_it_says() -> None:
 @pytest.mark.parametrize("name", list(MODELS)[::5])
 def test_no_byte_differs(name: str) -> None:
     data = MODELS[name]
-    inputs = generated.inputs(np.random.default_rng(3), load_model(data).input_size, 60)
+    inputs = oracles.inputs(np.random.default_rng(3), load_model(data).input_size, 60)
     assert not any(exactness.differences(data, inputs, viper=VIPER).values())
 
 
@@ -45,7 +46,7 @@ def test_no_byte_differs(name: str) -> None:
 def test_any_chain_is_exact(widths: list[int], seed: int, per_channel: bool, extreme: bool) -> None:
     generator = np.random.default_rng(seed)
     data = generated.chain(generator, widths, per_channel, extreme)
-    inputs = generated.inputs(generator, widths[0], 20)
+    inputs = oracles.inputs(generator, widths[0], 20)
     assert not any(exactness.differences(data, inputs, viper=False).values())
 
 
@@ -63,7 +64,7 @@ def test_any_autoencoder_is_exact(widths: list[int], seed: int) -> None:
 def test_any_graph_of_all_operators_is_exact(seed: int, width: int) -> None:
     generator = np.random.default_rng(seed)
     data = generated.operators(generator, width)
-    inputs = generated.inputs(generator, width, 20)
+    inputs = oracles.inputs(generator, width, 20)
     own = exactness.outputs(load_model(data), inputs)
     assert (exactness.outputs(exactness.TfliteMicro(data), inputs) == own).all()
 
