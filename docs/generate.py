@@ -1,7 +1,7 @@
-"""Writes the pages that come from the source: cli.md and configuration.md, which are committed, and the API pages,
-which the build makes.
+"""Writes what the pages take from the source: cli.md, configuration.md and the privacy table of wire-protocol.md, which
+are committed, and the API pages, which the build makes.
 
-    python docs/generate.py            # write cli.md and configuration.md
+    python docs/generate.py            # write them
     python docs/generate.py --check    # exit status 1 if one of them is not what the source gives
 
 The API pages are read from the source text: no module is imported for them.
@@ -134,6 +134,35 @@ def configuration_page() -> str:
     return "\n".join(out).rstrip() + "\n"
 
 
+# --- privacy ----------------------------------------------------------------------------------------------------------
+
+_BEGIN, _END = "<!-- generated: privacy -->\n", "<!-- end -->\n"
+
+
+def wire_page() -> str:
+    """docs/wire-protocol.md with the privacy table as fleet/privacy.py has it."""
+    from stonechat_tools.fleet import privacy
+
+    rows = []
+    for message, table in (("report", privacy.PRIVACY_REPORT), ("status", privacy.PRIVACY_STATUS)):
+        rows += [f"| {message} | {name} | {_cell(meaning)} |" for name, meaning in table.values()]
+    text = (DOCS / "wire-protocol.md").read_text()
+    before, rest = text.split(_BEGIN)
+    after = rest.split(_END)[1]
+    return (
+        before
+        + _BEGIN
+        + "\n".join(["| message | field | what it reveals |", "|---|---|---|", *rows, ""])
+        + _END
+        + after
+    )
+
+
+def pages() -> dict[str, str]:
+    """-> name of each committed page that is generated, and its text."""
+    return {"cli.md": cli_page(), "configuration.md": configuration_page(), "wire-protocol.md": wire_page()}
+
+
 # --- API --------------------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +293,7 @@ def anchor(heading: str) -> str:
 
 def main(argv: list[str]) -> int:
     stale: list[Any] = []
-    for name, text in (("cli.md", cli_page()), ("configuration.md", configuration_page())):
+    for name, text in pages().items():
         path = DOCS / name
         if path.exists() and path.read_text() == text:
             continue

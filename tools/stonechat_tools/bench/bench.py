@@ -25,15 +25,15 @@ BENCHES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = parser.add_subparsers(dest="bench", metavar="WHAT", required=True)
     for name, module in BENCHES.items():
-        room = importlib.import_module(module)
+        bench = importlib.import_module(module)
         sub = names.add_parser(
             name,
-            help=room.HELP,
-            description=room.__doc__,
+            help=bench.HELP,
+            description=bench.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.add_argument("--json", metavar="FILE", help="write the figures to FILE as JSON")
-        room.add_arguments(sub)
+        bench.add_arguments(sub)
     names.add_parser("all", help="every benchmark with its defaults").add_argument("--json", metavar="FILE")
 
 
@@ -41,10 +41,10 @@ def run(args: argparse.Namespace) -> int:
     figures: dict[str, Any] = {}
     if args.bench == "all":
         for name, module in BENCHES.items():
-            room = importlib.import_module(module)
+            bench = importlib.import_module(module)
             defaults = argparse.ArgumentParser()
-            room.add_arguments(defaults)
-            figures[name] = room.run(defaults.parse_args([]))
+            bench.add_arguments(defaults)
+            figures[name] = bench.run(defaults.parse_args([]))
     else:
         figures = importlib.import_module(BENCHES[args.bench]).run(args)
     if args.json:

@@ -1,11 +1,11 @@
 """What the agent costs a board, in its full and its core profile: bytes of .mpy for each module and architecture, heap,
-bytes allocated and time per stage on each MicroPython that is here (stonechat built for it, -O2, model micropython-1).
+bytes allocated and time per step on each MicroPython that is here (stonechat built for it, -O2, model micropython-1).
 
 `heap least` is the smallest -X heapsize, in steps of 4 KB, in which the agent with its MQTT client starts and scores
 ten windows. Bytecode that is frozen into the firmware takes no heap: then a board needs about `steady` less `import`.
-`heap tls` is what a standing, verified TLS connection takes on top, `heap tls handshake` the same with what the
+`heap tls` is what an open, verified TLS connection takes on top, `heap tls handshake` the same with what the
 handshake left; mbedTLS's own buffers are not in it: on the unix port they come from C's heap.
-armhf is emulated: its times say nothing, its bytes do. `collector read` counts the free heap, block by block, and this
+armhf is emulated: its times mean nothing, its bytes do. `collector read` counts the free heap, block by block, and this
 heap is 4 MB; a board's is a fiftieth of that.
 
 Examples:
@@ -63,12 +63,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             for profile in PROFILES:
                 built = folder / f"{profile}-for-{target.name}"
                 build(ARCHITECTURE[target.name], built, ["board/tls"], profile=profile)
-                told = measure(target.command, built, args.model, profile, "all", 4096)
-                if told is None:
+                measured = measure(target.command, built, args.model, profile, "all", 4096)
+                if measured is None:
                     raise ConfigError(f"{target.name}: the measurement failed")
-                told |= tls_cost(target.command, built, args.model, profile)
-                told["heap_least"] = [least_heap(target.command, built, args.model, profile) * 1024]
-                figures["targets"][f"{target.name} {profile}"] = told
+                measured |= tls_cost(target.command, built, args.model, profile)
+                measured["heap_least"] = [least_heap(target.command, built, args.model, profile) * 1024]
+                figures["targets"][f"{target.name} {profile}"] = measured
     show(figures)
     return figures
 
@@ -102,7 +102,7 @@ def measure(
 
 
 def tls_cost(command: list[str], built: Path, model: Path, profile: str) -> dict[str, list[float]]:
-    """What a verified TLS connection takes of the heap: while it stands, and at most (with the handshake's garbage)."""
+    """Heap that a verified TLS connection takes: while it is open, and at most (with the handshake's garbage)."""
     sys.path.insert(0, str(ROOT / "firmware_tests"))
     try:
         from life.certificates import make_certificates
@@ -115,11 +115,11 @@ def tls_cost(command: list[str], built: Path, model: Path, profile: str) -> dict
         with socket.create_server(("127.0.0.1", 0)) as listener:
             threading.Thread(target=_echo, args=(listener, context), daemon=True).start()
             port = listener.getsockname()[1]
-            told = measure(command, built, model, profile, "tls", 4096, str(port), str(made.authority))
+            measured = measure(command, built, model, profile, "tls", 4096, str(port), str(made.authority))
             listener.shutdown(socket.SHUT_RDWR)
-    if told is None:
+    if measured is None:
         raise ConfigError("the measurement of TLS failed")
-    return told
+    return measured
 
 
 def _echo(listener: socket.socket, context: ssl.SSLContext) -> None:

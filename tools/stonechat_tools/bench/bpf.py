@@ -1,8 +1,8 @@
 """What the BPF programs add to a system call and to a packet: the same loop with and without them, interleaved.
 
 `measure()` is called by `stonechat bench collect`. The loops run in a child, since the collector leaves out its own
-process; each figure is the best of thousands of slices of a fraction of a millisecond, because a shared machine only
-ever adds, and only a short slice is ever left in peace on a busy one."""
+process; each figure is the best of thousands of slices of a fraction of a millisecond, because other work on the
+machine only adds time, and only a short slice escapes it on a busy machine."""
 
 import os
 import socket

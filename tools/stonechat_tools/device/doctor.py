@@ -37,7 +37,7 @@ _OPTIONS = {
 @dataclass(frozen=True)
 class Group:
     """One group of features: `source` is what it takes, empty where nothing works; `note` says why, or why not the
-    better one; `fix` what would mend it."""
+    better one; `fix` what to do about it."""
 
     schema: str
     group: str
@@ -266,7 +266,7 @@ def _show(groups: list[Group], about: list[Check], schema: str | None, required:
     from rich.text import Text
 
     console = Console()
-    table = Table("features", "for", "source", "what is known, and what mends it")
+    table = Table("features", "for", "source", "note and fix")
     for group in groups:
         works = Text(group.source, "green") if group.works else Text("does not work", "red")
         table.add_row(group.group, group.schema, works, _with_fix(group.note, group.fix))

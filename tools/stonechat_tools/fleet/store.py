@@ -1,8 +1,7 @@
 """The fleet's database: SQLite, and the only SQL in the tree.
 
-A report's key is (device, sequence number), so a report that arrives twice stands once. WAL with synchronous=FULL: what
-is acknowledged to a device, which then forgets it, has to survive a power cut of the host.
-"""
+A report's key is (device, sequence number), so a report that arrives twice is stored once. WAL with synchronous=FULL:
+what is acknowledged to a device, which then forgets it, has to survive a power cut of the host."""
 
 import json
 import sqlite3

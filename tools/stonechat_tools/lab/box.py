@@ -30,8 +30,8 @@ _JOIN = 'echo $$ > "$0" && exec "$@"'
 @dataclass(frozen=True)
 class Box:
     """`inside`: the command prefix of the device's processes; `watching`: that of who watches it; `options`: what
-    `stonechat record` and `stonechat top` must be told to see this box alone. `folder`: where the device writes.
-    `net`: its two ends of the network."""
+    `stonechat record` and `stonechat top` must be given its interface and cgroup to see this box alone. `folder`: where
+    the device writes. `net`: its two ends of the network."""
 
     net: netns.Pair
     inside: tuple[str, ...]

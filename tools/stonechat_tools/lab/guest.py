@@ -38,7 +38,7 @@ def machine(seconds: float, workload: list[str], watcher: list[str]) -> "Iterato
 
 
 class Console:
-    """A guest that is told what to do. `windows`: the watcher's standard output; `outside`: the command prefix of what
+    """A guest that takes commands. `windows`: the watcher's standard output; `outside`: the command prefix of what
     is to run where the guest's peers are."""
 
     def __init__(

@@ -142,11 +142,11 @@ def mutants(count: int, seed: int) -> Iterator[bytes]:
 
 def fuzz_board(count: int, seed: int = 0) -> tuple[dict[str, str], list[str]]:
     """The same for plans on the MicroPython targets that are here: what each said, and the findings."""
-    told, findings = {}, []
+    outputs, findings = {}, []
     for name in BOARD_TARGETS:
         micropython = interpreter(name)
         if micropython.missing:
-            told[name] = micropython.missing
+            outputs[name] = micropython.missing
             continue
         for number, data in enumerate(planned()):
             with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
@@ -154,10 +154,10 @@ def fuzz_board(count: int, seed: int = 0) -> tuple[dict[str, str], list[str]]:
                 file.flush()
                 begin = len(data) - END_BYTES - sum(model_file.sizes(data))
                 done = micropython.run(BOARD, file.name, str(begin), str(count), str(seed + number))
-            told[name] = (told.get(name, "") + "; " + done.stdout.strip()).strip("; ")
+            outputs[name] = (outputs.get(name, "") + "; " + done.stdout.strip()).strip("; ")
             if done.returncode:
                 findings.append(f"{name}: {done.returncode} {done.stderr.strip()[-200:]}")
-    return told, findings
+    return outputs, findings
 
 
 def fuzz(count: int, seed: int = 0, keep: Path | None = None) -> tuple[Counter[str], list[str]]:
@@ -188,11 +188,11 @@ def soak(scale: float) -> bool:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     tally, more = fuzz(count, seed=2)
-    told, board = fuzz_board(max(1, count // 100), seed=3)
+    outputs, board = fuzz_board(max(1, count // 100), seed=3)
     findings += more + board
     took_s = time.monotonic() - started
     print(f"{count} mutated files in {took_s:.0f} s: {json.dumps(tally)}; at most {peak / 1e6:.1f} MB allocated")
-    for name, said in told.items():
+    for name, said in outputs.items():
         print(f"  {name}, plans with a checksum that holds: {said}")
     for finding in findings[:20]:
         print("  " + finding)

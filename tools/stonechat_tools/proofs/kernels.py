@@ -131,7 +131,7 @@ def fetch(name: str) -> Path:
 
 
 def ram_disk(home: Path) -> Path:
-    """-> an initial RAM disk of the root folder, the agent as it stands here, and GUEST as process 1."""
+    """-> an initial RAM disk of the root folder, the agent of this working copy, and GUEST as process 1."""
     path = home / "initrd.gz"
     archive = bytearray()
     # Not made under `home`: the agent changes from run to run. Owner and device numbers: root, 5:1 the console.
@@ -159,7 +159,7 @@ def boot(name: str) -> dict[str, Any]:
     command += ["-kernel", str(home / "vmlinuz"), "-initrd", str(ram_disk(home)), "-append", line]
     said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=BOOT_WITHIN_S)
     for text in said.stdout.splitlines():
-        _, found, answer = text.partition("RESULT ")  # the firmware's escape codes may stand before it
+        _, found, answer = text.partition("RESULT ")  # the firmware's escape codes may precede it
         if found:
             result: dict[str, Any] = json.loads(answer)
             return result

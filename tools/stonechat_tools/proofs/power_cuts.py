@@ -124,7 +124,7 @@ def kills(count: int) -> bool:
 
 
 def _one_life(folder: str, lines: int) -> list[tuple[str, int]]:
-    """Start the victim, kill it once it has said so many lines -> all that it said."""
+    """Start the victim, kill it after N lines of output -> all its output."""
     victim = subprocess.Popen([sys.executable, "-c", _VICTIM, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert victim.stdout is not None and victim.stderr is not None
     said = b"".join(victim.stdout.readline() for _ in range(lines))

@@ -1,4 +1,4 @@
-"""A vendor's own counters, as the tools take them: a TOML file that names them and where the firmware writes them.
+"""A vendor's own counters for the tools: a TOML file that names them and the files that the firmware writes.
 
     schema = "door-lock-1"
 
@@ -8,8 +8,8 @@
     kind = "rate"                 # rate: only grows, the window takes the difference; level: a reading; share: percent
     path = "/run/lock/openings"   # a file with one whole number
 
-The same [[counters]] stand in the agent's configuration; on a board, `counters.CounterCollector(schema, read)` is
-handed the numbers by the firmware instead.
+The same [[counters]] are in the agent's configuration; on a board, the firmware passes the numbers to
+`custom_counters.CounterCollector(schema, read)` instead.
 """
 
 import os
