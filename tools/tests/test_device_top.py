@@ -114,7 +114,7 @@ def test_no_peer_is_learned_under_suspicion(model_bytes, clock):
     deltas[2:, NAMES.index("rst_out")] = 20_000_000
     collector = Replayed(deltas)
     held = []
-    collector.hold_peers = held.append
+    collector.hold_peers, collector.dump = held.append, bytes
     view = top.View(collector, load_model(model_bytes), None, 1.0)
     shown = [view.step() for _ in range(61)][1:]
     assert held == [window["verdict"]["level"] != "normal" for window in shown]

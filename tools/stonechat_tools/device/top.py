@@ -32,6 +32,7 @@ from stonechat.errors import ConfigError, ModelError, StateError, StonechatError
 from stonechat.features import LEVEL, RATE, SHARE, Normalization
 from stonechat.linux import schemas
 from stonechat.linux.collector import LinuxCollector
+from stonechat.loop import Channel
 from stonechat.model import load_model
 from stonechat.schema import Schema, pack_normalization
 from stonechat.scorer import Scorer
@@ -83,41 +84,47 @@ class Usual:
 
 
 class View:
-    """A collector and what scores it. `step()` waits for nothing: call it when a window has ended."""
+    """A collector and what scores it: with a model the agent's own loop.Channel, so that the verdicts are the agent's.
+    `step()` waits for nothing: call it when a window has ended."""
 
     def __init__(self, collector: Any, model: Any, state: State | None, interval_s: float) -> None:
         self.collector = collector
         self.schema: Schema = collector.schema
-        self.scorer = Scorer(model, self.schema, state) if model else None
+        self.channel = Channel(collector, model, state or State()) if model else None
+        self.scorer: Scorer | None = self.channel.scorer if self.channel else None
         self.model_name = self.scorer.meta.name if self.scorer else None
         self.window_ms: int = self.scorer.window_ms if self.scorer else round(1000 * interval_s)
         self.windows = 0
         self.shown: dict[str, Any] | None = None
-        self._window = Window(self.schema, self.window_ms)
+        self._window = self.channel.window if self.channel else Window(self.schema, self.window_ms)
         self._values = [0] * len(self.schema)
         plain = pack_normalization([0] * len(self.schema), [256] * len(self.schema))
         self._features = Normalization(self.schema, plain)
         self._usual = Usual(self.schema)
-        # As in the agent, no baseline learns from windows in which the collector itself still finds its feet.
-        self._settling: int = getattr(collector, "settle_windows", 0)
 
     def step(self) -> dict[str, Any] | None:
         """Read the counters -> the window that they end, as --json prints it; None while priming or for a dropped
         one. Raises CollectorError or OSError."""
-        self.collector.read(self._values)
-        if not self._window.push(self._values, ticks_ms()):
-            return None
-        self.windows += 1
-        deltas, elapsed_ms = self._window.deltas, self._window.elapsed_ms
+        z: list[float | None]
         shares: list[int] | None = None
         verdict: dict[str, Any] | None = None
-        if self.scorer and self._settling:
-            self._settling -= 1
-            z = self._inputs(self.scorer, deltas, elapsed_ms)
-        elif self.scorer:
-            z, shares, verdict = self._with_model(self.scorer, deltas, elapsed_ms)
+        if self.channel:
+            settling = self.channel.settle_windows
+            scored = self.channel.end_window(ticks_ms())
+            if scored is not None:
+                self.channel.hold_peers(scored.level != NORMAL)  # as the loop does
+                z, shares, verdict = self._told(scored)
+            elif self.channel.settle_windows < settling:
+                z = self._inputs(self.channel.scorer)
+            else:
+                return None
         else:
-            z = self._without(deltas, elapsed_ms)
+            self.collector.read(self._values)
+            if not self._window.push(self._values, ticks_ms()):
+                return None
+            z = self._without()
+        self.windows += 1
+        deltas, elapsed_ms = self._window.deltas, self._window.elapsed_ms
         features = {}
         for i, (name, unit, kind) in enumerate(self.schema.columns):
             features[name] = {"value": _reading(kind, deltas[i], elapsed_ms), "unit": unit, "z": z[i]}
@@ -142,20 +149,16 @@ class View:
 
     def learning(self) -> str:
         """What is still to be learned, in words; empty when nothing is."""
-        if self.scorer and self._settling:
-            return f"learning the peers, {self._settling} windows left"
+        if self.channel and self.channel.settle_windows:
+            return f"learning the peers, {self.channel.settle_windows} windows left"
         if self.scorer:
             percent = 100 * self.scorer.seen // max(1, self.scorer.meta.learn_windows)
             return f"learning, {percent} %" if self.scorer.learning else ""
         left = LEARN_WINDOWS - self._usual.windows
         return f"learning what is usual, {left} windows left" if left else ""
 
-    def _with_model(
-        self, scorer: Scorer, deltas: list[int], elapsed_ms: int
-    ) -> tuple[list[float | None], list[int], dict[str, Any]]:
-        verdict = scorer.score(deltas, elapsed_ms)
-        if hasattr(self.collector, "hold_peers"):
-            self.collector.hold_peers(verdict.level != NORMAL)  # as the agent does
+    def _told(self, verdict: Any) -> tuple[list[float | None], list[int], dict[str, Any]]:
+        """A verdict -> deviations and shares of the features, and the verdict for --json."""
         total = sum(verdict.parts) or 1
         names = [name for name, _, _ in self.schema.columns]
         told = {
@@ -169,15 +172,15 @@ class View:
         }
         return _deviations(verdict.x), [round(100 * part / total) for part in verdict.parts], told
 
-    def _inputs(self, scorer: Scorer, deltas: list[int], elapsed_ms: int) -> list[float | None]:
-        f_q8, x = [0] * len(deltas), bytearray(len(deltas))
-        scorer.normalization.fill_q8(deltas, elapsed_ms, self.window_ms, f_q8)
+    def _inputs(self, scorer: Scorer) -> list[float | None]:
+        f_q8, x = [0] * len(self.schema), bytearray(len(self.schema))
+        scorer.normalization.fill_q8(self._window.deltas, self._window.elapsed_ms, self.window_ms, f_q8)
         scorer.normalization.fill(f_q8, x)
         return _deviations(x)
 
-    def _without(self, deltas: list[int], elapsed_ms: int) -> list[float | None]:
-        f_q8 = [0] * len(deltas)
-        self._features.fill_q8(deltas, elapsed_ms, self.window_ms, f_q8)
+    def _without(self) -> list[float | None]:
+        f_q8 = [0] * len(self.schema)
+        self._features.fill_q8(self._window.deltas, self._window.elapsed_ms, self.window_ms, f_q8)
         return [z if z is None else round(z, 2) for z in self._usual.z(f_q8)]
 
 
