@@ -1,8 +1,15 @@
 """What the verbs print in one form: the line about a missing package, and plain tables where rich is not installed."""
 
+import contextlib
 import importlib.util
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from stonechat.errors import ConfigError
+from stonechat.linux import shipped
 
 # top-level package (or wing of the laboratory): the extra of stonechat that brings it
 EXTRAS = {
@@ -43,6 +50,20 @@ def install_command(extra: str) -> str:
     return f"{sys.executable} -m pip install 'stonechat[{extra}]'"
 
 
+def model_path(text: str) -> Path:
+    """What an argument names as a model: a file, or a model that comes with the package (`linux-1`)."""
+    return Path(shipped.path(text))
+
+
+def working_copy() -> Path:
+    """The root of the working copy of stonechat that this command is run in or from. Raises ConfigError outside."""
+    for folder in (Path.cwd() / "x", Path(__file__).resolve()):
+        for parent in folder.parents:
+            if (parent / "firmware_tests" / "targets.py").is_file():
+                return parent
+    raise ConfigError("needs a working copy of stonechat (firmware_tests/ is not in the package): run it in there")
+
+
 def has(package: str) -> bool:
     """Is `package` installed? Imports nothing."""
     return importlib.util.find_spec(package) is not None
@@ -58,3 +79,17 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
             line = (cell[n] if n < len(cell) else "" for cell in row)
             out.append("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() + "\n")
     return "".join(out)
+
+
+@contextlib.contextmanager
+def terminated_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a recording as ^C does."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

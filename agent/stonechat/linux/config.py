@@ -5,8 +5,10 @@ that `stonechat-agent --example-config` prints all come from it.
 """
 
 import tomllib
+from os.path import isfile
 
 from ..errors import ConfigError
+from . import shipped
 
 
 class Key:
@@ -89,7 +91,7 @@ KEYS = {
         "file": Key(
             REQUIRED,
             _filled,
-            "The model, a .tflite with stonechat's metadata.",
+            "The model: a .tflite with stonechat's metadata, or the name of one that comes with the package (linux-1).",
             "/etc/stonechat/model.tflite",
         ),
         "backend": Key(
@@ -210,7 +212,14 @@ def load(path: str) -> dict:
         raise ConfigError("can't read %s: %s" % (path, error.strerror))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError("%s is not TOML: %s" % (path, error))
-    return check(raw, path)
+    config = check(raw, path)
+    file = config["model"]["file"]
+    config["model"]["file"] = shipped.path(file)
+    if "/" not in file and config["model"]["file"] == file and not isfile(file):
+        raise ConfigError(
+            "%s: [model] file %s: no such file; models of the package: %s" % (path, file, ", ".join(shipped.names()))
+        )
+    return config
 
 
 def check(raw: dict, path: str = "config") -> dict:

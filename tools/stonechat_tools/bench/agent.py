@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from stonechat.errors import ConfigError
+from stonechat.linux import shipped
 
 HELP = "the whole agent on Linux: memory and CPU, by transport, with and without BPF"
-ROOT = Path(__file__).resolve().parents[3]
 DEVICE = "bench-1"
 SETTLE_S = 3.0
 START_S = 30.0
@@ -49,7 +49,7 @@ raise SystemExit(daemon.main(int(sys.argv[1])))
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="CPU is measured over (default %(default)s)")
-    parser.add_argument("--models", type=Path, default=ROOT / "models", help="folder of the reference models")
+    parser.add_argument("--models", type=Path, default=Path(shipped.FOLDER), help="folder of the reference models")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

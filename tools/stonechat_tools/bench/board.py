@@ -27,21 +27,21 @@ from typing import Any
 
 from stonechat.errors import ConfigError
 
+from stonechat_tools.console import model_path, working_copy
 from stonechat_tools.device.build import DEFAULT, PROFILES, build
 
 HELP = "a board: .mpy sizes, heap, bytes and time per stage on every MicroPython target"
-ROOT = Path(__file__).resolve().parents[3]
 ARCHITECTURE = {"unix-x64": "x64", "unix-i386": "x86", "unix-armhf": "armv6m"}
 STEP_KB = 4
 RUN_S = 300.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, default=ROOT / "models/micropython-1/model.tflite")
+    parser.add_argument("--model", type=model_path, default=model_path("micropython-1"))
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    sys.path.insert(0, str(ROOT / "firmware_tests"))
+    sys.path.insert(0, str(working_copy() / "firmware_tests"))
     try:
         from targets import targets
     except ImportError:
@@ -83,7 +83,7 @@ def measure(
                 *command,
                 "-X",
                 f"heapsize={heap_kb}k",
-                str(ROOT / "firmware_tests/life/measure.py"),
+                str(working_copy() / "firmware_tests/life/measure.py"),
                 str(model.resolve()),
                 data + "/d",
                 profile,
@@ -103,7 +103,7 @@ def measure(
 
 def tls_cost(command: list[str], built: Path, model: Path, profile: str) -> dict[str, list[float]]:
     """Heap that a verified TLS connection takes: while it is open, and at most (with the handshake's garbage)."""
-    sys.path.insert(0, str(ROOT / "firmware_tests"))
+    sys.path.insert(0, str(working_copy() / "firmware_tests"))
     try:
         from life.certificates import make_certificates
     finally:

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..console import model_path
 from ..proofs.interpreters import AGENT, Interpreter, interpreters
 
 HELP = "latency, start-up, RSS and allocations of every runtime that is installed"
@@ -141,7 +142,7 @@ BASE = "own plain"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", type=Path, help="a .tflite (default: a generated one)")
+    parser.add_argument("model", nargs="?", type=model_path, help="a .tflite or a shipped model (default: generated)")
     parser.add_argument("--seconds", type=float, default=_SECONDS, help="how long each is timed (default %(default)s)")
 
 

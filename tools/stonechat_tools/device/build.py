@@ -35,6 +35,7 @@ import stonechat
 from stonechat import model_file
 from stonechat.errors import ConfigError
 
+from stonechat_tools.console import model_path
 from stonechat_tools.device.link import in_order, link, package_of, private_names
 
 # mpy-cross's names, and boards that have them
@@ -86,7 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", choices=PROFILES, default="full", help="default full")
     parser.add_argument("--out", type=Path, default=Path("build/board"), help="default build/board")
     parser.add_argument("--with", dest="extra", default="", metavar="A,B", help="more modules: custom_counters, replay")
-    parser.add_argument("--model", type=Path, help="a .tflite to lie beside the package, as model.tflite")
+    parser.add_argument(
+        "--model",
+        type=model_path,
+        help="a .tflite or a shipped model: becomes model.tflite",
+    )
     parser.add_argument("--url", default="", help="address that the folder of an architecture is served from")
     parser.add_argument("--unlinked", action="store_true", help="a file for every module")
     parser.add_argument("--json", action="store_true", help="print the sizes as JSON")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from stonechat.errors import ConfigError
 
+from stonechat_tools.console import model_path
 from stonechat_tools.device.build import ARCHITECTURES, PROFILES, build
 
 TIMEOUT_S = 300.0
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", choices=PROFILES, default="full", help="full, or core: the smallest (default full)"
     )
-    parser.add_argument("--model", type=Path, help="a .tflite, to become /model.tflite")
+    parser.add_argument("--model", type=model_path, help="a .tflite or a shipped model: becomes /model.tflite")
     parser.add_argument("--with", dest="extra", default="", metavar="A,B", help="more modules: custom_counters, replay")
     parser.add_argument("--target", default="/lib", help="folder on the board (default /lib)")
     parser.add_argument("--hook", action="store_true", help="make boot.py install the hook first")

@@ -30,7 +30,7 @@ from stonechat.compat import ticks_ms
 from stonechat.detection import NORMAL
 from stonechat.errors import ConfigError, ModelError, StateError, StonechatError
 from stonechat.features import LEVEL, RATE, SHARE, Normalization
-from stonechat.linux import schemas
+from stonechat.linux import schemas, shipped
 from stonechat.linux.collector import LinuxCollector
 from stonechat.loop import Channel
 from stonechat.model import load_model
@@ -196,7 +196,12 @@ def _reading(kind: str, delta: int, elapsed_ms: int) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", metavar="FILE", help="a .tflite of stonechat's (default: the shipped one of the schema, if any)")
+    add(
+        "--model",
+        type=shipped.path,
+        metavar="FILE",
+        help="a .tflite, or the name of a shipped model (default: that of the schema)",
+    )
     add("--no-model", action="store_true", help="learn what is usual from the first windows instead")
     add("--state", metavar="FILE", help="the state file of an agent, for what it has learned; it is only read")
     add("--collector", choices=("auto", "proc", "bpf"), default="auto", help="auto: BPF where it starts")
@@ -267,11 +272,7 @@ def open_matching(
 
 
 def shipped_model(schema_name: str) -> Any:
-    for folder in (Path(__file__).parents[3] / "models", Path(__file__).parents[1] / "models"):
-        file = folder / schema_name / "model.tflite"
-        if file.is_file():
-            return _load(file)
-    return None
+    return _load(Path(shipped.path(schema_name))) if schema_name in shipped.names() else None
 
 
 def _load(file: Path) -> Any:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from stonechat.errors import ConfigError, ModelError
+from stonechat.linux import shipped
 from stonechat.metadata import Metadata
 from stonechat.model import load_model
 
@@ -37,7 +38,7 @@ SETS = ("pi3-malware", "pi-spectrum", "iot-lan", "iot23", "ipcam")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", nargs="?", help="the .tflite")
+    add("model", nargs="?", type=shipped.path, help="the .tflite, or the name of a shipped model")
     add("traces", nargs="*", help="recordings: benign and labelled attacks")
     add("--learned", action="store_true", help="the devices are those the model was trained on: no learning first")
     add("--suite", action="store_true", help="the whole method on public captures, beside its peers")

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from stonechat.errors import ConfigError, StonechatError
-from stonechat.linux import schemas
+from stonechat.linux import schemas, shipped
 from stonechat.model import load_model
 from stonechat.schema import Schema
 
@@ -290,7 +290,7 @@ def _chosen(text: str | None, known: dict[str, Any], what: str) -> list[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", help="a .tflite for linux-1 or linux-proc-1")
+    add("model", type=shipped.path, help="a .tflite for linux-1 or linux-proc-1, or the name of a shipped model")
     add("--kinds", default="sensor", metavar="A,B", help=f"the devices, of {', '.join(benign.KINDS)} (default sensor)")
     add("--attacks", metavar="A,B", help="these only (default: all)")
     add("--boxes", type=int, default=1, metavar="N", help="how many run side by side (default 1)")

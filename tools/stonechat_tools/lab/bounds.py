@@ -60,20 +60,6 @@ def leave_cleanly_on_signals() -> None:
 
 
 @contextlib.contextmanager
-def terminated_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a recording as ^C does."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
 def scratch_folder(parent: str | None = None) -> Iterator[Path]:
     """A folder of one's own that goes away at the end; on a disk where there is one, because what is written to a
     memory file system never shows in the kernel's disk counters."""

@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 from stonechat import model_file
 from stonechat.errors import ModelError, StonechatError
+from stonechat.linux import shipped
 from stonechat.metadata import Metadata
 from stonechat.model import load_model
 
@@ -313,7 +314,7 @@ def _renew_table(meta: Metadata, network: Network, benign: Trace) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", help="the .tflite")
+    add("model", type=shipped.path, help="the .tflite, or the name of a shipped model")
     add("recordings", nargs="+", help="benign traces later than the training")
     add("--budget", default="1/30d", help="false alarms per device and time (default 1/30d)")
     add("--fastest", action="store_true", help="the alarm rule that alarms soonest and stays silent on the recording")

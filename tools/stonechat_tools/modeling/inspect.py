@@ -20,6 +20,8 @@ from stonechat.int8 import interpreter, operator_names, tflite
 from stonechat.model import load_model
 from stonechat.model_file import INFO_BUFFER
 
+from ..console import model_path
+
 _ACTIVATIONS = ("", "relu", "relu -1..1", "relu6")
 # What a run takes, by target: ns per multiply-accumulate, and us per output of a dense layer. Of these only unix-x64
 # has been run; the RP2040's come from a cycle-based simulation of its instructions, and are estimates.
@@ -35,7 +37,7 @@ _BLOCK_BYTES = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="a .tflite")
+    parser.add_argument("model", type=model_path, help="a .tflite, or the name of a shipped model")
     parser.add_argument(
         "--layers", metavar="INPUT", help="run it: int8 as hex, as numbers with commas, or a file of bytes"
     )

@@ -5,11 +5,9 @@ python -m stonechat_tools.proofs.fixtures      remakes them and their golden.jso
 
 import numpy as np
 
+from ..console import working_copy
 from ..modeling.golden import write_golden
 from . import generated
-from .interpreters import AGENT
-
-FIXTURES = AGENT.parent / "firmware_tests" / "golden"
 
 
 def make_fixtures() -> None:
@@ -22,7 +20,7 @@ def make_fixtures() -> None:
         "operators": generated.operators(generator, 6),
     }
     for name, data in models.items():
-        folder = FIXTURES / name
+        folder = working_copy() / "firmware_tests" / "golden" / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.tflite").write_bytes(data)
         write_golden(folder, 6 if name == "wide" else 12)

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..console import working_copy
+
 PYTHON_SUITE = "bookworm"
 BOOT_WITHIN_S = 900
-ROOT = Path(__file__).parents[3]
-STORE = ROOT / ".targets/kernels"
+STORE = Path(".targets/kernels")  # in the working copy
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,12 @@ NOBODY = b"root:x:0:0::/:\nnobody:x:65534:65534::/:\n"
 
 def fetch(name: str) -> Path:
     """-> the folder with `vmlinuz` and the RAM disk's `root`, downloaded and unpacked once."""
-    home = STORE / name.replace(" ", "-")
+    home = working_copy() / STORE / name.replace(" ", "-")
     machine = MACHINES[name]
     if (home / "vmlinuz").exists():
         return home
-    STORE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=STORE) as scratch:
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
         base = Path(scratch)
         apt = _private_apt(base / "kernels", machine.architecture, machine.suite)
         depends = _lines([*apt("apt-cache"), "depends", machine.kernel])
@@ -142,7 +143,7 @@ def ram_disk(home: Path) -> Path:
         + _entry("etc/passwd", stat.S_IFREG | 0o644, NOBODY)
         + _entry("agent", stat.S_IFDIR | 0o755)
     )
-    archive += _tree(ROOT / "agent", "agent/") + _entry("TRAILER!!!", 0)
+    archive += _tree(working_copy() / "agent", "agent/") + _entry("TRAILER!!!", 0)
     path.write_bytes(gzip.compress(bytes(archive), 1))
     return path
 
@@ -185,7 +186,7 @@ def faults(result: dict[str, Any]) -> list[str]:
 
 def _private_apt(base: Path, architecture: str, suite: str) -> Any:
     """apt with lists and a cache of its own, so that the machine's stay as they are -> a maker of commands."""
-    sys.path.insert(0, str(ROOT / "firmware_tests"))
+    sys.path.insert(0, str(working_copy() / "firmware_tests"))
     from targets import _apt_source
 
     for folder in ("state/lists/partial", "cache/archives/partial"):

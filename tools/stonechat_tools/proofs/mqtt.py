@@ -10,19 +10,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
+from stonechat_tools.console import working_copy
 from stonechat_tools.fleet.local_broker import LocalBroker
 
 PUBLISHES = 70_000
 TIMEOUT_S = 900.0
-ROOT = Path(__file__).resolve().parents[3]
-LIFE = ROOT / "firmware_tests" / "life"
 
 
 def interpreters() -> dict[str, list[str]]:
     """CPython and the MicroPython targets that are installed -> their commands."""
-    sys.path.insert(0, str(ROOT / "firmware_tests"))
+    sys.path.insert(0, str(working_copy() / "firmware_tests"))
     try:
         from targets import targets
     finally:
@@ -49,9 +47,18 @@ def publish_all(
     try:
         time.sleep(0.5)
         begun = time.monotonic()
-        environment = dict(os.environ, MICROPYPATH=f"{ROOT}/agent:.frozen", PYTHONPATH=f"{ROOT}/agent")
+        root = working_copy()
+        environment = dict(os.environ, MICROPYPATH=f"{root}/agent:.frozen", PYTHONPATH=f"{root}/agent")
         done = subprocess.run(
-            [*command, str(LIFE / "publisher.py"), str(port), str(count), str(first_id), topic, *more],
+            [
+                *command,
+                str(root / "firmware_tests/life/publisher.py"),
+                str(port),
+                str(count),
+                str(first_id),
+                topic,
+                *more,
+            ],
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,

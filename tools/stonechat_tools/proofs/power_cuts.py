@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import stonechat
 from stonechat.errors import StonechatError
 from stonechat.outbox import Outbox
+
+from ..console import working_copy
 
 CUTS = 1500
 KILLS = 200
 ERASES_PER_REPORT = 0.25
-_ROOT = Path(stonechat.__file__).resolve().parents[2]
 
 # The victim: says what append() confirmed and what it acknowledged, each line flushed before the next step.
 _VICTIM = """
@@ -48,11 +48,11 @@ def soak(scale: float) -> bool:
 
 def micropython(*arguments: str) -> dict[str, Any]:
     """Run firmware_tests/life/power_cuts.py on the unix port. Raises StonechatError where it can't be."""
-    script = _ROOT / "firmware_tests/life/power_cuts.py"
+    script = working_copy() / "firmware_tests/life/power_cuts.py"
     beside = Path(sys.executable).with_name("micropython")
     if not script.exists() or not beside.exists():
         raise StonechatError("needs a working copy with the MicroPython of `make setup`")
-    environment = dict(os.environ, MICROPYPATH=str(_ROOT / "agent"))
+    environment = dict(os.environ, MICROPYPATH=str(working_copy() / "agent"))
     command = [str(beside), "-X", "heapsize=16m", str(script), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=3600)
     lines = done.stdout.strip().splitlines()

@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ..console import working_copy
+
 CLASSES = (
     "other",
     "open",
@@ -119,7 +121,7 @@ ABIS = {
 }
 NUMBERS = 512
 _NOT_CALLS = {"syscalls", "arch_specific_syscall", "SYSCALL_BASE", "OABI_SYSCALL_BASE", "syscall_compat_last"}
-MODULE = Path(__file__).parents[3] / "agent/stonechat/linux/syscall_classes.py"
+MODULE = "agent/stonechat/linux/syscall_classes.py"  # in the working copy
 
 
 def numbers(root: Path, abi: str) -> dict[str, int]:
@@ -200,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{abi}: {len(calls)} calls, {len(obscure)} in class other: {' '.join(obscure)}", file=sys.stderr)
     source = module(tables)
     if args.write:
-        MODULE.write_text(source)
+        (working_copy() / MODULE).write_text(source)
     else:
         print(source, end="")
     return 0

@@ -23,7 +23,7 @@ from stonechat.compat import ticks_diff, ticks_ms
 from stonechat.errors import CollectorError, ConfigError
 from stonechat.window import Window
 
-from ..lab.bounds import terminated_as_interrupt
+from ..console import terminated_as_interrupt
 from ..traces.format import BENIGN, TraceWriter
 from .recipe import PARTS
 
@@ -98,15 +98,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _record_recipe(args: argparse.Namespace) -> int:
-    from . import session
     from .recipe import read_recipe
+    from .session import record as record_devices
 
     wanted = read_recipe(args.recipe)
     if args.part:
         wanted = wanted.part(args.part)
     total = wanted.record.get("windows", 0) * len(wanted.record.get("devices", []))
     with _progress(args.json, wanted.name, total, 0) as shown:
-        traces = session.record(wanted, lambda done, _: shown(done))
+        traces = record_devices(wanted, lambda done, _: shown(done))
     if args.json:
         print(json.dumps({"traces": traces}))
     else:

@@ -10,8 +10,9 @@ from typing import Any
 
 from stonechat.errors import ConfigError
 
+from ..console import terminated_as_interrupt
 from ..lab import benign, box, guest, netns
-from ..lab.bounds import stopped, terminated_as_interrupt
+from ..lab.bounds import stopped
 from ..traces.format import whole_lines
 from .recipe import Recipe
 
