@@ -48,6 +48,32 @@ def test_a_verb_without_any_package_prints_its_help_or_one_line(verb: str) -> No
         assert "-m pip install 'stonechat[" in done.stderr
 
 
+NOT_ON_A_DEVICE = ",".join(name for name in console.EXTRAS if name not in ("paho", "stonechat_tools"))
+
+
+def test_doctor_and_top_print_plain_text_without_rich() -> None:
+    done = without(NOT_ON_A_DEVICE, "doctor")
+    assert done.stderr == "" and done.stdout.startswith("features") and "linux-proc-1" in done.stdout
+    with_rich = subprocess.run(
+        [sys.executable, "-m", "stonechat_tools.cli", "doctor"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == with_rich.returncode and "━" in with_rich.stdout and "━" not in done.stdout
+    done = without(NOT_ON_A_DEVICE, "top", "--once", "--no-model", "--interval", "0.2", "--collector", "proc")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("stonechat top  linux-proc-1") and any(line.startswith("cpu_busy") for line in lines)
+
+
+def test_record_works_without_numpy_and_rich(tmp_path: Path) -> None:
+    trace = tmp_path / "a.csv.gz"
+    arguments = ("record", str(trace), "--window", "0.1", "--collector", "proc", "--windows")
+    done = without(NOT_ON_A_DEVICE, *arguments, "3")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "3 windows" in done.stdout and trace.stat().st_size > 100
+    done = without(NOT_ON_A_DEVICE, *arguments, "4", "--resume")
+    assert done.returncode == 0 and "4 windows" in done.stdout, done.stderr
+
+
 def test_the_laboratory_is_named_by_its_own_extra() -> None:
     done = without("stonechat_tools.lab", "demo", "--help")
     assert done.returncode == 1 and "needs stonechat-lab" in done.stderr and "'stonechat[lab]'" in done.stderr

@@ -22,6 +22,8 @@ from pathlib import Path
 from stonechat.linux import proc, schemas
 from stonechat.linux.collector import start_bpf
 
+from ..console import has, plain_table
+
 OLDEST_KERNEL = (5, 10)
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_PERFMON": 38, "CAP_BPF": 39}
 _CAP_SYS_ADMIN = 21  # it includes the last two, and did all before Linux 5.8
@@ -261,6 +263,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(groups: list[Group], about: list[Check], schema: str | None, required: str, ok: bool) -> None:
+    if not has("rich"):
+        _show_plain(groups, about, schema, required, ok)
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -287,3 +292,18 @@ def _with_fix(text: str, fix: str) -> str:
     from rich.markup import escape
 
     return escape(text) + (f"\n[yellow]fix:[/yellow] {escape(fix)}" if fix else "")
+
+
+def _show_plain(groups: list[Group], about: list[Check], schema: str | None, required: str, ok: bool) -> None:
+    """The same without colours and lines: a device has no rich."""
+
+    def cell(text: str, fix: str) -> str:
+        return text + (f"\nfix: {fix}" if fix else "")
+
+    rows = [[one.group, one.schema, one.source or "does not work", cell(one.note, one.fix)] for one in groups]
+    print(plain_table(["features", "for", "source", "what is known, and the fix"], rows))
+    print(plain_table(["machine", "found"], [[one.name, cell(one.found, one.fix)] for one in about]))
+    if schema:
+        print(f"The agent runs here with a {schema} model." + ("" if ok else f" {required} was required."))
+    else:
+        print("The agent can't run here until every row of linux-proc-1 works.")

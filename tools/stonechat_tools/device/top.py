@@ -39,6 +39,8 @@ from stonechat.scorer import Scorer
 from stonechat.state import State
 from stonechat.window import Window
 
+from ..console import has, plain_table
+
 DEFAULT_INTERVAL_S = 2.0
 LEARN_WINDOWS = 30  # of the display's own learning
 FIRST_LOOK_WINDOWS = 5  # it shows z from here on
@@ -230,7 +232,7 @@ def run(args: argparse.Namespace) -> int:
         state = read_state(args.state) if args.state else None
         view = View(collector, model, state, interval_s)
         limit = 1 if args.once else args.windows
-        interactive = not args.json and not args.once and sys.stdout.isatty()
+        interactive = not args.json and not args.once and sys.stdout.isatty() and has("rich")
         return watch_live(view, limit) if interactive else watch_plain(view, limit, args.json)
     finally:
         collector.close()
@@ -283,6 +285,8 @@ def watch_plain(view: View, limit: int | None, as_json: bool) -> int:
     for shown in _windows(view, limit):
         if as_json:
             print(json.dumps(shown), flush=True)
+        elif not has("rich"):
+            print(_plain(view), flush=True)
         else:
             from rich.console import Console
 
@@ -368,6 +372,24 @@ def _screen(view: View, by_z: bool, rows: int = 1000, next_s: float | None = Non
         more = f"   {hidden} quieter features need a taller terminal" if hidden > 0 else ""
         lines.append(Text("q quit   s sort   r learn anew" + more, "dim"))
     return Group(*lines)
+
+
+def _plain(view: View) -> str:
+    """The same window without colours: a device has no rich."""
+    lines = [f"stonechat top  {view.schema.name}  model {view.model_name or 'none'}  windows {view.windows}"]
+    shown = view.shown or {}
+    if verdict := shown.get("verdict"):
+        lines.append(
+            f"verdict {verdict['level']}  evidence {100 * verdict['evidence']:.0f} % of an alarm  "
+            f"surprise {verdict['surprise']:.1f}"
+        )
+    if learning := view.learning():
+        lines.append(learning)
+    rows = []
+    for name, row in shown.get("features", {}).items():
+        share = f"{row['share_percent']} %" if row.get("share_percent") else ""
+        rows.append([name, _human(row["value"]), row["unit"], "" if row["z"] is None else f"{row['z']:+.1f}", share])
+    return "\n".join(lines) + "\n" + plain_table(["feature", "now", "unit", "z", "of score"], rows)
 
 
 def _headline(view: View, next_s: float | None) -> Any:

@@ -23,7 +23,7 @@ from stonechat.compat import ticks_diff, ticks_ms
 from stonechat.errors import CollectorError, ConfigError
 from stonechat.window import Window
 
-from ..console import terminated_as_interrupt
+from ..console import has, terminated_as_interrupt
 from ..traces.format import BENIGN, TraceWriter
 from .recipe import PARTS
 
@@ -198,6 +198,11 @@ def _wait_for_next(next_ms: int, window_ms: int) -> int:
 def _progress(silent: bool, what: str, total: int | None, completed: int) -> Iterator[Callable[[int], None]]:
     if silent or not sys.stderr.isatty():
         yield lambda done: None
+        return
+    if not has("rich"):  # on a device
+        of = f" of {total}" if total else ""
+        yield lambda done: print(f"\rrecording {what}: {done}{of}", end="", file=sys.stderr, flush=True)
+        print(file=sys.stderr)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
