@@ -18,17 +18,25 @@ except ImportError:
 
     from micropython import const  # noqa: F401
 
+    try:
+        from os import urandom  # noqa: F401
+    except ImportError:  # a port without a random source: whatever differs from one start to the next
+
+        def urandom(n):
+            """n bytes, at most 32, that another start or another device will hardly draw again. No secret."""
+            try:
+                from machine import unique_id as unique
+            except ImportError:
+                unique = ticks_us
+            noise = (unique(), mem_free(), time.time(), id([]), ticks_us())
+            return sha256(repr(noise).encode()).digest()[:n]
+
     _OFFSET_S = 946_684_800 if time.gmtime(0)[0] == 2000 else 0
 
     def epoch_s():
         """Wall clock in Unix seconds, or 0 while the clock has not been set."""
         now_s = int(time.time()) + _OFFSET_S
         return now_s if now_s >= 1_700_000_000 else 0  # before November 2023: it has not been set
-
-    def first_number():
-        """Where a device begins to count that does not know how far it was: the clock keeps it from using a number
-        twice. Seconds since November 2023, so that a board's small ints hold it; 1 without a clock."""
-        return max(1, epoch_s() - 1_700_000_000)
 
     def sync_file(file):
         """Push what was written to `file` down to the medium (littlefs does so at flush)."""

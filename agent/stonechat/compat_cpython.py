@@ -4,7 +4,7 @@ import os
 import time
 from _operator import mul as _mul  # operator is Python, and larger
 from array import array as _array
-from os import replace
+from os import replace, urandom
 from time import clock_gettime_ns as _now_ns
 
 try:
@@ -24,7 +24,6 @@ except ImportError:
 __all__ = (
     "const",
     "epoch_s",
-    "first_number",
     "int8_array",
     "mem_alloc",
     "mem_free",
@@ -37,6 +36,7 @@ __all__ = (
     "ticks_ms",
     "ticks_us",
     "tidy",
+    "urandom",
     "write_atomic",
 )
 
@@ -71,10 +71,6 @@ def sleep_ms(ms):
 def epoch_s():
     now_s = int(time.time())
     return now_s if now_s >= _EARLIEST_EPOCH_S else 0
-
-
-def first_number():
-    return max(1, epoch_s() - _EARLIEST_EPOCH_S)
 
 
 def sync_file(file):

@@ -70,7 +70,9 @@ class Delivery(Reporter):
         **options,
     ) -> None:
         self.outbox = outbox
-        Reporter.__init__(self, device_id, key, sequence=outbox.sequence, boot=outbox.boot, **options)
+        Reporter.__init__(
+            self, device_id, key, sequence=outbox.sequence, boot=outbox.boot, stream=outbox.stream, **options
+        )
         self.ack_topic = self.topic + "ack"
         self.command_topic = self.topic + "command"
         self.subscriptions = (self.ack_topic, self.command_topic)
@@ -83,6 +85,7 @@ class Delivery(Reporter):
         self.rejected = 0  # messages that were malformed, forged or replayed
         self.unsaved = 0  # reports that the outbox could not write down
         self.held_back = 0  # changes of level that the byte budget or a mute held back
+        self.refused = 0  # reports that the collector will never take
         self._changed = False
         self._state = state
         self._last_command = unpack("<I", state.get(b"command", bytes(4)))[0] if state else 0
@@ -136,7 +139,7 @@ class Delivery(Reporter):
             outbox.append(body)
         except OutboxError:
             self.unsaved += 1
-            if outbox.spare and len(self._spill) < _BURST:
+            if len(self._spill) < _BURST:
                 self._spill.append(body)
         self.sequence = outbox.sequence
         self.lost = outbox.lost or None
@@ -189,7 +192,7 @@ class Delivery(Reporter):
                 self._publish(publish, self._dated(record))
                 self._sent = record[0]
                 if self.free_on_publish:
-                    outbox.ack(record[0], record[0])
+                    outbox.ack(record[0], record[0], record[1][-4:])  # its stream: the last field
         except (StonechatError, OSError):
             self._sent = outbox.oldest - 1
             raise
@@ -210,13 +213,13 @@ class Delivery(Reporter):
         age_s = True
         if 3 in fields and epoch_s():
             age_s = max(0, epoch_s() - fields[3])
-        elif 4 in fields and fields[2] == self.boot:
+        elif 4 in fields and fields[16] == self.stream:
             age_s = max(0, self.uptime_s - fields[4])
         if age_s is not True and age_s < _LATE_S:
             return value
         value = bytearray(value)
         value[0] += 1  # one more pair; its key is the highest, so the order is kept
-        value.append(16)
+        value.append(17)
         cbor.encode(age_s, value)
         return value
 
@@ -224,7 +227,7 @@ class Delivery(Reporter):
         self.outbox.save()
 
     def status(self, *facts, online: bool = True) -> bytearray:
-        self.trouble = (self.rejected, self.unsaved, self.held_back)
+        self.trouble = (self.rejected, self.unsaved, self.held_back, self.refused)
         return Reporter.status(self, *facts, online=online)
 
     # --- messages from the collector ------------------------------------------------------------------------------
@@ -244,11 +247,11 @@ class Delivery(Reporter):
         return []
 
     def _on_ack(self, fields):
-        ranges = fields.get(1)
-        if not isinstance(ranges, list) or len(ranges) % 2 or not all([_is_count(n) for n in ranges]):
-            raise WireError
-        for i in range(0, len(ranges), 2):
-            self.outbox.ack(ranges[i], ranges[i + 1])
+        stream = fields.get(3)
+        self._free(fields.get(1, []), stream)
+        self.refused += self._free(fields.get(4, []), stream)
+        if stream != self.stream:  # of an earlier start, or a replay: nothing in it is about now
+            return
         self._quiet_ms = 0
         self._wait_ms = self.resend_ms
         if self._silent:  # the collector is back: what it missed goes again
@@ -256,7 +259,16 @@ class Delivery(Reporter):
             self.reconnected()
         time_s = fields.get(2)
         if _is_count(time_s):
-            self._collector_offset_s = time_s - self.uptime_s
+            self._collector_offset_s = max(self._collector_offset_s, time_s - self.uptime_s)
+
+    def _free(self, ranges, stream):
+        """ranges: first, last, first, last, ... of `stream` -> how many reports of the outbox that has freed."""
+        if not isinstance(ranges, list) or len(ranges) % 2 or not all([_is_count(n) for n in ranges]):
+            raise WireError
+        freed = 0
+        for i in range(0, len(ranges), 2):
+            freed += self.outbox.ack(ranges[i], ranges[i + 1], stream)
+        return freed
 
     def _on_command(self, fields):
         sequence = fields.get(1)

@@ -17,11 +17,10 @@ Reconnects wait with exponential back-off and jitter, so that a fleet does not c
 "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 """
 
-import os
 import select
 from errno import EAGAIN, EINPROGRESS
 
-from .compat import const, ticks_add, ticks_diff, ticks_ms
+from .compat import const, ticks_add, ticks_diff, ticks_ms, urandom
 from .errors import MQTTError
 
 _CONNECT_MS = const(10_000)  # from the start of TCP to CONNACK
@@ -45,7 +44,7 @@ class Backoff:
 
     def failed(self) -> None:
         """Wait a random time between half of the span and the span, and double the span up to its limit."""
-        random = os.urandom(2)
+        random = urandom(2)
         half_ms = self._span_ms // 2
         self._due_ms = ticks_add(ticks_ms(), half_ms + (random[0] << 8 | random[1]) % (half_ms + 1))
         self._span_ms = min(2 * self._span_ms, _LONGEST_MS)

@@ -2,50 +2,51 @@
 
 A ring of segment files, 512 bytes each, on littlefs and ext4 alike; survives power cuts. (outbox_memory.py: the same in
 RAM.) A segment is a run of records: '<HII' length, sequence number, CRC-32 of both and of the body; then the body. The
-first record of a segment is a mark (top bit of the length set; body '<II' boot, oldest sequence number not
-acknowledged; its sequence number is one that no report can have used before it), so that the newest segment alone
-gives the state of the device. Every start makes a new segment: nothing is ever written behind a torn tail. A full ring
-drops its oldest segment.
+first record of a segment is a mark (top bit of the length set; body '<II4s' boot, oldest sequence number not
+acknowledged, stream; its sequence number is the next report's), so the newest segment alone says how far the device
+is. Every start draws a stream at random and begins a new segment: nothing is ever written behind a torn tail, and a
+number that comes again, because the medium was erased or restored, is that of another report. What is full drops its
+oldest.
 """
 
 import os
 from binascii import crc32
 from struct import pack_into, unpack_from
 
-from .compat import const, first_number, sync_file, write_atomic
+from .compat import const, sync_file, urandom, write_atomic
 from .errors import OutboxError
 
 _SEGMENT_BYTES = const(512)
 _HEADER_BYTES = const(10)
-_MARK_BYTES = const(18)
+_MARK_BYTES = const(22)
 _MARK = const(0x8000)
-_RESERVE = const(64)  # numbers that reports may use before they are written down (a full disk)
 _CLOSED = const(_SEGMENT_BYTES + 1)  # where the next record would go, while no segment is open
 _AHEAD = const(30)  # acknowledgements out of order are held for this many numbers, in one small int
 
 
 class Outbox:
     """path: a folder of its own; max_bytes: what the ring may take. Raises OutboxError where it can't be opened or
-    written. `boot` counts the starts; `damaged` the records that a torn write or a bad medium has cost."""
+    written. `stream` names this start's reports, `boot` counts the starts, `damaged` the records that a torn write or a
+    bad medium has cost."""
 
     def __init__(self, path: str, max_bytes: int = 32_768) -> None:
         if max_bytes < 2 * _SEGMENT_BYTES:
             raise OutboxError("outbox: max_bytes is %d, at least %d" % (max_bytes, 2 * _SEGMENT_BYTES))
         self.path = path
         self.max_segments = max_bytes // _SEGMENT_BYTES
-        self.sequence = 0
-        self.oldest = 0
+        self.stream = urandom(4)
+        self.sequence = 1
+        self.oldest = 1
         self.boot = 0
         self.lost = 0
         self.damaged = 0
         self._ahead = 0  # bit i: number oldest + i is acknowledged
-        self._segments: list = []  # [file number, first sequence number or 0, last one]
+        self._segments: list = []  # [file number, first sequence number or 0, last one, stream]
         self._cached = 0  # file number of the segment that _cache holds
         self._cache = b""
         self._latest = (0, b"")
         self._head = bytearray(_HEADER_BYTES)  # of a record; the same each time, so that a report costs no new one
         self._head_summed = memoryview(self._head)[:6]
-        self._reserved = 0
         self._at = _CLOSED
         try:
             self._open()
@@ -59,12 +60,9 @@ class Outbox:
             pass  # it is there, or listdir says what is wrong
         names = sorted([name for name in os.listdir(self.path) if name.endswith(".seg")])
         for name in names:
-            segment = [int(name[:8], 16), 0, 0]
+            segment = [int(name[:8], 16), 0, 0, None]
             self._scan(segment)
             self._segments.append(segment)
-        if not self.sequence:  # a new device, or one whose flash was wiped: the clock keeps it from reusing numbers
-            self.sequence = first_number()
-            self.oldest = self.sequence
         self.boot += 1
         self._forward()
         self._new_segment()
@@ -93,21 +91,20 @@ class Outbox:
                 self.damaged += 1
                 return
             if length & _MARK:
-                boot, oldest = unpack_from("<II", data, at + _HEADER_BYTES)
+                boot, oldest, segment[3] = unpack_from("<II4s", data, at + _HEADER_BYTES)
                 self.boot = max(self.boot, boot)
                 self.oldest = max(self.oldest, oldest)
-                self.sequence = sequence  # the latest mark holds: an orderly stop gives its reserve back
+                self.sequence = max(self.sequence, sequence)
             else:
                 segment[1] = segment[1] or sequence
                 segment[2] = sequence
                 self.sequence = max(self.sequence, sequence + 1)
             at += _HEADER_BYTES + (length & ~_MARK)
 
-    def _mark(self, reserve: int) -> bytearray:
-        self._reserved = self.sequence + reserve
+    def _mark(self) -> bytearray:
         mark = bytearray(_MARK_BYTES)
-        pack_into("<II", mark, _HEADER_BYTES, self.boot, self.oldest)
-        self._begin(_MARK | 8, self._reserved, memoryview(mark)[_HEADER_BYTES:])
+        pack_into("<II4s", mark, _HEADER_BYTES, self.boot, self.oldest, self.stream)
+        self._begin(_MARK | 12, self.sequence, memoryview(mark)[_HEADER_BYTES:])
         mark[:_HEADER_BYTES] = self._head
         return mark
 
@@ -121,8 +118,8 @@ class Outbox:
         self._close()
         self._trim()
         name = self._name(number)
-        write_atomic(name, self._mark(_RESERVE))
-        self._segments.append([number, 0, 0])
+        write_atomic(name, self._mark())
+        self._segments.append([number, 0, 0, self.stream])
         self._file = open(name, "ab")
         self._at = _MARK_BYTES
 
@@ -151,7 +148,7 @@ class Outbox:
 
     def append(self, body) -> int:
         """Write `body` down as number `sequence`, which is returned once it is on the medium. Raises OutboxError where
-        the medium refuses; the number is used up then, `spare` is whether the report may go out under it."""
+        the medium refuses; the number is used up then, and the report may go out under it from elsewhere."""
         if _MARK_BYTES + _HEADER_BYTES + len(body) > _SEGMENT_BYTES:
             raise OutboxError("outbox: a report of %d bytes" % len(body))
         sequence = self.sequence
@@ -179,11 +176,6 @@ class Outbox:
         if self._cached == segment[0]:
             self._cached = 0
         return sequence
-
-    @property
-    def spare(self) -> bool:
-        """True while the number last used is one that a mark on the medium keeps from being used again."""
-        return self.sequence <= self._reserved
 
     def after(self, sequence: int):
         """The first record behind `sequence` that is not acknowledged, as (sequence, body), or None."""
@@ -221,17 +213,27 @@ class Outbox:
         bit = sequence - self.oldest
         return bit < _AHEAD and bool(self._ahead >> bit & 1)
 
-    def ack(self, first: int, last: int) -> None:
-        """The collector has committed first..last, both included."""
-        last = min(last, self.sequence - 1)
-        if first <= self.oldest <= last:
-            self._advance(last + 1)
-        else:
-            bit = max(0, first - self.oldest)  # no range() over the numbers: on 32 bit it holds small ints only
-            while bit < _AHEAD and self.oldest + bit <= last:
-                self._ahead |= 1 << bit
-                bit += 1
+    def ack(self, first: int, last: int, stream: bytes) -> int:
+        """Free first..last of `stream`, both included -> how many of them were still held."""
+        freed = 0
+        for segment in self._segments:
+            if segment[3] == stream:
+                self._forward()
+                number = max(first, segment[1], self.oldest)
+                while number <= last and number <= segment[2]:  # range() holds small ints only, on 32 bit
+                    freed += self._free(number)
+                    number += 1
         self._forward()
+        return freed
+
+    def _free(self, number: int) -> bool:
+        bit = number - self.oldest
+        held = bit < _AHEAD and not self._ahead >> bit & 1
+        if not bit:
+            self._advance(number + 1)
+        elif held:
+            self._ahead |= 1 << bit
+        return held
 
     def _advance(self, oldest: int) -> None:
         self._ahead >>= min(_AHEAD, oldest - self.oldest)
@@ -251,12 +253,12 @@ class Outbox:
         self._advance(self.sequence)
 
     def save(self) -> None:
-        """Write down what is acknowledged, without the reserve: before a deep sleep or an orderly stop. Costs one
-        record; without it a start sends up to a segment again, which the collector drops."""
+        """Write down what is acknowledged: before a deep sleep or an orderly stop. Costs one record; without it a start
+        sends up to a segment again, which the collector drops."""
         if self._at + _MARK_BYTES > _SEGMENT_BYTES:
             return
         try:
-            self._file.write(self._mark(0))
+            self._file.write(self._mark())
             sync_file(self._file)
             self._at += _MARK_BYTES
         except OSError as error:
@@ -269,7 +271,7 @@ def _check(data: bytes, at: int) -> tuple:
         return -1, 0
     length, sequence, crc = unpack_from("<HII", data, at)
     end = at + _HEADER_BYTES + (length & ~_MARK)
-    if end > len(data) or (length & ~_MARK) == 0:
+    if end > len(data) or (length & ~_MARK) == 0 or length & _MARK and length != _MARK | 12:
         return -1, 0
     body = data[at + _HEADER_BYTES : end]
     if crc32(body, crc32(data[at : at + 6])) != crc:

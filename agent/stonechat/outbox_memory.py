@@ -1,19 +1,19 @@
 """In-memory outbox with the interface of outbox.Outbox, for devices without a file system."""
 
-from .compat import first_number
+from .compat import urandom
 
 
 class MemoryOutbox:
-    """A bounded queue in RAM. Its numbers start at the clock, so that a restart does not reuse them.
-    `sequence` is the next report's number, `oldest` the first one not acknowledged, `lost` counts what was dropped."""
+    """A bounded queue in RAM. `stream` names this start's reports; `sequence` is the next report's number, `oldest` the
+    first one not acknowledged, `lost` counts what was dropped; `boot` is 1: it can't count its starts."""
 
-    def __init__(self, max_bytes: int = 2048, sequence: int = 0) -> None:
+    def __init__(self, max_bytes: int = 2048, sequence: int = 1) -> None:
         self.max_bytes = max_bytes
-        self.sequence = sequence or first_number()
-        self.oldest = self.sequence
-        self.boot = first_number()  # it can't count its starts
+        self.stream = urandom(4)
+        self.sequence = sequence
+        self.oldest = sequence
+        self.boot = 1
         self.lost = 0
-        self.spare = True  # nothing is written down, so nothing can be reused by a restart but by the clock
         self._records: list = []
         self._bytes = 0
 
@@ -35,11 +35,15 @@ class MemoryOutbox:
                 return record
         return None
 
-    def ack(self, first: int, last: int) -> None:
-        """Forget first..last, both included."""
+    def ack(self, first: int, last: int, stream: bytes) -> int:
+        """Free first..last of `stream`, both included -> how many of them were still held."""
+        if stream != self.stream:
+            return 0
+        count = len(self._records)
         self._records = [record for record in self._records if not first <= record[0] <= last]
         self._bytes = sum([len(record[1]) for record in self._records])
         self._forward()
+        return count - len(self._records)
 
     def _forward(self) -> None:
         self.oldest = self._records[0][0] if self._records else self.sequence

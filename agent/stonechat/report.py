@@ -9,7 +9,7 @@ from array import array
 from struct import pack
 
 from . import cbor
-from .compat import const, epoch_s, ticks_diff
+from .compat import const, epoch_s, ticks_diff, urandom
 from .cose import Mac
 from .errors import WireError
 
@@ -18,19 +18,16 @@ _LEARNING = const(1)  # a flag
 _MAX_ID = const(64)
 _RING = const(64)  # a summary's median is that of the last 64 windows
 _FIELDS = const(17)
-_NUMBERS = const(1024)
 
 
 class Reporter:
     """device_id: 1 to 64 letters, digits, '-', '_', '.'; key: the device's secret, 32 bytes; heartbeat_windows: 1
-    reports every window. `sequence` is the next report's number, never used twice by a device; `boot` a number that
-    rises with every start."""
+    reports every window. `sequence` is the next report's number; `stream` is drawn at random at every start, so that
+    (device, stream, sequence) names one report for ever; `boot` counts the starts."""
 
     subscriptions: tuple = ()  # topics that the transport should hear
     lost: int | None = None  # reports dropped since this boot
-    trouble: tuple | None = (
-        None  # for the status: (messages rejected, reports not written down, changes of level held back)
-    )
+    trouble: tuple | None = None  # for the status: Delivery's counters
 
     def __init__(
         self,
@@ -41,6 +38,7 @@ class Reporter:
         heartbeat_windows: int = 30,
         sequence: int = 1,
         boot: int = 0,
+        stream: bytes = b"",
     ) -> None:
         plain = 0
         for c in device_id:
@@ -54,6 +52,7 @@ class Reporter:
         self.heartbeat_windows = heartbeat_windows
         self.sequence = sequence
         self.boot = boot
+        self.stream = stream or urandom(4)
         self.published = 0
         self.uptime_s = 0
         self._ms = 0  # of the second that runs
@@ -122,6 +121,7 @@ class Reporter:
         fields[3] = epoch_s() or None
         fields[4] = None if fields[3] else self.uptime_s
         fields[14] = self.lost
+        fields[16] = self.stream
         return fields
 
     def _encode(self) -> None:
@@ -176,8 +176,8 @@ class Reporter:
         """There is a new connection."""
 
     def save(self, state) -> None:
-        """Put into the state what keeps numbers from being used twice: a thousand more than have been."""
-        state.put(b"device", pack("<II", self.boot, self.sequence + _NUMBERS))
+        """Put the count of the starts into the state."""
+        state.put(b"device", pack("<I", self.boot))
 
     def status(self, *facts, online: bool = True) -> bytearray:
         """The sealed message for status_topic, retained; with online=False the last will. facts, each or None, in this
@@ -191,6 +191,7 @@ class Reporter:
         while len(fields) < 15:
             fields.append(None)
         fields.append(self.trouble)
+        fields.append(self.stream)
         value = bytearray()
         cbor.encode_fields(fields, value)
         return self._status_mac.seal(value)

@@ -81,7 +81,7 @@ def main(arguments):
         reporter.observe(head.verdict, clock[0])
         reporter.pump(publish, clock[0])
         if profile != "core":
-            reporter.outbox.ack(0, reporter.sequence)
+            reporter.outbox.ack(0, reporter.sequence, reporter.stream)
 
     def alarm():
         level[0] = 2

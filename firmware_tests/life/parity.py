@@ -7,7 +7,6 @@ import sys
 
 from stonechat import delivery as delivery_room
 from stonechat import loop as loop_room
-from stonechat import outbox_memory as queue_room
 from stonechat import report as report_room
 from stonechat.agent import Agent
 from stonechat.board.schema import MICROPYTHON_1
@@ -35,7 +34,6 @@ def main(arguments):
     model, trace = arguments
     for room in (report_room, delivery_room):
         setattr(room, "epoch_s", lambda: NOW_S)  # noqa: B010
-    setattr(queue_room, "first_number", lambda: 1)  # noqa: B010
     reports = sha256()
     verdicts = sha256()
     told = [0, 0, 0]  # windows, alarms, reports

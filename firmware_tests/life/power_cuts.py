@@ -113,7 +113,7 @@ class Trial:
                 if chance < 3 and len(waiting) > 3:  # as the collector does: some, out of order too
                     first = waiting.pop(0 if chance else 2)
                     self.acknowledged.add(first)
-                    outbox.ack(first, first)
+                    outbox.ack(first, first, outbox.stream)
                 if chance == 15:
                     outbox.save()
         except (OutboxError, OSError):
@@ -187,7 +187,7 @@ def cost(reports=400):
     flash.erases = flash.programmed = 0
     for _ in range(reports):
         sequence = outbox.append(bytes(44))
-        outbox.ack(sequence - 3, sequence - 3)
+        outbox.ack(sequence - 3, sequence - 3, outbox.stream)
     os.umount("/f")
     return {"erases_per_report": flash.erases / reports, "bytes_per_report": flash.programmed / reports}
 

@@ -67,15 +67,15 @@ def without_clock(test):
 
 @without_clock
 def test_heartbeats_and_changes_of_level():
-    bench = Bench(heartbeat_windows=5, sequence=70, boot=3)
+    bench = Bench(heartbeat_windows=5, sequence=70, boot=3, stream=b"boot")
     for score in (500, 100, 300, 200, 400):
         bench.window(score_q8=score)
     bench.window(level=2, score_q8=9000)
     bench.window(level=2)
     bench.window(level=0)
-    assert bench.heard[0] == {0: 1, 1: 70, 2: 3, 4: 40, 5: 0, 9: 10, 11: 5, 12: [100, 300, 500]}
+    assert bench.heard[0] == {0: 1, 1: 70, 2: 3, 4: 40, 5: 0, 9: 10, 11: 5, 12: [100, 300, 500], 16: b"boot"}
     alarm = bytes((41, 128, 55, 3, 80, 30, 78, 127, 15))
-    assert bench.heard[1] == {0: 1, 1: 71, 2: 3, 4: 50, 5: 2, 7: 9000, 8: 200, 9: 10, 10: alarm}
+    assert bench.heard[1] == {0: 1, 1: 71, 2: 3, 4: 50, 5: 2, 7: 9000, 8: 200, 9: 10, 10: alarm, 16: b"boot"}
     assert [fields[5] for fields in bench.heard] == [0, 2, 0]
     assert bench.reporter.published == 3
 
@@ -125,7 +125,7 @@ def test_while_the_broker_is_away_summaries_grow():
 
 
 @without_clock
-def test_no_number_is_used_twice():
+def test_no_number_is_used_twice_in_a_stream():
     bench = Bench(heartbeat_windows=1)
     for i in range(60):
         bench.cut = i % 3 == 1
@@ -135,14 +135,25 @@ def test_no_number_is_used_twice():
     assert all([numbers[i] < numbers[i + 1] for i in range(39)])
     state = State()
     bench.reporter.save(state)
-    boot = int.from_bytes(state.get(b"device")[:4], "little")
-    number = int.from_bytes(state.get(b"device")[4:], "little")
-    assert boot == 0 and numbers[-1] < number <= numbers[-1] + 1025
+    assert state.get(b"device") == bytes(4)
+
+
+@without_clock
+def test_every_start_has_a_stream_of_its_own():
+    streams = set()
+    for _ in range(20):
+        bench = Bench(heartbeat_windows=1)
+        bench.window()
+        bench.window()
+        assert bench.heard[0][16] == bench.heard[1][16] == bench.reporter.stream
+        assert [fields[1] for fields in bench.heard] == [1, 2]
+        streams.add(bench.reporter.stream)
+    assert len(streams) == 20 and set([len(stream) for stream in streams]) == {4}
 
 
 @without_clock
 def test_status_and_will():
-    bench = Bench(boot=9)
+    bench = Bench(boot=9, stream=b"boot")
     mac = Mac(SECRET, b"status", "pump-1")
     assert bench.reporter.status_topic == "stonechat/1/fleet/pump-1/status"
     status = loads(unseal(mac, bench.reporter.status("1.0", b"12345678", None, 10000, ["hook"], 5, True, "0.1")))
@@ -159,8 +170,9 @@ def test_status_and_will():
         12: 5,
         13: True,
         14: "0.1",
+        16: b"boot",
     }
-    assert loads(unseal(mac, bench.reporter.status(online=False))) == {0: 1, 2: 9, 4: 0, 5: False}
+    assert loads(unseal(mac, bench.reporter.status(online=False))) == {0: 1, 2: 9, 4: 0, 5: False, 16: b"boot"}
 
 
 def test_a_clock_dates_the_reports():

@@ -8,6 +8,8 @@ from stonechat.outbox import Outbox
 from stonechat_tools.fleet import keyring, wire
 from stonechat_tools.fleet.store import Store
 
+STREAM = b"boot"
+
 
 def messages_of(folder: Path, count: int) -> tuple[bytes, list[bytes]]:
     secret = keyring.new_secret()
@@ -25,7 +27,17 @@ def test_a_wiped_device_is_a_conflict_and_is_not_told_to_forget(tmp_path: Path) 
     report = wire.open_report("pump-1", keys, message)
     with Store(":memory:") as store:
         assert store.put([report, report]) == ["stored", "again"]
-        fields = {0: 1, 1: report.sequence, 2: report.boot + 1, 3: 1_800_000_000, 5: 2, 7: 1, 8: 1, 9: 1}
+        fields = {
+            0: 1,
+            1: report.sequence,
+            2: report.boot + 1,
+            3: 1_800_000_000,
+            5: 2,
+            7: 1,
+            8: 1,
+            9: 1,
+            16: report.stream,
+        }
         other = wire.open_report("pump-1", keys, keys.report.seal(wire.encode(fields)))
         assert store.put([other]) == ["conflict"]
         assert store.rejections() == {"pump-1": {"conflict": 1}}
@@ -36,9 +48,9 @@ def test_history_of_a_device_without_a_clock_gets_its_time_later(tmp_path: Path)
     keys = keyring.DeviceKeys(keyring.new_secret(), "pump-1")
 
     def report(sequence: int, late: int | None = None) -> wire.Report:
-        fields = {0: 1, 1: sequence, 2: 7, 4: 100 + sequence, 5: 0, 7: 256, 8: 1, 9: 1}
+        fields = {0: 1, 1: sequence, 2: 7, 4: 100 + sequence, 5: 0, 7: 256, 8: 1, 9: 1, 16: STREAM}
         if late is not None:
-            fields[16] = late
+            fields[17] = late
         return wire.open_report("pump-1", keys, keys.report.seal(wire.encode(fields)))
 
     with Store(":memory:") as store:
@@ -46,7 +58,7 @@ def test_history_of_a_device_without_a_clock_gets_its_time_later(tmp_path: Path)
         rows = store.history("pump-1")
         assert [row.time_known for row in rows] == [False, True]
         assert rows[1].time_s == 1_800_000_000 - 50
-        status = {0: 1, 2: 7, 3: 1_800_000_500, 4: 600, 5: True, 6: 1}
+        status = {0: 1, 2: 7, 3: 1_800_000_500, 4: 600, 5: True, 6: 1, 16: STREAM}
         store.put([], [wire.open_status("pump-1", keys, keys.status.seal(wire.encode(status)))])
         rows = store.history("pump-1")
         assert [row.time_s for row in rows] == [1_800_000_001, 1_800_000_002]
@@ -57,7 +69,7 @@ def test_status_will_and_replays(tmp_path: Path) -> None:
     keys = keyring.DeviceKeys(keyring.new_secret(), "pump-1")
 
     def status(boot: int, number: int, online: bool = True) -> wire.Status:
-        fields = {0: 1, 2: boot, 4: 5, 5: online} | ({6: number} if online else {})
+        fields = {0: 1, 2: boot, 4: 5, 5: online, 16: STREAM} | ({6: number} if online else {})
         return wire.open_status("pump-1", keys, keys.status.seal(wire.encode(fields)))
 
     with Store(":memory:") as store:
@@ -83,7 +95,7 @@ def test_a_wiped_device_that_has_a_clock_is_heard_again(tmp_path: Path) -> None:
     keys = keyring.DeviceKeys(keyring.new_secret(), "pump-1")
 
     def status(boot: int, time_s: int, online: bool = True) -> wire.Status:
-        fields = {0: 1, 2: boot, 3: time_s, 4: 5, 5: online} | ({6: 1} if online else {})
+        fields = {0: 1, 2: boot, 3: time_s, 4: 5, 5: online, 16: STREAM} | ({6: 1} if online else {})
         return wire.open_status("pump-1", keys, keys.status.seal(wire.encode(fields)))
 
     with Store(":memory:") as store:

@@ -30,6 +30,7 @@ from stonechat_tools.proofs import fuzz_wire, power_cuts
 ROOT = Path(__file__).resolve().parents[2]
 CDDL = (Path(stonechat.__file__).parent / "stonechat.cddl").read_text()
 SECRET = bytes(range(32))
+STREAM = b"boot"
 KEYS = keyring.DeviceKeys(SECRET, "pump-1")
 
 
@@ -84,7 +85,7 @@ def test_what_the_device_says_is_what_the_cddl_says(monkeypatch: pytest.MonkeyPa
         keys_seen |= set(cbor2.loads(payload))
         assert cbor2.dumps(cbor2.loads(payload), canonical=True) == payload  # deterministic
         assert dumps(loads(payload)) == payload
-    assert keys_seen == {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 15, 16}  # nothing fills 13, the detail, yet
+    assert keys_seen == {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 15, 16, 17}  # nothing fills 13, the detail, yet
 
 
 def test_the_core_profile_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,18 +131,18 @@ def test_status_ack_and_command_are_what_the_cddl_says() -> None:
     opened = wire.open_status("pump-1", KEYS, status)
     assert {name: getattr(opened, name) for name in facts} == facts
     assert opened.online and opened.number == 1
-    schema("ack").validate_cbor(KEYS.ack.open(wire.seal_ack(KEYS, [(1, 5), (7, 7)])))
+    schema("ack").validate_cbor(KEYS.ack.open(wire.seal_ack(KEYS, STREAM, [(1, 5), (7, 7)], [(6, 6)])))
     schema("command").validate_cbor(KEYS.command.open(wire.seal_command(KEYS, 1, 2, 1, [3])))
     schema("command").validate_cbor(KEYS.command.open(wire.seal_command(KEYS, 1, 2, 5)))
 
 
 def test_the_cddl_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    good = {0: 1, 1: 5, 2: 1, 3: 1795362032, 5: 2, 7: 300, 8: 250, 9: 20}
+    good = {0: 1, 1: 5, 2: 1, 3: 1795362032, 5: 2, 7: 300, 8: 250, 9: 20, 16: STREAM}
     schema("report").validate_cbor(cbor2.dumps(good))
     for change in ({0: 2}, {1: -1}, {5: 3}, {7: 65536}, {10: b"12"}, {10: b"1" * 25}, {3: 1.5}, {4: 1}, {99: 0}):
         with pytest.raises(pycddl.ValidationError):
             schema("report").validate_cbor(cbor2.dumps(good | change))
-    for missing in (0, 1, 2, 3, 5, 7, 8, 9):
+    for missing in (0, 1, 2, 3, 5, 7, 8, 9, 16):
         with pytest.raises(pycddl.ValidationError):
             schema("report").validate_cbor(cbor2.dumps({k: v for k, v in good.items() if k != missing}))
 
@@ -157,8 +158,8 @@ def test_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
         _, sent = make([alarm] * 31, outbox=queue, heartbeat_windows=30)
         report, summary = (KEYS.report.open(message) for message in sent[:2])
         assert 10 in cbor2.loads(report) and 12 in cbor2.loads(summary)
-        assert len(sent[0]) <= 64
-        assert len(sent[1]) <= 60
+        assert len(sent[0]) <= 70
+        assert len(sent[1]) <= 66
 
 
 def test_both_sides_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +222,7 @@ def sealed(fields: object, mac: keyring.Mac = KEYS.report) -> bytes:
     return mac.seal(bytes(cbor2.dumps(fields, canonical=True)))
 
 
-GOOD = {0: 1, 1: 5, 2: 1, 3: 1795362032, 5: 2, 7: 300, 8: 250, 9: 20}
+GOOD = {0: 1, 1: 5, 2: 1, 3: 1795362032, 5: 2, 7: 300, 8: 250, 9: 20, 16: STREAM}
 
 
 def reason_of(message: bytes, device: str = "pump-1") -> str | None:
@@ -340,11 +341,11 @@ def test_nothing_personal_is_in_what_leaves_the_device(monkeypatch: pytest.Monke
     for i in range(40):
         reporter.observe(FakeVerdict(i % 3), 10_000 * i)
         reporter.pump(lambda topic, payload, qos: sent.append(bytes(payload)), 10_000 * i)
-        reporter.outbox.ack(0, reporter.outbox.sequence)
+        reporter.outbox.ack(0, reporter.outbox.sequence, reporter.stream)
     assert len(sent) == 40
     for message in sent:
         for key, value in cbor2.loads(KEYS.report.open(message)).items():
-            assert isinstance(value, int) or (key == 10 and isinstance(value, bytes) and len(value) == 9), key
+            assert isinstance(value, int) or len(value) == {10: 9, 16: 4}[key], key
     status = reporter.status("1.2", None, None, None, ("net",), None, None, "0.1.0")
     texts = [value for value in cbor2.loads(KEYS.status.open(status)).values() if isinstance(value, str)]
     assert texts == ["1.2", "0.1.0"]

@@ -25,12 +25,11 @@ counted in `watch.agent.errors`, and `watch.agent.offline` states why the broker
 can be passed; it is called once a tick.
 
 Only the full profile (full.py) has: reports that wait on flash until a collector has them, a limit of bytes a day,
-commands, custom counters. The one file of core keeps what was learned and which report numbers were used.
+commands, custom counters. The one file of core keeps what was learned.
 """
 
-from struct import pack, unpack
+from struct import unpack_from
 
-from ..compat import first_number
 from ..loop import Channel, Loop
 from ..report import Reporter
 from .device import begin
@@ -38,11 +37,9 @@ from .device import begin
 
 def _make(device_id, key, counter, model, state, folder, publish, firmware, publish_retained, options):
     """The parts of the core profile -> its loop."""
-    boot, number = unpack("<II", state.get(b"device", pack("<II", 0, first_number())))
-    reporter = Reporter(device_id, key, sequence=number, boot=boot + 1, **options)
-    loop = Loop([Channel(counter, model, state)], publish, reporter, state, firmware, publish_retained)
-    loop.save()  # from now on no start uses these numbers again
-    return loop
+    boot = unpack_from("<I", state.get(b"device", bytes(4)))[0]
+    reporter = Reporter(device_id, key, boot=boot + 1, **options)
+    return Loop([Channel(counter, model, state)], publish, reporter, state, firmware, publish_retained)
 
 
 def start(*device, **options):

@@ -221,14 +221,14 @@ class Collector:
         raise failure
 
     def _acknowledge(self, reports: list[wire.Report], signers: list[keyring.DeviceKeys], results: list[str]) -> None:
-        committed: dict[str, tuple[keyring.DeviceKeys, list[int]]] = {}
+        committed: dict[tuple[str, bytes], tuple[keyring.DeviceKeys, list[int]]] = {}
         for report, keys, result in zip(reports, signers, results, strict=True):
             if result != CONFLICT:
-                committed.setdefault(report.device, (keys, []))[1].append(report.sequence)
-        for device, (keys, sequences) in committed.items():
+                committed.setdefault((report.device, report.stream), (keys, []))[1].append(report.sequence)
+        for (device, stream), (keys, sequences) in committed.items():
             ranges = wire.ranges_of(sequences)
             for at in range(0, len(ranges), MAX_ACK_RANGES):
-                payload = wire.seal_ack(keys, ranges[at : at + MAX_ACK_RANGES])
+                payload = wire.seal_ack(keys, stream, ranges[at : at + MAX_ACK_RANGES])
                 self._client.publish(f"{self.prefix}{device}/ack", payload, 0)
 
 
@@ -263,6 +263,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_json(report: wire.Report) -> None:
     values = {name: value for name, value in asdict(report).items() if name != "body"}
+    values["stream"] = report.stream.hex()
     print(json.dumps(values), flush=True)
 
 

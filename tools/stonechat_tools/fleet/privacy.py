@@ -19,7 +19,8 @@ PRIVACY_REPORT = {
     13: ("detail", "only with the operator's opt-in, at changes of level: a text that may hold an address"),
     14: ("lost", "how many reports a full outbox has dropped"),
     15: ("answer", "number of a command and its result"),
-    16: ("late", "how old the report was as it was sent"),
+    16: ("stream", "which start of the device made the report: a random number"),
+    17: ("late", "how old the report was as it was sent"),
 }
 PRIVACY_STATUS = {
     0: ("version", "nothing"),
@@ -36,5 +37,7 @@ PRIVACY_STATUS = {
     12: ("adaptation", "how far the device has adapted"),
     13: ("learning", "whether it is still learning"),
     14: ("agent", "version of the agent"),
-    15: ("counters", "messages rejected, reports not written down, changes of level held back"),
+    15: ("counters", "messages rejected, reports not written down, changes of level held back, reports refused"),
+    16: ("stream", "which start this is: a random number"),
+    17: ("unscored", "how many windows were not scored, by cause"),
 }

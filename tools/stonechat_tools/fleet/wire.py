@@ -14,6 +14,7 @@ import cbor2
 from .keyring import DeviceKeys, Rejected
 
 VERSION = 1
+STREAM_BYTES = 4
 PREFIX = "stonechat/1/fleet/"
 LEVELS = ("normal", "watch", "alarm")
 FLAGS = {1: "learning", 2: "muted", 4: "maintenance"}
@@ -54,6 +55,7 @@ class Report:
     boot: int
     time_s: int | None
     uptime_s: int | None
+    stream: bytes = b""
     level: int = 0
     flags: int = 0
     windows: int = 1
@@ -79,6 +81,7 @@ class Status:
     time_s: int | None
     uptime_s: int
     online: bool
+    stream: bytes = b""
     number: int = 0
     firmware: str | None = None
     model: bytes | None = None
@@ -89,6 +92,7 @@ class Status:
     learning: bool | None = None
     agent: str | None = None
     counters: tuple[int, ...] = ()
+    unscored: tuple[int, ...] = ()
 
 
 class _Fields:
@@ -117,11 +121,12 @@ class _Fields:
     def maybe(self, key: int, top: int = _COUNT_MAX) -> int | None:
         return self.count(key, top) if key in self._map else None
 
-    def counts(self, key: int, size: int) -> tuple[int, ...]:
+    def counts(self, key: int, size: int | None) -> tuple[int, ...]:
+        """size: how many, or None for up to 16."""
         value = self._map.get(key)
         if (
             not isinstance(value, (list, tuple))
-            or len(value) != size
+            or (len(value) > 16 if size is None else len(value) != size)
             or any(type(item) is not int or not 0 <= item <= _COUNT_MAX for item in value)
         ):
             raise Rejected("malformed", f"key {key}")
@@ -137,6 +142,12 @@ class _Fields:
         value = self._map.get(key)
         if value is not None and (not isinstance(value, bytes) or len(value) > most):
             raise Rejected("malformed", f"key {key}")
+        return value
+
+    def stream(self) -> bytes:
+        value = self.octets(16, STREAM_BYTES)
+        if value is None or len(value) != STREAM_BYTES:
+            raise Rejected("malformed", "key 16")
         return value
 
     def flag(self, key: int) -> bool | None:
@@ -159,6 +170,7 @@ def open_report(device: str, keys: DeviceKeys, message: bytes) -> Report:
         boot=fields.count(2),
         time_s=fields.maybe(3),
         uptime_s=fields.maybe(4),
+        stream=fields.stream(),
         flags=fields.maybe(6, 0xFF) or 0,
         detail=fields.text(13),
         lost=fields.maybe(14) or 0,
@@ -166,8 +178,8 @@ def open_report(device: str, keys: DeviceKeys, message: bytes) -> Report:
     )
     if report.time_s is None and report.uptime_s is None:
         raise Rejected("malformed", "no time")
-    if 16 in fields:
-        report.late_s = -1 if fields.raw(16) is True else fields.count(16)
+    if 17 in fields:
+        report.late_s = -1 if fields.raw(17) is True else fields.count(17)
     if 15 in fields:
         command, result = fields.counts(15, 2)
         report.answer = (command, result)
@@ -221,14 +233,27 @@ def open_status(device: str, keys: DeviceKeys, message: bytes) -> Status:
         adaptation_q8=fields.maybe(12),
         learning=fields.flag(13),
         agent=fields.text(14),
-        counters=fields.counts(15, 3) if 15 in fields else (),
+        counters=fields.counts(15, 4) if 15 in fields else (),
+        stream=fields.stream(),
+        unscored=fields.counts(17, None) if 17 in fields else (),
     )
 
 
-def seal_ack(keys: DeviceKeys, ranges: Sequence[tuple[int, int]], time_s: int | None = None) -> bytes:
-    """ranges: (first, last) of sequence numbers that are committed -> the acknowledgement."""
-    flat = [number for pair in ranges for number in pair]
-    return keys.ack.seal(encode({0: VERSION, 1: flat, 2: int(time.time()) if time_s is None else time_s}))
+def seal_ack(
+    keys: DeviceKeys,
+    stream: bytes,
+    ranges: Sequence[tuple[int, int]],
+    refused: Sequence[tuple[int, int]] = (),
+    time_s: int | None = None,
+) -> bytes:
+    """ranges: (first, last) of the stream's sequence numbers that are committed; refused: of those that will never be
+    taken -> the acknowledgement."""
+    fields: dict[int, Any] = {0: VERSION, 1: [number for pair in ranges for number in pair]}
+    fields[2] = int(time.time()) if time_s is None else time_s
+    fields[3] = stream
+    if refused:
+        fields[4] = [number for pair in refused for number in pair]
+    return keys.ack.seal(encode(fields))
 
 
 def seal_command(keys: DeviceKeys, sequence: int, expires_s: int, code: int, arguments: Sequence[int] = ()) -> bytes:

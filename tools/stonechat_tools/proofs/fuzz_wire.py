@@ -57,7 +57,7 @@ class Fuzzer:
             self.genuine.append((name, "status", bytes(reporter.status(online=False))))
         now_s = int(time.time())
         for name, keys in self.keys.items():
-            self.genuine.append((name, "ack", wire.seal_ack(keys, [(1, 2)])))
+            self.genuine.append((name, "ack", wire.seal_ack(keys, bytes(4), [(1, 2)])))
             self.genuine.append((name, "command", wire.seal_command(keys, now_s, now_s + 600, CALIBRATE)))
 
     def _taker(self, name: str) -> Any:

@@ -35,7 +35,7 @@ while True:
     os.write(1, b"put %d\\n" % sequence)
     if sequence % 3 == 0 and sequence - 6 >= outbox.oldest:
         os.write(1, b"ack %d\\n" % (sequence - 6))
-        outbox.ack(outbox.oldest, sequence - 6)
+        outbox.ack(outbox.oldest, sequence - 6, outbox.stream)
     if sequence % 50 == 0:
         outbox.save()
 """
