@@ -37,7 +37,7 @@ def main(arguments):
         with open(arguments[6], "rb") as file:
             tls = tls_context(file.read())
     firmware = Firmware(socket, int(port), 42)
-    setattr(entry, "ticks_ms", lambda: firmware.now_ms)  # noqa: B010 - all rooms are linked into this one
+    setattr(entry, "ticks_ms", lambda: firmware.now_ms)  # noqa: B010 - all modules are linked into this one
     watch = entry.start(
         "sensor-7",
         KEY,
@@ -54,7 +54,7 @@ def main(arguments):
     print("started learning %d heap %d" % (watch.agent.learning, _used(gc)))
 
     def live(windows, stop=None):
-        """So many windows, or until stop(verdict) -> how many passed."""
+        """N windows, or until stop(verdict) -> how many passed."""
         passed = 0
         turns = 0
         while passed < windows:

@@ -163,7 +163,7 @@ def _sender(socket):
     def send():
         try:
             stream.sendto(b"x", address)
-        except OSError:  # nobody listens there, which the kernel tells every other time
+        except OSError:  # nobody listens there, which the kernel reports every other time
             pass
 
     return send

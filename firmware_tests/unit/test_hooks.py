@@ -1,4 +1,4 @@
-"""The hook: what it counts, and that the firmware can't tell it from the modules it stands in for.
+"""The hook: what it counts, and that it can't be distinguished from the modules that it replaces.
 
 The hook itself is for MicroPython; on CPython only what it counts with is tested here.
 """

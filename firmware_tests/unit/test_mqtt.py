@@ -257,7 +257,7 @@ def test_garbage_ends_the_connection_with_an_error():
         b"\x00\x00",  # type 0
         b"\x20\x02\x00\x00",  # a second CONNACK
         b"\x30\xff\xff\xff\xff\x7f",  # a length of five bytes
-        b"\x30\x01\x00",  # no room for the topic's length
+        b"\x30\x01\x00",  # no space for the topic's length
         b"\x30\x03\x00\x09t",  # a topic longer than the packet
         b"\x32\x03\x00\x01t",  # QoS 1 without a packet id
         b"\x36\x05\x00\x01t\x00\x01",  # QoS 3

@@ -52,7 +52,7 @@ class Memory:
 
 
 class Bench:
-    """A Reporter, a clock, a broker that can be cut and a collector that answers when told."""
+    """A Reporter, a clock, a broker that can be cut and a collector that answers on request."""
 
     def __init__(self, now_s=NOW_S, **options):
         self.now_s = now_s

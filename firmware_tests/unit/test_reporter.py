@@ -25,7 +25,7 @@ class Verdict:
 
 
 class Bench:
-    """A Reporter, and a broker that can be cut; without a clock, unless told."""
+    """A Reporter, and a broker that can be cut; without a clock, unless one is given."""
 
     def __init__(self, **options):
         self.reporter = Reporter("pump-1", SECRET, **options)

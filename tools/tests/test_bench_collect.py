@@ -1,4 +1,4 @@
-"""`stonechat bench collect`, in small: every subject measured, every figure there, every reason told."""
+"""`stonechat bench collect`, in small: every subject measured, every figure there, every reason stated."""
 
 import argparse
 import json

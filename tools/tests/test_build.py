@@ -250,7 +250,7 @@ def test_deploy_says_what_it_would_do(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_deploy_copies_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for mpremote writes down its arguments, and every file that it is given must exist."""
+    """A fake mpremote writes down its arguments, and every file that it is given must exist."""
     log = tmp_path / "log"
     fake = tmp_path / "mpremote"
     fake.write_text(

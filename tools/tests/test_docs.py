@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 from types import ModuleType
 
@@ -211,6 +212,40 @@ def avoided(text: str) -> list[str]:
 def test_pages_do_without_the_avoided_words(page):
     found = [word for word in avoided(page.read_text()) if word not in ALLOWED.get(page.name, ())]
     assert not found, f"{page.name}: " + ", ".join(f"{word} ({AVOIDED[word]})" for word in found)
+
+
+SOURCES = sorted(
+    path
+    for folder in ("agent", "tools", "docs", "examples")
+    for path in (ROOT / folder).glob("**/*.py")
+    if path.name != "test_docs.py"
+)
+
+
+def texts(path: Path) -> str:
+    """The docstrings, other strings and comments of a module, without the expressions of f-strings."""
+    with open(path, "rb") as file:
+        kinds = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+        found = [token.string for token in tokenize.tokenize(file.readline) if token.type in kinds]
+    return "\n".join(re.sub(r"\{[^{}]*\}|\brooms?\d", "", text) if text[:1] in "fF" else text for text in found)
+
+
+def test_sources_do_without_the_avoided_words():
+    assert len(SOURCES) > 150
+    found = {
+        f"{path.relative_to(ROOT)}: {word} ({AVOIDED[word]})"
+        for path in SOURCES
+        for word in avoided(texts(path))
+        if word not in ALLOWED.get(path.name, ())
+    }
+    assert not found, "\n".join(sorted(found))
+
+
+def test_texts_of_a_source_leave_names_out(tmp_path):
+    path = tmp_path / "example.py"
+    path.write_text('def tell(room):  # a comment\n    """Doc."""\n    return f"in {room}: {room:>3}" + "a rung"\n')
+    assert "a comment" in texts(path) and "Doc." in texts(path)
+    assert avoided(texts(path)) == ["rung"]
 
 
 def test_the_search_for_avoided_words_finds_them():

@@ -150,7 +150,7 @@ def test_the_checks_notice_what_is_not_met(folder):
     contaminated = "2 % contaminated, blocks trimmed: at most .01 AUC lost"
     named = "explanation: injected feature in the top three in .97, wherever Mahalanobis's is"
     assert not broken[contaminated] and not broken[named]
-    figures["explanation"][0]["mahalanobis"] = 0.9  # then nobody could have told
+    figures["explanation"][0]["mahalanobis"] = 0.9  # then nobody could have known
     assert {text: ok for text, _, ok in page.checks(figures)}[named]
 
 

@@ -49,7 +49,7 @@ def rooms_of(model: Path) -> tuple[str, ...]:
 
 
 def compiled(folder: Path, architecture: str, rooms: tuple[str, ...]) -> dict[str, int]:
-    """The rooms as .mpy in folder/stonechat; their sizes."""
+    """The modules as .mpy in folder/stonechat; their sizes."""
     (folder / "stonechat" / "int8").mkdir(parents=True)
     sizes = {}
     for room in rooms + BESIDE:

@@ -1,4 +1,4 @@
-"""Benchmarks: side by side in one run, ratios first. Absolute times belong to the machine that printed them.
+"""Run benchmarks side by side in one run, ratios first. Absolute times are those of this machine.
 
 Examples:
   stonechat bench inference

@@ -69,8 +69,8 @@ PACKAGE = Path(stonechat.__file__).parent
 
 @dataclass
 class Built:
-    """architecture, folder; sizes: bytes of each .mpy by its path in the package, without suffix; rooms: whose sources
-    are in them."""
+    """architecture, folder; sizes: bytes of each .mpy by its path in the package, without suffix; rooms: the
+    modules whose sources are in them."""
 
     architecture: str
     folder: Path
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def imports(room: str) -> set[str]:
-    """Rooms of the package that `room` ("board/hooks") imports, anywhere in it."""
+    """Modules of the package that `room` ("board/hooks") imports, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse((PACKAGE / (room + ".py")).read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
@@ -135,7 +135,7 @@ def imports(room: str) -> set[str]:
 
 
 def needed(wanted: Iterable[str]) -> set[str]:
-    """`wanted` and all rooms that they import, but for those that only --with brings."""
+    """`wanted` and all modules that they import, except those that only --with adds."""
     waiting = list(wanted)
     found: set[str] = set()
     while waiting:
@@ -147,8 +147,8 @@ def needed(wanted: Iterable[str]) -> set[str]:
 
 
 def rooms(extra: Iterable[str] = (), profile: str = "full") -> list[str]:
-    """All rooms that the profile and `extra` need, with the packages' own files, in the order of their names. Raises
-    ConfigError for a room that there is not."""
+    """All modules that the profile and `extra` need, with the packages' own files, in the order of their names. Raises
+    ConfigError for a module that is not there."""
     for room in extra:
         if not (PACKAGE / (room + ".py")).exists() or room.startswith("linux"):
             raise ConfigError(f"--with {room}: there is no such module for boards")
@@ -204,7 +204,7 @@ def build(
                 source.write_text(link(entry, order, texts, known))
             target = folder / "stonechat" / (room + ".mpy")
             target.parent.mkdir(parents=True, exist_ok=True)
-            lines = "-O3" if together else "-O2"  # where rooms are linked, a line's number would point nowhere
+            lines = "-O3" if together else "-O2"  # where modules are linked, a line's number would point nowhere
             command = [compiler, lines, "-march=" + architecture, "-s", source.name, "-o", str(target), str(source)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60)
             if done.returncode:

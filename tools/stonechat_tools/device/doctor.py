@@ -1,6 +1,6 @@
 """Report which feature sources work on this device, which do not, why, and the fix for each.
 
-Every source is really started, as the agent would, and let go again. Run it as the agent will be started: as root, or
+Every source is started as the agent would start it, and closed again. Run it as the agent will be started: as root, or
 with its capabilities. Exit status: 0 the agent can run here, 1 it can't; with --require linux-1 the sources that need
 BPF must work too.
 

@@ -1,10 +1,10 @@
-"""Live features, their distance from what is usual, and the verdict: htop for what stonechat sees.
+"""Show live features, their distance from normal, and the verdict.
 
-With a model (the shipped one of this device's schema unless --model names another) z and the verdict are the model's,
-window for window as the agent computes them; --state shows what a running agent has learned. Without one, the first
-windows set what is usual, for display only.
+With a model (the shipped one of this device's schema unless --model names another) z and the verdict are those of the
+agent; --state adds what a running agent has learned. Without a model, the first windows define what is normal, for
+display only.
 
-Keys: q quits, s sorts by how unusual a feature is or by the schema, r begins the learning of this view anew.
+Keys: q quits, s sorts by how unusual a feature is or by the schema, r starts the learning of this view again.
 
 Examples:
   stonechat top
@@ -336,7 +336,7 @@ def watch_live(view: View, limit: int | None) -> int:
 
 @contextlib.contextmanager
 def _keys() -> Iterator[Any]:
-    """Keys one by one without Enter -> a function that waits so many seconds and returns the key or "". Where stdin
+    """Keys one by one without Enter -> a function that waits N seconds and returns the key or "". Where stdin
     is no terminal, it only waits."""
     if not sys.stdin.isatty():
         yield _no_key

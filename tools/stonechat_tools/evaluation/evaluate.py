@@ -1,11 +1,11 @@
 """Measure a model on recordings, or the whole method on public captures of real devices.
 
-A model on traces: every device in them lives through its windows (learning, drift, evidence). Benign windows give the
-false alarms with the bound that their length allows; a run of windows with an attack's label is met from the living
-state before it, and the windows to its alarm are counted.
+A model on traces: every device is replayed as in the field, with learning, drift and evidence. Benign windows give the
+number of false alarms and the bound that their length allows. For each run of windows with an attack's label, the
+windows from its start to the alarm are counted.
 
-The suite: trains on each set's benign windows and measures stonechat beside IsolationForest, robust z, Mahalanobis,
-KitNET and a float autoencoder on the same windows. Sets that are not there are left out, and it says so.
+The suite: trains on the benign windows of each set and measures stonechat beside IsolationForest, robust z,
+Mahalanobis, KitNET and a float autoencoder on the same windows. Missing sets are left out and listed.
 
 Examples:
   stonechat evaluate models/sensor/model.tflite recordings/later.csv.gz attacks.csv.gz

@@ -1,12 +1,11 @@
-"""A trial by attack, live: simulated devices in boxes, a model that watches each, and every attack in turn.
+"""Test a model against live attacks: simulated devices in sandboxes, one agent for each, every attack in turn.
 
-What watches is `stonechat top --json`, so the verdicts are those of the agent, on this machine's kernel. Each device
-first learns, then lives through some calm windows, then meets its share of the attacks, one after the other, and has
-time to settle in between. Several boxes run side by side (--boxes): each attack still happens once for each kind of
-device. With --loopback all happens on the device's loopback, as in the demo; else its peers and attackers are across a
-veth pair. A model of linux-proc-1 sees processor, memory and paging of the whole machine: let it rest meanwhile, or
-make each device a machine of its own with --guests.
-Needs root; leaves nothing behind.
+The verdicts come from `stonechat top --json`, which computes them as the agent does, on this machine's kernel. Each
+device learns, runs some benign windows, and then receives its share of the attacks, one after the other, with a pause
+between them. Several sandboxes can run in parallel (--boxes); each attack still happens once for each kind of device.
+With --loopback everything is on the device's loopback; otherwise its peers and attackers are across a veth pair. A
+model of linux-proc-1 sees processor, memory and paging of the whole machine: leave the machine idle, or make each
+device a guest with --guests. Needs root; leaves nothing behind.
 
 Examples:
   stonechat trial models/linux-1/model.tflite --boxes 3 --json trial.json
@@ -39,8 +38,8 @@ from stonechat_tools.traces.format import BENIGN, TraceWriter
 
 CALM_WINDOWS = 10  # benign windows that are counted for false alarms, before the first attack
 WINDOWS = 12  # that an attack may last
-REST_WINDOWS = 60  # at most so many after an attack, until the evidence is gone
-SETTLE_WINDOWS = 4  # and at least so many: what was under way ends, files are written back
+REST_WINDOWS = 60  # at most this many after an attack, until the evidence is gone
+SETTLE_WINDOWS = 4  # and at least this many: work in progress ends, files are written back
 _SETTLED = 0.05  # of an alarm
 _LONGEST_S = 24 * 3600.0
 _WATCHER = (sys.executable, "-m", "stonechat_tools.cli", "top", "--json", "--model")
@@ -146,12 +145,12 @@ class Trial:
         return learned
 
     def calm(self, windows: int) -> int:
-        """-> how many alarms there were in so many benign windows."""
+        """-> how many alarms there were in N benign windows."""
         levels = ["", *(self._window(BENIGN)["level"] for _ in range(windows))]
         return sum(level == "alarm" and before != "alarm" for before, level in zip(levels, levels[1:], strict=False))
 
     def attack(self, name: str, windows: int) -> dict[str, Any]:
-        """Act the attack out for at most so many windows, until the alarm; then let the device come to rest."""
+        """Run the attack for at most N windows, until the alarm; then let the device come to rest."""
         outcome: dict[str, Any] = {"device": self.name, "attack": name, "windows_to_alarm": None, "top_features": []}
         outcome["windows"] = windows
         peak = 0.0
@@ -293,10 +292,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", type=shipped.path, help="a .tflite for linux-1 or linux-proc-1, or the name of a shipped model")
     add("--kinds", default="sensor", metavar="A,B", help=f"the devices, of {', '.join(benign.KINDS)} (default sensor)")
     add("--attacks", metavar="A,B", help="these only (default: all)")
-    add("--boxes", type=int, default=1, metavar="N", help="how many run side by side (default 1)")
+    add("--boxes", type=int, default=1, metavar="N", help="number of sandboxes that run in parallel (default 1)")
     add("--pace", type=float, default=4.0, help="how much more often rare things happen (default 4)")
     add("--seed", type=int, default=100, help="of the first device's day; the others count up (default 100)")
-    add("--guests", action="store_true", help="linux-proc-1: each device a guest under User-mode Linux, not a box")
+    add("--guests", action="store_true", help="linux-proc-1: each device a guest under User-mode Linux")
     add("--loopback", action="store_true", help="everything on the device's loopback")
     add("--calm", type=int, default=CALM_WINDOWS, help="benign windows first (default %(default)s)")
     add("--windows", type=int, default=WINDOWS, help="an attack lasts at most (default %(default)s)")
@@ -304,7 +303,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", metavar="FILE", help="write the outcome to FILE")
     add("--page", metavar="FILE", help="write it as a page of Markdown")
     add("--benign", nargs="+", metavar="TRACE", help="later benign recordings: their false alarms go on the page, too")
-    add("--figures", metavar="FILE", help="act nothing out: make the page of an earlier --json")
+    add("--figures", metavar="FILE", help="run nothing: make the page of an earlier --json")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""A trial by attack as a page of Markdown, beside the model that it tried."""
+"""The result of `stonechat trial` as a page of Markdown beside the model."""
 
 from typing import Any
 

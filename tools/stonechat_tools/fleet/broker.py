@@ -1,4 +1,4 @@
-"""Where the broker is and how to log in: the arguments of every verb that talks to it."""
+"""Address and account of the broker: the arguments of every verb that connects to it."""
 
 import argparse
 import ssl

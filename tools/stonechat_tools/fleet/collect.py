@@ -1,6 +1,6 @@
 """Subscribe to the fleet's reports, verify and store each of them once, and acknowledge what is committed.
 
-A device keeps a report until this acknowledgement; the broker's own is not durable and does not free it.
+A device keeps a report until this acknowledgement. The broker's acknowledgement is not durable and does not free it.
 
 Examples:
   stonechat collect --keys fleet/keys

@@ -1,7 +1,7 @@
 """Send a device an authenticated command and wait for its answer, which the collector stores.
 
 Commands: mute and maintenance (with --until), was-normal (with --report), calibrate, report-now, stop-responding,
-release. A device answers "not supported" to those that it can't carry out. Each is numbered and expires, so that a
+release. A device answers "not supported" to those that it can't execute. Each is numbered and expires, so that a
 broker can neither repeat it nor keep it for later. Use the account `operator` of `stonechat provision`, not the
 collector's: a broker allows one connection each.
 

@@ -1,4 +1,4 @@
-"""A broker of one's own on loopback, for the demo and tests: mosquitto where it is installed, else amqtt from pip."""
+"""A private broker on loopback, for the demo and tests: mosquitto where it is installed, else amqtt from pip."""
 
 import os
 import shutil

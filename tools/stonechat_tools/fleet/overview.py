@@ -1,4 +1,4 @@
-"""The fleet as a table, one line a device: `collect` and `report` show it."""
+"""The fleet as a table, one line for each device, for `collect` and `report`."""
 
 import time
 from typing import Any

@@ -191,7 +191,7 @@ class Fleet:
         write_file(place / "stonechat.toml", self.device_toml(device))
 
     def device_toml(self, device: str) -> str:
-        """The agent's configuration for one device; what is not named stands at its default."""
+        """The agent's configuration for one device; what is not named has its default."""
         settings = self.settings
         where = settings.install_dir
         mqtt: dict[str, Any] = {"host": settings.broker, "port": settings.port, "prefix": settings.prefix}

@@ -155,7 +155,7 @@ class Store:
         rejections: Iterable[tuple[str, str]] = (),
         now_s: float | None = None,
     ) -> list[str]:
-        """Commit a batch as one transaction -> for each report STORED, AGAIN (stands already) or CONFLICT (its number
+        """Commit a batch as one transaction -> for each report STORED, AGAIN (already stored) or CONFLICT (its number
         is taken by another report: a device that was wiped, or a stolen key). Raises StoreError; then nothing of the
         batch is stored."""
         now_s = time.time() if now_s is None else now_s
@@ -307,7 +307,7 @@ class Store:
 
     def _began_after(self, device: int, boot: int, status: Status) -> bool:
         """Whether the device's own clock says that it started after boot `boot` did. A device whose memory was wiped
-        counts its starts anew; without a clock nobody can tell it from an old message."""
+        counts its starts anew; without a clock it can't be distinguished from an old message."""
         row = self._db.execute("SELECT began_s FROM boots WHERE device = ? AND boot = ?", (device, boot)).fetchone()
         if status.time_s is None or row is None or row[0] is None:
             return False

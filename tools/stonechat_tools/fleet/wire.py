@@ -48,7 +48,8 @@ class Feature:
 @dataclass(slots=True)
 class Report:
     """A report as stored; numbers in Q8 are as the device computed them. `windows` is 1 for a single window, more for
-    a summary and 0 for the answer to a command; `late_s` is the age of history, -1 where the device can't tell."""
+    a summary and 0 for the answer to a command; `late_s` is the age of history, -1 where the device does not know
+    it."""
 
     device: str
     sequence: int

@@ -1,12 +1,12 @@
 """Set a model's alarm constants on a later benign recording, for a budget of false alarms.
 
-The recording must be later than the training and of the same product: constants taken from the training days do not
-extrapolate. Each device in it lives through its windows as it would in the field (learning, drift, evidence), and the
-fastest alarm rule of the list of alarm rules that keeps the budget there is put into the model. What the recording is
-too short to show is said, never claimed: D silent device-days bound the rate at 3/D a day (95 %).
+The recording must be later than the training and of the same product: constants from the training days do not
+extrapolate. Each device in it is replayed as in the field, with learning, drift and evidence, and the fastest alarm
+rule that keeps the budget is written into the model. The output states what the recording is long enough to prove: D
+silent device-days bound the rate at 3/D a day (95 %).
 
---fastest asks for speed instead: the alarm rule that alarms in the fewest windows among those that stay well below
-their line on the recording, however short it is. What its silence proves is stated as well.
+--fastest chooses for speed instead: the alarm rule that alarms in the fewest windows among those whose evidence stays
+well below the threshold on the recording, however short it is. What that proves is stated as well.
 
 A budget is alarms per time: 1/30d, 2/7d, 1/12h.
 
@@ -156,7 +156,7 @@ def poisson_bound(count: int) -> float:
 
 
 def excursions(surprise_q8: npt.ArrayLike, constants: tuple[int, int, int]) -> list[int]:
-    """The peaks of a chart's excursions from zero, the alarm line ignored: what the rate of alarms is judged by."""
+    """The peaks of the evidence between two zeros, without a threshold: the rate of alarms follows from them."""
     k, cap, _ = constants
     peaks: list[int] = []
     e = peak = 0

@@ -1,4 +1,4 @@
-"""The generated card of a model: what it was made from, by which command, what it reached, and what it is not for."""
+"""The generated card of a model: its data, the command that made it, its figures and its limits."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -50,7 +50,7 @@ def train_classes(
 
 
 def work(task: Task) -> Outcome:
-    """One task, wherever it runs. What a user can mend becomes an outcome with `error`."""
+    """One task, wherever it runs. An error that a user can fix becomes an outcome with `error`."""
     try:
         outcome = make(task)
         outcome["made_from"] = made_from(task)

@@ -225,8 +225,8 @@ def quantized(weights: Floats, name: str) -> Layer:
 
 
 def _ordinary_blocks(f: Ints, trim: float) -> npt.NDArray[np.bool_]:
-    """A mask without the worst `trim` of the blocks, told without a model, which contamination could already have
-    taught: the medians of each block against those of the others, by the three features that stand out most."""
+    """A mask without the worst `trim` of the blocks, chosen without a model, which contamination could already have
+    influenced: the medians of each block against those of the others, by the three most unusual features."""
     blocks = np.arange(len(f)) // _BLOCK
     medians = np.array([np.median(f[blocks == block], axis=0) for block in range(int(blocks[-1]) + 1)])
     centre = np.median(medians, axis=0)
@@ -237,7 +237,7 @@ def _ordinary_blocks(f: Ints, trim: float) -> npt.NDArray[np.bool_]:
 
 
 def _clean_blocks(model: FittedModel, f: Ints, trim: float) -> npt.NDArray[np.bool_]:
-    """A mask without the worst `trim` of the blocks: an attack lasts, so blocks tell where single rows can't."""
+    """A mask without the worst `trim` of the blocks: an attack lasts, so blocks show what single rows can't."""
     replay = model.replay()
     scores = replay.scores(replay.steps(f)).astype(np.float64)
     blocks = np.arange(len(f)) // _BLOCK
@@ -301,7 +301,7 @@ def table(scores: Sequence[Ints], n: int) -> tuple[tuple[tuple[int, int], ...], 
 
     Each knot is the highest that any segment has at its probability, and at least what residuals of _COUNTING_RESIDUAL
     would give, so that a counter which never moved does not make the first ripple a catastrophe. Beyond the
-    last knot stands an exponential tail with the longest mean excess seen."""
+    last knot there is an exponential tail with the longest mean excess seen."""
     usable = np.array([p for p in _KNOTS if p * max(len(part) for part in scores) >= 8] or [0.5, 0.2])
     curve = np.maximum(_quantiles(scores, usable), _floor_curve(usable, n))
     knots: list[tuple[int, int]] = []

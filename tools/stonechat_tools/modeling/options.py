@@ -13,9 +13,9 @@ class Options:
     seeds: how many draws of the jitter (or of the weights) are tried. units: latents in the bottleneck, 0 tries
     several. network: of fit.fit. learn_windows: what a fresh device learns before it may alarm (even). trim: the share
     of 20-window blocks left out as contaminated. jitter_octaves, jitter_percent: noise added to counts and levels, and
-    to shares, while fitting: what is more alike in the recording than it will be elsewhere gets that much room.
+    to shares, while fitting: the tolerance for what varies more elsewhere than in the recording.
     jitter_of: the same for single features, {name = size}.
-    latent_range: a latent saturates so many deviations from its centre (0: as fitted, 8), so that what goes further
+    latent_range: a latent saturates this many deviations from its centre (0: as fitted, 8), so that what goes further
     than benign windows do along a benign direction is not rebuilt. leave_out: conditions such as "cpu_busy > 75"
     (shares in percent); windows that meet one are not used. busy: the same, but of such windows, in which something
     else than the device kept the machine busy, only the machine_columns are replaced, by those of a random window of

@@ -1,7 +1,7 @@
 """Turn the float weights of a trained autoencoder into an int8 .tflite with metadata.
 
-For whoever trains elsewhere (PyTorch, JAX, ...), or wants another table or name for what `stonechat train --weights`
-saved. The .npz holds
+For weights that were trained elsewhere (PyTorch, JAX, ...), or to give another table or name to what
+`stonechat train --weights` saved. The .npz holds
 
     w0, b0, w1, b1, ...   float layers, y = activation(w @ x + b); the input is in benign deviations, the output
                           reconstructs it; biases may be left out
@@ -15,7 +15,7 @@ output have 16 steps a deviation by specification, whatever the recordings hold.
 
 Examples:
   stonechat train recordings/*.csv.gz -o my-model/ --weights my-model/weights.npz
-  stonechat quantize my-model/weights.npz recordings/*.csv.gz -o again.tflite
+  stonechat quantize my-model/weights.npz recordings/*.csv.gz -o model.tflite
 """
 
 import argparse

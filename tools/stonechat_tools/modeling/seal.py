@@ -19,7 +19,7 @@ def seal(data: bytes, meta: Metadata) -> bytes:
 
 
 def replace_metadata(data: bytes, name: str, value: bytes) -> bytes:
-    """The .tflite with another content in a metadata buffer that it has: the new bytes stand at its end, the buffer
+    """The .tflite with another content in a metadata buffer that it has: the new bytes are at its end, the buffer
     points there, the old ones are blanked. Nothing else moves, so weights and operators stay as they were."""
     import tflite
 
@@ -35,7 +35,7 @@ def replace_metadata(data: bytes, name: str, value: bytes) -> bytes:
     old = buffer._tab.Vector(buffer._tab.Offset(4))
     out = bytearray(data)
     length = buffer.DataLength()
-    if old + length == len(data):  # it already stands at the end: put the new one in its place
+    if old + length == len(data):  # it is already at the end: put the new one in its place
         del out[old - 4 :]
     else:
         out[old : old + length] = bytes(length)

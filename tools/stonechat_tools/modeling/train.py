@@ -1,8 +1,8 @@
 """Train an autoencoder on recordings and make the .tflite with its card: one command.
 
 Writes model.tflite, golden.json and card.md into the output folder. Attack windows in the recordings are left out. With
---each every file is a device class of its own, trained over --jobs processes under one progress view; what is done is
-skipped when the command is run again.
+--each every file is a device class with a model of its own, trained in --jobs processes; finished classes are skipped
+when the command is run again.
 
 Examples:
   stonechat train recordings/*.csv.gz -o my-model/

@@ -26,7 +26,7 @@ from .options import Options
 
 Ints = npt.NDArray[np.int64]
 FRACTIONS = {"fit": 0.6, "table": 0.2, "held-out": 0.2}
-_INJECTED = 3.0  # deviations: the made-up anomalies by which candidates are told apart
+_INJECTED = 3.0  # deviations: the injected anomalies by which candidates are compared
 _INJECTED_FEATURES = (1, 3)
 _BUDGET_SHARE = 0.01  # the share of benign windows above the line at which they must be found
 _LEAST_QUIET = 20
@@ -38,7 +38,7 @@ Stream = tuple[Ints, int]  # features of a device's windows, and from which of t
 
 @dataclass
 class Trained:
-    """A model as a file, with everything that its card tells."""
+    """A model as a file, with everything that its card contains."""
 
     data: bytes
     fitted: FittedModel

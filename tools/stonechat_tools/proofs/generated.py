@@ -55,7 +55,7 @@ def autoencoder(generator: np.random.Generator, widths: Sequence[int]) -> bytes:
 
 
 def planned(data: bytes, features: int, schema_id: bytes = bytes(8)) -> bytes:
-    """The file with metadata for so many features behind it, and the plan that a board runs by."""
+    """The file with metadata for N features behind it, and the plan that a board runs by."""
     meta = Metadata()
     meta.schema_id, meta.window_ms = schema_id, 1000
     meta.normalization = pack_normalization([100] * features, [64] * features)

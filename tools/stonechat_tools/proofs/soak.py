@@ -1,4 +1,4 @@
-"""The long jobs, each bounded in count: what `make test` runs for seconds, this runs by the million.
+"""Run the long proofs, each bounded in count: `make test` runs them for seconds, this runs millions of cases.
 
 Examples:
   stonechat soak                  # all of them

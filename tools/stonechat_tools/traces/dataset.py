@@ -1,7 +1,7 @@
 """Import, join, label, split and look at traces.
 
-What others captured becomes windows through the device's own window.Window; splits go by device and by time, never by
-row, because neighbouring windows are too alike to test each other.
+Captures become windows through the device's own window.Window. Splits are by device and by time, never by row, because
+neighbouring windows are too alike to test each other.
 
 Examples:
   stonechat dataset import --format zeek conn.log.gz -o zeek.csv.gz --window 60 --device 192.168.1.195=camera

@@ -230,7 +230,7 @@ def _read_parquet(path: str) -> Trace:
 
 def read_all(paths: Sequence[str | os.PathLike[str]]) -> Trace:
     """Several files -> one trace. A file without a device's name gets its own name as device, so that splitting by
-    device can tell them apart."""
+    device can distinguish them."""
     traces = []
     for path in paths:
         trace = read_trace(path)

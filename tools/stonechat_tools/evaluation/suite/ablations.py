@@ -2,7 +2,7 @@
 
 factor analysis   each feature's own variance is left out of the latents (maximum likelihood, by fixed point)
 masked groups     network counters and the others reconstruct themselves apart: half of the weights are zero
-two heads         the same groups as heads of their own, each with its own table and chart, fused by the worse
+two heads         the same groups as separate models, each with its own table and evidence, fused by the worse
 stack             the residual's mean of the last windows is scored in place of the window's own
 trained, QAT      the kept weights trained further by gradient descent through the rounding (straight-through)
 """

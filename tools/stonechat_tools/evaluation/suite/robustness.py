@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def ramps(subjects: Sequence[Subject], tell: Tell, lengths: Sequence[int] = (1000, 4000)) -> list[dict[str, Any]]:
-    """Each attack grows from nothing to its full strength over so many windows of a later benign stream, and stays."""
+    """Each attack grows from nothing to its full strength over N windows of a later benign stream, and stays."""
     rows = []
     for one in subjects:
         model = make_model(one)
@@ -123,7 +123,7 @@ def _still_auc(replay: Replay, one: Subject, attack: Ints) -> float:
 
 def explanation(groups: dict[str, list[Subject]], seeds: int, deviations: float = 4.0) -> list[dict[str, Any]]:
     """One feature of an ordinary benign window (not among the strangest twentieth, which has causes of its own) is
-    moved, upwards where there is no room below zero: how often is it among the first three of the explanation? Beside
+    moved, upwards where it can't go below zero: how often is it among the first three of the explanation? Beside
     it what Mahalanobis's distance in floats would name, which knows every covariance: where it fails as well, other
     features of the benign windows are the stranger ones."""
     rows = []

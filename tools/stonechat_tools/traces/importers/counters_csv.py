@@ -90,7 +90,7 @@ def _columns(names: list[str], layout: Layout, path: str) -> tuple[tuple[str, st
 
 
 def _covers(rows: list[tuple[int, dict[str, str]]], times_s: list[float], layout: Layout, path: str) -> list[float]:
-    """How many seconds each row stands for. The first row of a file without an elapsed column stands for as long as
+    """How many seconds each row covers. The first row of a file without an elapsed column covers as long as
     the median one (its time only, where the cells are cumulative)."""
     if layout.elapsed is not None:
         covers_s = [_number(row, layout.elapsed, path, line) for line, row in rows]

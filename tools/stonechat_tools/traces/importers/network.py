@@ -1,4 +1,4 @@
-"""What a network capture tells about a device, as the counters of a collector: the schema `network-1`.
+"""The counters that a network capture gives of a device, as a collector: the schema `network-1`.
 
 Zeek and pcap importers feed NetworkCounters; `Recorder` reads it at each window's end and pushes the readings through
 window.Window, so that an imported window is made by the very code that makes it on a device.
@@ -23,7 +23,8 @@ _RATES = 9
 
 
 class NetworkCounters:
-    """A collector (schema, read, close) of one device, told about connections and traffic instead of looking itself."""
+    """A collector (schema, read, close) of one device, which is given connections and traffic instead of observing
+    them."""
 
     schema = NETWORK_1
 

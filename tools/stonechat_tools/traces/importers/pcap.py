@@ -163,7 +163,7 @@ def _network_layer(link_type: int, frame: bytes) -> bytes | None:
 
 
 def parse_packet(t_s: float, link_type: int, frame: bytes) -> Packet | None:
-    """A frame -> the packet, None for what is not IP or too short to tell. Later fragments carry no ports: 0."""
+    """A frame -> the packet, None for what is not IP or too short. Later fragments carry no ports: 0."""
     ip = _network_layer(link_type, frame)
     if not ip:
         return None
