@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from stonechat.errors import ConfigError
 from stonechat_tools import cli
-from stonechat_tools.device import build as room
+from stonechat_tools.device import build as builder
 from stonechat_tools.device import deploy, link
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +40,7 @@ CORE = CHECK.format(entry="core", more="")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("board")
     for architecture in ("x64", "x86", "armv6m", "xtensawin", "rv32imc"):
-        room.build(architecture, out / architecture, model=MODEL)
+        builder.build(architecture, out / architecture, model=MODEL)
     return out
 
 
@@ -77,28 +77,28 @@ def test_what_is_asked_for_by_name_can_be_imported(
         if target.missing:
             continue
         architecture = ARCHITECTURE[target.name]
-        room.build(architecture, tmp_path / architecture, extra, profile=profile, linked=linked)
+        builder.build(architecture, tmp_path / architecture, extra, profile=profile, linked=linked)
         script = tmp_path / "check.py"
         script.write_text(CHECK.format(entry="core" if profile == "core" else "full", more=more))
         done = run_bare(target, str(script), str(tmp_path / architecture))
         assert done.stdout.strip() == "0.1.0", target.name + done.stdout + done.stderr
 
 
-def test_linked_rooms_are_smaller_and_the_same_rooms(tmp_path: Path) -> None:
-    for profile in room.PROFILES:
-        linked = room.build("armv6m", tmp_path, profile=profile)
-        apart = room.build("armv6m", tmp_path, profile=profile, linked=False)
-        assert linked.rooms == apart.rooms == sorted(apart.sizes)
+def test_linked_modules_are_smaller_and_the_same_modules(tmp_path: Path) -> None:
+    for profile in builder.PROFILES:
+        linked = builder.build("armv6m", tmp_path, profile=profile)
+        apart = builder.build("armv6m", tmp_path, profile=profile, linked=False)
+        assert linked.modules == apart.modules == sorted(apart.sizes)
         assert linked.total < 0.95 * apart.total
-        assert ("board/core" in linked.rooms) == (profile == "core")
+        assert ("board/core" in linked.modules) == (profile == "core")
 
 
 def linked(*texts: str) -> str:
-    names = [f"room{i}" for i in range(len(texts))]
+    names = [f"module{i}" for i in range(len(texts))]
     return link.link(names[-1], names, dict(zip(names, texts, strict=True)))
 
 
-def test_linking_is_what_the_rooms_say() -> None:
+def test_linking_is_what_the_modules_say() -> None:
     first = [
         "'Said.'",
         "from .compat import const",
@@ -106,13 +106,13 @@ def test_linking_is_what_the_rooms_say() -> None:
         "_own = 4",
         "def reach(n: int): return n + MOST",
     ]
-    second = ["from . import room0", "from .compat import const", "from struct import pack"]
-    second += ["def go():", "    return room0.reach(2), room0._own"]
+    second = ["from . import module0", "from .compat import const", "from struct import pack"]
+    second += ["def go():", "    return module0.reach(2), module0._own"]
     text = linked("\n".join(first), "\n".join(second))
     names: dict[str, Any] = {}
     exec(text.replace("from .compat import const", "const = int"), names)
     assert names["go"]() == (5, 4)
-    assert "room0" not in text and "Said" not in text and names["pack"]
+    assert "module0" not in text and "Said" not in text and names["pack"]
     assert "MOST" not in names  # private now, so that mpy-cross keeps no name
     assert "_own" not in text and "_own" in link.link("b", ["b"], {"b": "_own = 4\n"}, {"_own"})
 
@@ -120,15 +120,15 @@ def test_linking_is_what_the_rooms_say() -> None:
 @pytest.mark.parametrize(
     ("texts", "word"),
     [
-        (("def go(): pass\n", "def go(): pass\n"), "go is in room0 and in room1"),
-        (("x: int = 1\n", "x = 2\n"), "x is in room0 and in room1"),
-        (("x, y = 1, 2\n", "def y(): pass\n"), "y is in room0 and in room1"),
-        (("try:\n    x = 1\nexcept ValueError:\n    z = 2\n", "z = 2\n"), "z is in room0 and in room1"),
-        (("def pack(): pass\n", "from struct import pack\n"), "pack is in room0"),
+        (("def go(): pass\n", "def go(): pass\n"), "go is in module0 and in module1"),
+        (("x: int = 1\n", "x = 2\n"), "x is in module0 and in module1"),
+        (("x, y = 1, 2\n", "def y(): pass\n"), "y is in module0 and in module1"),
+        (("try:\n    x = 1\nexcept ValueError:\n    z = 2\n", "z = 2\n"), "z is in module0 and in module1"),
+        (("def pack(): pass\n", "from struct import pack\n"), "pack is in module0"),
         (("from a import x\n", "from b import x\n"), "not what it is elsewhere"),
-        (("def head(): pass\n", "from . import room0\ndef go(head):\n    room0.head()\n"), "hides"),
-        (("x = 1\n", "from . import room0\ny = room0\n"), "uses room0 itself"),
-        (("x = 1\n", "from .room0 import x as z\n"), "calls x z"),
+        (("def head(): pass\n", "from . import module0\ndef go(head):\n    module0.head()\n"), "hides"),
+        (("x = 1\n", "from . import module0\ny = module0\n"), "uses module0 itself"),
+        (("x = 1\n", "from .module0 import x as z\n"), "calls x z"),
     ],
 )
 def test_what_can_not_be_linked_is_refused(texts: tuple[str, str], word: str) -> None:
@@ -136,37 +136,37 @@ def test_what_can_not_be_linked_is_refused(texts: tuple[str, str], word: str) ->
         linked(*texts)
 
 
-def test_a_circle_of_rooms_is_refused() -> None:
+def test_a_circle_of_modules_is_refused() -> None:
     assert link.in_order(["b", "a"], {"a": set(), "b": {"a"}}) == ["a", "b"]
     with pytest.raises(ConfigError, match="one another"):
         link.in_order(["b", "a"], {"a": {"b"}, "b": {"a"}})
 
 
-def test_no_room_of_linux_and_every_room_that_boot_needs() -> None:
-    found = room.rooms()
+def test_no_module_of_linux_and_every_module_that_boot_needs() -> None:
+    found = builder.modules()
     assert not [name for name in found if name.startswith("linux")]
     assert {"__init__", "board/full", "board/hooks", "agent", "mqtt", "outbox", "int8/viper"} <= set(found)
-    core = set(room.rooms(profile="core"))
+    core = set(builder.modules(profile="core"))
     assert "board/core" in core and not {"agent", "delivery", "outbox", "cbor_decode", "board/full"} & core
     assert not {"compat_cpython", "outbox_memory", "schema", "board/schema"} & (set(found) | core)
     assert not {"replay", "int8/interpreter", "int8/tflite", "int8/operators", "int8/operator_names"} & set(found)
     assert {"int8/interpreter", "int8/tflite", "int8/operators", "int8/operator_names"} <= set(
-        room.rooms(["int8/interpreter"])
+        builder.modules(["int8/interpreter"])
     )
-    assert "replay" in room.rooms(["replay"])
+    assert "replay" in builder.modules(["replay"])
 
 
-def test_unknown_rooms_and_architectures_are_refused(tmp_path: Path) -> None:
+def test_unknown_modules_and_architectures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such module"):
-        room.rooms(["linux/proc"])
+        builder.modules(["linux/proc"])
     with pytest.raises(ConfigError, match="armv6m"):
-        room.build("z80", tmp_path)
+        builder.build("z80", tmp_path)
 
 
 def test_a_build_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
-    room.build("armv6m", tmp_path, ["replay"])
+    builder.build("armv6m", tmp_path, ["replay"])
     assert (tmp_path / "stonechat/replay.mpy").exists()
-    room.build("armv6m", tmp_path)
+    builder.build("armv6m", tmp_path)
     assert not (tmp_path / "stonechat/replay.mpy").exists()
 
 
@@ -195,7 +195,7 @@ def test_manifest_names_sources_that_there_are(folder: Path) -> None:
     assert opt == 2
     for file in files:
         assert (Path(base_path) / name / file).is_file()
-    assert list(files) == [name + ".py" for name in room.rooms()]
+    assert list(files) == [name + ".py" for name in builder.modules()]
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_mip_installs_from_a_web_server(target: Target, server: str, folder: Pat
     url = f"{base}/package.json"
     if target.bits == 32:  # its mip, of 1.25, wants whole addresses
         package = folder / architecture / "package.json"
-        room.build(architecture, folder / architecture, model=MODEL, url=base)
+        builder.build(architecture, folder / architecture, model=MODEL, url=base)
         assert json.loads(package.read_text())["urls"][0][1].startswith(base)
     script = tmp_path / "install.py"
     script.write_text("import sys, mip\nmip.install(sys.argv[1], target=sys.argv[2])\n")

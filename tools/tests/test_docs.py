@@ -40,7 +40,7 @@ AVOIDED = {
     "forgive": "clear the evidence",
     "relearn": "recalibrate",
 }
-ALLOWED: dict[str, tuple[str, ...]] = {}  # page name: words that it may have
+ALLOWED: dict[str, tuple[str, ...]] = {"demo.py": ("so many",)}  # page or module: words that it may have
 
 
 def _generate() -> ModuleType:

@@ -112,10 +112,10 @@ def test_the_laboratorys_cgroup_goes_with_whoever_is_left_in_it():
 @pytest.mark.root
 def test_a_disk_that_finds_no_folder_leaves_nothing_behind(monkeypatch):
     def refuse(**_):
-        raise OSError("no room")
+        raise OSError("no folder")
 
     monkeypatch.setattr(box.tempfile, "mkdtemp", refuse)
-    with pytest.raises(OSError, match="no room"), box.disk(8):
+    with pytest.raises(OSError, match="no folder"), box.disk(8):
         pass
     assert not _looped()
 

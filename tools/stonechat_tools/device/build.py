@@ -69,13 +69,13 @@ PACKAGE = Path(stonechat.__file__).parent
 
 @dataclass
 class Built:
-    """architecture, folder; sizes: bytes of each .mpy by its path in the package, without suffix; rooms: the
-    modules whose sources are in them."""
+    """architecture, folder; sizes: bytes of each .mpy by its path in the package, without suffix; modules: those whose
+    sources are in them."""
 
     architecture: str
     folder: Path
     sizes: dict[str, int] = field(default_factory=dict)
-    rooms: list[str] = field(default_factory=list)
+    modules: list[str] = field(default_factory=list)
 
     @property
     def total(self) -> int:
@@ -113,8 +113,8 @@ def run(args: argparse.Namespace) -> int:
     table.add_column("module")
     for one in built:
         table.add_column(one.architecture, justify="right")
-    for room in built[0].sizes:
-        table.add_row(room, *[f"{one.sizes[room]:,}" for one in built])
+    for module in built[0].sizes:
+        table.add_row(module, *[f"{one.sizes[module]:,}" for one in built])
     table.add_section()
     table.add_row("together", *[f"{one.total:,}" for one in built])
     Console().print(table)
@@ -123,15 +123,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def imports(room: str) -> set[str]:
-    """Modules of the package that `room` ("board/hooks") imports, anywhere in it."""
+def imports(module: str) -> set[str]:
+    """Modules of the package that `module` ("board/hooks") imports, anywhere in it."""
     found = set()
-    for node in ast.walk(ast.parse((PACKAGE / (room + ".py")).read_text())):
+    for node in ast.walk(ast.parse((PACKAGE / (module + ".py")).read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
-            base = package_of(room, node.level)
+            base = package_of(module, node.level)
             wanted = [node.module.replace(".", "/")] if node.module else [alias.name for alias in node.names]
             found |= {str(base / name) for name in wanted}
-    return {room for room in found if room not in NEVER and (PACKAGE / (room + ".py")).exists()}
+    return {module for module in found if module not in NEVER and (PACKAGE / (module + ".py")).exists()}
 
 
 def needed(wanted: Iterable[str]) -> set[str]:
@@ -139,19 +139,19 @@ def needed(wanted: Iterable[str]) -> set[str]:
     waiting = list(wanted)
     found: set[str] = set()
     while waiting:
-        room = waiting.pop()
-        if room not in found:
-            found.add(room)
-            waiting += [other for other in imports(room) if other not in OPTIONAL or room in OPTIONAL]
+        module = waiting.pop()
+        if module not in found:
+            found.add(module)
+            waiting += [other for other in imports(module) if other not in OPTIONAL or module in OPTIONAL]
     return found
 
 
-def rooms(extra: Iterable[str] = (), profile: str = "full") -> list[str]:
+def modules(extra: Iterable[str] = (), profile: str = "full") -> list[str]:
     """All modules that the profile and `extra` need, with the packages' own files, in the order of their names. Raises
     ConfigError for a module that is not there."""
-    for room in extra:
-        if not (PACKAGE / (room + ".py")).exists() or room.startswith("linux"):
-            raise ConfigError(f"--with {room}: there is no such module for boards")
+    for module in extra:
+        if not (PACKAGE / (module + ".py")).exists() or module.startswith("linux"):
+            raise ConfigError(f"--with {module}: there is no such module for boards")
     return sorted(needed(["__init__", *PROFILES[profile], *extra]))
 
 
@@ -187,29 +187,29 @@ def build(
     shutil.rmtree(folder / "stonechat", ignore_errors=True)
     compiler = mpy_cross()
     extra = [*extra, "int8/interpreter"] if model is not None and needs_reader(model) else extra
-    built.rooms = rooms(extra, profile)
+    built.modules = modules(extra, profile)
     entry = PROFILES[profile][0]
-    apart = needed([*APART, *extra]) if linked else set(built.rooms)
-    together = [room for room in built.rooms if room not in apart]
+    apart = needed([*APART, *extra]) if linked else set(built.modules)
+    together = [module for module in built.modules if module not in apart]
     with tempfile.TemporaryDirectory(prefix="stonechat-link-") as scratch:
-        for room in built.rooms:
-            source = PACKAGE / (room + ".py")
-            if room in together:
-                if room != entry:
+        for module in built.modules:
+            source = PACKAGE / (module + ".py")
+            if module in together:
+                if module != entry:
                     continue
                 order = in_order(together, {one: imports(one) for one in together})
-                texts = {one: (PACKAGE / (one + ".py")).read_text() for one in built.rooms}
-                known = set().union(*[private_names(texts[one]) for one in apart & set(built.rooms)])
+                texts = {one: (PACKAGE / (one + ".py")).read_text() for one in built.modules}
+                known = set().union(*[private_names(texts[one]) for one in apart & set(built.modules)])
                 source = Path(scratch) / source.name
                 source.write_text(link(entry, order, texts, known))
-            target = folder / "stonechat" / (room + ".mpy")
+            target = folder / "stonechat" / (module + ".mpy")
             target.parent.mkdir(parents=True, exist_ok=True)
             lines = "-O3" if together else "-O2"  # where modules are linked, a line's number would point nowhere
             command = [compiler, lines, "-march=" + architecture, "-s", source.name, "-o", str(target), str(source)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60)
             if done.returncode:
                 raise ConfigError(f"{source.name} for {architecture}: {done.stderr.strip()}")
-            built.sizes[room] = target.stat().st_size
+            built.sizes[module] = target.stat().st_size
     if model is not None:
         shutil.copyfile(model, folder / "model.tflite")
     (folder / "package.json").write_text(json.dumps(_package(built, model is not None, url), indent=1) + "\n")
@@ -220,14 +220,14 @@ def build(
 def _package(built: Built, with_model: bool, url: str) -> dict[str, object]:
     """What mip reads: [where it goes on the board, from where it comes, relative to package.json without `url`]."""
     base = url.rstrip("/") + "/" if url else ""
-    files = [f"stonechat/{room}.mpy" for room in built.sizes] + (["model.tflite"] if with_model else [])
+    files = [f"stonechat/{module}.mpy" for module in built.sizes] + (["model.tflite"] if with_model else [])
     urls = [[file, base + file] for file in files]
     return {"urls": urls, "deps": [], "version": stonechat.__version__}
 
 
 def _manifest(built: Built) -> str:
     """For the firmware's build: `make FROZEN_MANIFEST=.../manifest.py`. Freezing takes the sources themselves."""
-    files = ",\n".join(f'        "{room}.py"' for room in built.rooms)
+    files = ",\n".join(f'        "{module}.py"' for module in built.modules)
     return (
         f"# stonechat {stonechat.__version__}: freeze the agent into the firmware. STONECHAT is the folder of agent/.\n"
         'options.defaults(STONECHAT="agent")\n'

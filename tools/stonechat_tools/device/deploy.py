@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     extra = [name for name in args.extra.split(",") if name]
     with tempfile.TemporaryDirectory(prefix="stonechat-") as folder:
         built = build(args.arch, Path(folder), extra, args.model, profile=args.profile)
-        files = [(Path(folder) / "stonechat" / f"{room}.mpy", f"stonechat/{room}.mpy") for room in built.sizes]
+        files = [(Path(folder) / "stonechat" / f"{module}.mpy", f"stonechat/{module}.mpy") for module in built.sizes]
         commands = plan(args.port, files, args.model, args.target.rstrip("/"), args.hook, not args.no_reset)
         for command in commands:
             if args.dry_run:
