@@ -1,5 +1,6 @@
 """The documentation against the source: commands, options, keys, links, anchors and words."""
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -180,6 +181,55 @@ def test_console_lines_name_existing_verbs_and_options():
                         assert word.split("=")[0] in flags or word == "--help", f"{page.name}: {word} in: {line}"
                 seen += 1
     assert seen > 60
+
+
+def test_commands_in_code_spans_name_existing_verbs_options_and_jobs():
+    from stonechat_tools.proofs import soak
+
+    known = {name: parser for name, _, parser in generate.parsers()}
+    seen = 0
+    for page in PAGES:
+        for span in re.findall(r"`(stonechat(?:-agent)? [^`]*)`", _without_fences(page.read_text())):
+            words = span.split()
+            if words[1] == "--version":
+                continue
+            name, rest = words[0], words[1:]
+            while rest and f"{name} {rest[0]}" in known:
+                name, rest = f"{name} {rest[0]}", rest[1:]
+            assert name in known, f"{page.name}: no such command: {span}"
+            flags = known[name]._option_string_actions
+            assert all(word in flags for word in rest if word.startswith("-")), f"{page.name}: {span}"
+            if name == "stonechat soak":
+                assert all(word in soak.SOAKS for word in rest[:1] if not word.startswith("-")), span
+            seen += 1
+    assert seen > 40
+
+
+def _defined(module: str) -> set[str]:
+    """The names that a module of the agent or the tools defines or imports, its submodules included."""
+    path = ROOT / ("agent" if module.split(".")[0] == "stonechat" else "tools") / Path(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    names = {part.stem for part in path.glob("*")} if path.is_dir() else set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+    return names
+
+
+def test_python_in_the_pages_imports_names_that_exist():
+    seen = 0
+    for page in PAGES:
+        for code in _fences(page.read_text(), "python"):
+            for node in ast.walk(ast.parse(code)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stonechat"):
+                    missing = {alias.name for alias in node.names} - _defined(str(node.module))
+                    assert not missing, f"{page.name}: {node.module} has no {missing}"
+                    seen += 1
+    assert seen >= 6
 
 
 def test_make_targets_in_the_pages_exist():

@@ -9,7 +9,7 @@ makes it again.
     [record]                        # simulated devices in the laboratory (box.py); leave it out for real recordings
     window_s = 5.0
     windows = 720
-    settle_windows = 48             # that pass before them: rarely met peers become known
+    warmup_windows = 48             # that pass before them: rarely met peers become known
     collector = "proc"              # or "bpf"
     peers = "remote"                # across a veth pair; "loopback": on the device's own loopback, which is counted
     guests = true                   # each device a guest under User-mode Linux (guest.py); false: in a box (box.py)
@@ -36,7 +36,7 @@ PARTS = ("later", "test")  # recordings that the model is not made of
 _RECORD = {
     "window_s": (int, float),
     "windows": int,
-    "settle_windows": int,
+    "warmup_windows": int,
     "collector": str,
     "peers": str,
     "guests": bool,
