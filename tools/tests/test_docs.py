@@ -1,5 +1,6 @@
 """The documentation against the source: commands, options, keys, links, anchors and words."""
 
+import argparse
 import ast
 import importlib.util
 import re
@@ -83,6 +84,16 @@ def test_every_verb_and_every_option_is_in_the_page():
         for flag in parser._option_string_actions:
             if flag not in ("-h", "--help"):
                 assert re.search(rf"`{re.escape(flag)}[ `\[]", by_name[name]), f"docs/cli.md: `{name}` lacks {flag}"
+
+
+def test_every_argument_of_every_command_has_a_help_text():
+    missing = [
+        f"{name} {'/'.join(action.option_strings) or action.dest}"
+        for name, _, parser in generate.parsers()
+        for action in parser._actions
+        if not action.help and not isinstance(action, argparse._SubParsersAction)
+    ]
+    assert not missing, ", ".join(missing)
 
 
 def test_every_configuration_key_is_in_the_page():

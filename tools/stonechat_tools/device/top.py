@@ -71,12 +71,12 @@ class Usual:
         if len(self._rows) < LEARN_WINDOWS:
             self._rows.append(list(f_q8))
             if len(self._rows) >= FIRST_LOOK_WINDOWS:
-                self._settle()
+                self._fit_location_scale()
         if not self._scale:
             return [None] * len(f_q8)
         return [(f - centre) / scale for f, centre, scale in zip(f_q8, self._centre, self._scale, strict=True)]
 
-    def _settle(self) -> None:
+    def _fit_location_scale(self) -> None:
         columns = list(zip(*self._rows, strict=True))
         self._centre = [statistics.median(column) for column in columns]
         self._scale = []

@@ -37,14 +37,14 @@ Outcome = dict[str, Any]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    _import_arguments(_action(actions, "import", "anyone's captures as windows", _import))
+    _import_arguments(_action(actions, "import", "turn captures into windows", _import))
 
-    sub = _action(actions, "join", "several traces as one, in the order given", _join)
-    sub.add_argument("traces", nargs="+")
+    sub = _action(actions, "join", "join several traces in the given order", _join)
+    sub.add_argument("traces", nargs="+", help="the traces to read")
     _output(sub)
 
     sub = _action(actions, "label", "name what happened in some of the windows", _label)
-    sub.add_argument("trace")
+    sub.add_argument("trace", help="the trace to read")
     _output(sub)
     sub.add_argument("--label", help="the label; with --from and --to (Unix seconds or ISO 8601) only between them")
     sub.add_argument("--from", dest="start", help="first moment")
@@ -52,22 +52,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--intervals", metavar="CSV", help="a CSV with the columns start, end, label")
     sub.add_argument("--device", help="only this device's windows")
 
-    sub = _action(actions, "append", "an attack after N benign windows, as one living stream", _append)
-    sub.add_argument("benign")
-    sub.add_argument("attack")
+    sub = _action(actions, "append", "append an attack to N benign windows as one stream", _append)
+    sub.add_argument("benign", help="the benign trace")
+    sub.add_argument("attack", help="the trace of the attack")
     _output(sub)
     sub.add_argument("--after", type=int, metavar="N", help="how many benign windows come first (default: all)")
 
-    sub = _action(actions, "split", "by device and time", _split)
-    sub.add_argument("traces", nargs="+")
+    sub = _action(actions, "split", "split by device and time", _split)
+    sub.add_argument("traces", nargs="+", help="the traces to read")
     _output(sub, "the folder for the parts")
     sub.add_argument(
-        "--fractions", default="train=0.6,threshold=0.2,test=0.2", help="NAME=SHARE,... in the order of time"
+        "--fractions",
+        default="train=0.6,threshold=0.2,test=0.2",
+        help="NAME=SHARE,... in the order of time (default %(default)s)",
     )
     sub.add_argument("--hold-out", action="append", default=[], metavar="DEVICE", help="a part `held-out` of its own")
 
-    sub = _action(actions, "info", "what is in a trace", _info)
-    sub.add_argument("traces", nargs="+")
+    sub = _action(actions, "info", "show what is in a trace", _info)
+    sub.add_argument("traces", nargs="+", help="the traces to read")
 
 
 def _action(actions: Any, name: str, text: str, call: Any) -> argparse.ArgumentParser:
@@ -95,9 +97,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _import_arguments(sub: argparse.ArgumentParser) -> None:
     add = sub.add_argument
-    add("files", nargs="+")
+    add("files", nargs="+", help="the captures to read")
     _output(sub)
-    add("--format", required=True, choices=("zeek", "pcap", "csv"))
+    add("--format", required=True, choices=("zeek", "pcap", "csv"), help="kind of the captures")
     add(
         "--window",
         type=float,
