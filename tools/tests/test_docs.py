@@ -302,6 +302,24 @@ def test_sources_do_without_the_avoided_words():
     assert not found, "\n".join(sorted(found))
 
 
+def test_modules_named_in_docstrings_and_comments_exist():
+    """A file that was renamed leaves no reference behind: "features.py", "int8/network.py"."""
+    files = [
+        path
+        for folder in ("agent", "tools", "firmware_tests", "docs", "examples", "models")
+        for path in (ROOT / folder).glob("**/*.py")
+    ]
+    known = {"/".join(path.parts[-i:]) for path in files for i in range(1, 6)} | {"boot.py", "main.py", "manifest.py"}
+    gone = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in SOURCES
+        if path.parent.name != "tests"
+        for name in re.findall(r"(?<![\w/.}])(?:[a-z_0-9]+/)*[a-z_0-9]+\.py\b", texts(path))
+        if name not in known
+    }
+    assert not gone, "\n".join(sorted(gone))
+
+
 def test_texts_of_a_source_leave_names_out(tmp_path):
     path = tmp_path / "example.py"
     path.write_text('def tell(room):  # a comment\n    """Doc."""\n    return f"in {room}: {room:>3}" + "a rung"\n')
