@@ -31,11 +31,12 @@ class Target:
     bits: int
 
     def run(self, *args: str, heap: str | None = None, timeout_s: float = 120.0) -> "subprocess.CompletedProcess[str]":
-        """Run the interpreter with `args`; `heap` is -X heapsize, `MICROPYPATH` finds the agent's package."""
+        """Run the interpreter with `args`; `heap` is -X heapsize, `MICROPYPATH` finds the agent's package and the
+        simulated firmware in the tools'."""
         command = [*self.command]
         if heap:
             command += ["-X", "heapsize=" + heap]
-        environment = dict(os.environ, MICROPYPATH=f"{ROOT}/agent:{ROOT}/firmware_tests:.frozen")
+        environment = dict(os.environ, MICROPYPATH=f"{ROOT}/agent:{ROOT}/tools:{ROOT}/firmware_tests:.frozen")
         return subprocess.run(
             [*command, *args],
             capture_output=True,

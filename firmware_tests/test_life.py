@@ -19,12 +19,12 @@ ROOT = HERE.parent
 sys.path.insert(0, str(HERE))
 
 from life.certificates import Certificates, make_certificates  # noqa: E402
-from life.firmware import INFECTIONS  # noqa: E402
-from life.peers import Peers  # noqa: E402
 from life.record import record  # noqa: E402
 from stonechat_tools.bench.board import measure  # noqa: E402
 from stonechat_tools.device.build import build, mpy_cross  # noqa: E402
 from stonechat_tools.fleet.local_broker import LocalBroker, free_port, mosquitto_path  # noqa: E402
+from stonechat_tools.lab.firmware.peers import Peers  # noqa: E402
+from stonechat_tools.lab.firmware.sensor import INFECTIONS  # noqa: E402
 from stonechat_tools.proofs.mqtt import interpreters, publish_all  # noqa: E402
 from targets import Target, targets, unix_i386, unix_x64  # noqa: E402
 
@@ -72,10 +72,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for profile in PROFILES:
             place = folder / profile / architecture
             build(architecture, place, ["board/tls"], profile=profile)
-            (place / "life").mkdir()
-            for script in ("device", "firmware"):  # a product is on its board as .mpy too
-                source = HERE / f"life/{script}.py"
-                subprocess.run([mpy_cross(), "-O3", "-o", str(place / f"life/{script}.mpy"), str(source)], check=True)
+            product = "stonechat_tools/lab/firmware/sensor"  # it is on its board as .mpy too
+            for source, script in ((HERE, "life/device"), (ROOT / "tools", product)):
+                (place / script).parent.mkdir(parents=True)
+                words = [mpy_cross(), "-O3", "-o", f"{place / script}.mpy", f"{source / script}.py"]
+                subprocess.run(words, check=True)
     return folder
 
 

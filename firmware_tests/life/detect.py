@@ -7,7 +7,7 @@ It learns, lives WINDOWS benign windows, then gets each infection in turn, recov
 
 import sys
 
-from life import firmware as fw
+from stonechat_tools.lab.firmware import sensor as fw
 
 
 def main(arguments):

@@ -22,8 +22,8 @@ def main(arguments):
     gc.threshold(1024)  # type: ignore[attr-defined]  # what lives long lies together then
     import socket
 
-    from life.firmware import WINDOW_MS, Firmware
     from stonechat.compat import sleep_ms
+    from stonechat_tools.lab.firmware.sensor import WINDOW_MS, Firmware
 
     folder, model, port, broker_port, profile, phase = arguments[:6]
     if profile == "core":

@@ -15,9 +15,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from life.firmware import INFECTIONS  # noqa: E402
-from life.peers import Peers  # noqa: E402
-from targets import Target, unix_i386, unix_x64  # noqa: E402
+from stonechat_tools.lab.firmware.peers import Peers  # noqa: E402
+from stonechat_tools.lab.firmware.sensor import INFECTIONS  # noqa: E402
+from targets import ROOT, Target, unix_i386, unix_x64  # noqa: E402
 
 # device: (seed, heap on a 32-bit interpreter, on a 64-bit one)
 DEVICES = {
@@ -32,7 +32,7 @@ def record(target: Target, out: Path, port: int, windows: int, name: str, infect
     """Let device `name` live on `target` and write `out`. Raises OSError with what the interpreter said."""
     own_seed, heap_32, heap_64 = DEVICES.get(name, (seed, "96k", "192k"))
     done = target.run(
-        "life/firmware.py",
+        str(ROOT / "tools/stonechat_tools/lab/firmware/sensor.py"),
         str(out.resolve()),
         str(port),
         str(windows),

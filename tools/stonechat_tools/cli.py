@@ -11,7 +11,7 @@ from stonechat_tools import console
 
 # verb: (module, one line of help); the order is that of `stonechat --help`
 VERBS = {
-    "demo": ("stonechat_tools.demo", "watch an agent learn this machine, then catch attacks on loopback"),
+    "demo": ("stonechat_tools.demo", "watch agents learn two simulated devices, then catch attacks on them"),
     "record": ("stonechat_tools.recording.record", "record a device's windows into a trace"),
     "dataset": ("stonechat_tools.traces.dataset", "import, join, label and split traces"),
     "train": ("stonechat_tools.modeling.train", "train an autoencoder and make the .tflite with its card"),

@@ -11,7 +11,7 @@ Examples:
   stonechat trial models/linux-1/model.tflite --boxes 3 --json trial.json
   stonechat trial models/linux-1/model.tflite --kinds sensor,gateway --attacks scan_1ps,ransom --traces recorded/
   stonechat trial models/linux-proc-1/model.tflite --guests --boxes 4
-  stonechat trial models/linux-proc-1-demo/model.tflite --loopback --attacks ransom,miner
+  stonechat trial models/linux-proc-1/model.tflite --loopback --attacks scan_connect,miner
 """
 
 import argparse
@@ -32,7 +32,6 @@ from stonechat.linux import schemas, shipped
 from stonechat.model import load_model
 from stonechat.schema import Schema
 
-from stonechat_tools.console import read_json
 from stonechat_tools.lab import attacks, benign, box, guest, netns
 from stonechat_tools.lab.bounds import leave_cleanly_on_signals, stopped
 from stonechat_tools.traces.format import BENIGN, TraceWriter
@@ -316,7 +315,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--boxes {args.boxes}: want at least 1")
     console = Console()
     if args.figures:
-        figures = read_json(args.figures, "the outcome of a trial")
+        figures = json.loads(Path(args.figures).read_text())
     else:
         figures = run_trial(args, lambda text: console.print(text, highlight=False))
     table = Table("attack", "device", "alarm after", "peak of the evidence", "explained by")

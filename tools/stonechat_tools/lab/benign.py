@@ -82,6 +82,18 @@ KINDS = {
         log_s=(20, 40),
         update_s=(300, 500),
     ),
+    "meter": Kind(
+        "does the same five times a second, and nothing else: 20 seconds of learning have seen it all",
+        publish_s=(0.2, 0.2),
+        page_s=(0.2, 0.2),
+        local_page_s=(0, 0),
+        name_s=(0.2, 0.2),
+        clock_s=(0, 0),
+        log_s=(0.2, 0.2),
+        cron_s=(0, 0),
+        update_s=(0, 0),
+        motion_s=(0, 0),
+    ),
 }
 _RARE = ("clock_s", "cron_s", "update_s", "motion_s")
 

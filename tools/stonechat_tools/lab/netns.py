@@ -1,4 +1,5 @@
-"""A device and its network as two namespaces of this machine: nothing that happens there leaves it. Needs root.
+"""A device and its network as two namespaces of this machine: nothing that happens there leaves it. Root makes them as
+`ip netns` does; anybody else makes them inside a user namespace, where the kernel allows that.
 
 with pair() as net:
     device = benign.spawn("sensor", 60, net.peers, net.router, prefix=net.device)
@@ -45,20 +46,18 @@ class Pair:
 @contextlib.contextmanager
 def pair(seconds: float = 3600) -> Iterator[Pair]:
     """Raises ConfigError where this process may not make namespaces. The peers end after `seconds` at the latest."""
-    if os.geteuid():
-        raise ConfigError("network namespaces need root")
-    name = f"stonechat-{os.getpid()}-{next(_numbers)}"
-    device, outside = name + "-device", name + "-outside"
     with contextlib.ExitStack() as stack:
+        outside, device = stack.enter_context(_named_spaces() if os.geteuid() == 0 else _user_spaces())
+        peer = ("type", "veth", "peer", "name", INTERFACE, "netns", device.name)
         for space in (device, outside):
-            stack.enter_context(_space(space))
-        _ip("link", "add", INTERFACE, "netns", device, "type", "veth", "peer", INTERFACE, "netns", outside)
-        _ip("-n", device, "addr", "add", DEVICE + "/32", "dev", INTERFACE)
-        _ip("-n", device, "link", "set", INTERFACE, "up")
+            _ip(space.enter, "link", "set", "lo", "up")
+        _ip(outside.enter, "link", "add", INTERFACE, *peer)
+        _ip(device.enter, "addr", "add", DEVICE + "/32", "dev", INTERFACE)
+        _ip(device.enter, "link", "set", INTERFACE, "up")
         for words in ROUTES:
-            _ip("-n", device, "route", "add", *words, "dev", INTERFACE)
-        stack.enter_context(_serving(outside, INTERFACE, seconds))
-        yield Pair(_inside(device), _inside(outside))
+            _ip(device.enter, "route", "add", *words, "dev", INTERFACE)
+        stack.enter_context(_serving(outside.enter, INTERFACE, seconds))
+        yield Pair(device.enter, outside.enter)
 
 
 @contextlib.contextmanager
@@ -67,47 +66,88 @@ def tap(seconds: float = 3600) -> Iterator[tuple[str, ...]]:
     machine must be started."""
     if os.geteuid():
         raise ConfigError("network namespaces need root")
-    outside = f"stonechat-{os.getpid()}-{next(_numbers)}-outside"
-    with _space(outside):
-        _ip("-n", outside, "tuntap", "add", TAP, "mode", "tap")
-        with _serving(outside, TAP, seconds):
-            yield _inside(outside)
+    with _space(f"stonechat-{os.getpid()}-{next(_numbers)}-outside") as outside:
+        _ip(outside.enter, "link", "set", "lo", "up")
+        _ip(outside.enter, "tuntap", "add", TAP, "mode", "tap")
+        with _serving(outside.enter, TAP, seconds):
+            yield outside.enter
+
+
+@dataclass(frozen=True)
+class _Space:
+    """A network namespace. name: as `ip link` takes it, a name or a process id; enter: the command prefix."""
+
+    name: str
+    enter: tuple[str, ...]
 
 
 @contextlib.contextmanager
-def _space(name: str) -> Iterator[None]:
-    _ip("netns", "add", name)
+def _named_spaces() -> Iterator[tuple[_Space, _Space]]:
+    """-> (outside, device), as root."""
+    name = f"stonechat-{os.getpid()}-{next(_numbers)}"
+    with _space(name + "-outside") as outside, _space(name + "-device") as device:
+        yield outside, device
+
+
+@contextlib.contextmanager
+def _space(name: str) -> Iterator[_Space]:
+    _ip((), "netns", "add", name)
     try:
-        _ip("-n", name, "link", "set", "lo", "up")
-        yield
+        # `ip netns exec` would hide /sys/fs/cgroup
+        yield _Space(name, ("nsenter", f"--net=/run/netns/{name}"))
     finally:
-        _ip("netns", "delete", name)
+        _ip((), "netns", "delete", name)
 
 
 @contextlib.contextmanager
-def _serving(outside: str, interface: str, seconds: float) -> Iterator[None]:
+def _user_spaces() -> Iterator[tuple[_Space, _Space]]:
+    """-> (outside, device) in a user namespace of this user's own, whose root is this user."""
+    with _held(("unshare", "--user", "--map-root-user", "--net")) as outside:
+        enter = ("nsenter", "--preserve-credentials", "--user", "--target", outside)
+        with _held((*enter, "unshare", "--net")) as device:
+            yield _Space(outside, (*enter, "--net")), _Space(device, (*enter[:-1], device, "--net"))
+
+
+@contextlib.contextmanager
+def _held(command: tuple[str, ...]) -> Iterator[str]:
+    """A namespace that lives while a process in it waits for this one to end -> its process id. Raises ConfigError."""
+    words = [*command, "sh", "-c", "echo up; exec cat"]
+    try:
+        holder = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    except FileNotFoundError:
+        raise ConfigError(f"network namespaces need {command[0]} (apt-get install util-linux)") from None
+    try:
+        if not holder.stdout or not holder.stdout.readline():
+            _, errors = holder.communicate(timeout=20)
+            reason = errors.decode(errors="replace").strip()
+            raise ConfigError(f"network namespaces need root or user namespaces, and there are none: {reason}")
+        yield str(holder.pid)
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+@contextlib.contextmanager
+def _serving(outside: tuple[str, ...], interface: str, seconds: float) -> Iterator[None]:
     """The outside takes every address of the network for its own, except the device's, and serves there."""
-    _ip("-n", outside, "addr", "add", PEERS + "/16", "dev", interface)
-    _ip("-n", outside, "link", "set", interface, "up")
-    _ip("-n", outside, "route", "add", DEVICE, "dev", interface, "table", "local")
-    _ip("-n", outside, "route", "add", "local", NETWORK, "dev", "lo", "table", "local")
+    _ip(outside, "addr", "add", PEERS + "/16", "dev", interface)
+    _ip(outside, "link", "set", interface, "up")
+    _ip(outside, "route", "add", DEVICE, "dev", interface, "table", "local")
+    _ip(outside, "route", "add", "local", NETWORK, "dev", "lo", "table", "local")
     module = "stonechat_tools.lab.peers"
-    command = [*_inside(outside), sys.executable, "-m", module, "--bind", "0.0.0.0", "--seconds", str(seconds)]
-    peers = started(command)
+    peers = started([*outside, sys.executable, "-m", module, "--bind", "0.0.0.0", "--seconds", str(seconds)])
     try:
         yield
     finally:
         stopped(peers)
 
 
-def _inside(space: str) -> tuple[str, ...]:
-    return ("nsenter", f"--net=/run/netns/{space}")  # `ip netns exec` would hide /sys/fs/cgroup
-
-
-def _ip(*words: str) -> None:
+def _ip(prefix: tuple[str, ...], *words: str) -> None:
     try:
-        subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=20)
+        subprocess.run([*prefix, "ip", *words], check=True, capture_output=True, text=True, timeout=60)
     except FileNotFoundError:
-        raise ConfigError("network namespaces need iproute2 (apt-get install iproute2)") from None
+        raise ConfigError(
+            f"network namespaces need {(*prefix, 'ip')[0]} (apt-get install iproute2 util-linux)"
+        ) from None
     except subprocess.CalledProcessError as error:
         raise ConfigError(f"ip {' '.join(words)}: {error.stderr.strip()}") from None

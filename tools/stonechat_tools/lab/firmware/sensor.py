@@ -3,9 +3,9 @@ fetches its configuration over HTTP, asks the time by UDP and keeps a log on fla
 time.
 
 Its clock is virtual: turn() is one second of the device's life and takes a millisecond. Its sockets are real; the peers
-are life/peers.py on loopback. Run on MicroPython it records a trace:
+are peers.py on loopback. Run on MicroPython it records a trace:
 
-    micropython firmware.py OUT.csv PORT WINDOWS SEED NAME [INFECTION]
+    micropython sensor.py OUT.csv PORT WINDOWS SEED NAME [INFECTION]
 """
 
 import os
