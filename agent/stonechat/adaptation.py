@@ -42,8 +42,8 @@ class Adaptation:
 
     def learn(self, rows: bytes | bytearray) -> None:
         """rows: the inputs x of the learning windows, one after the other, made with no offset -> the learned offset:
-        each feature's Huber location (a median that creeps to where clipped deviations balance, which is where the
-        drift would carry it)."""
+        each feature's Huber location (from the median to where clipped deviations balance, which is where the drift
+        would move it)."""
         self.forget()
         n = len(self.drift)
         for i in range(n):

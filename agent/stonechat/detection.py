@@ -26,7 +26,7 @@ _ALARM_Q8 = const(256)  # evidence_q8 of a verdict is in thresholds: 256 is an a
 _WATCH_Q8 = const(128)
 _CLEAR_Q8 = const(64)
 _SURPRISE_MAX_Q8 = const(4096)  # 10^-16: beyond it the number means nothing
-_RESIDUAL = const(1)  # planning.RESIDUAL
+_RESIDUAL = const(1)  # model_file.RESIDUAL
 
 
 class Verdict:
@@ -48,10 +48,10 @@ class Verdict:
     def explain(self, k=3):
         """The k features that carry the score -> list of (feature index, z_q4, share_percent), greatest first.
 
-        A feature's part is root(weight) * |residual * z|: strange to the network and strange by itself; half of it
-        where the two point different ways, for so do the features that a strange one drags along. z_q4: how
-        far the feature itself lies from its benign centre, signed, 16 a deviation. Shares are rounded so that those
-        of all features add up to 100; where nothing is unusual the list is empty."""
+        A feature's part is root(weight) * |residual * z|: unusual for the network and unusual by itself; half of it
+        where the two have different signs, as for features that only follow an unusual one. z_q4: distance of the
+        feature itself from its benign centre, signed, 16 a deviation. Shares are rounded so that those of all features
+        add up to 100; where nothing is unusual the list is empty."""
         parts = self.parts
         total = sum(parts)
         out: list = []

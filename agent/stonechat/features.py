@@ -53,7 +53,7 @@ class Normalization:
     """The centre and reciprocal deviation of each feature, as the model's metadata carries them.
 
     schema: anything with `kinds` and a length; packed: bytes, struct '<hHB' a feature (centre_q8, inv, shift + 32 *
-    reach code): five bytes each. A reach is 8 deviations << (code - 1), and code 0 has no end. `offset_q8` is what the
+    limit code): five bytes each. A limit is 8 deviations << (code - 1); code 0 means no limit. `offset_q8` is what the
     device itself has learned on top of the model's centres (adaptation.py owns it); `excess`: the steps past the limit
     of the last window filled. Raises ModelError for a reciprocal beyond 32-bit arithmetic."""
 

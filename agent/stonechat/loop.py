@@ -28,15 +28,15 @@ class Channel:
         if self._has_peers and state.get(self._section) is not None:
             collector.restore(state.get(self._section))
         # Warm-up: windows that no baseline may learn from, while the collector learns its peers.
-        self.settle_windows = getattr(collector, "settle_windows", 0)
+        self.warmup_windows = getattr(collector, "warmup_windows", 0)
 
     def end_window(self, now_ms: int):
-        """Read the counters at now_ms -> the Verdict, or None while priming, settling or for a dropped window."""
+        """Read the counters at now_ms -> the Verdict, or None while priming, warming up or for a dropped window."""
         self.collector.read(self.values)
         if not self.window.push(self.values, now_ms):
             return None
-        if self.settle_windows:
-            self.settle_windows -= 1
+        if self.warmup_windows:
+            self.warmup_windows -= 1
             return None
         return self.scorer.score(self.window.deltas, self.window.elapsed_ms)
 

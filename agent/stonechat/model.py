@@ -20,7 +20,7 @@ _WHOLE = const(0x2144DF1C)  # the CRC-32 of anything that ends in its own CRC-32
 
 
 def load_model(data, backend=None, resident_bytes=16384):
-    """data: a .tflite as bytes, bytearray or memoryview (then used where it lies: flash, if it lies there), or a file
+    """data: a .tflite as bytes, bytearray or memoryview (then used in place, in flash if it is there), or a file
     open for reading in binary, which stays in use: the weights beyond `resident_bytes` are read from it at each run.
 
     backend: None for the fastest kernels there are, "plain", "viper", or a callable such as

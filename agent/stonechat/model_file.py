@@ -59,7 +59,7 @@ def pack(meta) -> bytes:
 
 
 def check(meta) -> None:
-    """Raises ModelError where the numbers of a Metadata can't be meant, naming what."""
+    """Raises ModelError where a number of a Metadata is out of range, naming it."""
     n = len(meta)
     if len(meta.schema_id) != 8 or 5 * n != len(meta.normalization) or not 0 < n <= MAX_FEATURES:
         raise ModelError("metadata: schema id of %d bytes, %d features" % (len(meta.schema_id), n))
@@ -147,8 +147,8 @@ def sizes(data) -> tuple:
 
 
 def prove(data) -> None:
-    """Raises ModelError unless the end of the file `data` is what its own graph gives, and means something. A file
-    without metadata passes: it carries none."""
+    """Raises ModelError unless the metadata and the plan at the end of the file `data` are valid and agree with its
+    graph. A file without metadata passes."""
     graph = tflite.read(data)
     held = graph.metadata(BUFFER)
     if held is None:

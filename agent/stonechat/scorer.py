@@ -23,8 +23,8 @@ _SCALE_HIGH_Q8 = const(512)  # ... and twice the model's
 class Scorer:
     """model: from load_model; schema: of the collector; state: State, or None to keep nothing.
 
-    Raises ModelError where the model is not for this schema, carries no metadata, or its golden vectors do not come
-    out bit for bit on this runtime."""
+    Raises ModelError where the model is not for this schema, carries no metadata, or its golden vectors give
+    other bytes on this runtime."""
 
     def __init__(self, model, schema, state=None):
         meta = model.metadata

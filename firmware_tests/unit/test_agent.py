@@ -178,7 +178,7 @@ def test_a_broker_out_of_reach_is_told_and_does_not_stop_the_windows():
 
 def test_windows_in_which_the_collector_settles_are_not_scored():
     class Settling(Replay):
-        settle_windows = 3
+        warmup_windows = 3
 
     replay = Settling(SCHEMA, [LOUD] * 3 + [QUIET] * 5)
     agent = Agent(replay, EchoModel(learn_windows=4), publish, reporter=Reporter(), state=State())

@@ -2,11 +2,15 @@
 
 import contextlib
 import importlib.util
+import json
+import os
 import signal
 import sys
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from stonechat.errors import ConfigError
 from stonechat.linux import shipped
@@ -93,3 +97,61 @@ def terminated_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A name beside `path` to write a file under: it takes the place of `path` once it is whole, and is gone if this is
+    left by an exception or a signal."""
+    temporary = f"{os.fspath(path)}.tmp"
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Replace the file at `path`, or leave it as it was. Raises OSError."""
+    with replacing(path) as temporary:
+        Path(temporary).write_bytes(data)
+
+
+def clipped(value: object, most: int = 40) -> str:
+    """repr of what a user wrote, short enough for one line of an error."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
+def read_json(path: str | os.PathLike[str], what: str) -> Any:
+    """The JSON in a file. Raises ConfigError (FILE: what is wrong) or OSError."""
+    try:
+        return json.loads(Path(path).read_text("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{os.fspath(path)}: not {what}: {reason(error)}") from None
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The table in a TOML file. Raises ConfigError (FILE: what is wrong) or OSError."""
+    name = os.fspath(path)
+    if "\0" in name:
+        raise ConfigError(f"{clipped(name)}: a file's name has no NUL")
+    try:
+        return tomllib.loads(Path(name).read_text("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError, and an integer of thousands of digits
+        raise ConfigError(f"{name}: not TOML: {reason(error)}") from None
+
+
+def reason(error: BaseException) -> str:
+    """Why a text could not be read, in one short line."""
+    if isinstance(error, UnicodeDecodeError):
+        start = error.object[:2]
+        if start in (b"\xff\xfe", b"\xfe\xff"):
+            return "it is UTF-16 by its byte-order mark; save it as UTF-8"
+        return f"byte {error.start} is not UTF-8; save it as UTF-8"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    text = " ".join(str(error).split())
+    return "an integer has too many digits" if "integer string conversion" in text else text[:200]

@@ -94,7 +94,7 @@ def test_with_a_model_it_shows_what_the_agent_computes(model_bytes, clock):
 def test_what_the_collector_still_settles_in_is_shown_and_not_scored(model_bytes, clock):
     deltas = _day(6, 7)
     collector = Replayed(deltas)
-    collector.settle_windows = 2
+    collector.warmup_windows = 2
     view = top.View(collector, load_model(model_bytes), None, 1.0)
     view.step()
     shown = [view.step() for _ in range(2)]

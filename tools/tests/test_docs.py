@@ -1,5 +1,7 @@
 """The documentation against the source: commands, options, keys, links, anchors and words."""
 
+import argparse
+import ast
 import importlib.util
 import re
 import shlex
@@ -82,6 +84,16 @@ def test_every_verb_and_every_option_is_in_the_page():
         for flag in parser._option_string_actions:
             if flag not in ("-h", "--help"):
                 assert re.search(rf"`{re.escape(flag)}[ `\[]", by_name[name]), f"docs/cli.md: `{name}` lacks {flag}"
+
+
+def test_every_argument_of_every_command_has_a_help_text():
+    missing = [
+        f"{name} {'/'.join(action.option_strings) or action.dest}"
+        for name, _, parser in generate.parsers()
+        for action in parser._actions
+        if not action.help and not isinstance(action, argparse._SubParsersAction)
+    ]
+    assert not missing, ", ".join(missing)
 
 
 def test_every_configuration_key_is_in_the_page():
@@ -182,6 +194,55 @@ def test_console_lines_name_existing_verbs_and_options():
     assert seen > 60
 
 
+def test_commands_in_code_spans_name_existing_verbs_options_and_jobs():
+    from stonechat_tools.proofs import soak
+
+    known = {name: parser for name, _, parser in generate.parsers()}
+    seen = 0
+    for page in PAGES:
+        for span in re.findall(r"`(stonechat(?:-agent)? [^`]*)`", _without_fences(page.read_text())):
+            words = span.split()
+            if words[1] == "--version":
+                continue
+            name, rest = words[0], words[1:]
+            while rest and f"{name} {rest[0]}" in known:
+                name, rest = f"{name} {rest[0]}", rest[1:]
+            assert name in known, f"{page.name}: no such command: {span}"
+            flags = known[name]._option_string_actions
+            assert all(word in flags for word in rest if word.startswith("-")), f"{page.name}: {span}"
+            if name == "stonechat soak":
+                assert all(word in soak.SOAKS for word in rest[:1] if not word.startswith("-")), span
+            seen += 1
+    assert seen > 40
+
+
+def _defined(module: str) -> set[str]:
+    """The names that a module of the agent or the tools defines or imports, its submodules included."""
+    path = ROOT / ("agent" if module.split(".")[0] == "stonechat" else "tools") / Path(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    names = {part.stem for part in path.glob("*")} if path.is_dir() else set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+    return names
+
+
+def test_python_in_the_pages_imports_names_that_exist():
+    seen = 0
+    for page in PAGES:
+        for code in _fences(page.read_text(), "python"):
+            for node in ast.walk(ast.parse(code)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stonechat"):
+                    missing = {alias.name for alias in node.names} - _defined(str(node.module))
+                    assert not missing, f"{page.name}: {node.module} has no {missing}"
+                    seen += 1
+    assert seen >= 6
+
+
 def test_make_targets_in_the_pages_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     for page in PAGES:
@@ -239,6 +300,24 @@ def test_sources_do_without_the_avoided_words():
         if word not in ALLOWED.get(path.name, ())
     }
     assert not found, "\n".join(sorted(found))
+
+
+def test_modules_named_in_docstrings_and_comments_exist():
+    """A file that was renamed leaves no reference behind: "features.py", "int8/network.py"."""
+    files = [
+        path
+        for folder in ("agent", "tools", "firmware_tests", "docs", "examples", "models")
+        for path in (ROOT / folder).glob("**/*.py")
+    ]
+    known = {"/".join(path.parts[-i:]) for path in files for i in range(1, 6)} | {"boot.py", "main.py", "manifest.py"}
+    gone = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in SOURCES
+        if path.parent.name != "tests"
+        for name in re.findall(r"(?<![\w/.}])(?:[a-z_0-9]+/)*[a-z_0-9]+\.py\b", texts(path))
+        if name not in known
+    }
+    assert not gone, "\n".join(sorted(gone))
 
 
 def test_texts_of_a_source_leave_names_out(tmp_path):

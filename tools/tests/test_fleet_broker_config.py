@@ -167,8 +167,8 @@ def test_revoked_is_out_and_rotated_is_in(fleet: tuple[provision.Fleet, Mosquitt
         assert wait_for(after.connected.is_set)
     if made.settings.auth == "mtls":
         with before:
-            assert wait_for(before.connected.is_set)  # until it is settled
-        made.settle("pump-1")
+            assert wait_for(before.connected.is_set)  # until the rotation is finished
+        made.finish_rotation("pump-1")
         broker_config._give_to(ACCOUNT, made.folder / "broker")
         broker.signal(signal.SIGHUP)
         time.sleep(0.5)

@@ -57,7 +57,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError):
             fleet.add(bad)
     for bad in ("pump-9", "../keys/pump-1"):
-        for act in (fleet.rotate, fleet.settle, fleet.revoke):
+        for act in (fleet.rotate, fleet.finish_rotation, fleet.revoke):
             with pytest.raises(ConfigError):
                 act(bad)
     with pytest.raises(ConfigError):

@@ -609,9 +609,9 @@ def test_learned_peers_survive_a_restart_of_the_collector(group, net):
     assert seen_as_new == [1] * known_peers.KNOWN_AFTER + [0]
     collector = LinuxCollector(peers_secret=b"s" * 32, use_bpf=True, cgroup=group)
     try:
-        assert collector.settle_windows == known_peers.KNOWN_AFTER
+        assert collector.warmup_windows == known_peers.KNOWN_AFTER
         collector.restore(saved)
-        assert collector.settle_windows == 0
+        assert collector.warmup_windows == 0
         collector.read(values)
         assert new_peers(collector) == 0
     finally:
@@ -859,7 +859,7 @@ def test_a_benign_recording_begins_once_the_peers_are_learned(tmp_path):
 
     class Counting:
         schema = Schema("one", (("reads", "1", RATE),))
-        settle_windows = 3
+        warmup_windows = 3
         reads = 0
 
         def read(self, values):

@@ -66,7 +66,7 @@ t_s,elapsed_ms,label,bytes,sockets,busy
     [
         ("# stonechat trace", "# something", ":1:", "not a stonechat trace"),
         ("window_ms=1000", "", ":1:", "window_ms="),
-        ("window_ms=1000", "window_ms=-5", ":1:", "window_ms=-5"),
+        ("window_ms=1000", "window_ms=-5", ":1:", "window_ms='-5'"),
         (f"id={SCHEMA.id.hex()}", "id=00", ":1:", SCHEMA.id.hex()),
         ('"rate"', '"gauge"', "t.csv", "gauge"),
         ('["bytes"', '["by,tes"', "t.csv", "by,tes"),
@@ -97,7 +97,7 @@ def test_files_that_are_no_traces(tmp_path: Path) -> None:
     for name, data, word in (
         ("a.csv", b"", ":1:"),
         ("b.csv", b"\xff\xfe\n", "UTF-8"),
-        ("c.csv.gz", b"not gzip\n", "gzip"),
+        ("c.csv.gz", b"\x1f\x8bnot gzip\n", "gzip"),
         ("d.csv", GOOD.encode().splitlines(True)[0], "names is missing"),
         ("e.parquet", b"PAR1", "Parquet"),
     ):

@@ -5,12 +5,14 @@ import json
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 from stonechat_tools.cli import main
+from stonechat_tools.schemas import NETWORK_1
 from stonechat_tools.traces.files import read_trace
 from stonechat_tools.traces.format import TraceError
 from stonechat_tools.traces.importers.counters_csv import Layout, import_csv, parse_columns
-from stonechat_tools.traces.importers.network import NETWORK_1
+from stonechat_tools.traces.importers.network import Selection
 from stonechat_tools.traces.importers.pcap import import_pcap, parse_packet, read_frames
 from stonechat_tools.traces.importers.zeek import import_zeek
 from stonechat_tools.traces.trace import Trace
@@ -63,7 +65,7 @@ def test_zeek_flows_are_spread_over_their_life(tmp_path: Path, text: str) -> Non
     totals = dict(zip(NAMES, trace.deltas.sum(axis=0).tolist(), strict=True))
     assert (totals["bytes_out"], totals["bytes_in"], totals["pkts_out"]) == (1000 + 60 + 64, 4000 + 48, 10 + 1 + 1)
     assert first["top_peer"] == 1250 * 25600 // 1310 and first["mean_out"] == 310 // 3
-    (named,) = import_zeek([str(path)], 10_000, [f"{OTHER}=scanner"])
+    (named,) = import_zeek([str(path)], 10_000, Selection.of([f"{OTHER}=scanner"]))
     assert named.device_names == ["scanner"] and window(named, 0)["conn_in"] == 1
 
 
@@ -82,9 +84,9 @@ def test_zeek_mistakes(tmp_path: Path) -> None:
             import_zeek([str(path)], 10_000)
     path.write_text(as_csv())
     with pytest.raises(TraceError, match="no flow of 10.0.0.1"):
-        import_zeek([str(path)], 10_000, ["10.0.0.1"])
+        import_zeek([str(path)], 10_000, Selection.of(["10.0.0.1"]))
     with pytest.raises(TraceError, match="not an IP address"):
-        import_zeek([str(path)], 10_000, ["camera"])
+        Selection.of(["camera"])
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
@@ -224,7 +226,7 @@ def test_counts_per_row_and_cumulative_agree(tmp_path: Path) -> None:
         total += count
         rows += f"{10 * (i + 1)},{total},50.5\n"
     (tmp_path / "total.csv").write_text("time,packets,busy\n" + rows)
-    columns = parse_columns("packets=packets,busy=%=share")
+    columns, _ = parse_columns("packets=packets,busy=%=share")
     one = import_csv(str(tmp_path / "counts.csv"), "router-1", Layout("time", columns=columns))
     two = import_csv(str(tmp_path / "total.csv"), "router-1", Layout("time", columns=columns, cumulative=True))
     assert one.deltas.tolist() == two.deltas.tolist() == [[count, 12928] for count in counts]
@@ -259,3 +261,252 @@ def test_csv_mistakes(tmp_path: Path, text: str, layout: Layout, word: str) -> N
     path.write_text(text)
     with pytest.raises(TraceError, match=word):
         import_csv(str(path), "x", layout)
+
+
+def test_a_column_with_decimals_is_kept_by_its_scale_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text("t,celsius\n10,21.4\n20,21.5\n30,21.0\n")
+    with pytest.raises(TraceError, match=r":2: celsius is '21.4'.*--columns celsius=UNIT=rate=10"):
+        import_csv(str(path), "x", Layout("t"))
+    columns, scales = parse_columns("celsius=C=level=10")
+    trace = import_csv(str(path), "x", Layout("t", columns=columns, scales=scales))
+    assert trace.deltas.tolist() == [[214], [215], [210]] and trace.schema.columns == (("celsius", "C/10", "level"),)
+    assert trace.notes["scale of celsius"] == "10"
+    columns, scales = parse_columns("celsius=C=level=2")
+    with pytest.raises(TraceError, match=":2: celsius"):
+        import_csv(str(path), "x", Layout("t", columns=columns, scales=scales))
+    for word in ("n=1=level=0", "n=1=level=-1", "n=1=level=x", "n=%=share=10", "n=1=level=10=2", "n=1=level=²"):
+        with pytest.raises(TraceError, match="--columns"):
+            parse_columns(word)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        ["1760000000", "1760000010", "1760000020"],
+        ["1760000000.5", "1760000010.5", "1760000020.5"],
+        ["1760000000000", "1760000010000", "1760000020000"],
+        ["1760000000000000", "1760000010000000", "1760000020000000"],
+        ["1760000000000000000", "1760000010000000000", "1760000020000000000"],
+        ["2025-10-09T08:53:20Z", "2025-10-09T08:53:30Z", "2025-10-09T08:53:40Z"],
+        ["2025-10-09T10:53:20+02:00", "2025-10-09T10:53:30+02:00", "2025-10-09T10:53:40+02:00"],
+        ["2025-10-09 08:53:20", "2025-10-09 08:53:30", "2025-10-09 08:53:40"],
+        ["17600000000000", "17600000010000", "17600000020000"],
+        ["0", "10", "20"],
+    ],
+)
+def test_every_unit_of_time_and_a_byte_order_mark(tmp_path: Path, times: list[str]) -> None:
+    path = tmp_path / "c.csv"
+    text = "time,n\r\n" + "".join(f"{t},{n}\r\n" for t, n in zip(times, "567", strict=True))
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    trace = import_csv(str(path), "x", Layout("time"))
+    assert trace.window_ms == 10_000 and trace.deltas.tolist() == [[5], [6], [7]]
+    assert (
+        main(["dataset", "import", "--format", "csv", str(path), "-o", str(tmp_path / "o.csv"), "--time", "time"]) == 0
+    )
+
+
+def test_rows_of_almost_the_same_length_are_of_one_window(tmp_path: Path) -> None:
+    out = []
+    for name, step in (("a", 5.013), ("b", 5.017)):
+        path = tmp_path / f"{name}.csv"
+        path.write_text("t,n\n" + "".join(f"{1000 + i * step:.3f},{i}\n" for i in range(20)))
+        out.append(str(tmp_path / f"{name}.out.csv"))
+        arguments = ["dataset", "import", "--format", "csv", str(path), "-o", out[-1], "--time", "t", "--schema", "s"]
+        assert main(arguments) == 0
+    assert main(["dataset", "join", *out, "-o", str(tmp_path / "both.csv")]) == 0
+    both = read_trace(tmp_path / "both.csv")
+    assert both.window_ms == 5000 and len(both) == 40 and set(both.elapsed_ms.tolist()) <= set(range(5012, 5019))
+
+
+def test_other_forms_of_the_time_are_no_counters(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    rows = [
+        f"{1760000000 + 10 * i},{1760000000000 + 10000 * i},2025-10-09T08:53:{20 + 10 * i}Z,{i}\n" for i in range(4)
+    ]
+    path.write_text("t,epoch_ms,iso,n\n" + "".join(rows))
+    assert import_csv(str(path), "x", Layout("t")).schema.columns == (("n", "1", "rate"),)
+
+
+def test_a_clock_that_is_put_back_in_a_csv(tmp_path: Path) -> None:
+    times = [1000 + 10 * i for i in range(150)] + [1200 + 10 * i for i in range(150)]
+    path = tmp_path / "c.csv"
+    path.write_text("t,n\n" + "".join(f"{t},3\n" for t in times))
+    trace = import_csv(str(path), "x", Layout("t"))
+    assert len(trace) == 300 and set(trace.elapsed_ms.tolist()) == {10_000}
+
+
+# --------------------------------------------------------------------- what captures do that a device never does
+
+
+def capture(frames: list[tuple[float, bytes]]) -> bytes:
+    out = struct.pack("<IHHIIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 101)
+    for t_s, packet in frames:
+        out += struct.pack("<IIII", int(t_s), round(t_s % 1 * 1e6), len(packet), len(packet)) + packet
+    return out
+
+
+QUERY = ipv4(DEVICE, PEER, 17, udp(5000, 53, b"q" * 12))
+
+
+def test_a_device_that_sleeps_for_hours_has_silent_windows(tmp_path: Path) -> None:
+    path = tmp_path / "sleepy.pcap"
+    path.write_bytes(capture([(1_760_000_000 + 25_200 * day + i / 10, QUERY) for day in range(4) for i in range(5)]))
+    (trace,) = import_pcap([str(path)], 60_000)
+    assert len(trace) == 3 * 420 + 1 and "gaps" not in trace.notes
+    assert np.flatnonzero(trace.deltas[:, NAMES.index("pkts_out")]).tolist() == [0, 420, 840, 1260]
+    (short,) = import_pcap([str(path)], 60_000, Selection.of(max_gap_s=3600.0))
+    assert len(short) == 4 and short.notes["gaps"].startswith("3 of")
+    assert short.deltas[:, NAMES.index("pkts_out")].tolist() == [5, 5, 5, 5]
+
+
+def test_a_clock_that_steps_back_during_a_capture(tmp_path: Path) -> None:
+    path = tmp_path / "step.pcap"
+    times = [1_760_000_000 + i for i in range(3600)] + [1_760_000_600 + i for i in range(3600)]
+    path.write_bytes(capture([(t, QUERY) for t in times]))
+    (trace,) = import_pcap([str(path)], 60_000)
+    assert len(trace) == 120 and trace.notes["clock_steps_back"] == "1"
+    assert set(trace.deltas[2:-2, NAMES.index("pkts_out")].tolist()) <= set(range(55, 66))
+    late = [(t + (-30.0 if t % 97 == 0 else 0.0), QUERY) for t in map(float, range(2000, 3200))]
+    path.write_bytes(capture(late))
+    (trace,) = import_pcap([str(path)], 60_000)
+    assert len(trace) == 20 and "clock_steps_back" not in trace.notes
+
+
+def test_captures_in_any_order(tmp_path: Path) -> None:
+    paths = []
+    for number in (2, 0, 1):
+        path = tmp_path / f"part-{number}.pcap"
+        path.write_bytes(capture([(5000.0 + 600 * number + i, QUERY) for i in range(600)]))
+        paths.append(str(path))
+    (trace,) = import_pcap(paths, 60_000)
+    assert len(trace) == 30 and set(trace.deltas[:, NAMES.index("pkts_out")].tolist()) == {60}
+    overlapping = tmp_path / "other.pcap"
+    overlapping.write_bytes(capture([(5000.5 + i, QUERY) for i in range(1800)]))
+    (trace,) = import_pcap([str(overlapping), *paths], 60_000)
+    assert len(trace) == 30 and set(trace.deltas[1:, NAMES.index("pkts_out")].tolist()) == {120}
+
+
+@pytest.mark.parametrize("broadcast", ["255.255.255.255", "192.168.1.255", "239.255.255.250"])
+def test_a_broadcast_address_is_no_device(tmp_path: Path, broadcast: str) -> None:
+    hosts = ["192.168.1.11", "192.168.1.12", DEVICE, DEVICE]
+    frames = [(1000.0 + i, ipv4(hosts[i % 4], broadcast, 17, udp(68, 67, b"x"))) for i in range(200)]
+    path = tmp_path / "c.pcap"
+    path.write_bytes(capture(frames))
+    assert import_pcap([str(path)], 10_000)[0].device_names == [DEVICE]
+
+
+def test_obsolete_blocks_units_and_offsets_of_pcapng(tmp_path: Path) -> None:
+    def section(kind: int, options: bytes, ticks_a_second: float, offset_s: int = 0) -> bytes:
+        out = block("<", 0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1))
+        out += block("<", 1, struct.pack("<HHI", 101, 0, 0) + options)
+        for t_s, packet in PACKETS:
+            ticks = round((t_s - offset_s) * ticks_a_second)
+            index = struct.pack("<HH", 0, 0xFFFF) if kind == 2 else struct.pack("<I", 0)
+            sizes = struct.pack("<IIII", ticks >> 32, ticks & 0xFFFFFFFF, len(packet), len(packet))
+            out += block("<", kind, index + sizes + packet)
+        return out
+
+    def resolution(value: int) -> bytes:
+        return struct.pack("<HHB3x", 9, 1, value)
+
+    wanted = import_pcap([_written(tmp_path, CAPTURES["little.pcapng"])], 10_000)[0].deltas.tolist()
+    moved = struct.pack("<HHq", 14, 8, 90)
+    for data in (
+        section(2, b"", 1e6),
+        section(6, resolution(3), 1e3),
+        section(6, resolution(9), 1e9),
+        section(6, resolution(0x80 | 20), 2.0**20),
+        section(6, moved, 1e6, 90),
+    ):
+        assert import_pcap([_written(tmp_path, data)], 10_000)[0].deltas.tolist() == wanted
+    kuznetzov = struct.pack("<IHHIIII", 0xA1B2CD34, 2, 4, 0, 0, 65535, 101)
+    for t_s, packet in PACKETS:
+        kuznetzov += struct.pack("<IIIIQ", int(t_s), round(t_s % 1 * 1e6), len(packet), len(packet), 0) + packet
+    assert import_pcap([_written(tmp_path, kuznetzov)], 10_000)[0].deltas.tolist() == wanted
+
+
+def _written(folder: Path, data: bytes) -> str:
+    path = folder / "capture"
+    path.write_bytes(data)
+    return str(path)
+
+
+def zeek_line(t: object, **more: object) -> str:
+    row = {"ts": t, "id.orig_h": DEVICE, "id.resp_h": PEER, "id.resp_p": 443, "proto": "tcp", "duration": 1.0}
+    return json.dumps({**row, "orig_ip_bytes": 100, "resp_ip_bytes": 60, "orig_pkts": 1, "resp_pkts": 1} | more) + "\n"
+
+
+@pytest.mark.parametrize("unit", [1, 1000, 1_000_000, 1_000_000_000, "iso"])
+def test_zeek_times_of_every_unit(tmp_path: Path, unit: int | str) -> None:
+    times = ["2026-01-05T10:00:00.250Z", "2026-01-05T10:01:00.250Z"]
+    if isinstance(unit, int):
+        times = [1767607200.25 * unit, 1767607260.25 * unit]  # type: ignore[list-item]
+    text = "\ufeff" + zeek_line(times[1]) + zeek_line(times[0])  # and out of order
+    (trace,) = import_zeek([_written(tmp_path, text.encode())], 30_000)
+    assert trace.t_s[0] == pytest.approx(1767607230.25) and trace.deltas[:, 0].tolist() == [1, 0, 1]
+
+
+def test_every_window_of_a_malicious_flow_is_labelled(tmp_path: Path) -> None:
+    text = zeek_line(1000.0, label="Benign") + zeek_line(1065.0, duration=200.0, label="Malicious")
+    text += zeek_line(1500.0, label="Benign")
+    (trace,) = import_zeek([_written(tmp_path, text.encode())], 60_000)
+    assert trace.labels.tolist() == ["benign", *["Malicious"] * 4, "benign", "benign", "benign", "benign"]
+
+
+def test_peers_and_times_can_be_left_out(tmp_path: Path) -> None:
+    text = "".join(zeek_line(1000.0 + 60 * i) + zeek_line(1010.0 + 60 * i, **{"id.resp_h": OTHER}) for i in range(5))
+    path = _written(tmp_path, text.encode())
+    assert set(import_zeek([path], 60_000)[0].deltas[:, 0].tolist()) == {2}
+    for what in (OTHER, "198.51.100.0/24"):
+        (trace,) = import_zeek([path], 60_000, Selection.of(exclude=[what]))
+        assert set(trace.deltas[:, 0].tolist()) == {1}
+    (trace,) = import_zeek([path], 60_000, Selection.of(exclude=["1970-01-01T00:17:40/1180"]))
+    assert trace.t_s.tolist() == [1060.0, 1240.0, 1300.0]
+    for bad in ("camera", "1.2.3.4/x", "0/1/2", "2000/"):
+        with pytest.raises(TraceError, match="--exclude"):
+            Selection.of(exclude=[bad])
+    with pytest.raises(TraceError, match="no window"):
+        import_zeek([path], 60_000, Selection.of(exclude=["0/99999"]))
+
+
+def damaged_gzips() -> dict[str, bytes]:
+    good = gzip.compress(as_csv().encode() * 50)
+    broken = bytearray(good)
+    broken[len(good) // 2] ^= 0xFF
+    return {
+        "cut short": good[: len(good) // 2],
+        "a byte changed": bytes(broken),
+        "wrong checksum": good[:-8] + b"\0" * 8,
+        "only the magic": b"\x1f\x8b",
+        "no deflate": good[:10] + b"\xff" * 50,
+    }
+
+
+BAD_TEXT = {
+    "empty": b"",
+    "binary": bytes(range(256)) * 4,
+    "NUL": b"a,b\0,c\n1,2,\0\n2,3,4\n",
+    "not UTF-8": "t,n\n1,é\n".encode("latin-1"),
+    "UTF-16": "t,n\n1,2\n2,3\n".encode("utf-16"),
+    "5,000 digits": b"t,n\n" + b"9" * 5000 + b",1\n2,3\n",
+    "5,000 brackets": b"[" * 5000 + b"\n",
+    "nested JSON": b'{"ts":' + b"[" * 5000 + b"]" * 5000 + b"}\n",
+    "digits in JSON": b'{"ts":' + b"9" * 5000 + b"}\n",
+    "infinite": zeek_line(1000.0, orig_pkts="1e400").encode(),
+    "a float of 5,000 digits": zeek_line(1000.0, orig_pkts="9" * 5000).encode(),
+    "an endless quote": b't,n\n"' + b"x" * 200_000,
+    "one long line": b"x" * 3_000_000,
+    "a folder's name in it": b"/etc\n",
+}
+
+
+@pytest.mark.parametrize("form", ["zeek", "pcap", "csv"])
+@pytest.mark.parametrize("kind", [*BAD_TEXT, *damaged_gzips()])
+def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str, kind: str) -> None:
+    path = _written(tmp_path, (BAD_TEXT | damaged_gzips())[kind])
+    more = ["--time", "t"] if form == "csv" else []
+    assert main(["dataset", "import", "--format", form, path, "-o", str(tmp_path / "o.csv"), *more]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith(f"stonechat dataset: {path}") and len(err) < 500
+    assert "unexpected" not in err and not (tmp_path / "o.csv").exists() and len(list(tmp_path.iterdir())) == 1

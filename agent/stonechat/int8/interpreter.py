@@ -45,7 +45,7 @@ _HEADER = const(7)
 
 
 class Interpreter(Network):
-    """graph: tflite.Graph; the rest as dense.Network has it.
+    """graph: tflite.Graph; the other arguments as for network.Network.
 
     `values` is the activations, value + 128, by tensor number; `layers` the dense ones, in order; `digits`, per dense
     layer, the bits of a multiplier that 32-bit arithmetic takes at a time (8, 4, or 0: the plain kernel and 64 bits).

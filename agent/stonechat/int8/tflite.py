@@ -38,7 +38,7 @@ class Tensor:
 
 
 class Graph(Source):
-    """data: as dense.Source takes it.
+    """data: as for network.Source.
 
     Raises ModelError. `inputs`, `outputs`, operator(i) and tensor(i) speak in the file's own tensor numbers.
     """

@@ -38,8 +38,8 @@ def parse(argv: list | None) -> argparse.Namespace:
 
 
 def prove_models(config: dict) -> None:
-    """Here, where it costs the resident process nothing: are the models' plans those of their graphs? Raises
-    ConfigError, ModelError."""
+    """Check that the plans of the models agree with their graphs; here, because it then costs the resident process no
+    memory. Raises ConfigError, ModelError."""
     for what, path in (("[model] file", config["model"]["file"]), ("[counters] model", config["counters"]["model"])):
         if path:
             try:
@@ -49,7 +49,7 @@ def prove_models(config: dict) -> None:
 
 
 def become_service(config: dict) -> None:
-    """Replace this program by service.main in the same process; the configuration goes along in an anonymous file.
+    """Replace this program by daemon.main in the same process; an anonymous file passes the configuration on.
     Raises OSError."""
     handed_fd = os.memfd_create("stonechat-config", 0)  # 0: it stays open
     os.write(handed_fd, marshal.dumps(config))

@@ -96,7 +96,7 @@ class LinuxCollector:
         return self._bpf is None or self._bpf.exclude_peer(host, port)
 
     @property
-    def settle_windows(self) -> int:
+    def warmup_windows(self) -> int:
         """How many windows to let pass before recording or learning: until then every peer is new to a device that has
         learned none."""
         return KNOWN_AFTER if self._bpf is not None and not len(self._bpf.learned) else 0

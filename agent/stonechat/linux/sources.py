@@ -15,7 +15,7 @@ class Growth:
     """Sums what the counters of one source have grown by. `totals` only ever grow.
 
     A counter that falls from the upper half of 32 bits to the lower half wrapped. Two of one source that fall together
-    did not wrap but began anew, as does one that fell any other way: that reading only primes."""
+    did not wrap but started again, as does one that fell any other way: that reading only primes."""
 
     def __init__(self, n: int) -> None:
         self._last: list[int] = []

@@ -39,7 +39,7 @@ class TfliteRuntime:
         self._out = bytearray(self.output_size)
 
     def run(self, x):
-        """As int8.Interpreter.run."""
+        """As Interpreter.run of int8/interpreter.py."""
         if len(x) != self.input_size:
             raise ModelError("input: %d bytes, not %d" % (len(x), self.input_size))
         values = self._numpy.frombuffer(x, self._numpy.int8).reshape(self._shape)

@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
         sub.add_argument("--json", metavar="FILE", help="write the figures to FILE as JSON")
         bench.add_arguments(sub)
-    names.add_parser("all", help="every benchmark with its defaults").add_argument("--json", metavar="FILE")
+    names.add_parser("all", help="run every benchmark with its defaults").add_argument(
+        "--json", metavar="FILE", help="write the figures to FILE as JSON"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -37,7 +37,12 @@ RUN_S = 300.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=model_path, default=model_path("micropython-1"))
+    parser.add_argument(
+        "--model",
+        type=model_path,
+        default=model_path("micropython-1"),
+        help="a .tflite or a shipped model (default micropython-1)",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -71,12 +71,12 @@ class Usual:
         if len(self._rows) < LEARN_WINDOWS:
             self._rows.append(list(f_q8))
             if len(self._rows) >= FIRST_LOOK_WINDOWS:
-                self._settle()
+                self._fit_location_scale()
         if not self._scale:
             return [None] * len(f_q8)
         return [(f - centre) / scale for f, centre, scale in zip(f_q8, self._centre, self._scale, strict=True)]
 
-    def _settle(self) -> None:
+    def _fit_location_scale(self) -> None:
         columns = list(zip(*self._rows, strict=True))
         self._centre = [statistics.median(column) for column in columns]
         self._scale = []
@@ -111,12 +111,12 @@ class View:
         shares: list[int] | None = None
         verdict: dict[str, Any] | None = None
         if self.channel:
-            settling = self.channel.settle_windows
+            warming_up = self.channel.warmup_windows
             scored = self.channel.end_window(ticks_ms())
             if scored is not None:
                 self.channel.hold_peers(scored.level != NORMAL)  # as the loop does
                 z, shares, verdict = self._told(scored)
-            elif self.channel.settle_windows < settling:
+            elif self.channel.warmup_windows < warming_up:
                 z = self._inputs(self.channel.scorer)
             else:
                 return None
@@ -151,8 +151,8 @@ class View:
 
     def learning(self) -> str:
         """What is still to be learned, in words; empty when nothing is."""
-        if self.channel and self.channel.settle_windows:
-            return f"learning the peers, {self.channel.settle_windows} windows left"
+        if self.channel and self.channel.warmup_windows:
+            return f"learning the peers, {self.channel.warmup_windows} windows left"
         if self.scorer:
             percent = 100 * self.scorer.seen // max(1, self.scorer.meta.learn_windows)
             return f"learning, {percent} %" if self.scorer.learning else ""

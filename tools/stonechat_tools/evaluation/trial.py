@@ -32,6 +32,7 @@ from stonechat.linux import schemas, shipped
 from stonechat.model import load_model
 from stonechat.schema import Schema
 
+from stonechat_tools.console import read_json
 from stonechat_tools.lab import attacks, benign, box, guest, netns
 from stonechat_tools.lab.bounds import leave_cleanly_on_signals, stopped
 from stonechat_tools.traces.format import BENIGN, TraceWriter
@@ -315,7 +316,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--boxes {args.boxes}: want at least 1")
     console = Console()
     if args.figures:
-        figures = json.loads(Path(args.figures).read_text())
+        figures = read_json(args.figures, "the outcome of a trial")
     else:
         figures = run_trial(args, lambda text: console.print(text, highlight=False))
     table = Table("attack", "device", "alarm after", "peak of the evidence", "explained by")

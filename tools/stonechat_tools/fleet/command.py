@@ -30,14 +30,18 @@ CONNECT_S = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("device")
-    parser.add_argument("command", choices=wire.COMMANDS)
+    parser.add_argument("device", help="the device's id")
+    parser.add_argument("command", choices=wire.COMMANDS, help="what the device is to do")
     parser.add_argument("--until", metavar="TIME", help="for mute and maintenance: 90s, 30m, 2h, 1d from now")
     parser.add_argument("--report", type=int, metavar="NUMBER", help="for was-normal: the report's sequence number")
     parser.add_argument("--what", type=int, metavar="NUMBER", help="for release: what to release (default: everything)")
-    parser.add_argument("--expires", default="10m", metavar="TIME", help="not carried out later (default 10m)")
-    parser.add_argument("--wait", type=float, default=30.0, metavar="SECONDS", help="for the answer (default 30)")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--expires", default="10m", metavar="TIME", help="time after which the device refuses it (default 10m)"
+    )
+    parser.add_argument(
+        "--wait", type=float, default=30.0, metavar="SECONDS", help="how long to wait for the answer (default 30)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
     add_broker_arguments(parser)
 
 

@@ -9,8 +9,8 @@ Examples:
   stonechat provision init --broker localhost:8883 --auth passwords --fleet west
   stonechat provision init --broker xyz.iot.example.com:443 --auth managed --alpn mqtt --prefix vendor/canary
   stonechat provision add pump-1 pump-2
-  stonechat provision rotate pump-1      # a new secret and certificate; the old ones are valid until `settle`
-  stonechat provision settle pump-1      # the new ones are installed: the old ones end
+  stonechat provision rotate pump-1             # a new secret and certificate beside the old ones
+  stonechat provision finish-rotation pump-1    # the new ones are installed: end the old ones
   stonechat provision revoke pump-2
   stonechat provision list
 """
@@ -136,10 +136,12 @@ class Fleet:
         return place
 
     def rotate(self, device: str) -> Path:
-        """New keys; reports under the old ones are taken until settle()."""
+        """New keys; reports under the old ones are accepted until finish_rotation()."""
         place, current = self._known(device)
         if (place / "old.crt").exists():
-            raise ConfigError(f"{device} is being rotated already; `settle` it first")
+            raise ConfigError(
+                f"{device} is being rotated already; run `stonechat provision finish-rotation {device}` first"
+            )
         if (place / "client.crt").exists():
             os.replace(place / "client.crt", place / "old.crt")
         secret = keyring.new_secret()
@@ -149,7 +151,7 @@ class Fleet:
         self.write_broker_lists()
         return place
 
-    def settle(self, device: str) -> None:
+    def finish_rotation(self, device: str) -> None:
         place, current = self._known(device)
         write_file(self.folder / "keys" / (device + ".key"), current[0].hex() + "\n")
         if (place / "old.crt").exists():
@@ -394,20 +396,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     acts = parser.add_subparsers(dest="act", metavar="WHAT", required=True)
     init = acts.add_parser("init", help="begin a fleet: settings, CA, the accounts of collector and operator")
     init.add_argument("--broker", required=True, metavar="HOST[:PORT]", help="default port 8883, 1883 for plain")
-    init.add_argument("--auth", choices=AUTHS, default="mtls", help="how devices show who they are (default mtls)")
+    init.add_argument(
+        "--auth", choices=AUTHS, default="mtls", help="how devices authenticate at the broker (default mtls)"
+    )
     init.add_argument("--fleet", default="fleet", help="name of the fleet, a level of every topic")
     init.add_argument("--prefix", default="stonechat/1", help="where the topics start (default %(default)s)")
     init.add_argument("--alpn", default="", help="ALPN protocol name, for managed brokers on port 443")
     init.add_argument("--username-file", default="", help="file on the device with its user name (managed brokers)")
-    init.add_argument("--install-dir", default="/etc/stonechat", help="where files lie on a device")
+    init.add_argument(
+        "--install-dir", default="/etc/stonechat", help="folder of the files on a device (default %(default)s)"
+    )
     for act, text in (
         ("add", "new devices"),
-        ("rotate", "new keys; the old ones hold until `settle`"),
-        ("settle", "end the keys that `rotate` replaced"),
+        ("rotate", "make new keys; the old ones are valid until `finish-rotation`"),
+        ("finish-rotation", "end the keys that `rotate` replaced"),
         ("revoke", "take devices out of the fleet"),
     ):
-        acts.add_parser(act, help=text).add_argument("device", nargs="+")
-    acts.add_parser("list", help="the devices").add_argument("--json", action="store_true")
+        acts.add_parser(act, help=text).add_argument("device", nargs="+", help="ids of the devices")
+    acts.add_parser("list", help="list the devices").add_argument(
+        "--json", action="store_true", help="print the list as JSON"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -419,8 +427,10 @@ def run(args: argparse.Namespace) -> int:
         _list(fleet, args.json)
         return 0
     for device in args.device:
-        place = getattr(fleet, args.act)(device)
-        done = {"add": "added", "rotate": "rotated", "settle": "settled", "revoke": "revoked"}[args.act]
+        place = getattr(fleet, args.act.replace("-", "_"))(device)
+        done = {"add": "added", "rotate": "new keys", "finish-rotation": "old keys ended", "revoke": "revoked"}[
+            args.act
+        ]
         print(f"{device}: {done}" + (f"; copy {place}/ to {fleet.settings.install_dir}/ on it" if place else ""))
     if fleet.settings.auth in ("mtls", "passwords"):
         print("the broker takes up broker/ on SIGHUP; connections that are open last until they end")

@@ -19,6 +19,7 @@ from typing import Any
 from stonechat import __version__
 from stonechat.errors import ConfigError, StonechatError
 
+from ..console import write_atomic
 from .task import DONE, Task, make
 
 Outcome = dict[str, Any]
@@ -54,9 +55,7 @@ def work(task: Task) -> Outcome:
     try:
         outcome = make(task)
         outcome["made_from"] = made_from(task)
-        temporary = Path(task.output) / (DONE + ".tmp")
-        temporary.write_text(json.dumps(outcome) + "\n")
-        os.replace(temporary, Path(task.output) / DONE)
+        write_atomic(Path(task.output) / DONE, (json.dumps(outcome) + "\n").encode())
     except (StonechatError, OSError) as error:
         return {"name": task.name, "error": str(error)}
     return outcome
@@ -75,7 +74,7 @@ def _done_before(task: Task) -> Outcome | None:
     try:
         outcome: Outcome = json.loads((Path(task.output) / DONE).read_text())
         whole = (Path(task.output) / "model.tflite").exists() and outcome["made_from"] == made_from(task)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return outcome if whole else None
 

@@ -20,19 +20,21 @@ Examples:
 
 import argparse
 import json
-import os
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from stonechat.errors import StonechatError
+from stonechat.errors import FeatureError, StonechatError
 from stonechat.features import Normalization
 from stonechat.metadata import Metadata
 from stonechat.schema import Schema, pack_normalization
 
+from ..console import reason, write_atomic
 from ..traces.dataset import split
 from ..traces.files import read_all
 from ..traces.format import TraceError, check_columns
@@ -91,10 +93,7 @@ def run(args: argparse.Namespace) -> int:
     fitted.meta.learn_windows = args.learn_windows
     data = fitted.to_tflite(args.name or Path(args.output).name.split(".")[0], args.model_version)
     figures |= check_file(data, fitted) | {"file_bytes": len(data)}
-    temporary = args.output + ".tmp"
-    with open(temporary, "wb") as file:
-        file.write(data)
-    os.replace(temporary, args.output)
+    write_atomic(args.output, data)
     if args.json:
         print(json.dumps({"model": args.output, **figures}))
     else:
@@ -170,8 +169,8 @@ def read_weights(path: str) -> Weights:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, zipfile.BadZipFile, KeyError, EOFError) as error:
-        raise WeightsError(f"{path}: not a sound .npz: {error}") from None
+    except (ValueError, TypeError, zipfile.BadZipFile, zlib.error, KeyError, EOFError, MemoryError) as error:
+        raise WeightsError(f"{path}: not a sound .npz: {reason(error)}") from None
     try:
         schema = Schema(str(arrays["schema"]), check_columns(json.loads(str(arrays["columns"])), path))
         window_ms = int(arrays["window_ms"])
@@ -179,11 +178,13 @@ def read_weights(path: str) -> Weights:
             packed = arrays["normalization"].astype(np.uint8).tobytes()
         else:
             packed = pack_normalization(arrays["centre_q8"].tolist(), arrays["deviation_q8"].tolist())
+        Normalization(schema, packed)
     except KeyError as error:
         raise WeightsError(f"{path}: it has no array {error}") from None
-    except ValueError as error:
-        raise WeightsError(f"{path}: {error}") from None
-    Normalization(schema, packed)
+    except (ValueError, TypeError, OverflowError, RecursionError, struct.error, FeatureError) as error:
+        raise WeightsError(f"{path}: {reason(error)}") from None
+    if not 0 < window_ms <= 86_400_000:
+        raise WeightsError(f"{path}: window_ms is {window_ms}, want 1 ms to a day")
     out = Weights(schema, window_ms, packed, [], [], [], [])
     while (name := f"w{len(out.weights)}") in arrays:
         _add_layer(out, arrays, len(out.weights), path)

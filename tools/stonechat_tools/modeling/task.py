@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..console import write_atomic
 from ..traces.files import read_all
 from .card import card
 from .golden import golden_document, golden_text
@@ -42,9 +43,9 @@ def make(task: Task, tell: Callable[[str, float], None] = lambda what, share: No
     benign = trace.select(trace.benign)
     vectors = golden_text(golden_document(trained.data, trace.schema, benign))
     text = card(task.name, task.version, trained, trace, task.command, task.summary, task.limits)
-    _replace(folder / "golden.json", vectors.encode())
-    _replace(folder / "card.md", text.encode())
-    _replace(folder / "model.tflite", trained.data)
+    write_atomic(folder / "golden.json", vectors.encode())
+    write_atomic(folder / "card.md", text.encode())
+    write_atomic(folder / "model.tflite", trained.data)
     if task.weights:
         save_weights(task.weights, trained.fitted)
     figures = trained.figures
@@ -61,9 +62,3 @@ def make(task: Task, tell: Callable[[str, float], None] = lambda what, share: No
         "held_out_alarms": figures["held_out_alarms"],
         "alarms_per_30_days_at_most_95": figures["alarms_per_30_days_at_most_95"],
     }
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

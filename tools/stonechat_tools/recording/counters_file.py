@@ -13,19 +13,16 @@ The same [[counters]] are in the agent's configuration; on a board, the firmware
 """
 
 import os
-import tomllib
 
 from stonechat.custom_counters import CounterCollector, from_config
 from stonechat.errors import ConfigError
 
+from ..console import read_toml
+
 
 def load_counters(path: str | os.PathLike[str]) -> CounterCollector:
     """The collector of a counters file. Raises ConfigError (FILE: what is wrong) or OSError."""
-    try:
-        with open(path, "rb") as file:
-            table = tomllib.load(file)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from None
+    table = read_toml(path)
     name = table.get("schema")
     rows = table.get("counters")
     if not isinstance(name, str) or not name or any(letter.isspace() for letter in name):

@@ -9,7 +9,7 @@ makes it again.
     [record]                        # simulated devices in the laboratory (box.py); leave it out for real recordings
     window_s = 5.0
     windows = 720
-    settle_windows = 48             # that pass before them: rarely met peers become known
+    warmup_windows = 48             # that pass before them: rarely met peers become known
     collector = "proc"              # or "bpf"
     peers = "remote"                # across a veth pair; "loopback": on the device's own loopback, which is counted
     guests = true                   # each device a guest under User-mode Linux (guest.py); false: in a box (box.py)
@@ -24,19 +24,20 @@ makes it again.
 """
 
 import os
-import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from stonechat.errors import ConfigError
 
+from ..console import clipped, read_toml
+
 _TOP = {"name": str, "version": int, "summary": str, "recordings": str, "limits": list, "record": dict, "fit": dict}
 PARTS = ("later", "test")  # recordings that the model is not made of
 _RECORD = {
     "window_s": (int, float),
     "windows": int,
-    "settle_windows": int,
+    "warmup_windows": int,
     "collector": str,
     "peers": str,
     "guests": bool,
@@ -81,11 +82,7 @@ class Recipe:
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     """Raises ConfigError (FILE: what is wrong) or OSError."""
     name = os.fspath(path)
-    try:
-        with open(name, "rb") as file:
-            table = tomllib.load(file)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{name}: not TOML: {error}") from None
+    table = read_toml(name)
     _check(table, _TOP | dict.fromkeys(PARTS, dict), name)
     if not table.get("name") or not table.get("recordings"):
         raise ConfigError(f"{name}: it needs name and recordings")
@@ -116,9 +113,9 @@ def _check_record(record: Any, name: str) -> None:
 
 def _check(table: Any, known: dict[str, Any], where: str) -> None:
     if not isinstance(table, dict):
-        raise ConfigError(f"{where}: want a table, got {table!r}")
+        raise ConfigError(f"{where}: want a table, got {clipped(table)}")
     for key, value in table.items():
         if key not in known:
-            raise ConfigError(f"{where}: unknown key {key!r} (there are {', '.join(known)})")
+            raise ConfigError(f"{where}: unknown key {clipped(key)} (there are {', '.join(known)})")
         if not isinstance(value, known[key]) or isinstance(value, bool) != (known[key] is bool):
-            raise ConfigError(f"{where}: {key} is {value!r}")
+            raise ConfigError(f"{where}: {key} is {clipped(value)}")

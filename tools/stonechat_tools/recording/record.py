@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--part", choices=PARTS, help="with --recipe: those of this part, which the model is not made of")
     add("--windows", type=int, metavar="N", help="how many windows the file shall hold (default: until ^C)")
     add("--window", type=float, default=5.0, metavar="S", help="length of a window in seconds (default 5)")
-    add("--settle", type=int, default=0, metavar="N", help="let N windows pass first, at least until peers are learned")
+    add(
+        "--warm-up", type=int, default=0, metavar="N", help="let N windows pass first, at least until peers are learned"
+    )
     add("--collector", choices=("auto", "proc", "bpf"), default="auto", help="auto: BPF where it starts")
     add("--interfaces", metavar="A,B", help="interfaces to count (default: all but lo)")
     add("--cgroup", metavar="DIR", help="watch this cgroup v2 folder instead of the whole machine (BPF)")
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     writer = TraceWriter(path, collector.schema, window.window_ms, args.device, notes, args.resume)
     try:
         with writer, terminated_as_interrupt(), _progress(args.json, args.label, args.windows, writer.windows) as shown:
-            complete = record(collector, window, writer, args.label, args.windows, shown, settle=args.settle)
+            complete = record(collector, window, writer, args.label, args.windows, shown, warm_up=args.warm_up)
     finally:
         collector.close()
     if path != args.trace:
@@ -147,14 +149,14 @@ def record(
     windows: int | None,
     shown: Callable[[int], None],
     stop: Callable[[], bool] = lambda: False,
-    settle: int = 0,
+    warm_up: int = 0,
 ) -> bool:
     """Append windows until the file holds `windows` of them (None: without end), stop() or ^C -> whether it holds
-    them all. shown(n) is called after each. A recording begins after `settle` windows, a benign one not before the
-    collector has learned its peers (settle_windows). Raises CollectorError or OSError after MAX_READ_ERRORS failed
+    them all. shown(n) is called after each. A recording begins after `warm_up` windows, a benign one not before the
+    collector has learned its peers (warmup_windows). Raises CollectorError or OSError after MAX_READ_ERRORS failed
     readings."""
     values = [0] * len(collector.schema)
-    settling = max(settle, getattr(collector, "settle_windows", 0)) if label == BENIGN else settle
+    warming_up = max(warm_up, getattr(collector, "warmup_windows", 0)) if label == BENIGN else warm_up
     errors = 0
     next_ms = ticks_ms()
     try:
@@ -171,8 +173,8 @@ def record(
             else:
                 if not window.push(values, now_ms):
                     pass  # the first reading, or a window that had to be dropped
-                elif settling:
-                    settling -= 1
+                elif warming_up:
+                    warming_up -= 1
                 else:
                     writer.append(time.time(), window.elapsed_ms, label, window.deltas)
                     shown(writer.windows)

@@ -37,7 +37,7 @@ def record(recipe: Recipe, shown: Callable[[int, int], None] = lambda done, tota
         return list(paths.values())
     box.need_root()
     left = max(wanted["windows"] - held[device["name"]] for device in missing)
-    seconds = (left + wanted.get("settle_windows", 0)) * wanted["window_s"] * 1.2 + _GRACE_S
+    seconds = (left + wanted.get("warmup_windows", 0)) * wanted["window_s"] * 1.2 + _GRACE_S
     with contextlib.ExitStack() as stack:
         stack.enter_context(terminated_as_interrupt())  # so that what is left behind is nothing, either way
         recorders = [_start(stack, recipe, device, paths[device["name"]], seconds) for device in missing]
@@ -80,7 +80,7 @@ def _start(
     pace, seed = device.get("pace", 1), device.get("seed", 7)
     command = [sys.executable, "-m", "stonechat_tools.cli", "record", path, "--resume", "--json"]
     command += ["--window", str(wanted["window_s"]), "--windows", str(wanted["windows"]), "--device", device["name"]]
-    command += ["--settle", str(wanted.get("settle_windows", 0)), "--collector", "bpf" if bpf else "proc"]
+    command += ["--warm-up", str(wanted.get("warmup_windows", 0)), "--collector", "bpf" if bpf else "proc"]
     command += [] if remote else ["--interfaces", "lo"]
     if wanted.get("guests"):
         hosts = (netns.PEERS, netns.ROUTER) if remote else (None, None)

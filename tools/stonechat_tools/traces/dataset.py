@@ -29,22 +29,23 @@ from typing import Any
 import numpy as np
 
 from .files import read_all, read_trace, write_trace
-from .format import BENIGN, TraceError, is_benign
+from .format import BENIGN, TraceError, check_label, is_benign, opened_text, parse_moment
 from .trace import Trace, join
 
 Outcome = dict[str, Any]
+_UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    _import_arguments(_action(actions, "import", "anyone's captures as windows", _import))
+    _import_arguments(_action(actions, "import", "turn captures into windows", _import))
 
-    sub = _action(actions, "join", "several traces as one, in the order given", _join)
-    sub.add_argument("traces", nargs="+")
+    sub = _action(actions, "join", "join several traces in the given order", _join)
+    sub.add_argument("traces", nargs="+", help="the traces to read")
     _output(sub)
 
     sub = _action(actions, "label", "name what happened in some of the windows", _label)
-    sub.add_argument("trace")
+    sub.add_argument("trace", help="the trace to read")
     _output(sub)
     sub.add_argument("--label", help="the label; with --from and --to (Unix seconds or ISO 8601) only between them")
     sub.add_argument("--from", dest="start", help="first moment")
@@ -52,22 +53,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--intervals", metavar="CSV", help="a CSV with the columns start, end, label")
     sub.add_argument("--device", help="only this device's windows")
 
-    sub = _action(actions, "append", "an attack after N benign windows, as one living stream", _append)
-    sub.add_argument("benign")
-    sub.add_argument("attack")
+    sub = _action(actions, "append", "append an attack to N benign windows as one stream", _append)
+    sub.add_argument("benign", help="the benign trace")
+    sub.add_argument("attack", help="the trace of the attack")
     _output(sub)
     sub.add_argument("--after", type=int, metavar="N", help="how many benign windows come first (default: all)")
 
-    sub = _action(actions, "split", "by device and time", _split)
-    sub.add_argument("traces", nargs="+")
+    sub = _action(actions, "split", "split by device and time", _split)
+    sub.add_argument("traces", nargs="+", help="the traces to read")
     _output(sub, "the folder for the parts")
     sub.add_argument(
-        "--fractions", default="train=0.6,threshold=0.2,test=0.2", help="NAME=SHARE,... in the order of time"
+        "--fractions",
+        default="train=0.6,threshold=0.2,test=0.2",
+        help="NAME=SHARE,... in the order of time (default %(default)s)",
     )
     sub.add_argument("--hold-out", action="append", default=[], metavar="DEVICE", help="a part `held-out` of its own")
 
-    sub = _action(actions, "info", "what is in a trace", _info)
-    sub.add_argument("traces", nargs="+")
+    sub = _action(actions, "info", "show what is in a trace", _info)
+    sub.add_argument("traces", nargs="+", help="the traces to read")
 
 
 def _action(actions: Any, name: str, text: str, call: Any) -> argparse.ArgumentParser:
@@ -95,9 +98,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _import_arguments(sub: argparse.ArgumentParser) -> None:
     add = sub.add_argument
-    add("files", nargs="+")
+    add("files", nargs="+", help="the captures to read")
     _output(sub)
-    add("--format", required=True, choices=("zeek", "pcap", "csv"))
+    add("--format", required=True, choices=("zeek", "pcap", "csv"), help="kind of the captures")
     add(
         "--window",
         type=float,
@@ -110,31 +113,50 @@ def _import_arguments(sub: argparse.ArgumentParser) -> None:
     add("--label", default="", help="label of all windows (zeek takes its own label column where there is one)")
     add("--schema", help="csv: name of the schema (default: the file's name)")
     add("--time", help="csv: the column with the time")
-    add("--time-unit", choices=("s", "ms", "us", "ns"), default="s", help="csv: unit of the time (default s)")
+    add("--time-unit", choices=("auto", *_UNITS_S), default="auto", help="csv: of the time (default: by its size)")
     add("--elapsed", help="csv: the column with the seconds that a row covers (default: from the times)")
     add("--label-column", help="csv: the column with the labels")
-    add("--columns", metavar="NAME[=UNIT[=KIND]],...", help="csv: the features (default: all others, as rates)")
+    add(
+        "--columns",
+        metavar="NAME[=UNIT[=KIND[=SCALE]]],...",
+        help="csv: the features (default: all others but further times, as rates); SCALE: steps a unit, for decimals",
+    )
+    add("--max-gap", type=float, metavar="S", help="zeek, pcap: a longer silence is a stopped capture (default 86400)")
+    add(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help="zeek, pcap: a peer (ADDRESS or NETWORK/BITS) that does not count, or a time (FROM/TO) to leave out",
+    )
     add("--cumulative", action="store_true", help="csv: cells are counters that only grow, not counts per row")
 
 
 def _import(args: argparse.Namespace) -> list[Outcome]:
     if args.window is not None and not 0.05 <= args.window <= 86_400:
         raise TraceError(f"--window {args.window}: want 0.05 to 86400 seconds")
+    check_label(args.label)
     window_ms = round((args.window or 60.0) * 1000)
     if args.format == "zeek":
         from .importers.zeek import import_zeek
 
-        traces = import_zeek(args.files, window_ms, args.device)
+        traces = import_zeek(args.files, window_ms, _selection(args))
         if args.label:
             for trace in traces:
                 trace.labels[:] = args.label
     elif args.format == "pcap":
         from .importers.pcap import import_pcap
 
-        traces = import_pcap(args.files, window_ms, args.device, args.label)
+        traces = import_pcap(args.files, window_ms, _selection(args), args.label)
     else:
         traces = _import_csv(args)
     return [_write(join(traces), args.output)]
+
+
+def _selection(args: argparse.Namespace) -> Any:
+    from .importers.network import MAX_GAP_S, Selection
+
+    return Selection.of(args.device, MAX_GAP_S if args.max_gap is None else args.max_gap, args.exclude)
 
 
 def _import_csv(args: argparse.Namespace) -> list[Trace]:
@@ -144,14 +166,18 @@ def _import_csv(args: argparse.Namespace) -> list[Trace]:
         raise TraceError("--format csv needs --time COLUMN")
     if len(args.device) > 1:
         raise TraceError("--format csv: one --device; import each device by itself and join them")
+    if args.max_gap is not None or args.exclude:
+        raise TraceError("--max-gap and --exclude are for zeek and pcap")
+    columns, scales = parse_columns(args.columns) if args.columns else (None, {})
     layout = Layout(
         args.time,
-        {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}[args.time_unit],
+        _UNITS_S.get(args.time_unit),
         args.elapsed,
         args.label_column,
-        parse_columns(args.columns) if args.columns else None,
+        columns,
         args.cumulative,
         round(args.window * 1000) if args.window else None,
+        scales,
     )
     traces = []
     for path in args.files:
@@ -160,7 +186,7 @@ def _import_csv(args: argparse.Namespace) -> list[Trace]:
         if layout.window_ms is None:  # files that are joined share the first one's window
             layout.window_ms = trace.window_ms
         traces.append(trace)
-    return traces
+    return sorted(traces, key=lambda trace: float(trace.t_s[0]) if len(trace) else 0.0)
 
 
 # ----------------------------------------------------------------------------------------------- join, label, append
@@ -190,36 +216,24 @@ def label_windows(trace: Trace, intervals: Sequence[tuple[float, float, str]], d
     starts = ends - trace.elapsed_ms / 1000
     own = np.ones(len(trace), dtype=bool) if device is None else trace.devices == device
     for start, end, label in intervals:
-        if any(letter in label for letter in ',"\r\n'):
-            raise TraceError(f"label {label!r}: no commas, quotes or line ends")
+        check_label(label)
         trace.labels[(starts < end) & (ends > start) & own] = label
 
 
 def read_intervals(path: str) -> list[tuple[float, float, str]]:
     intervals = []
-    with open(path, newline="", encoding="utf-8") as file:
+    with opened_text(path) as file:
         reader = csv.DictReader(file)
-        if not {"start", "end", "label"} <= set(reader.fieldnames or []):
-            raise TraceError(f"{path}:1: it needs the columns start, end, label")
-        for row in reader:
-            try:
-                intervals.append((parse_moment(row["start"]), parse_moment(row["end"]), row["label"]))
-            except TraceError as error:
-                raise TraceError(f"{path}:{reader.line_num}: {error}") from None
+        try:
+            if not {"start", "end", "label"} <= set(reader.fieldnames or []):
+                raise TraceError(f"{path}:1: it needs the columns start, end, label")
+            for row in reader:
+                start, end, label = (row[name] or "" for name in ("start", "end", "label"))
+                intervals.append((parse_moment(start), parse_moment(end), label))
+        except (TraceError, csv.Error) as error:
+            where = str(error) if str(error).startswith(path) else f"{path}:{reader.line_num}: {error}"
+            raise TraceError(where) from None
     return intervals
-
-
-def parse_moment(text: str) -> float:
-    """Unix seconds, or ISO 8601 (UTC where it names no zone) -> Unix seconds."""
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise TraceError(f"{text!r} is neither Unix seconds nor an ISO 8601 time") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _append(args: argparse.Namespace) -> list[Outcome]:

@@ -15,9 +15,23 @@ from stonechat.features import SHARE
 from stonechat.schema import Schema
 from stonechat.window import DELTA_MAX
 
+from ..console import clipped, reason, replacing, write_atomic
 from ..schemas import SCHEMAS
-from .format import COLUMNS, FIXED_COLUMNS, TraceError, check_columns, header_lines, parse_header, whole_lines
+from .format import (
+    COLUMNS,
+    FIRST_S,
+    FIXED_COLUMNS,
+    LAST_S,
+    TraceError,
+    check_columns,
+    check_window,
+    header_lines,
+    parse_header,
+    whole_lines,
+)
 from .trace import Ints, Trace, join, texts
+
+_DAY_MS = 86_400_000
 
 
 def read_trace(path: str | os.PathLike[str]) -> Trace:
@@ -36,7 +50,7 @@ def _read_csv(path: str) -> Trace:
     names: list[str] | None = None
     for _, line in lines:
         if not line.startswith("#"):
-            names = next(csv.reader([line]))
+            names = _cells(line, f"{path}:{len(header) + 1}")
             break
         header.append(line.rstrip("\r\n"))
     facts, columns, notes = parse_header(header, path)
@@ -58,7 +72,7 @@ def _read_csv(path: str) -> Trace:
     devices: list[str] = []
     values: list[list[int]] = []
     for number, line in lines:
-        cells = line.rstrip("\r\n").split(",") if '"' not in line else next(csv.reader([line]))
+        cells = line.rstrip("\r\n").split(",") if '"' not in line else _cells(line, f"{path}:{number}")
         if len(cells) != len(expected):
             raise TraceError(f"{path}:{number}: {len(cells)} cells, the header names {len(expected)}")
         try:
@@ -67,6 +81,8 @@ def _read_csv(path: str) -> Trace:
             values.append([int(cell) for cell in cells[start:]])
         except ValueError:
             raise TraceError(f"{path}:{number}: {_bad_cell(cells, expected, start)}") from None
+        if abs(elapsed_ms[-1]) > 2 * _DAY_MS:
+            raise TraceError(f"{path}:{number}: elapsed_ms is {clipped(cells[1])}")
         labels.append(cells[2])
         devices.append(cells[3] if has_device else facts.get("device", ""))
     trace = Trace(
@@ -98,10 +114,17 @@ def _schema_of(facts: dict[str, str], columns: Any, where: str) -> Schema:
     )
 
 
+def _cells(line: str, where: str) -> list[str]:
+    try:
+        return next(csv.reader([line], strict=True))
+    except (csv.Error, StopIteration) as error:
+        raise TraceError(f"{where}: not a line of CSV: {error}") from None
+
+
 def _difference(names: list[str], expected: list[str]) -> str:
     for i, (got, want) in enumerate(zip(names, expected, strict=False)):
         if got != want:
-            return f"differ at column {i + 1}: got {got!r}, want {want!r}"
+            return f"differ at column {i + 1}: got {clipped(got)}, want {want!r}"
     return f"differ in number: got {len(names)}, want {len(expected)}"
 
 
@@ -112,7 +135,7 @@ def _bad_cell(cells: list[str], expected: list[str], start: int) -> str:
         try:
             _ = float(cell) if i == 0 else int(cell)
         except ValueError:
-            return f"{name} is {cell!r}, not {'a number' if i == 0 else 'a whole number'}"
+            return f"{name} is {clipped(cell)}, not {'a number' if i == 0 else 'a whole number'}"
     return "a cell is not a number"
 
 
@@ -129,7 +152,7 @@ def _validate(trace: Trace, path: str, first_line: int) -> None:
         if bad.any():
             raise TraceError(f"{path}:{first_line + int(np.argmax(bad))}: {what}")
 
-    complain(~np.isfinite(trace.t_s), "t_s is not a time")
+    complain(~((trace.t_s >= FIRST_S) & (trace.t_s <= LAST_S)), "t_s is not a time (Unix seconds, to the year 9999)")
     complain(trace.elapsed_ms <= 0, "elapsed_ms is not above 0")
     complain(2 * trace.elapsed_ms > 3 * trace.window_ms, "elapsed_ms is more than 1.5 windows: no device scores it")
     for i, (name, _, kind) in enumerate(trace.schema.columns):
@@ -142,14 +165,14 @@ def write_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write a .csv, .csv.gz or .parquet file, replacing what is there only once the new one is whole. The same trace
     gives the same bytes."""
     name = os.fspath(path)
-    temporary = name + ".tmp"
+    if not name.endswith((".csv", ".csv.gz", ".parquet")):
+        raise TraceError(f"{name}: name a trace .csv, .csv.gz or .parquet")
     if name.endswith(".parquet"):
-        _write_parquet(trace, temporary)
+        with replacing(name) as temporary:
+            _write_parquet(trace, temporary)
     else:
         data = _csv_text(trace).encode()
-        with open(temporary, "wb") as file:
-            file.write(gzip.compress(data, 6, mtime=0) if name.endswith(".gz") else data)
-    os.replace(temporary, name)
+        write_atomic(name, gzip.compress(data, 6, mtime=0) if name.endswith(".gz") else data)
 
 
 def _csv_text(trace: Trace) -> str:
@@ -209,7 +232,14 @@ def _read_parquet(path: str) -> Trace:
     }
     if not {"schema", "id", "window_ms", "columns"} <= facts.keys():
         raise TraceError(f"{path}: a Parquet file, but not a stonechat trace (its metadata lacks stonechat.schema ...)")
-    schema = _schema_of(facts, json.loads(facts["columns"]), path)
+    check_window(facts["window_ms"], path)
+    try:
+        columns, notes = json.loads(facts["columns"]), json.loads(facts.get("notes", "{}"))
+    except (ValueError, RecursionError) as error:
+        raise TraceError(f"{path}: its metadata are not JSON: {reason(error)}") from None
+    if not isinstance(columns, list) or not isinstance(notes, dict):
+        raise TraceError(f"{path}: its metadata hold no list of columns, or no notes")
+    schema = _schema_of(facts, columns, path)
     expected = [*FIXED_COLUMNS, "device", *[column[0] for column in schema.columns]]
     if table.column_names != expected:
         raise TraceError(f"{path}: columns {_difference(table.column_names, expected)}")
@@ -222,7 +252,7 @@ def _read_parquet(path: str) -> Trace:
         texts(table["label"].to_pylist()),
         texts(table["device"].to_pylist()),
         np.array([np.asarray(table[c[0]], dtype=np.int64) for c in schema.columns]).T.reshape(n, len(schema)),
-        json.loads(facts.get("notes", "{}")),
+        {str(key): str(value) for key, value in notes.items()},
     )
     _validate(trace, path, 1)
     return trace

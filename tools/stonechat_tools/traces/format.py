@@ -14,16 +14,21 @@ second line makes a file readable without knowing the schema; it may be missing 
 A trace of several devices has a column `device` after `label`.
 """
 
+import contextlib
 import gzip
+import io
 import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any, cast
+from datetime import UTC, datetime
+from typing import IO, Any, BinaryIO, TextIO, cast
 
 from stonechat.errors import StonechatError
 from stonechat.features import LEVEL, RATE, SHARE
 from stonechat.schema import Schema
+
+from ..console import clipped, reason, write_atomic
 
 BENIGN = "benign"
 FIXED_COLUMNS = ("t_s", "elapsed_ms", "label")
@@ -31,6 +36,10 @@ KINDS = (RATE, LEVEL, SHARE)
 MAGIC = "# stonechat trace "
 COLUMNS = "# columns "
 NOTE = "# note "
+_MAX_LINE_BYTES = 1 << 20
+FIRST_S, LAST_S = -62_135_596_800, 253_402_300_799  # the years 1 and 9999
+# a number from so much on is a time since 1970 in this unit: milliseconds from 1973 on, seconds until the year 5138
+_UNITS = ((1e17, 1e-9), (1e14, 1e-6), (1e11, 1e-3))
 
 
 class TraceError(StonechatError):
@@ -41,18 +50,28 @@ def is_benign(label: str) -> bool:
     return label in ("", BENIGN)
 
 
+def check_label(label: str) -> None:
+    """Raises TraceError for a label or a name that a line of the file can't hold."""
+    if any(letter in label for letter in ',"\r\n\0'):
+        raise TraceError(f"label {clipped(label)}: no commas, quotes, line ends or NUL")
+
+
 def check_columns(columns: Iterable[Sequence[str]], where: str) -> tuple[tuple[str, str, str], ...]:
     """columns: (name, unit, kind) each -> the same as a tuple of tuples. Raises TraceError for an unknown kind, a name
     that a CSV header can't hold, or one that comes twice."""
     checked: list[tuple[str, str, str]] = []
     for column in columns:
-        if len(column) != 3 or not all(isinstance(part, str) for part in column):
-            raise TraceError(f"{where}: a column is [name, unit, kind], got {column!r}")
+        if (
+            not isinstance(column, list | tuple)
+            or len(column) != 3
+            or not all(isinstance(part, str) for part in column)
+        ):
+            raise TraceError(f"{where}: a column is [name, unit, kind], got {clipped(column)}")
         name, unit, kind = column
         if kind not in KINDS:
-            raise TraceError(f"{where}: column {name!r} has kind {kind!r}; one of {', '.join(KINDS)}")
-        if not name or any(letter in name for letter in ',"\r\n#') or name in (*FIXED_COLUMNS, "device"):
-            raise TraceError(f"{where}: {name!r} can't be a column's name")
+            raise TraceError(f"{where}: column {clipped(name)} has kind {clipped(kind)}; one of {', '.join(KINDS)}")
+        if not name or any(letter in name for letter in ',"\r\n\0#') or name in (*FIXED_COLUMNS, "device"):
+            raise TraceError(f"{where}: {clipped(name)} can't be a column's name")
         checked.append((name, unit, kind))
     if len({name for name, _, _ in checked}) != len(checked):
         raise TraceError(f"{where}: a column's name comes twice")
@@ -67,22 +86,72 @@ def header_lines(schema: Schema, window_ms: int, device: str, notes: dict[str, s
     return lines + [f"{NOTE}{key}={' '.join(value.split())}" for key, value in sorted(notes.items())]
 
 
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[IO[bytes]]:
+    """A file to read, unpacked where it is gzip, whatever its name. Raises TraceError where the gzip data are damaged,
+    also while the file is read, or OSError."""
+    try:
+        with open(path, "rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            yield cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if packed else raw
+    except EOFError:
+        raise TraceError(f"{path}: the gzip data end too early; the file was cut short") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise TraceError(f"{path}: not a sound gzip file: {reason(error)}") from None
+
+
+@contextlib.contextmanager
+def opened_text(path: str) -> Iterator[TextIO]:
+    """The same as UTF-8 text without its byte-order mark. Line ends are left as they are."""
+    with opened(path) as file, io.TextIOWrapper(cast(BinaryIO, file), "utf-8-sig", newline="") as text:
+        try:
+            yield text
+        except UnicodeDecodeError as error:
+            raise TraceError(f"{path}: {reason(error)}") from None
+
+
+def parse_moment(text: str, unit_s: float | None = None) -> float:
+    """A number, or ISO 8601 (UTC where it names no zone) -> Unix seconds. unit_s: what a number counts in; None: by its
+    size seconds, milliseconds, microseconds or nanoseconds. Raises TraceError, also for what is no time of a year
+    from 1 to 9999."""
+    try:
+        number = float(text)
+    except ValueError:
+        try:
+            moment = datetime.fromisoformat(text.strip())
+        except ValueError:
+            raise TraceError(f"{clipped(text)} is neither a number of seconds nor an ISO 8601 time") from None
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if unit_s is None:
+        unit_s = next((unit for least, unit in _UNITS if abs(number) >= least), 1.0)
+    if not FIRST_S <= number * unit_s <= LAST_S:
+        raise TraceError(f"{clipped(text)} is not a time before the year 10000; is its unit right?")
+    return number * unit_s
+
+
 def whole_lines(path: str) -> Iterator[str]:
     """The lines of a .csv or .csv.gz without one that was cut short. Raises TraceError or OSError."""
     # A recorder that was killed leaves a gzip member without its end and perhaps half a line: both are expected.
     with open(path, "rb") as raw:
-        file: IO[bytes] = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if path.endswith(".gz") else raw
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        file: IO[bytes] = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if packed else raw
+        mark = True
         try:
-            for line in file:
+            while line := file.readline(_MAX_LINE_BYTES):
                 if not line.endswith(b"\n"):
+                    if len(line) == _MAX_LINE_BYTES:
+                        raise TraceError(f"{path}: a line of more than {_MAX_LINE_BYTES} bytes; not a trace")
                     return
-                yield line.decode("utf-8")
+                yield line.decode("utf-8-sig" if mark else "utf-8")
+                mark = False
         except EOFError:
             return
         except (gzip.BadGzipFile, zlib.error) as error:
-            raise TraceError(f"{path}: not a sound gzip file: {error}") from None
+            raise TraceError(f"{path}: not a sound gzip file: {reason(error)}") from None
         except UnicodeDecodeError as error:
-            raise TraceError(f"{path}: not UTF-8 text: {error.reason}") from None
+            raise TraceError(f"{path}: not a trace: {reason(error)}") from None
 
 
 def parse_header(header: list[str], path: str) -> tuple[dict[str, str], Any, dict[str, str]]:
@@ -93,22 +162,28 @@ def parse_header(header: list[str], path: str) -> tuple[dict[str, str], Any, dic
     for key in ("schema", "id", "window_ms"):
         if key not in facts:
             raise TraceError(f"{path}:1: the header lacks {key}=")
-    if not facts["window_ms"].isdigit() or not 0 < int(facts["window_ms"]) <= 86_400_000:
-        raise TraceError(f"{path}:1: window_ms={facts['window_ms']} is not a length from 1 ms to a day")
+    check_window(facts["window_ms"], f"{path}:1")
     columns = None
     notes: dict[str, str] = {}
     for number, line in enumerate(header[1:], 2):
         if line.startswith(COLUMNS):
             try:
                 columns = json.loads(line[len(COLUMNS) :])
-            except ValueError as error:
-                raise TraceError(f"{path}:{number}: the columns are not JSON: {error}") from None
+            except (ValueError, RecursionError) as error:
+                raise TraceError(f"{path}:{number}: the columns are not JSON: {reason(error)}") from None
             if not isinstance(columns, list):
                 raise TraceError(f"{path}:{number}: the columns are not a list")
         elif line.startswith(NOTE):
             key, _, value = line[len(NOTE) :].partition("=")
             notes[key] = value
     return facts, columns, notes
+
+
+def check_window(text: str, where: str) -> int:
+    """window_ms as a file has it -> the number. Raises TraceError."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 8 and 0 < int(text) <= 86_400_000):
+        raise TraceError(f"{where}: window_ms={clipped(text)} is not a length from 1 ms to a day")
+    return int(text)
 
 
 def resume_file(path: str | os.PathLike[str], schema: Schema, window_ms: int, device: str = "") -> int:
@@ -135,11 +210,8 @@ def resume_file(path: str | os.PathLike[str], schema: Schema, window_ms: int, de
     if not rows:
         os.unlink(name)  # it was cut short within the header
         return 0
-    temporary = name + ".tmp"
     data = "".join(lines).encode()
-    with open(temporary, "wb") as file:
-        file.write(gzip.compress(data, 6, mtime=0) if name.endswith(".gz") else data)
-    os.replace(temporary, name)
+    write_atomic(name, gzip.compress(data, 6, mtime=0) if name.endswith(".gz") else data)
     return len(rows) - 1
 
 
@@ -176,8 +248,7 @@ class TraceWriter:
             self._write("\n".join([*lines, ",".join(names)]) + "\n")
 
     def append(self, t_s: float, elapsed_ms: int, label: str, deltas: Sequence[int]) -> None:
-        if any(letter in label for letter in ',"\r\n'):
-            raise TraceError(f"label {label!r}: no commas, quotes or line ends")
+        check_label(label)
         self._write(f"{t_s:.3f},{elapsed_ms},{label},{','.join(map(str, deltas))}\n")
         self.windows += 1
 

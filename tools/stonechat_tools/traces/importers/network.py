@@ -7,18 +7,22 @@ window.Window, so that an imported window is made by the very code that makes it
 import ipaddress
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 from stonechat.window import Window
 
+from ...console import clipped
 from ...schemas import NETWORK_1
-from ..format import BENIGN, TraceError
+from ..format import BENIGN, TraceError, parse_moment
 from ..trace import Trace, make_trace
 
 TCP = 6
 UDP = 17
 ICMP = (1, 58)
-MAX_GAP_S = 6 * 3600.0  # a longer silence is a capture that was stopped, not a quiet device
+MAX_GAP_S = 24 * 3600.0  # a longer silence is a capture that was stopped, not a quiet device
 MAX_WINDOWS = 2_000_000
+_LONGEST_GAP_S = 366 * 86_400.0
 _RATES = 9
 
 
@@ -92,8 +96,10 @@ class Recorder:
     """One device's counters and its Window: `until(t_s)` closes every window that ends by then. Call it before telling
     `counters` what happened at t_s."""
 
-    def __init__(self, device: str, window_ms: int) -> None:
+    def __init__(self, device: str, window_ms: int, max_gap_s: float = MAX_GAP_S) -> None:
         self.device = device
+        self.gaps = 0  # silences longer than max_gap_s, which are left out
+        self._max_gap_s = max_gap_s
         self.counters = NetworkCounters()
         self._window = Window(NETWORK_1, window_ms)
         self._window_s = window_ms / 1000
@@ -114,7 +120,11 @@ class Recorder:
             self._label = label
 
     def until(self, t_s: float) -> None:
-        if not self._begun or t_s - self.next_end_s > MAX_GAP_S:
+        if self._begun and t_s - self.next_end_s > self._max_gap_s:
+            self.gaps += 1
+            self._end_window()  # what came before the gap
+            self._begin(t_s)
+        elif not self._begun:
             self._begin(t_s)
         while t_s >= self.next_end_s:
             self._end_window()
@@ -139,15 +149,69 @@ class Recorder:
             raise TraceError(f"more than {MAX_WINDOWS} windows: choose a longer --window")
 
     def trace(self, notes: dict[str, str]) -> Trace:
+        if self.gaps:
+            notes = notes | {"gaps": f"{self.gaps} of more than {self._max_gap_s:g} s left out"}
         return make_trace(NETWORK_1, round(self._window_s * 1000), self._rows, self.device, notes)
 
 
+@dataclass
+class Selection:
+    """What of a capture is imported. devices: address -> name, empty for the busiest; max_gap_s: a longer silence is a
+    capture that was stopped; exclude: networks whose traffic does not count, and times whose windows are left out."""
+
+    devices: dict[str, str] = field(default_factory=dict)
+    max_gap_s: float = MAX_GAP_S
+    networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    times: tuple[tuple[float, float], ...] = ()
+
+    @classmethod
+    def of(cls, devices: Sequence[str] = (), max_gap_s: float = MAX_GAP_S, exclude: Sequence[str] = ()) -> "Selection":
+        """devices: ADDRESS[=NAME] each; exclude: ADDRESS, NETWORK/BITS or FROM/TO (ISO 8601 or Unix seconds) each.
+        Raises TraceError."""
+        if not 0 < max_gap_s <= _LONGEST_GAP_S:
+            raise TraceError(f"--max-gap {max_gap_s:g}: want more than 0 and at most {_LONGEST_GAP_S:g} seconds")
+        networks, times = [], []
+        for word in exclude:
+            try:
+                networks.append(ipaddress.ip_network(word, strict=False))
+                continue
+            except ValueError:
+                start, slash, end = word.partition("/")
+            if not slash:
+                raise TraceError(f"--exclude {clipped(word)}: not ADDRESS, NETWORK/BITS or FROM/TO")
+            try:
+                times.append((parse_moment(start), parse_moment(end)))
+            except TraceError as error:
+                raise TraceError(f"--exclude {clipped(word)}: {error}") from None
+        return cls(parse_devices(devices), max_gap_s, tuple(networks), tuple(times))
+
+    def excludes(self, address: str) -> bool:
+        """Does traffic with this peer not count?"""
+        if not self.networks:
+            return False
+        parsed = ipaddress.ip_address(address)
+        return any(parsed in network for network in self.networks)
+
+    def without_times(self, trace: Trace) -> Trace:
+        """The trace without the windows that overlap an excluded time. Raises TraceError where none is left."""
+        starts = trace.t_s - trace.elapsed_ms / 1000
+        keep = [
+            not any(start < end_s and end > start_s for start_s, end_s in self.times)
+            for start, end in zip(starts.tolist(), trace.t_s.tolist(), strict=True)
+        ]
+        if self.times and not any(keep):
+            raise TraceError("--exclude leaves no window")
+        return trace.select(np.array(keep, dtype=bool)) if self.times else trace
+
+
 def is_local(address: str) -> bool:
+    """Can it be the address of a device in a private network? Not a broadcast, multicast or loopback one."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return False
-    return parsed.is_private and not parsed.is_loopback and not parsed.is_multicast and str(parsed) != "0.0.0.0"
+    never = parsed.is_loopback or parsed.is_multicast or parsed.is_unspecified or parsed.is_reserved
+    return parsed.is_private and not never and str(parsed) != "255.255.255.255"
 
 
 def parse_devices(words: Sequence[str]) -> dict[str, str]:
@@ -158,7 +222,9 @@ def parse_devices(words: Sequence[str]) -> dict[str, str]:
         try:
             address = str(ipaddress.ip_address(address))
         except ValueError:
-            raise TraceError(f"--device {word}: not an IP address (ADDRESS or ADDRESS=NAME)") from None
+            raise TraceError(f"--device {clipped(word)}: not an IP address (ADDRESS or ADDRESS=NAME)") from None
+        if any(letter in name for letter in ',"\r\n\0'):
+            raise TraceError(f"--device {clipped(word)}: a name has no comma, quote, line end or NUL")
         devices[address] = name or address
     return devices
 

@@ -1,12 +1,11 @@
 """Zeek conn logs (TSV with its # header, JSON lines, or CSV with a header row; gzip or not) -> one Trace a device.
 
 Zeek writes a flow once, at its end, with all its bytes; here they are spread evenly over its life, as counters on
-the device would have seen them. A `label`/`detailed-label` column, as IoT-23 has them, labels the windows in which a
-malicious flow begins.
+the device would have seen them. A `label`/`detailed-label` column, as IoT-23 has them, labels every window in which a
+malicious flow lives.
 """
 
 import csv
-import gzip
 import heapq
 import ipaddress
 import json
@@ -15,12 +14,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-from ..format import BENIGN, TraceError
+from ...console import clipped, reason
+from ..format import BENIGN, TraceError, opened_text, parse_moment
 from ..trace import Trace
-from .network import Recorder, busiest, is_local, parse_devices
+from .network import Recorder, Selection, busiest, is_local
 
 _FAILED_STATES = ("S0", "REJ", "RSTOS0", "SH", "RSTRH")
 _PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1}
+_GREATEST = 1e15  # bytes, packets or seconds of a flow: more is a damaged log
+_LONGEST_FLOW_S = 366 * 86_400.0
+_MAX_LINE = 1 << 20
 _NEEDED = ("ts", "id.orig_h", "id.resp_h", "id.resp_p", "proto")
 
 
@@ -39,12 +42,8 @@ class Flow:
 
 def read_flows(path: str) -> list[Flow]:
     """The flows in order of their start. Raises TraceError (FILE:LINE) or OSError."""
-    opener = gzip.open if path.endswith(".gz") else open
-    try:
-        with opener(path, "rt", encoding="utf-8", errors="replace") as file:
-            flows = [_flow(row, f"{path}:{number}") for number, row in _rows(file, path)]
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise TraceError(f"{path}: not a sound gzip file: {error}") from None
+    with opened_text(path) as file:
+        flows = [_flow(row, f"{path}:{number}") for number, row in _rows(file, path)]
     if not flows:
         raise TraceError(f"{path}: no flows in it")
     flows.sort(key=lambda flow: flow.start_s)
@@ -54,36 +53,49 @@ def read_flows(path: str) -> list[Flow]:
 def _rows(file: TextIO, path: str) -> Iterator[tuple[int, dict[str, str]]]:
     names: list[str] | None = None
     separator = ","
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE), ""), 1):
+        if len(line) == _MAX_LINE:
+            raise TraceError(f"{path}:{number}: a line of more than {_MAX_LINE} characters; not a conn log")
         line = line.rstrip("\r\n")
         if not line:
             continue
         if line.startswith("{"):
             try:
-                yield number, {key: str(value) for key, value in json.loads(line).items()}
-            except ValueError:
-                raise TraceError(f"{path}:{number}: not JSON") from None
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise TraceError(f"{path}:{number}: not JSON: {reason(error)}") from None
+            yield number, {key: str(value) for key, value in record.items() if value is not None}
         elif line.startswith("#"):
             separator = "\t"
             if line.startswith("#fields"):
                 names = line.replace("   ", "\t").split("\t")[1:]
         elif names is None:
-            names = next(csv.reader([line]))
+            names = _cells(line, f"{path}:{number}")
             missing = [name for name in _NEEDED if name not in names]
             if missing:
                 raise TraceError(f"{path}:{number}: not a conn log: no column {', '.join(missing)}")
         else:
             # IoT-23 sets its three label columns apart by three spaces instead of a tab
-            cells = line.replace("   ", "\t").split("\t") if separator == "\t" else next(csv.reader([line]))
+            cells = line.replace("   ", "\t").split("\t") if separator == "\t" else _cells(line, f"{path}:{number}")
             if len(cells) != len(names):
                 raise TraceError(f"{path}:{number}: {len(cells)} cells, the header names {len(names)}")
             yield number, dict(zip(names, cells, strict=True))
 
 
+def _cells(line: str, where: str) -> list[str]:
+    try:
+        return next(csv.reader([line]))
+    except (csv.Error, StopIteration) as error:
+        raise TraceError(f"{where}: not a line of CSV: {error}") from None
+
+
 def _flow(row: dict[str, str], where: str) -> Flow:
     def number(key: str) -> float:
         text = row.get(key, "")
-        return 0.0 if text in ("", "-", "(empty)", "None") else float(text)
+        value = 0.0 if text in ("", "-", "(empty)", "None") else float(text)
+        if not -_GREATEST < value < _GREATEST:
+            raise ValueError(f"{key} is {clipped(text)}")
+        return value
 
     try:
         amounts = (
@@ -93,7 +105,7 @@ def _flow(row: dict[str, str], where: str) -> Flow:
             int(number("resp_pkts")),
         )
         flow = Flow(
-            float(row["ts"]),
+            parse_moment(row["ts"]),
             max(0.0, number("duration")),
             str(ipaddress.ip_address(row["id.orig_h"])),
             str(ipaddress.ip_address(row["id.resp_h"])),
@@ -103,8 +115,12 @@ def _flow(row: dict[str, str], where: str) -> Flow:
             _label(row),
             amounts,
         )
-    except (KeyError, ValueError) as error:
-        raise TraceError(f"{where}: {error if isinstance(error, ValueError) else f'no {error}'}") from None
+    except KeyError as error:
+        raise TraceError(f"{where}: no {error}") from None
+    except (ValueError, TraceError) as error:
+        raise TraceError(f"{where}: {reason(error)}") from None
+    if flow.duration_s > _LONGEST_FLOW_S:
+        raise TraceError(f"{where}: a flow of {flow.duration_s:g} s; duration is in seconds")
     if min(amounts) < 0:
         raise TraceError(f"{where}: a negative count")
     return flow
@@ -118,23 +134,29 @@ def _label(row: dict[str, str]) -> str:
     return (detailed if detailed not in ("", "-", "(empty)") else label).replace(",", ";").replace('"', "")
 
 
-def import_zeek(paths: Sequence[str], window_ms: int, devices: Sequence[str] = ()) -> list[Trace]:
-    """paths: conn logs of one capture; devices: ADDRESS[=NAME] each (by default the local address that opens the most
-    flows) -> a trace a device."""
+def import_zeek(paths: Sequence[str], window_ms: int, selection: Selection | None = None) -> list[Trace]:
+    """paths: conn logs of one capture, in any order -> a trace a device (by default of the local address that opens the
+    most flows)."""
+    chosen = selection or Selection()
     flows = [flow for path in paths for flow in read_flows(path)]
     flows.sort(key=lambda flow: flow.start_s)
-    wanted = parse_devices(devices) or busiest(Counter(f.origin for f in flows if is_local(f.origin)), paths[0])
+    wanted = chosen.devices or busiest(Counter(f.origin for f in flows if is_local(f.origin)), paths[0])
     traces = []
     for address, name in wanted.items():
-        own = [flow for flow in flows if address in (flow.origin, flow.target)]
+        own = [
+            flow
+            for flow in flows
+            if address in (flow.origin, flow.target)
+            and not chosen.excludes(flow.target if flow.origin == address else flow.origin)
+        ]
         if not own:
             raise TraceError(f"{paths[0]}: no flow of {address}")
-        traces.append(_record(own, address, name, window_ms))
+        traces.append(chosen.without_times(_record(own, address, name, window_ms, chosen.max_gap_s)))
     return traces
 
 
-def _record(flows: list[Flow], address: str, name: str, window_ms: int) -> Trace:
-    recorder = Recorder(name, window_ms)
+def _record(flows: list[Flow], address: str, name: str, window_ms: int, max_gap_s: float) -> Trace:
+    recorder = Recorder(name, window_ms, max_gap_s)
     alive: list[_Spread] = []
     for flow in flows:
         _advance(recorder, alive, flow.start_s)
@@ -165,6 +187,7 @@ class _Spread:
         return self.end_s < other.end_s
 
     def tell(self, recorder: Recorder, t_s: float) -> None:
+        recorder.label(self._flow.label)
         duration_s = self._flow.duration_s
         part = 1.0 if t_s >= self.end_s else (t_s - self._flow.start_s) / duration_s
         now = (
