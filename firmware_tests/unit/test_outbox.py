@@ -179,7 +179,7 @@ def refuse(outbox):
     stonechat.outbox.write_atomic = FullMedium(None).write
     try:
         outbox.append(b"y" * 40)
-        assert False, "not told"
+        assert False, "not reported"
     except OutboxError as error:
         assert "28" in str(error)
     finally:

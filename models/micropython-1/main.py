@@ -1,6 +1,6 @@
-# An example of a board's main.py: the agent beside a firmware's own loop. It runs on the unix port as it stands.
+# An example of a board's main.py: the agent beside a firmware's own loop. It runs on the unix port without a change.
 # device.json lies beside it: {"id": "sensor-7", "key": "64 hex digits", "host": "broker.lan", "port": 1883}
-# On a board `from stonechat.board import hooks; hooks.install()` stands first in boot.py.
+# On a board `from stonechat.board import hooks; hooks.install()` comes first in boot.py.
 import json
 import time
 

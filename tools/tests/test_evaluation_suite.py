@@ -157,7 +157,7 @@ def test_the_checks_notice_what_is_not_met(folder):
 def test_what_was_tried_is_measured_beside_what_is_kept(folder):
     one = protocol.subject("pi-spectrum", captures.pi_spectrum(folder)[0])
     rows = ablations.tried([one], lambda what: None)
-    assert [row["variant"] for row in rows] == [*ablations.VARIANTS, "two heads"]
+    assert [row["variant"] for row in rows] == [*ablations.VARIANTS, "two models"]
     own, _ = protocol.own_figures(one, protocol.make_model(one))
     assert rows[0]["least"] == min(row["auc"] for row in own["attacks"].values())
 

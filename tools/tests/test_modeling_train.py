@@ -137,7 +137,7 @@ def test_each_class_resumes_where_it_was(tmp_path: Path, capsys: pytest.CaptureF
     assert main(words) == 1
     first = json.loads(capsys.readouterr().out)
     assert [outcome["name"] for outcome in first] == ["class0", "class1", "class2", "class3"]
-    assert "error" in first[3] and "gzip" in first[3]["error"]
+    assert "error" in first[3] and "not a stonechat trace" in first[3]["error"]
     models = [tmp_path / "out" / f"class{i}" / "model.tflite" for i in range(3)]
     made = [path.stat().st_mtime_ns for path in models]
     write_trace(recording(400, seed=7), tmp_path / "class1.csv.gz")

@@ -54,7 +54,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Check:
-    """Something about the machine that explains a group: `fix` is empty where nothing needs mending."""
+    """Something about the machine that explains a group: `fix` is empty where nothing is wrong."""
 
     name: str
     found: str

@@ -115,7 +115,7 @@ class View:
             scored = self.channel.end_window(ticks_ms())
             if scored is not None:
                 self.channel.hold_peers(scored.level != NORMAL)  # as the loop does
-                z, shares, verdict = self._told(scored)
+                z, shares, verdict = self._verdict_of(scored)
             elif self.channel.warmup_windows < warming_up:
                 z = self._inputs(self.channel.scorer)
             else:
@@ -159,11 +159,11 @@ class View:
         left = LEARN_WINDOWS - self._usual.windows
         return f"learning what is usual, {left} windows left" if left else ""
 
-    def _told(self, verdict: Any) -> tuple[list[float | None], list[int], dict[str, Any]]:
+    def _verdict_of(self, verdict: Any) -> tuple[list[float | None], list[int], dict[str, Any]]:
         """A verdict -> deviations and shares of the features, and the verdict for --json."""
         total = sum(verdict.parts) or 1
         names = [name for name, _, _ in self.schema.columns]
-        told = {
+        shown = {
             "level": _LEVELS[verdict.level],
             "learning": verdict.learning,
             "surprise": round(verdict.surprise_q8 / 256, 2),
@@ -172,7 +172,7 @@ class View:
                 {"feature": names[i], "z": z_q4 / 16, "share_percent": share} for i, z_q4, share in verdict.explain(3)
             ],
         }
-        return _deviations(verdict.x), [round(100 * part / total) for part in verdict.parts], told
+        return _deviations(verdict.x), [round(100 * part / total) for part in verdict.parts], shown
 
     def _inputs(self, scorer: Scorer) -> list[float | None]:
         f_q8, x = [0] * len(self.schema), bytearray(len(self.schema))

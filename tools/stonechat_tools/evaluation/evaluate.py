@@ -153,8 +153,8 @@ def _print(figures: dict[str, Any]) -> None:
     grid = Table("device", "windows", "AUC", "recall at p < .01", "windows to alarm")
     for name, one in figures["devices"].items():
         share = one["benign_p01"]
-        told = "-" if share is None else f"{share:.3f} (benign)"
-        grid.add_row(name, f"{one['benign_windows']} benign", "", told, f"{one['false_alarms']} false alarms")
+        shown = "-" if share is None else f"{share:.3f} (benign)"
+        grid.add_row(name, f"{one['benign_windows']} benign", "", shown, f"{one['false_alarms']} false alarms")
         for label, attack in one["attacks"].items():
             for row in attack["runs"]:
                 score = "-" if attack["auc"] is None else f"{attack['auc']:.3f}"

@@ -44,7 +44,7 @@ SETTLE_WINDOWS = 4  # and at least this many: work in progress ends, files are w
 _SETTLED = 0.05  # of an alarm
 _LONGEST_S = 24 * 3600.0
 _WATCHER = (sys.executable, "-m", "stonechat_tools.cli", "top", "--json", "--model")
-Tell = Callable[[str], None]
+Show = Callable[[str], None]
 
 
 class Stage:
@@ -160,7 +160,7 @@ class Trial:
                 verdict = self._window(name)
                 if verdict["evidence"] >= peak:
                     peak = verdict["evidence"]
-                    outcome["top_features"] = [told["feature"] for told in verdict["explain"]]
+                    outcome["top_features"] = [shown["feature"] for shown in verdict["explain"]]
                 if verdict["level"] == "alarm":
                     outcome["windows_to_alarm"] = n
                     break
@@ -190,11 +190,11 @@ def deal(kinds: list[str], names: list[str], boxes: int) -> list[tuple[str, list
 class Trials:
     """The devices of one trial. `stop()` ends all of them from another thread."""
 
-    def __init__(self, args: argparse.Namespace, schema: Schema, window_ms: int, tell: Tell) -> None:
+    def __init__(self, args: argparse.Namespace, schema: Schema, window_ms: int, show: Show) -> None:
         self._args = args
         self._schema = schema
         self._window_ms = window_ms
-        self._tell = tell
+        self._show = show
         self._stages: list[Stage] = []
         self._stopping = False
 
@@ -226,20 +226,20 @@ class Trials:
 
     def _go_through(self, trial: Trial, names: list[str]) -> dict[str, Any]:
         calm = self._args.calm
-        self._tell(f"{trial.name}: learned for {trial.learn()} windows")
+        self._show(f"{trial.name}: learned for {trial.learn()} windows")
         alarms = trial.calm(calm)
-        self._tell(f"{trial.name}: {calm} benign windows, {alarms} false alarms")
+        self._show(f"{trial.name}: {calm} benign windows, {alarms} false alarms")
         outcomes = []
         for name in names:
             outcome = trial.attack(name, self._args.windows)
             outcomes.append(outcome)
             after = outcome["windows_to_alarm"]
-            told = f"alarm after {after}" if after else f"no alarm, {outcome['peak_evidence']:.2f} of one"
-            self._tell(f"{trial.name}: {name}: {told}; {', '.join(outcome['top_features'])}")
+            shown = f"alarm after {after}" if after else f"no alarm, {outcome['peak_evidence']:.2f} of one"
+            self._show(f"{trial.name}: {name}: {shown}; {', '.join(outcome['top_features'])}")
         return {"benign_windows": calm, "false_alarms": alarms, "attacks": outcomes}
 
 
-def run_trial(args: argparse.Namespace, tell: Tell) -> dict[str, Any]:
+def run_trial(args: argparse.Namespace, show: Show) -> dict[str, Any]:
     meta = load_model(Path(args.model).read_bytes()).metadata
     if meta is None:
         raise ConfigError(f"{args.model} has no stonechat metadata")
@@ -251,7 +251,7 @@ def run_trial(args: argparse.Namespace, tell: Tell) -> dict[str, Any]:
         raise ConfigError("--guests is for linux-proc-1, with its peers outside")
     names = _chosen(args.attacks, attacks.ATTACKS, "attack")
     tasks = deal(_chosen(args.kinds, benign.KINDS, "kind"), names, args.boxes)
-    trials = Trials(args, schema, meta.window_ms, tell)
+    trials = Trials(args, schema, meta.window_ms, show)
     with ThreadPoolExecutor(args.boxes) as pool:
         try:
             runs = [
@@ -322,9 +322,9 @@ def run(args: argparse.Namespace) -> int:
     table = Table("attack", "device", "alarm after", "peak of the evidence", "explained by")
     for outcome in figures["attacks"]:
         after = outcome["windows_to_alarm"]
-        told = f"{after} window{'s' if after > 1 else ''}" if after else "never"
+        shown = f"{after} window{'s' if after > 1 else ''}" if after else "never"
         peak = f"{outcome['peak_evidence']:.2f}"
-        table.add_row(outcome["attack"], outcome["device"], told, peak, ", ".join(outcome["top_features"]))
+        table.add_row(outcome["attack"], outcome["device"], shown, peak, ", ".join(outcome["top_features"]))
     console.print(table)
     print(f"{figures['false_alarms']} false alarms in {figures['benign_windows']} benign windows")
     if args.json:

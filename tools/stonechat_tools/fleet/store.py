@@ -93,7 +93,7 @@ CREATE TABLE IF NOT EXISTS rejections (
 PRAGMA user_version = 1;
 """
 _VERSION = 1
-MAX_REJECTED_NAMES = 1000  # devices that rejections are counted for by name; strangers beyond them share one row
+MAX_REJECTED_NAMES = 1000  # devices whose rejections are counted by name; all others share one row
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The host's side of the wire: decoding and sealing each message. stonechat.cddl (in the agent package) is the text.
 
 Written on cbor2, not on the device's own modules, so that each checks the other. Nothing of a message is decoded
-before its tag verifies: what a stranger sends is compared, counted and dropped.
+before its tag verifies: what others send is compared, counted and dropped.
 """
 
 import time
@@ -38,7 +38,7 @@ def result_name(result: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One feature of an explanation: its place in the schema, deviation in sd, share of the score in percent."""
+    """One feature of an explanation: its index in the schema, deviation in sd, share of the score in percent."""
 
     index: int
     deviation: float

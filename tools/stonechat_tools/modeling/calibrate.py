@@ -52,9 +52,8 @@ class CalibrationError(StonechatError):
 
 @dataclass(frozen=True)
 class AlarmRule:
-    """One step of the list of alarm rules: an alarm rule, and how much silence earns it. `windows`: the fewest in which
-    it can
-    alarm. `needs`: later benign windows; `margin`: the greatest share of the alarm line that they may reach."""
+    """An alarm rule, and the benign windows that justify it. `windows`: the fewest in which it can alarm. `needs`:
+    later benign windows; `margin`: the greatest share of the threshold that their evidence may have."""
 
     name: str
     k: float
@@ -195,8 +194,8 @@ def choose(
 
     Where the streams are long enough to show the budget (at least one alarm would be due), the rate of excursions
     above the alarm rule's threshold decides; where they are not, the alarm rule's own conditions do. fastest: of the
-    list of alarm rules and of FASTEST, the one with the fewest windows to an alarm of whose line the streams reach at
-    most three quarters."""
+    list of alarm rules and of FASTEST, the one with the fewest windows to an alarm whose evidence stays at or below
+    three quarters of the threshold."""
     windows = sum(len(np.asarray(stream)) for stream in streams)
     if not windows:
         raise CalibrationError("no windows to calibrate on")
@@ -256,7 +255,7 @@ def _alarms(surprise_q8: npt.ArrayLike, constants: tuple[int, int, int]) -> int:
 
 
 def living_streams(meta: Metadata, network: Network, trace: Trace, skip: int = 0) -> list[Ints]:
-    """Each device of the trace lives through its benign windows -> the surprise of those after learning."""
+    """Replay each device's benign windows -> the surprise of those after learning."""
     streams = []
     for name in trace.device_names:
         part = trace.of_device(name)

@@ -1,4 +1,4 @@
-"""The device's integer path in numpy: the same bytes as agent/stonechat/{features,int8,detection,adaptation,head}.py,
+"""The device's integer path in numpy: the same bytes as agent/stonechat/{features,int8,detection,adaptation,scorer}.py,
 a few hundred times faster, so that the suite can run weeks of windows. Tests hold the two equal, byte for byte.
 
     network = Network.from_layers(layers)        # or Network.from_file(tflite_bytes)
@@ -166,7 +166,7 @@ class _Interpreted:
 
 
 def _dense_chain(data: bytes) -> list[Layer] | None:
-    """The layers of a chain of FULLY_CONNECTED operators, the first entry standing for the input tensor's scale; None
+    """The layers of a chain of FULLY_CONNECTED operators, the first entry is the input tensor's scale; None
     where the graph is anything else."""
     import tflite
 
@@ -242,7 +242,7 @@ class Replay:
         self._inv = np.array(self.normalization.inv, dtype=np.int64)
         self._shift = np.array(list(self.normalization.shift), dtype=np.int64)
         self._half = np.left_shift(1, self._shift) >> 1
-        self._reach = np.array(self.normalization.limit, dtype=np.int64)
+        self._limit = np.array(self.normalization.limit, dtype=np.int64)
         self.deviation_q8 = np.array(self._adaptation._deviation_q8, dtype=np.int64)
         weights = bytes([WEIGHT_ONE]) * n if meta.weights is None else meta.weights
         self._weights = np.frombuffer(weights, dtype=np.uint8).astype(np.int64)
@@ -282,10 +282,10 @@ class Replay:
         return log2_q8(1 + ((residual * residual * self._weights) >> 4).sum(axis=-1))
 
     def residuals(self, steps: Ints) -> Ints:
-        """What the network leaves of the clipped input, and on top what lies beyond each feature's reach."""
+        """The residual: the clipped input less its reconstruction, plus the excess over each feature's limit."""
         x = np.clip(steps, -128, 127)
         y = self.network.run(x)
-        excess = np.clip(steps - np.clip(steps, -self._reach, self._reach), -EXCESS_MAX, EXCESS_MAX)
+        excess = np.clip(steps - np.clip(steps, -self._limit, self._limit), -EXCESS_MAX, EXCESS_MAX)
         out: Ints = (x - y if self.meta.kind == RECONSTRUCTION else y) + excess
         return out
 

@@ -42,7 +42,7 @@ _SD_SHARE = 0.7  # of the standard deviation: rare bursts widen it, and should n
 _SPARSE_FLOOR_Q8 = 0.25 * 256  # for counters that are zero in most windows
 _SPARSE_SHARE = 0.3
 _RESIDUAL_FLOOR = 0.125  # deviations; below it rounding to 1/16 would be the residual
-_COUNTING_RESIDUAL = 0.09  # deviations; a table never calls residuals below it strange
+_COUNTING_RESIDUAL = 0.09  # deviations; a table never gives residuals below it a high surprise
 _KNOTS = (0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.12, 0.1, 0.08, 0.06, 0.05, 0.04, 0.03, 0.02)
 _EXCESS_FLOOR = 48.0  # Q8 of the log score: a tail no steeper than that of a dozen normal residuals
 _BLOCK = 20  # windows: what is trimmed is trimmed in blocks
@@ -107,7 +107,7 @@ def fit(
     table; without them the last quarter of f_q8 is kept from the network and used. units: latents in the bottleneck.
     trim: the share of 20-window blocks to leave out as contaminated. learn_windows: what a fresh device learns before
     it may alarm. Raises FitError where there is too little to train on."""
-    tell = progress or (lambda what, share: None)
+    show = progress or (lambda what, share: None)
     f = np.asarray(f_q8, dtype=np.int64)
     if f.ndim != 2 or f.shape[1] != len(schema):
         raise FitError(f"windows of shape {f.shape} for a schema of {len(schema)} features")
@@ -121,7 +121,7 @@ def fit(
     keep = _ordinary_blocks(f, trim) if trim else np.ones(len(f), dtype=bool)
     model = _fit_once(f[keep], schema, window_ms, units, network, seed)
     for round_number in range(_TRIM_ROUNDS if trim else 0):
-        tell("network", round_number / _TRIM_ROUNDS)
+        show("network", round_number / _TRIM_ROUNDS)
         keep = _clean_blocks(model, f, trim)
         model = _fit_once(f[keep], schema, window_ms, units, network, seed)
     if trim:
@@ -129,7 +129,7 @@ def fit(
         model = _fit_once(f[keep], schema, window_ms, units, network, seed)
         model.figures["trimmed_windows"] = int((~keep).sum())
     model.meta.learn_windows = learn_windows
-    tell("calibration", 0.9)
+    show("calibration", 0.9)
     # a block that came back may hold some of an attack's windows, at its beginning and at its end
     set_table(model, [f[keep], later], spare=2 * round(_OUTLYING_SHARE * _BLOCK) if trim else 0)
     model.figures |= {"windows": len(f), "calibration_windows": len(later), "units": model.encoder.shape[0]}
@@ -267,9 +267,9 @@ def _without_worst(strange: Floats, blocks: Ints, trim: float) -> npt.NDArray[np
 def set_table(model: FittedModel, segments: Sequence[Ints], spare: int = 0) -> None:
     """Fill the calibration table from benign windows, segment after segment in the order of time, with the drift
     living. What the network was trained on and what came later are segments of their own: a device has quiet and busy
-    days, and the table must not call either of them strange. The same windows give each feature's reach, but for
+    days, and the table must accept both. The same windows give each feature's limit, except for
     the `spare` farthest."""
-    set_reach(model.meta, segments, spare)
+    set_limit(model.meta, segments, spare)
     replay = model.replay()
     scores = [np.sort(replay.run(segment).score_q8) for segment in segments]
     scores = [part for part in scores if len(part) >= 50]
@@ -282,10 +282,10 @@ def set_table(model: FittedModel, segments: Sequence[Ints], spare: int = 0) -> N
     meta.scale_q8 = max(1, int(upper) - meta.location_q8)
 
 
-def set_reach(meta: Metadata, segments: Sequence[Ints], spare: int = 0) -> None:
-    """Twice as far as each feature went in benign windows, rounded up to 8, 16, 32 ... deviations, into the
-    normalization. The input ends at 8, so that nothing stranger is rebuilt; what lies beyond the reach counts as
-    residual in full, and a counter that benign windows throw about counts no more for it."""
+def set_limit(meta: Metadata, segments: Sequence[Ints], spare: int = 0) -> None:
+    """Write each feature's limit into the normalization: twice as far as it went in benign windows, rounded up to 8,
+    16, 32 ... deviations. The input ends at 8, so the network reconstructs no more; the excess over the limit counts as
+    residual in full, so that a feature with wide benign swings does not count more."""
     still = Replay(meta, Network([]), learn=False)
     sizes = [np.sort(np.abs(still.steps(segment)), axis=0) for segment in segments if len(segment) > spare]
     farthest = np.max([size[-1 - spare] for size in sizes], axis=0)

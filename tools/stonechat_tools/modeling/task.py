@@ -32,12 +32,12 @@ class Task:
     weights: str | None = None
 
 
-def make(task: Task, tell: Callable[[str, float], None] = lambda what, share: None) -> dict[str, Any]:
+def make(task: Task, show: Callable[[str, float], None] = lambda what, share: None) -> dict[str, Any]:
     """Do one task: read, train, write -> its outcome (as in outcome.json)."""
-    tell("reading", 0.0)
+    show("reading", 0.0)
     trace = read_all(task.recordings)
     origin = {os.path.basename(path): digest_file(path) for path in task.recordings}
-    trained = train([trace], task.name, task.version, task.options, tell, origin)
+    trained = train([trace], task.name, task.version, task.options, show, origin)
     folder = Path(task.output)
     folder.mkdir(parents=True, exist_ok=True)
     benign = trace.select(trace.benign)

@@ -71,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
                 print(f"{outcome['name']}: {outcome['error']}", file=sys.stderr)
             print(f"{len(outcomes) - len(failed)} models in {args.output}, {len(failed)} failed")
         return 1 if failed else 0
-    with _one_view(args) as tell:
-        outcome = make(_task(args, tell), tell)
+    with _one_view(args) as show:
+        outcome = make(_task(args, show), show)
     print(json.dumps(outcome) if args.json else _sentence(outcome))
     return 0
 
@@ -88,9 +88,9 @@ def _sentence(outcome: dict[str, Any]) -> str:
 # ----------------------------------------------------------------------------------------------------- what to make
 
 
-def _task(args: argparse.Namespace, tell: Callable[[str, float], None]) -> Task:
+def _task(args: argparse.Namespace, show: Callable[[str, float], None]) -> Task:
     if args.recipe:
-        return _recipe_task(args, tell)
+        return _recipe_task(args, show)
     if not args.recordings or not args.output:
         raise ConfigError("give recordings and --output, or --recipe")
     if args.record:
@@ -101,14 +101,14 @@ def _task(args: argparse.Namespace, tell: Callable[[str, float], None]) -> Task:
     )
 
 
-def _recipe_task(args: argparse.Namespace, tell: Callable[[str, float], None]) -> Task:
+def _recipe_task(args: argparse.Namespace, show: Callable[[str, float], None]) -> Task:
     from ..recording.recipe import read_recipe
 
     recipe = read_recipe(args.recipe)
     if args.record:
         from ..recording.session import record
 
-        record(recipe, lambda done, total: tell(f"recording, {done} of {total} windows", 0.0))
+        record(recipe, lambda done, total: show(f"recording, {done} of {total} windows", 0.0))
     recordings = args.recordings or recipe.traces()
     if not recordings:
         raise ConfigError(f"no recordings in {recipe.recordings}: make them with --record, or put traces there")

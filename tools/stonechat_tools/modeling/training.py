@@ -32,7 +32,7 @@ _BUDGET_SHARE = 0.01  # the share of benign windows above the line at which they
 _LEAST_QUIET = 20
 _ON_THE_CARD_ONLY = ("tried", "held_out")  # a row for each candidate and device: the file goes to devices
 _MAX_TABLE_WINDOWS = 20_000
-Tell = Callable[[str, float], None]
+Show = Callable[[str, float], None]
 Stream = tuple[Ints, int]  # features of a device's windows, and from which of them on it is judged
 
 
@@ -51,7 +51,7 @@ def train(
     name: str,
     version: int,
     options: Options,
-    tell: Tell = lambda what, share: None,
+    show: Show = lambda what, share: None,
     origin: dict[str, str] | None = None,
 ) -> Trained:
     """traces: of one schema and window; attacks in them are left out. origin: file name -> its SHA-256, for the card.
@@ -65,12 +65,12 @@ def train(
     borrowed = borrow_quiet(benign, options.busy, options.machine_columns)
     parts = split(benign, FRACTIONS)
     f = _class_features(parts, options.centre_devices)
-    fitted, tried = _best(f, whole, options, tell)
-    tell("alarm constants", 0.8)
+    fitted, tried = _best(f, whole, options, show)
+    show("alarm constants", 0.8)
     fitted.meta.learn_windows = _learnable(options.learn_windows, parts)
     held_out = {device: _living(parts, device) for device in benign.device_names}
     budget = _set_rungs(fitted, held_out, options)
-    tell("held-out figures", 0.9)
+    show("held-out figures", 0.9)
     figures = fitted.figures | held_out_figures(fitted, held_out)
     figures |= {"tried": tried, "budget": budget, "left_out_windows": int(left_out.sum()), "borrowed_windows": borrowed}
     figures |= {"excluded_attack_windows": int((~whole.benign).sum())}
@@ -83,11 +83,11 @@ def train(
         "notes": whole.notes,
         "backend": options.backend,
     }
-    told = {name: value for name, value in figures.items() if name not in _ON_THE_CARD_ONLY}
-    info = {"provenance": cbor_safe(provenance), "figures": cbor_safe(told)}
+    shown = {name: value for name, value in figures.items() if name not in _ON_THE_CARD_ONLY}
+    info = {"provenance": cbor_safe(provenance), "figures": cbor_safe(shown)}
     data = fitted.to_tflite(name, version, info)
     figures |= check_file(data, fitted) | {"file_bytes": len(data)}
-    tell("done", 1.0)
+    show("done", 1.0)
     return Trained(data, fitted, figures, provenance)
 
 
@@ -151,7 +151,7 @@ def digest_file(path: str) -> str:
 # -------------------------------------------------------------------------------------------------------- candidates
 
 
-def _best(f: dict[str, Ints], whole: Trace, options: Options, tell: Tell) -> tuple[FittedModel, list[dict[str, Any]]]:
+def _best(f: dict[str, Ints], whole: Trace, options: Options, show: Show) -> tuple[FittedModel, list[dict[str, Any]]]:
     """Every candidate fitted -> (the best on validation, what each one reached)."""
     n = len(whole.schema)
     few = default_units(n)
@@ -164,7 +164,7 @@ def _best(f: dict[str, Ints], whole: Trace, options: Options, tell: Tell) -> tup
     tried: list[dict[str, Any]] = []
     table = f["table"][-_MAX_TABLE_WINDOWS:]
     for number, (unit, seed) in enumerate((unit, seed) for unit in units for seed in seeds):
-        tell(f"candidate {number + 1} of {len(units) * len(seeds)}", 0.8 * number / (len(units) * len(seeds)))
+        show(f"candidate {number + 1} of {len(units) * len(seeds)}", 0.8 * number / (len(units) * len(seeds)))
         model = _fit(jitter(f["fit"], whole.schema, options, seed), table, whole, min(unit, n), seed, options)
         if options.latent_range and options.backend == "numpy":
             model.layers[0].output_scale = options.latent_range / 127

@@ -2,7 +2,7 @@
 
 factor analysis   each feature's own variance is left out of the latents (maximum likelihood, by fixed point)
 masked groups     network counters and the others reconstruct themselves apart: half of the weights are zero
-two heads         the same groups as separate models, each with its own table and evidence, fused by the worse
+two models        the same groups as separate models, each with its own table and evidence, fused by the worse
 stack             the residual's mean of the last windows is scored in place of the window's own
 trained, QAT      the kept weights trained further by gradient descent through the rounding (straight-through)
 """
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from stonechat.metadata import Metadata
 
-from stonechat_tools.evaluation.suite.protocol import Subject, Tell, make_model, own_figures
+from stonechat_tools.evaluation.suite.protocol import Show, Subject, make_model, own_figures
 from stonechat_tools.modeling.device_path import Replay
 from stonechat_tools.modeling.fit import (
     STEP,
@@ -102,8 +102,8 @@ def trained(one: Subject) -> FittedModel:
     return _with(model, one, [quantized(weights[0], "encoder"), quantized(weights[1], "output")])
 
 
-def two_heads(one: Subject) -> dict[str, Any]:
-    """Figures in place of a model: the heads' worse evidence, the better of their AUCs for each attack."""
+def two_models(one: Subject) -> dict[str, Any]:
+    """Figures in place of a model: the worse evidence of the two, the better of their AUCs for each attack."""
     parts = [own_figures(part, make_model(part))[0] for part in (_only(one, columns) for columns in _groups(one))]
     attacks = {}
     for name in one.attacks:
@@ -123,15 +123,15 @@ VARIANTS: dict[str, Callable[[Subject], FittedModel]] = {
 }
 
 
-def tried(subjects: list[Subject], tell: Tell) -> list[dict[str, Any]]:
+def tried(subjects: list[Subject], show: Show) -> list[dict[str, Any]]:
     """A row for each device and variant: mean AUC, the least, the slowest alarm, the greatest benign evidence in alarm
     lines, false alarms. The idle backdoor, near chance with everything, is left out."""
     rows = []
     for one in subjects:
         for name, build in VARIANTS.items():
-            tell(f"tried: {one.name} {name}")
+            show(f"tried: {one.name} {name}")
             rows.append(_row(one, name, own_figures(one, build(one))[0]))
-        rows.append(_row(one, "two heads", two_heads(one)))
+        rows.append(_row(one, "two models", two_models(one)))
     return rows
 
 

@@ -1,5 +1,5 @@
 """The detectors that stonechat is measured against, on the same windows: `fit(X)` on benign features, `score(X)`,
-higher is stranger. X is float, one window a row, log2(1 + count)."""
+higher is more unusual. X is float, one window a row, log2(1 + count)."""
 
 from typing import Any, Protocol
 

@@ -301,7 +301,7 @@ def _ramps(figures: dict[str, Any]) -> list[str]:
         "bound of half a deviation, and what this detector does not see."
     )
     head = ("device", "attack", "ramp 1,000", "ramp 4,000", "largest unseen share")
-    return ["## Slow ramps: the adaptation can't be walked", "", text, "", *_grid(head, rows)]
+    return ["## Slow ramps: the adaptation can't be exploited", "", text, "", *_grid(head, rows)]
 
 
 def _fresh(figures: dict[str, Any]) -> list[str]:
@@ -395,11 +395,12 @@ def _tried(figures: dict[str, Any]) -> list[str]:
     text = (
         "Each in place of the kept network, on the same windows, behind the same table and the default alarm rule; "
         "the idle backdoor is left out. Masked groups: network counters and all others reconstruct themselves apart "
-        "in one graph. Two heads: the same as two models, each with its own evidence, fused by the worse; their AUC is "
-        "the better of the two. The stack scores the mean residual of the last windows: quiet attacks show sooner, and "
-        "so does every benign drift. Trained further: gradient descent through the rounding, from the kept weights on."
+        "in one graph. Two models: the same groups as separate models, each with its own evidence, fused by the worse; "
+        "their AUC is the better of the two. The stack scores the mean residual of the last windows: quiet attacks "
+        "show sooner, and so does every benign drift. Trained further: gradient descent through the rounding, from the "
+        "kept weights on."
     )
-    head = ("device", "variant", "mean AUC", "least AUC", "slowest alarm", "benign peak, alarm lines", "false alarms")
+    head = ("device", "variant", "mean AUC", "least AUC", "slowest alarm", "benign peak, thresholds", "false alarms")
     return ["## Tried and not kept", "", text, "", *_grid(head, rows)]
 
 

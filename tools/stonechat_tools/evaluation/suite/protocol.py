@@ -25,7 +25,7 @@ from stonechat_tools.traces.trace import Trace
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-Tell = Callable[[str], None]
+Show = Callable[[str], None]
 OWN = "stonechat int8"
 MONTH, DAY = Budget(1, 30), Budget(1, 1)
 _OVERLAY_WINDOWS = 120
@@ -247,15 +247,15 @@ def _evidence_alarms(surprise_q8: Ints) -> list[int]:
 # --------------------------------------------------------------------------------------------------------- the suite
 
 
-def compare(groups: dict[str, list[Subject]], seeds: int, tell: Tell) -> dict[str, Any]:
+def compare(groups: dict[str, list[Subject]], seeds: int, show: Show) -> dict[str, Any]:
     """Every detector on every device: medians over the seeds where a seed plays a part."""
     out: dict[str, Any] = {}
     for group, subjects in groups.items():
         for one in subjects:
-            tell(f"{group} {one.name}")
+            show(f"{group} {one.name}")
             row = {OWN: own_figures(one, make_model(one))[0]}
             for name, seeded in baselines.PEERS.items():
-                tell(f"{group} {one.name}: {name}")
+                show(f"{group} {one.name}: {name}")
                 runs = [peer_figures(one, name, seed) for seed in range(seeds if seeded else 1)]
                 row[name] = _median(runs)
             out.setdefault(group, {})[one.name] = row
@@ -276,13 +276,13 @@ def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def budgets(groups: dict[str, list[Subject]], tell: Tell) -> list[dict[str, Any]]:
+def budgets(groups: dict[str, list[Subject]], show: Show) -> list[dict[str, Any]]:
     """calibrate on a later recording, then count on what is later still: the first half of the later session where
     there is one (of the rest otherwise) chooses the alarm rule, the second half and the attacks judge it."""
     rows = []
     for group, subjects in groups.items():
         for one in subjects:
-            tell(f"budget: {group} {one.name}")
+            show(f"budget: {group} {one.name}")
             for budget in (MONTH, DAY):
                 rows.append(_budget_row(one, budget))
     return rows

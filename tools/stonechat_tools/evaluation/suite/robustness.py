@@ -1,4 +1,4 @@
-"""What goes beyond comparing detectors: ramps, int8 against float, contamination, explanation, fresh and unseen
+"""Further measurements: ramps, int8 against float, contamination, explanation, fresh and unseen
 devices. Each trial gives rows for the report."""
 
 import math
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stonechat_tools.evaluation.suite import baselines, captures
-from stonechat_tools.evaluation.suite.protocol import Subject, Tell, auc, calm, first_alarm, make_model
+from stonechat_tools.evaluation.suite.protocol import Show, Subject, auc, calm, first_alarm, make_model
 from stonechat_tools.modeling.device_path import EXCESS_MAX, Replay, to_features
 from stonechat_tools.modeling.fit import STEP, FittedModel, fit
 
@@ -18,7 +18,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
-def ramps(subjects: Sequence[Subject], tell: Tell, lengths: Sequence[int] = (1000, 4000)) -> list[dict[str, Any]]:
+def ramps(subjects: Sequence[Subject], show: Show, lengths: Sequence[int] = (1000, 4000)) -> list[dict[str, Any]]:
     """Each attack grows from nothing to its full strength over N windows of a later benign stream, and stays."""
     rows = []
     for one in subjects:
@@ -28,7 +28,7 @@ def ramps(subjects: Sequence[Subject], tell: Tell, lengths: Sequence[int] = (100
         replay.run(one.rest)
         base = one.later[0] if one.later else one.rest
         for name, attack in one.attacks.items():
-            tell(f"ramp: {one.name} {name}")
+            show(f"ramp: {one.name} {name}")
             row: dict[str, Any] = {"device": one.name, "attack": name}
             for length in lengths:
                 strength = np.minimum(1.0, np.arange(length + 200) / length)
@@ -47,8 +47,8 @@ def _mixed(base: Ints, attack: Ints, strength: Floats) -> Ints:
 
 
 def _largest_unseen(replay: Replay, base: Ints, attack: Ints, length: int = 2000) -> float:
-    """The greatest share of an attack (of eighths) that can be walked to over `length` windows, stay as long again
-    and never alarm: what lies inside the adaptation's bound."""
+    """The greatest share of an attack (of eighths) that can be approached over `length` windows, kept as long again
+    and never alarm: it is inside the adaptation's bound."""
     low = 0
     for eighth in range(1, 9):
         strength = np.minimum(1.0, np.arange(2 * length) / length) * eighth / 8
@@ -59,8 +59,8 @@ def _largest_unseen(replay: Replay, base: Ints, attack: Ints, length: int = 2000
 
 
 def against_float(groups: dict[str, list[Subject]]) -> list[dict[str, Any]]:
-    """The int8 path and its own float: the same weights and centres, nothing rounded, the same clipping at 8 and what
-    lies beyond the reach."""
+    """The int8 path and its own float: the same weights and centres, nothing rounded, the same clipping at 8 and the
+    excess over the limit."""
     rows = []
     for group in ("pi3-malware", "pi-spectrum"):
         for one in groups.get(group, []):
@@ -79,15 +79,15 @@ def _both(model: FittedModel, still: Replay, f_q8: Ints) -> tuple[Floats, Floats
     norm = still.normalization
     scale = np.array(norm.inv) / np.exp2(np.array(list(norm.shift))) * STEP
     steps = (f_q8 - np.array(norm.centre_q8)) * scale
-    reach = np.array(norm.limit) * STEP
-    beyond = np.clip(steps - np.clip(steps, -reach, reach), -EXCESS_MAX * STEP, EXCESS_MAX * STEP)
+    limit = np.array(norm.limit) * STEP
+    excess = np.clip(steps - np.clip(steps, -limit, limit), -EXCESS_MAX * STEP, EXCESS_MAX * STEP)
     x = np.clip(steps, -8, 8)
     rebuilt = np.clip(x @ model.encoder.T, -8, 8) @ model.decoder.T
-    residual = (x - np.clip(rebuilt, -8, 8) + beyond) / model.residual_deviation
+    residual = (x - np.clip(rebuilt, -8, 8) + excess) / model.residual_deviation
     return quantized, (residual**2).sum(axis=1)
 
 
-def contamination(groups: dict[str, list[Subject]], tell: Tell, seeds: int) -> list[dict[str, Any]]:
+def contamination(groups: dict[str, list[Subject]], show: Show, seeds: int) -> list[dict[str, Any]]:
     """A share of the training windows replaced by a run of an attack's, with and without block trimming: the AUC on
     that attack's other windows. 2 % and, with trimming alone, 5 %, or what half the attack's recording gives."""
     rows = []
@@ -95,7 +95,7 @@ def contamination(groups: dict[str, list[Subject]], tell: Tell, seeds: int) -> l
         for one in groups.get(group, []):
             clean, cut = make_model(one).replay(), make_model(one, trim=0.1).replay()
             for name, attack in one.attacks.items():
-                tell(f"contamination: {one.name} {name}")
+                show(f"contamination: {one.name} {name}")
                 row: dict[str, Any] = {"device": one.name, "attack": name}
                 for key, trim, share in (("untrimmed", 0.0, 0.02), ("trimmed", 0.1, 0.02), ("trimmed_more", 0.1, 0.05)):
                     count = min(math.ceil(share * len(one.train)), len(attack) // 2)
@@ -125,7 +125,7 @@ def explanation(groups: dict[str, list[Subject]], seeds: int, deviations: float 
     """One feature of an ordinary benign window (not among the strangest twentieth, which has causes of its own) is
     moved, upwards where it can't go below zero: how often is it among the first three of the explanation? Beside
     it what Mahalanobis's distance in floats would name, which knows every covariance: where it fails as well, other
-    features of the benign windows are the stranger ones."""
+    features of the benign windows are more unusual."""
     rows = []
     for group in ("pi3-malware", "pi-spectrum", "iot-lan"):
         for one in groups.get(group, []):
@@ -149,11 +149,11 @@ def explanation(groups: dict[str, list[Subject]], seeds: int, deviations: float 
     return rows
 
 
-def fresh_device(subjects: Sequence[Subject], tell: Tell, learn_windows: int = 128) -> list[dict[str, Any]]:
+def fresh_device(subjects: Sequence[Subject], show: Show, learn_windows: int = 128) -> list[dict[str, Any]]:
     """A device that begins its life in the later session with the model of the first: it learns, then watches."""
     rows = []
     for one in subjects:
-        tell(f"fresh device: {one.name}")
+        show(f"fresh device: {one.name}")
         model = make_model(one, learn_windows=learn_windows)
         replay = model.replay(learn=True)
         stream = one.later[0] if one.later else np.concatenate([one.table, one.rest])
@@ -171,7 +171,7 @@ def fresh_device(subjects: Sequence[Subject], tell: Tell, learn_windows: int = 1
 
 
 def unseen_devices(
-    groups: dict[str, list[Subject]], root: Path, tell: Tell, learn_windows: int = 128
+    groups: dict[str, list[Subject]], root: Path, show: Show, learn_windows: int = 128
 ) -> list[dict[str, Any]]:
     """One model for a class of devices, fitted on all home devices but one, on the one left out: it learns its own
     normal, then watches its own benign days, and the malware laid over its last fifth. Devices of IoT-23 that were
@@ -181,7 +181,7 @@ def unseen_devices(
         return []
     rows = []
     for one in homes:
-        tell(f"unseen device: {one.name}")
+        show(f"unseen device: {one.name}")
         replay = _class_model([other for other in homes if other is not one], learn_windows).replay(learn=True)
         result = replay.run(np.concatenate([one.train, one.table]))
         living = replay.fork()
@@ -193,7 +193,7 @@ def unseen_devices(
     for device in captures.iot23(root):
         quiet = len(device.benign[0])
         if device.attacks and quiet >= 32:
-            tell(f"unseen device: {device.name}")
+            show(f"unseen device: {device.name}")
             replay = _class_model(homes, quiet // 2 * 2).replay(learn=True)
             replay.run(to_features(device.benign[0]))
             waits = {name: first_alarm(calm(replay).run(to_features(trace))) for name, trace in device.attacks.items()}

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from stonechat_tools.evaluation.suite import ablations, robustness
-from stonechat_tools.evaluation.suite.protocol import Subject, Tell, budgets, compare, load, make_model
+from stonechat_tools.evaluation.suite.protocol import Show, Subject, budgets, compare, load, make_model
 from stonechat_tools.modeling.calibrate import poisson_bound
 
 _CONTAMINATED_SEEDS = 3
@@ -24,24 +24,24 @@ def summary_of_alarms(comparison: dict[str, Any]) -> dict[str, dict[str, float]]
     return totals
 
 
-def run_suite(root: Path, seeds: int, tell: Tell) -> dict[str, Any]:
+def run_suite(root: Path, seeds: int, show: Show) -> dict[str, Any]:
     """Everything. root: the folder with the sets; seeds: how many where a seed plays a part."""
-    tell("reading the recordings")
+    show("reading the recordings")
     groups = load(root)
     pis = groups.get("pi-spectrum", [])
-    comparison = compare(groups, seeds, tell)
+    comparison = compare(groups, seeds, show)
     return {
         "seeds": seeds,
         "comparison": comparison,
         "alarms": summary_of_alarms(comparison),
-        "budgets": budgets({name: groups[name] for name in groups if name != "ipcam"}, tell),
-        "ramps": robustness.ramps(pis, tell),
+        "budgets": budgets({name: groups[name] for name in groups if name != "ipcam"}, show),
+        "ramps": robustness.ramps(pis, show),
         "float": robustness.against_float(groups),
-        "contamination": robustness.contamination(groups, tell, min(seeds, _CONTAMINATED_SEEDS)),
+        "contamination": robustness.contamination(groups, show, min(seeds, _CONTAMINATED_SEEDS)),
         "explanation": robustness.explanation(groups, seeds),
-        "fresh": robustness.fresh_device([*pis, *groups.get("pi3-malware", [])], tell),
-        "unseen": robustness.unseen_devices(groups, root, tell),
-        "tried": ablations.tried([*groups.get("pi3-malware", []), *pis], tell),
+        "fresh": robustness.fresh_device([*pis, *groups.get("pi3-malware", [])], show),
+        "unseen": robustness.unseen_devices(groups, root, show),
+        "tried": ablations.tried([*groups.get("pi3-malware", []), *pis], show),
         "models": {one.name: _model_facts(one) for group in groups.values() for one in group},
     }
 

@@ -2,7 +2,7 @@
 
 Each row is a window (its cells count what happened in it) or, with cumulative=True, a reading of counters that only
 grow. Both go through the device's own window.Window. A device counts in whole numbers: a column with decimals needs a
-scale (NAME=UNIT=KIND=SCALE: so many steps a unit) and is refused without one. A share is given in percent.
+scale (NAME=UNIT=KIND=SCALE: N steps a unit) and is refused without one. A share is given in percent.
 """
 
 import csv
@@ -24,7 +24,7 @@ _TOO_MANY = "\0more"
 _GREATEST = 1e18
 _EPOCH_S = 978_307_200.0
 _CLOCK_ROWS = 1000
-_ROWS_A_STEP = 100  # a clock that is put back in more than one of so many rows is a file out of order
+_ROWS_A_STEP = 100  # a clock that goes back in more than one of N rows is a file out of order
 
 
 @dataclass
@@ -136,7 +136,7 @@ def _is_clock(name: str, layout: Layout, rows: Rows) -> bool:
         times = [parse_moment(row[layout.time], layout.time_unit_s) for _, row in rows[:_CLOCK_ROWS]]
     except TraceError:
         return False
-    if min(moments) < _EPOCH_S:  # 2001: a counter that is no clock seldom has so many seconds
+    if min(moments) < _EPOCH_S:  # 2001: a counter that is no clock seldom has this many seconds
         return False
     return all(
         abs((b - a) - (d - c)) <= 1.0 for a, b, c, d in zip(moments, moments[1:], times, times[1:], strict=False)

@@ -93,8 +93,8 @@ class NetworkCounters:
 
 
 class Recorder:
-    """One device's counters and its Window: `until(t_s)` closes every window that ends by then. Call it before telling
-    `counters` what happened at t_s."""
+    """One device's counters and its Window: `until(t_s)` closes every window that ends by then. Call it before
+    `counters` gets what happened at t_s."""
 
     def __init__(self, device: str, window_ms: int, max_gap_s: float = MAX_GAP_S) -> None:
         self.device = device

@@ -181,12 +181,12 @@ class _Spread:
         a, b, c, d = flow.amounts
         self._amounts = (a, b, c, d) if outgoing else (b, a, d, c)
         self._flow = flow
-        self._told = (0, 0, 0, 0)
+        self._counted = (0, 0, 0, 0)
 
     def __lt__(self, other: "_Spread") -> bool:
         return self.end_s < other.end_s
 
-    def tell(self, recorder: Recorder, t_s: float) -> None:
+    def add_to(self, recorder: Recorder, t_s: float) -> None:
         recorder.label(self._flow.label)
         duration_s = self._flow.duration_s
         part = 1.0 if t_s >= self.end_s else (t_s - self._flow.start_s) / duration_s
@@ -196,17 +196,19 @@ class _Spread:
             int(self._amounts[2] * part),
             int(self._amounts[3] * part),
         )
-        told = self._told
-        recorder.counters.traffic(self.peer, now[0] - told[0], now[1] - told[1], now[2] - told[2], now[3] - told[3])
-        self._told = now
+        counted = self._counted
+        recorder.counters.traffic(
+            self.peer, now[0] - counted[0], now[1] - counted[1], now[2] - counted[2], now[3] - counted[3]
+        )
+        self._counted = now
 
 
 def _advance(recorder: Recorder, alive: list[_Spread], t_s: float) -> None:
-    """Close the windows up to t_s, telling each what its living flows moved in it."""
+    """Close the windows up to t_s, adding to each what its living flows moved in it."""
     while alive and t_s >= recorder.next_end_s:
         end_s = recorder.next_end_s
         for spread in alive:
-            spread.tell(recorder, end_s)
+            spread.add_to(recorder, end_s)
         while alive and alive[0].end_s <= end_s:
             heapq.heappop(alive)
         recorder.until(end_s)
