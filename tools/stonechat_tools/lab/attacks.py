@@ -441,7 +441,7 @@ ATTACKS: dict[str, Attack] = {
     ),
     "miner": Attack(
         _miner,
-        "SHA-256 on half of the cores, and a word with the pool every three seconds",
+        "SHA-256 on half of the cores, and a message to the pool every three seconds",
         ("cpu_busy", "ctxt", "estab") + _NEW_PEERS,
     ),
     "brute_in": Attack(

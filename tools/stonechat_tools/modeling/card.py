@@ -103,7 +103,7 @@ def _figures(trained: Trained) -> list[str]:
     lines = [
         "Held-out windows through the device's own integer path, learning and drift included:",
         "",
-        "| device | windows | alarms | windows with p < .01 | peak of the evidence (1 is an alarm) |",
+        "| device | windows | alarms | windows with p < .01 | peak of the evidence (1 is the threshold) |",
         "|---|---|---|---|---|",
     ]
     for name, row in figures["held_out"].items():
