@@ -245,6 +245,14 @@ def test_python_in_the_pages_imports_names_that_exist():
     assert seen >= 6
 
 
+def test_the_trace_in_the_page_is_one(tmp_path):
+    from stonechat_tools.traces.files import read_trace
+
+    path = tmp_path / "example.csv"
+    path.write_text(_fences((DOCS / "trace-format.md").read_text(), "text")[0])
+    assert len(read_trace(str(path))) == 1
+
+
 def test_make_targets_in_the_pages_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     for page in PAGES:
