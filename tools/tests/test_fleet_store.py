@@ -1,14 +1,142 @@
-"""The database: identities of reports, times, presence."""
+"""The database: names of reports, the newest event, presence, files that are moved, damaged or full."""
 
+import os
+import sqlite3
+import subprocess
 from pathlib import Path
+from typing import Any
 
+import pytest
 from fleet_support import FakeVerdict
 from stonechat.delivery import Delivery
 from stonechat.outbox import Outbox
 from stonechat_tools.fleet import keyring, wire
-from stonechat_tools.fleet.store import Store
+from stonechat_tools.fleet.store import CONFLICT, DUPLICATE, STORED, Store, StoreError
 
-STREAM = b"boot"
+KEYS = keyring.DeviceKeys(bytes(32), "pump-1")
+NOW_S = 1_795_000_000
+A, B = b"aaaa", b"bbbb"
+
+
+def report(
+    sequence: int,
+    level: int = 0,
+    *,
+    time_s: int | None = NOW_S,
+    stream: bytes = A,
+    keys: keyring.DeviceKeys = KEYS,
+    **more: Any,
+) -> wire.Report:
+    """more: k14=3 sets key 14."""
+    fields = {0: 1, 1: sequence, 2: 7, 5: level, 7: 256, 8: 1, 9: 1, 16: stream}
+    if time_s is not None:
+        fields[3] = time_s
+    fields |= {int(name[1:]): value for name, value in more.items()}
+    return wire.open_report("pump-1", keys, keys.report.seal(wire.encode(fields)))
+
+
+def status(number: int, *, stream: bytes = A, online: bool = True, time_s: int | None = None) -> wire.Status:
+    fields: dict[int, Any] = {0: 1, 2: 3, 4: 600, 5: online, 16: stream}
+    if online:
+        fields[6] = number
+    if time_s is not None:
+        fields[3] = time_s
+    return wire.open_status("pump-1", KEYS, KEYS.status.seal(wire.encode(fields)))
+
+
+def level(store: Store) -> int:
+    return int(store.devices()[0]["level"])
+
+
+# --- names of reports -------------------------------------------------------------------------------------------------
+
+
+def test_a_report_sent_again_with_its_age_is_a_duplicate(tmp_path: Path) -> None:
+    with Store(":memory:") as store:
+        assert store.put([report(1), report(1)]) == [STORED, DUPLICATE]
+        assert store.put([report(1, k17=90), report(1, k17=True)]) == [DUPLICATE] * 2
+        assert store.count() == 1
+
+
+def test_the_same_number_in_another_stream_is_another_report() -> None:
+    with Store(":memory:") as store:
+        assert store.put([report(1), report(1, 2, stream=B)]) == [STORED, STORED]
+        assert level(store) == 2
+        assert store.devices()[0]["conflicts"] == 0
+
+
+def test_a_thief_who_uses_a_number_first_keeps_no_alarm_out() -> None:
+    with Store(":memory:") as store:
+        assert store.put([report(5, 0)], now_s=NOW_S) == [STORED]
+        assert store.put([report(5, 2, time_s=NOW_S + 1)], now_s=NOW_S + 1) == [CONFLICT]
+        assert store.put([report(5, 2, time_s=NOW_S + 1)], now_s=NOW_S + 2) == [DUPLICATE]
+        assert level(store) == 2
+        assert [(row.level, bool(row.variant)) for row in store.history("pump-1")] == [(0, False), (2, True)]
+        assert store.devices()[0]["conflicts"] == 1
+        assert store.rejections() == {"pump-1": {"conflict": 1}}
+
+
+def test_one_bit_that_differs_is_no_duplicate() -> None:
+    with Store(":memory:") as store:
+        assert store.put([report(5, 2), report(5, 2, k14=1), report(5, 2, k13="x")]) == [STORED, CONFLICT, CONFLICT]
+
+
+# --- the newest event -------------------------------------------------------------------------------------------------
+
+
+def test_the_level_is_that_of_the_newest_event_whatever_its_number() -> None:
+    with Store(":memory:") as store:
+        store.put([report(100, 2, time_s=NOW_S)], now_s=NOW_S)
+        store.put([report(7, 0, time_s=NOW_S - 50)], now_s=NOW_S + 1)  # older, though it arrives later
+        assert level(store) == 2
+        store.put([report(6, 0, time_s=NOW_S + 5)], now_s=NOW_S + 6)
+        assert level(store) == 0
+        store.put([report(1, 2, time_s=NOW_S - 3600, stream=B, k17=3600)], now_s=NOW_S + 9)
+        assert level(store) == 0
+
+
+def test_a_jump_to_the_last_number_does_no_lasting_harm() -> None:
+    with Store(":memory:") as store:
+        store.put([report(0xFFFFFFFF, 0, time_s=NOW_S)], now_s=NOW_S)
+        store.put([report(0xFFFFFFFE, 0, time_s=0xFFFFFFFF)], now_s=NOW_S)  # and to the end of time
+        store.put([report(0xFFFFFFFE, 0, time_s=None, k4=0xFFFFFFFF)], now_s=NOW_S)
+        for n in range(10, 20):
+            store.put([report(n, 2, time_s=NOW_S + n)], now_s=NOW_S + n)
+        assert level(store) == 2
+        assert store.history("pump-1", limit=1)[0].sequence == 19
+
+
+@pytest.mark.parametrize("clock", [None, NOW_S - 86_400 * 400, NOW_S - 3000, NOW_S + 3000])
+def test_a_device_with_a_wrong_clock_after_a_restart_is_believed(clock: int | None) -> None:
+    """Its first life had the right time; now it has none, an old one, one that is slow, one that is fast."""
+    with Store(":memory:") as store:
+        store.put([report(n, 0, time_s=NOW_S + n) for n in range(5)], now_s=NOW_S + 5)
+        for n in range(1, 4):
+            own = {"time_s": None, "k4": n} if clock is None else {"time_s": clock + n}
+            store.put([report(n, 2, stream=B, **own)], now_s=NOW_S + 10 + n)
+        assert level(store) == 2
+        assert [row.level for row in store.history("pump-1", limit=3)] == [2, 2, 2] or clock == NOW_S - 3000
+
+
+def test_history_without_a_clock_does_not_set_the_level() -> None:
+    with Store(":memory:") as store:
+        store.put([report(1, 0, stream=B, time_s=None, k4=5)], now_s=NOW_S)
+        store.put([report(9, 2, time_s=None, k4=500, k17=True)], now_s=NOW_S + 1)  # of an earlier start
+        assert level(store) == 0
+
+
+def test_a_rotated_key_begins_the_device_anew() -> None:
+    with Store(":memory:") as store:
+        old, new = (keyring.DeviceKeys(bytes([n]) * 32, "pump-1", current=n == 2) for n in (1, 2))
+        store.put([report(1, 0, time_s=NOW_S + 90, keys=old), report(1, 1, keys=old)], now_s=NOW_S + 90)
+        assert store.devices()[0]["conflicts"] == 1
+        store.put([report(1, 2, stream=B, keys=new, time_s=NOW_S)], now_s=NOW_S + 100)
+        assert level(store) == 2 and store.devices()[0]["conflicts"] == 0
+        assert store.put([report(2, 0, time_s=NOW_S + 101, keys=old)], now_s=NOW_S + 101) == [STORED]
+        assert level(store) == 2  # whoever has the old key says no more what level it is
+
+
+# --- times, presence --------------------------------------------------------------------------------------------------
 
 
 def messages_of(folder: Path, count: int) -> tuple[bytes, list[bytes]]:
@@ -21,89 +149,184 @@ def messages_of(folder: Path, count: int) -> tuple[bytes, list[bytes]]:
     return secret, sent
 
 
-def test_a_wiped_device_is_a_conflict_and_is_not_told_to_forget(tmp_path: Path) -> None:
-    secret, (message,) = messages_of(tmp_path, 1)
+def test_what_a_real_device_sends_is_stored_once(tmp_path: Path) -> None:
+    secret, sent = messages_of(tmp_path, 9)
     keys = keyring.DeviceKeys(secret, "pump-1")
-    report = wire.open_report("pump-1", keys, message)
     with Store(":memory:") as store:
-        assert store.put([report, report]) == ["stored", "again"]
-        fields = {
-            0: 1,
-            1: report.sequence,
-            2: report.boot + 1,
-            3: 1_800_000_000,
-            5: 2,
-            7: 1,
-            8: 1,
-            9: 1,
-            16: report.stream,
-        }
-        other = wire.open_report("pump-1", keys, keys.report.seal(wire.encode(fields)))
-        assert store.put([other]) == ["conflict"]
-        assert store.rejections() == {"pump-1": {"conflict": 1}}
-        assert store.count() == 1
+        reports = [wire.open_report("pump-1", keys, message) for message in sent]
+        assert set(store.put(reports)) == {STORED} and set(store.put(reports)) == {DUPLICATE}
+        assert [row.level for row in store.history("pump-1")] == [i % 3 for i in range(9)]
 
 
-def test_history_of_a_device_without_a_clock_gets_its_time_later(tmp_path: Path) -> None:
-    keys = keyring.DeviceKeys(keyring.new_secret(), "pump-1")
-
-    def report(sequence: int, late: int | None = None) -> wire.Report:
-        fields = {0: 1, 1: sequence, 2: 7, 4: 100 + sequence, 5: 0, 7: 256, 8: 1, 9: 1, 16: STREAM}
-        if late is not None:
-            fields[17] = late
-        return wire.open_report("pump-1", keys, keys.report.seal(wire.encode(fields)))
-
+def test_history_of_a_device_without_a_clock_gets_its_time_later() -> None:
     with Store(":memory:") as store:
-        store.put([report(1), report(2, late=50)], now_s=1_800_000_000.0)
-        rows = store.history("pump-1")
-        assert [row.time_known for row in rows] == [False, True]
-        assert rows[1].time_s == 1_800_000_000 - 50
-        status = {0: 1, 2: 7, 3: 1_800_000_500, 4: 600, 5: True, 6: 1, 16: STREAM}
-        store.put([], [wire.open_status("pump-1", keys, keys.status.seal(wire.encode(status)))])
-        rows = store.history("pump-1")
-        assert [row.time_s for row in rows] == [1_800_000_001, 1_800_000_002]
-        assert all(row.time_known for row in rows)
+        store.put([report(1, time_s=None, k4=101), report(2, time_s=None, k4=102, k17=50)], now_s=NOW_S)
+        rows = {row.sequence: row for row in store.history("pump-1")}
+        assert [rows[n].time_known for n in (1, 2)] == [False, True]
+        assert rows[2].time_s == NOW_S - 50
+        store.put([], [status(1, time_s=NOW_S + 500)], now_s=NOW_S + 500)
+        found = store.history("pump-1")
+        assert [row.time_s for row in found] == [NOW_S + 1, NOW_S + 2]
+        assert all(row.time_known for row in found)
 
 
-def test_status_will_and_replays(tmp_path: Path) -> None:
-    keys = keyring.DeviceKeys(keyring.new_secret(), "pump-1")
-
-    def status(boot: int, number: int, online: bool = True) -> wire.Status:
-        fields = {0: 1, 2: boot, 4: 5, 5: online, 16: STREAM} | ({6: number} if online else {})
-        return wire.open_status("pump-1", keys, keys.status.seal(wire.encode(fields)))
-
+def test_status_will_and_replays() -> None:
     with Store(":memory:") as store:
 
         def online() -> bool:
             return bool(store.devices()[0]["online"])
 
-        store.put([], [status(1, 1), status(1, 2)])
+        store.put([], [status(1), status(2)])
         assert online()
-        store.put([], [status(1, 0, online=False)])
+        store.put([], [status(0, online=False)])
         assert not online()
-        store.put([], [status(1, 1)])  # replayed by the broker
-        store.put([], [status(1, 2)])  # the retained copy again
+        store.put([], [status(1)])  # replayed by the broker
+        store.put([], [status(2)])  # the retained copy again
         assert not online()
-        store.put([], [status(1, 3)])
+        store.put([], [status(3)])
         assert online()
-        store.put([], [status(0, 9), status(0, 0, online=False)])
-        assert online()
+        store.put([], [status(1, stream=B)])  # flashed anew: heard at once, though it counts from 1
+        assert online() and store.devices()[0]["stream"] == B.hex()
+        store.put([], [status(3), status(0, online=False)])  # both of the start before
+        assert online() and store.devices()[0]["stream"] == B.hex()
         assert store.rejections() == {"pump-1": {"stale": 3}}
 
 
-def test_a_wiped_device_that_has_a_clock_is_heard_again(tmp_path: Path) -> None:
-    keys = keyring.DeviceKeys(keyring.new_secret(), "pump-1")
-
-    def status(boot: int, time_s: int, online: bool = True) -> wire.Status:
-        fields = {0: 1, 2: boot, 3: time_s, 4: 5, 5: online, 16: STREAM} | ({6: 1} if online else {})
-        return wire.open_status("pump-1", keys, keys.status.seal(wire.encode(fields)))
-
+def test_an_old_status_that_a_broker_held_back_does_not_shut_out_the_device() -> None:
     with Store(":memory:") as store:
-        store.put([], [status(40, 1_800_000_000), status(41, 1_800_100_000)])
-        store.put([], [status(40, 1_800_000_000, online=False), status(1, 1_800_100_000)])  # older, or no later
-        assert store.rejections() == {"pump-1": {"stale": 2}}
-        assert store.devices()[0]["online"] and store.devices()[0]["boot"] == 41
-        store.put([], [status(1, 1_800_200_000)])  # its flash was wiped
-        assert store.devices()[0]["boot"] == 1
-        store.put([], [status(1, 1_800_200_000, online=False)])
-        assert not store.devices()[0]["online"]
+        store.put([], [status(5, stream=B), status(9)])
+        assert store.devices()[0]["stream"] == A.hex()
+        store.put([], [status(6, stream=B)])
+        assert store.devices()[0]["stream"] == B.hex()
+        assert not store.rejections()
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_database_that_is_moved_away_is_followed_by_a_new_one(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with Store(tmp_path / "db", lines.append) as store:
+        store.put([report(1)])
+        os.rename(tmp_path / "db", tmp_path / "moved")
+        assert store.put([report(2)]) == [STORED]
+        assert store.sequences("pump-1") == [2]
+    with Store(tmp_path / "moved") as moved:
+        assert moved.sequences("pump-1") == [1]
+    assert lines and "moved" in lines[0]
+
+
+def test_a_folder_that_is_gone_for_a_while_costs_nothing(tmp_path: Path) -> None:
+    home = tmp_path / "disk"
+    home.mkdir()
+    with Store(home / "db") as store:
+        store.put([report(1)])
+        os.rename(home, tmp_path / "unmounted")
+        with pytest.raises(StoreError):
+            store.put([report(2)])
+        os.rename(tmp_path / "unmounted", home)
+        assert store.put([report(2)]) == [STORED]
+        assert store.sequences("pump-1") == [1, 2]
+
+
+@pytest.mark.parametrize("damage", ["garbage", "cut off", "replaced", "head"])
+def test_a_damaged_database_is_kept_and_followed_by_a_new_one(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "db"
+    with Store(path) as store:
+        store.put([report(n, k13="x" * 60) for n in range(400)])
+        store.close()
+        store.put([report(400)])
+        if damage == "cut off":
+            os.truncate(path, 5000)
+        elif damage == "replaced":
+            (tmp_path / "other").write_bytes(b"no database" * 500)
+            os.replace(tmp_path / "other", path)
+        else:
+            size = path.stat().st_size
+            store.close()
+            with path.open("r+b") as file:
+                file.write(os.urandom(size if damage == "garbage" else 100))
+        for _ in range(3):
+            try:
+                results = store.put([report(500)])
+                break
+            except StoreError:
+                continue
+        assert results == [STORED] and store.sequences("pump-1") == [500]
+    assert len(list(tmp_path.glob("db.damaged-*"))) >= 1
+
+
+def test_a_file_that_was_no_database_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "letter.txt"
+    path.write_text("dear reader " * 100)
+    before = path.read_bytes()
+    with pytest.raises(StoreError):
+        Store(path)
+    other = sqlite3.connect(tmp_path / "other.db")
+    other.execute("CREATE TABLE theirs (x)")
+    other.commit()
+    other.close()
+    with pytest.raises(StoreError, match="something else"):
+        Store(tmp_path / "other.db")
+    assert path.read_bytes() == before and sorted(os.listdir(tmp_path)) == ["letter.txt", "other.db"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+def test_a_full_disk_loses_nothing_and_confuses_no_device(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(tmp_path)], check=True)
+    try:
+        keys = {name: keyring.DeviceKeys(bytes([i]) * 32, name) for i, name in enumerate("abc")}
+
+        def of(name: str, sequence: int) -> wire.Report:
+            made = report(sequence, k13="x" * 64)
+            made.device = name
+            return made
+
+        with Store(tmp_path / "db") as store:
+            store.put([of("a", n) for n in range(20)])
+            with (tmp_path / "fill").open("wb", buffering=0) as fill, pytest.raises(OSError, match="No space"):
+                while True:
+                    fill.write(bytes(4096))
+            failed = 0
+            for name in keys:
+                try:
+                    store.put([of(name, n) for n in range(100, 400)])
+                except StoreError:
+                    failed += 1
+            assert failed
+            (tmp_path / "fill").unlink()
+            for name in keys:
+                store.put([of(name, n) for n in range(5)])
+            for name in "bc":
+                assert store.sequences(name)[:5] == list(range(5))
+            rows = store._rows("SELECT count(*) FROM reports WHERE device NOT IN (SELECT id FROM devices)")
+            assert rows == [(0,)]
+            assert sum(device["reports"] for device in store.devices()) == store.count()
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_locked_database_is_only_a_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stonechat_tools.fleet.store._BUSY_S", 0.1)
+    with Store(tmp_path / "db") as store:
+        store.put([report(1)])
+        other = sqlite3.connect(tmp_path / "db")
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="locked"):
+            store.put([report(2)])
+        with Store(tmp_path / "db") as reader:  # looking at it goes on
+            assert reader.count() == 1
+        other.rollback()
+        other.close()
+        assert store.put([report(2)]) == [STORED]
+
+
+def test_one_collector_for_each_database(tmp_path: Path) -> None:
+    with Store(tmp_path / "db") as store, store.collecting(), Store(tmp_path / "db") as second:
+        with pytest.raises(StoreError, match=f"another collector .process {os.getpid()}"), second.collecting():
+            pass
+        with Store(tmp_path / "other") as third, third.collecting():
+            pass
+    with Store(tmp_path / "db") as store, store.collecting():
+        pass
+    assert (tmp_path / "db").stat().st_mode & 0o777 == 0o600

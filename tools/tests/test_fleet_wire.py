@@ -109,7 +109,7 @@ def test_the_core_profile_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None
                 schema("report").validate_cbor(KEYS.report.open(message))
             assert [(report.level, report.windows) for report in reports] == [(0, 3), (2, 1), (0, 1)]
             assert store.put(reports, [wire.open_status("pump-1", KEYS, status)]) == ["stored"] * 3
-            assert store.put(reports, []) == ["again"] * 3
+            assert store.put(reports, []) == ["duplicate"] * 3
 
 
 def test_status_ack_and_command_are_what_the_cddl_says() -> None:
@@ -274,25 +274,6 @@ def test_what_is_rejected_and_why() -> None:
         assert reason_of(sealed(fields)) == "malformed", fields
     nested = b"\x81" * 200 + b"\x00"
     assert reason_of(KEYS.report.seal(nested)) == "malformed"
-
-
-def test_keys_come_from_a_folder_and_rotate(tmp_path: Path) -> None:
-    keys = keyring.Keys(tmp_path)
-    with pytest.raises(keyring.Rejected):
-        keys.of("pump-1")
-    (tmp_path / "pump-1.key").write_text(SECRET.hex() + "\n")
-    assert len(keys.of("pump-1")) == 1
-    (tmp_path / "pump-1.key").write_text("00" * 32 + "\n" + SECRET.hex() + "\n")
-    time.sleep(0.01)
-    (tmp_path / "pump-1.key").touch()
-    assert len(keys.of("pump-1")) == 2
-    (tmp_path / "pump-1.key").unlink()
-    for name in ("pump-1", "../keys/pump-1", "", "+"):
-        with pytest.raises(keyring.Rejected):
-            keys.of(name)
-    (tmp_path / "bad.key").write_text("zz\n")
-    with pytest.raises(stonechat.errors.ConfigError):
-        keys.of("bad")
 
 
 def test_a_stolen_key_commands_no_other_device() -> None:

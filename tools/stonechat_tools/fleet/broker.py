@@ -2,6 +2,7 @@
 
 import argparse
 import ssl
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -9,43 +10,127 @@ from stonechat.errors import ConfigError
 
 from . import wire
 
+MAX_TOML_BYTES = 65_536
+
 
 def add_broker_arguments(parser: argparse.ArgumentParser) -> None:
     """What every verb that talks to the broker takes."""
-    parser.add_argument("--broker", default="localhost", metavar="HOST[:PORT]", help="default localhost, port 8883")
+    parser.add_argument(
+        "--keys", required=True, metavar="FOLDER", help="folder of key files, as `stonechat provision` makes it"
+    )
+    parser.add_argument(
+        "--broker",
+        metavar="HOST[:PORT]",
+        help="default: that of the fleet.toml in or above the folder of --keys, else localhost, port 8883",
+    )
     parser.add_argument("--plain", action="store_true", help="no TLS (then the default port is 1883)")
     parser.add_argument("--cafile", help="the CA that signed the broker's certificate (default: the system's)")
     parser.add_argument("--cert", help="client certificate, for mutual TLS")
     parser.add_argument("--key", help="its private key")
     parser.add_argument("--user", help="user name, where the broker wants one")
     parser.add_argument("--password-file", help="a file with the password in its first line")
-    parser.add_argument("--prefix", default=wire.PREFIX, help="topic prefix (default %(default)s)")
-    parser.add_argument("--keys", required=True, help="folder with DEVICE.key files, as `stonechat provision` makes it")
+    parser.add_argument("--prefix", help=f"topic prefix (default: that of fleet.toml, else {wire.PREFIX})")
     parser.add_argument("--db", default="stonechat.db", help="SQLite database (default %(default)s)")
 
 
-def broker_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of add_broker_arguments -> keywords of Collector. Raises ConfigError."""
-    host, _, port = args.broker.partition(":")
-    if port and not port.isdigit():
-        raise ConfigError(f"--broker {args.broker}: want HOST or HOST:PORT")
+def split_host(text: str, option: str) -> tuple[str, int | None]:
+    """ "host:8883" or "[::1]:8883" -> ("host", 8883); None without a port. Raises ConfigError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or host.count(":") > 0 and not host.endswith("]"):  # no port, or a bare IPv6 address
+        host, port = text, ""
+    host = host.removeprefix("[").removesuffix("]")
+    digits = port.isascii() and port.isdigit() and len(port) <= 5
+    if not host or colon and text.endswith(":") or port and not (digits and 0 < int(port) < 65536):
+        raise ConfigError(f"{option} {text}: want HOST or HOST:PORT")
+    return host, int(port) if port else None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises OSError or ConfigError."""
+    with path.open("rb") as file:
+        raw = file.read(MAX_TOML_BYTES + 1)
+    try:
+        if len(raw) > MAX_TOML_BYTES:
+            raise ValueError("too long")
+        return tomllib.loads(raw.decode())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _fleet_settings(keys: Path) -> tuple[Path, dict[str, Any]]:
+    """The fleet.toml in or above a folder of keys -> (its folder, its settings); empty settings where there is none."""
+    above = keys.resolve().parent
+    for folder in (keys, above, *((above.parent,) if above.name == "operator" else ())):
+        try:
+            return folder, read_toml(folder / "fleet.toml")
+        except OSError:
+            continue
+    return keys, {}
+
+
+def broker_options(args: argparse.Namespace, account: str = "") -> dict[str, Any]:
+    """The arguments of add_broker_arguments -> keywords of Collector. What is not given comes from the fleet's folder,
+    if the keys are in one: broker, prefix, CA, and the files of `account`. Raises ConfigError."""
+    folder, fleet = _fleet_settings(Path(args.keys))
+    plain = args.plain or (args.broker is None and fleet.get("auth") == "plain")
+    host, port = split_host(args.broker or str(fleet.get("broker", "localhost")), "--broker")
+    if port is None and args.broker is None and isinstance(fleet.get("port"), int):
+        port = fleet["port"]
+    prefix = args.prefix
+    if prefix is None and fleet:
+        prefix = f"{fleet.get('prefix', 'stonechat/1')}/{fleet.get('fleet', 'fleet')}/"
     options: dict[str, Any] = {
         "host": host,
-        "port": int(port) if port else 1883 if args.plain else 8883,
-        "prefix": args.prefix,
+        "port": port or (1883 if plain else 8883),
+        "prefix": prefix or wire.PREFIX,
         "username": args.user,
     }
-    if args.password_file:
-        options["password"] = Path(args.password_file).read_text().splitlines()[0]
-    if args.plain:
+    home = folder / account
+    password = Path(args.password_file) if args.password_file else None
+    if args.user is None and not args.cert and fleet.get("auth") == "passwords" and (home / "password").is_file():
+        options["username"], password = account, home / "password"
+    if password:
+        lines = _text(password, "--password-file").splitlines()
+        if not lines:
+            raise ConfigError(f"--password-file {password}: empty")
+        options["password"] = lines[0]
+    if plain:
         if args.cafile or args.cert:
             raise ConfigError("--plain and certificates: choose one")
         return options
-    context = ssl.create_default_context(cafile=args.cafile)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if int(options["port"]) == 443:
-        context.set_alpn_protocols(["x-amzn-mqtt-ca", "mqtt"])
-    if args.cert:
-        context.load_cert_chain(args.cert, args.key)
-    options["tls"] = context
+    certificate, key, ca = args.cert, args.key, args.cafile
+    if certificate is None and args.user is None and (home / "client.crt").is_file():
+        certificate, key = str(home / "client.crt"), str(home / "client.key")
+    if ca is None and fleet.get("auth") in ("mtls", "passwords") and (folder / "ca.crt").is_file():
+        ca = str(folder / "ca.crt")
+    options["tls"] = _context(ca, certificate, key, int(options["port"]))
     return options
+
+
+def _text(path: Path, option: str) -> str:
+    try:
+        return path.read_text()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{option} {path}: {getattr(error, 'strerror', None) or 'not text'}") from None
+
+
+def _context(ca: str | None, certificate: str | None, key: str | None, port: int) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--cafile {ca}: {_why(error)}") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if port == 443:
+        context.set_alpn_protocols(["x-amzn-mqtt-ca", "mqtt"])
+    if certificate:
+        try:
+            context.load_cert_chain(certificate, key)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--cert {certificate}, --key {key or certificate}: {_why(error)}") from None
+    return context
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"no certificate or key in PEM, or they don't belong together ({error.reason or 'unreadable'})"
+    return getattr(error, "strerror", None) or str(error)

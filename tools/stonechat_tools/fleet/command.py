@@ -70,31 +70,30 @@ def arguments_of(args: argparse.Namespace, now_s: int) -> list[int]:
 
 def send(options: dict[str, Any], topic: str, payload: bytes) -> None:
     """Hand one message to the broker. Raises MQTTError where there is no connection or no acknowledgement in time."""
-    from paho.mqtt import client as paho
-    from paho.mqtt.enums import CallbackAPIVersion
+    from .connection import BoundedClient, explain, refused
 
+    where = (options["host"], options["port"])
     done = threading.Event()
-    refused: list[str] = []
+    refusals: list[str] = []
 
-    def connected(client: paho.Client, _user: object, _flags: object, reason: object, _properties: object) -> None:
-        if getattr(reason, "is_failure", False):
-            refused.append(str(reason))
+    def connected(client: Any, _user: object, _flags: object, reason: Any, _properties: object) -> None:
+        if reason.is_failure:
+            refusals.append(refused(*where, reason))
             done.set()
         else:
             client.publish(topic, payload, 1)
 
-    client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv311)
-    if options.get("username") is not None:
-        client.username_pw_set(options["username"], options.get("password"))
-    if options.get("tls") is not None:
-        client.tls_set_context(options["tls"])
+    client = BoundedClient(username=options.get("username"), password=options.get("password"), tls=options.get("tls"))
     client.on_connect = connected
     client.on_publish = lambda *_: done.set()
-    client.connect(options["host"], options["port"])
+    try:
+        client.connect(*where)
+    except OSError as error:
+        raise MQTTError(explain(*where, error)) from None
     client.loop_start()
     try:
-        if not done.wait(CONNECT_S) or refused:
-            raise MQTTError(f"broker {options['host']}:{options['port']}: {refused or 'no acknowledgement'}")
+        if not done.wait(CONNECT_S) or refusals:
+            raise MQTTError(refusals[0] if refusals else f"broker {where[0]}:{where[1]}: no acknowledgement")
         client.disconnect()
     finally:
         client.loop_stop()
@@ -104,8 +103,8 @@ def run(args: argparse.Namespace) -> int:
     now_s = int(time.time())
     arguments = arguments_of(args, now_s)
     keys = keyring.Keys(args.keys).of(keyring.check_device_id(args.device))
-    options = broker_options(args)
-    topic = f"{args.prefix.rstrip('/')}/{args.device}/command"
+    options = broker_options(args, "operator")
+    topic = f"{options['prefix'].rstrip('/')}/{args.device}/command"
     with Store(args.db) as store:
         code = wire.COMMANDS[args.command]
         sequence = store.next_command(args.device, code, arguments)

@@ -22,7 +22,7 @@ from stonechat.errors import ConfigError
 
 from . import wire
 from .command import span_s
-from .overview import figure, fleet_table
+from .overview import COLOURS, figure, fleet_table
 from .store import Row, Store
 
 HELP = "show a device's history as a table or a plot"
@@ -77,7 +77,10 @@ def _overview(store: Store, as_lines: bool) -> int:
 
     rejected = store.rejections()
     caption = "; ".join(f"{name}: {reasons}" for name, reasons in rejected.items())
-    Console().print(fleet_table(store, f"rejected: {caption}" if caption else ""))
+    caption = f"rejected: {caption}" if caption else ""
+    if not store.devices():
+        caption = caption or "no message has arrived: is the --prefix of `stonechat collect` the fleet's?"
+    Console().print(fleet_table(store, caption))
     return 0
 
 
@@ -108,30 +111,31 @@ def as_json(row: Row, names: Sequence[str]) -> dict[str, Any]:
 def _table(rows: list[Row], device: str, names: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=device)
+    table = Table(title=Text(device))
     for heading in ("time", "level", "windows", "score", "surprise", "evidence", "what carries it"):
         table.add_column(
             heading, justify="right" if heading in ("windows", "score", "surprise", "evidence") else "left"
         )
-    colours = ("green", "yellow", "bold red")
     for row in rows:
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(row.time_s))
         marks = [name for bit, name in wire.FLAGS.items() if row.flags & bit]
         marks += ["history"] if row.late_s is not None else []
         marks += [] if row.time_known else ["time unknown"]
+        marks += ["key used twice"] if row.variant else []
         score = figure(row.score)
         if row.windows > 1:
             score = f"{figure(row.score_min)} .. {score} .. {figure(row.score_max)}"
         carries = [f"{name_of(f.index, names)} {f.deviation:+.1f} sd ({f.share_percent} %)" for f in row.features]
         table.add_row(
             when + (f" ({', '.join(marks)})" if marks else ""),
-            f"[{colours[row.level]}]{wire.LEVELS[row.level]}[/]",
+            Text(wire.LEVELS[row.level], COLOURS[row.level]),
             str(row.windows),
             score,
             figure(row.surprise),
             figure(row.evidence),
-            ", ".join(carries) + (f" [{row.detail}]" if row.detail else ""),
+            Text(", ".join(carries) + (f" [{row.detail}]" if row.detail else "")),
         )
     Console().print(table)
 

@@ -6,29 +6,38 @@ decoded before its tag verifies.
 
 import hashlib
 import hmac
+import os
 import re
 import secrets
+import stat
 from pathlib import Path
 
 import cbor2
 from stonechat.errors import ConfigError, StonechatError
 
 MAX_MESSAGE_BYTES = 512
+MAX_VERIFIED_BYTES = 4096  # a report larger than a message may be is refused by name, if the device has signed it
 SECRET_BYTES = 32
+MAX_FILE_BYTES = 16_384
+LABELS = ("report", "status", "ack", "renew", "offer", "command")
+COLLECTOR_LABELS = LABELS[:5]  # a collector reads, acknowledges, extends and offers; it can't command
+OPERATOR_LABELS = ("command",)
 
 _HEAD = b"\x84\x43\xa1\x01\x04\xa0"
 _DEVICE = re.compile(r"(?=.*[A-Za-z0-9])[A-Za-z0-9_.-]{1,64}")
 
 
 class Rejected(StonechatError):
-    """A message that is not taken; `reason` is one of REASONS, the counters' names."""
+    """A message that is not taken; `reason` is one of REASONS, the counters' names. identity: (stream, sequence number)
+    of an authentic report that will never be taken, None for all others."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason + (": " + detail if detail else ""))
         self.reason = reason
+        self.identity: tuple[bytes, int] | None = None
 
 
-REASONS = ("too large", "malformed", "unknown device", "forged", "version", "stale", "conflict")
+REASONS = ("too large", "malformed", "unknown device", "key file", "forged", "version", "stale", "conflict")
 
 
 def check_device_id(device: str) -> str:
@@ -54,9 +63,9 @@ class Mac:
         wrapped = cbor2.dumps(payload)
         return _HEAD + wrapped + b"\x48" + hmac.digest(self._key, self._context + wrapped, "sha256")[:8]
 
-    def open(self, message: bytes) -> bytes:
+    def open(self, message: bytes, max_bytes: int = MAX_MESSAGE_BYTES) -> bytes:
         """The payload of an authentic message. Raises Rejected for any other."""
-        if len(message) > MAX_MESSAGE_BYTES:
+        if len(message) > max_bytes:
             raise Rejected("too large", f"{len(message)} bytes")
         end = len(message) - 9
         if end < 7 or message[:6] != _HEAD or message[end] != 0x48:
@@ -72,60 +81,173 @@ class Mac:
 
 
 class DeviceKeys:
-    """The keys of one device from its secret."""
+    """The keys of one device, from its secret or, with derived(), those of some directions only."""
 
-    def __init__(self, secret: bytes, device: str) -> None:
+    def __init__(self, secret: bytes, device: str, current: bool = True) -> None:
         if len(secret) != SECRET_BYTES:
             raise ConfigError(f"the secret of {device} has {len(secret)} bytes, want {SECRET_BYTES}")
-        self.report = Mac(derive(secret, b"report"), device)
-        self.status = Mac(derive(secret, b"status"), device)
-        self.ack = Mac(derive(secret, b"ack"), device)
-        self.command = Mac(derive(secret, b"command"), device)
+        self._take({label: derive(secret, label.encode()) for label in LABELS}, device, current)
+
+    def _take(self, keys: dict[str, bytes], device: str, current: bool) -> None:
+        self._macs = {label: Mac(key, device) for label, key in keys.items()}
+        self.device = device
+        self.current = current  # False for keys that are being rotated out
+        self.fingerprint = fingerprint(keys.get("report") or next(iter(keys.values())))
+
+    @classmethod
+    def derived(cls, keys: dict[str, bytes], device: str, current: bool = True) -> "DeviceKeys":
+        """keys: 32 bytes for each label."""
+        made = cls.__new__(cls)
+        made._take(keys, device, current)
+        return made
+
+    def _mac(self, label: str) -> Mac:
+        """Raises ConfigError where there are keys of other directions only."""
+        try:
+            return self._macs[label]
+        except KeyError:
+            side = "the operator" if label in OPERATOR_LABELS else "the collector"
+            raise ConfigError(f"{self.device}: no key for {label} here; {side} has it") from None
+
+    @property
+    def report(self) -> Mac:
+        return self._mac("report")
+
+    @property
+    def status(self) -> Mac:
+        return self._mac("status")
+
+    @property
+    def ack(self) -> Mac:
+        return self._mac("ack")
+
+    @property
+    def renew(self) -> Mac:
+        return self._mac("renew")
+
+    @property
+    def offer(self) -> Mac:
+        return self._mac("offer")
+
+    @property
+    def command(self) -> Mac:
+        return self._mac("command")
+
+
+def _read(path: Path) -> list[str]:
+    """The lines of a small regular file, without comments and empty ones. Raises OSError or ConfigError; waits for
+    nothing (a FIFO) and reads no more than MAX_FILE_BYTES."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise ConfigError(f"{path}: not a regular file")
+        raw = os.read(handle, MAX_FILE_BYTES + 1)
+    finally:
+        os.close(handle)
+    if len(raw) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: more than {MAX_FILE_BYTES} bytes")
+    lines = [line.strip() for line in raw.decode("ascii", "replace").split("\n")]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _key(text: str) -> bytes | None:
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        return None
+    return value if len(value) == SECRET_BYTES else None
 
 
 def read_secrets(path: Path) -> list[bytes]:
-    """A key file: one secret of 64 hex digits a line, the current one first, then those being rotated out."""
-    found = [line.strip() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
-    try:
-        values = [bytes.fromhex(line) for line in found]
-    except ValueError:
-        values = []
-    if not values or any(len(value) != SECRET_BYTES for value in values):
+    """A file of secrets: 64 hex digits a line, the current one first, then those being rotated out. Raises OSError or
+    ConfigError."""
+    values = [_key(line) for line in _read(path)]
+    found = [value for value in values if value is not None]
+    if not found or len(found) != len(values):
         raise ConfigError(f"{path}: want one secret of 64 hex digits a line")
-    return values
+    return found
+
+
+def read_derived(path: Path) -> list[dict[str, bytes]]:
+    """A file of derived keys, as derived_text() makes it -> keys by label, the current ones first. Raises OSError or
+    ConfigError."""
+    found = []
+    for line in _read(path):
+        pairs = [part.partition("=") for part in line.split()]
+        keys = {label: key for label, _, text in pairs if label in LABELS and (key := _key(text)) is not None}
+        if not keys or len(keys) != len(pairs):
+            raise ConfigError(f"{path}: want LABEL=64 hex digits ... in each line, labels {', '.join(LABELS)}")
+        found.append(keys)
+    if not found:
+        raise ConfigError(f"{path}: holds no keys")
+    return found
+
+
+def derived_text(of: list[bytes], labels: tuple[str, ...]) -> str:
+    """The keys of some directions of each secret: from them neither the secret nor another direction's key follows."""
+    lines = [" ".join(f"{label}={derive(secret, label.encode()).hex()}" for label in labels) for secret in of]
+    return "".join(line + "\n" for line in lines)
 
 
 class Keys:
-    """The fleet's keys: a folder with a file DEVICE.key for each device (as `stonechat provision` makes it), or a
-    mapping of device ids to secrets. A device that is provisioned later is found without a restart."""
+    """The fleet's keys: a folder as `stonechat provision` makes it, with a file DEVICE.keys (derived keys) or
+    DEVICE.key (the secret) for each device, or a mapping of device ids to secrets. A device that is provisioned later
+    is found without a restart. `problems` says which device's file can't be used, and why."""
 
     def __init__(self, source: "Path | str | dict[str, bytes]") -> None:
-        self._folder = None if isinstance(source, dict) else Path(source)
-        self._known: dict[str, tuple[float, list[DeviceKeys]]] = {}
+        self.folder = None if isinstance(source, dict) else Path(source)
+        self.problems: dict[str, str] = {}
+        self._known: dict[str, tuple[object, list[DeviceKeys]]] = {}
         if isinstance(source, dict):
-            self._known = {name: (0.0, [DeviceKeys(secret, name)]) for name, secret in source.items()}
-        elif not self._folder or not self._folder.is_dir():
+            self._known = {name: (None, [DeviceKeys(secret, name)]) for name, secret in source.items()}
+        elif not self.folder or not self.folder.is_dir():
             raise ConfigError(f"{source}: no such folder of keys; `stonechat provision` makes one")
 
     def of(self, device: str) -> list[DeviceKeys]:
-        """The device's keys, the current ones first. Raises Rejected for a device that is not in the fleet."""
-        if self._folder is None:
+        """The device's keys, the current ones first. Raises Rejected for a device that is not in the fleet, or whose
+        file can't be used."""
+        if self.folder is None:
             if device not in self._known:
                 raise Rejected("unknown device", device)
             return self._known[device][1]
         if not _DEVICE.fullmatch(device):
-            raise Rejected("unknown device", repr(device))
-        path = self._folder / (device + ".key")
-        try:
-            changed = path.stat().st_mtime
-        except OSError:
-            self._known.pop(device, None)
-            raise Rejected("unknown device", device) from None
-        known = self._known.get(device)
-        if known is None or known[0] != changed:
-            known = (changed, [DeviceKeys(secret, device) for secret in read_secrets(path)])
-            self._known[device] = known
-        return known[1]
+            raise Rejected("unknown device", repr(device[:64]))
+        for ending, read in ((".keys", self._derived), (".key", self._secrets)):
+            path = self.folder / (device + ending)
+            try:
+                found = path.stat()
+                changed = (ending, found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
+                known = self._known.get(device)
+                if known is None or known[0] != changed:
+                    known = self._known[device] = (changed, read(path, device))
+                self.problems.pop(device, None)
+                return known[1]
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except (OSError, ConfigError) as error:
+                self._known.pop(device, None)
+                self.problems[device] = str(error) if isinstance(error, ConfigError) else f"{path}: {error.strerror}"
+                raise Rejected("key file", device) from None
+        self._known.pop(device, None)
+        self.problems.pop(device, None)
+        raise Rejected("unknown device", device)
+
+    @staticmethod
+    def _derived(path: Path, device: str) -> list[DeviceKeys]:
+        return [DeviceKeys.derived(keys, device, not i) for i, keys in enumerate(read_derived(path))]
+
+    @staticmethod
+    def _secrets(path: Path, device: str) -> list[DeviceKeys]:
+        return [DeviceKeys(secret, device, not i) for i, secret in enumerate(read_secrets(path))]
+
+
+def protect_process() -> None:
+    """Keep the keys of this process out of core dumps and away from other processes of its user."""
+    import ctypes
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
 
 
 def new_secret() -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 
 import cbor2
 
-from .keyring import DeviceKeys, Rejected
+from .keyring import MAX_MESSAGE_BYTES, MAX_VERIFIED_BYTES, DeviceKeys, Rejected
 
 VERSION = 1
 STREAM_BYTES = 4
@@ -70,7 +70,9 @@ class Report:
     lost: int = 0
     late_s: int | None = None
     answer: tuple[int, int] | None = None
-    body: bytes = b""
+    body: bytes = b""  # without the age, which differs each time that the report is sent
+    key: str = ""  # fingerprint of the key that it verified with,
+    current: bool = True  # which is the device's current one, not one that is being rotated out
 
 
 @dataclass(slots=True)
@@ -102,7 +104,7 @@ class _Fields:
     def __init__(self, payload: bytes) -> None:
         try:
             decoded = cbor2.loads(payload)
-        except (cbor2.CBORDecodeError, ValueError, RecursionError, OverflowError) as error:
+        except Exception as error:  # whatever a decoder raises on nonsense that a device has signed
             raise Rejected("malformed", str(error)) from None
         if not isinstance(decoded, dict):
             raise Rejected("malformed", "not a map")
@@ -162,8 +164,42 @@ class _Fields:
 
 
 def open_report(device: str, keys: DeviceKeys, message: bytes) -> Report:
-    """A report that verifies and fits the CDDL. Raises Rejected."""
-    body = keys.report.open(message)
+    """A report that verifies and fits the CDDL. Raises Rejected; where the device's key has signed what will never be
+    taken, with the `identity` under which the device keeps it."""
+    body = keys.report.open(message, MAX_VERIFIED_BYTES)
+    try:
+        if len(message) > MAX_MESSAGE_BYTES:
+            raise Rejected("too large", f"{len(message)} bytes")
+        report = _report(device, body)
+    except Rejected as rejected:
+        rejected.identity = _identity(body)
+        raise
+    report.key = keys.fingerprint
+    report.current = keys.current
+    return report
+
+
+def _identity(body: bytes) -> tuple[bytes, int] | None:
+    """(stream, sequence number) of an authentic report that is not one of version 1, if it has them."""
+    try:
+        fields = cbor2.loads(body)
+        stream, sequence = fields[16], fields[1]
+    except Exception:  # as in _Fields
+        return None
+    if type(stream) is not bytes or len(stream) != STREAM_BYTES:
+        return None
+    return (stream, sequence) if type(sequence) is int and 0 <= sequence <= _COUNT_MAX else None
+
+
+def _undated(body: bytes, late: int | bool) -> bytes:
+    """The report as the device keeps it: without the age, its last pair."""
+    pair = b"\x11" + encode(late)
+    if body.endswith(pair) and 0xA1 < body[0] <= 0xB7:
+        return bytes((body[0] - 1,)) + body[1 : -len(pair)]
+    return body
+
+
+def _report(device: str, body: bytes) -> Report:
     fields = _Fields(body)
     report = Report(
         device=device,
@@ -181,6 +217,7 @@ def open_report(device: str, keys: DeviceKeys, message: bytes) -> Report:
         raise Rejected("malformed", "no time")
     if 17 in fields:
         report.late_s = -1 if fields.raw(17) is True else fields.count(17)
+        report.body = _undated(body, fields.raw(17))
     if 15 in fields:
         command, result = fields.counts(15, 2)
         report.answer = (command, result)
@@ -264,8 +301,8 @@ def seal_command(keys: DeviceKeys, sequence: int, expires_s: int, code: int, arg
     return keys.command.seal(encode(fields))
 
 
-def encode(fields: dict[int, Any]) -> bytes:
-    return bytes(cbor2.dumps(fields, canonical=True))
+def encode(value: Any) -> bytes:
+    return bytes(cbor2.dumps(value, canonical=True))
 
 
 def ranges_of(numbers: Sequence[int]) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ from stonechat.outbox_memory import MemoryOutbox
 
 from ..fleet import keyring, wire
 from ..fleet.collect import Collector
-from ..fleet.store import AGAIN, CONFLICT, STORED, Store
+from ..fleet.store import CONFLICT, DUPLICATE, STORED, Store
 
 MESSAGES = 1_000_000
 DEVICES = 4
@@ -187,7 +187,7 @@ def soak(scale: float) -> bool:
         wrong.append(f"{stored} reports stored, {wanted} are genuine")
     if counts[CONFLICT] or carried_out > DEVICES:
         wrong.append(f"{counts[CONFLICT]} conflicts, {carried_out} commands")
-    if client.acks != rejected + counts[STORED] + counts[AGAIN] + counts["status"]:
+    if client.acks != rejected + counts[STORED] + counts[DUPLICATE] + counts["status"]:
         wrong.append("a message was neither stored nor counted")
     if grown > GROWTH_BYTES:
         wrong.append(f"memory grew by {grown} bytes")

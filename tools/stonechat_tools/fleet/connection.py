@@ -1,0 +1,94 @@
+"""The tools' connection to the broker: paho-mqtt with two things added.
+
+A packet takes memory by its length only up to MAX_PACKET_BYTES. Of a longer one the first KEPT_BYTES are kept, enough
+to acknowledge it; the rest is read in small pieces and dropped. A packet that paho's parser fails on ends the
+connection and not the thread. `explain` puts an error of the network into words.
+"""
+
+import contextlib
+import socket
+import ssl
+from typing import Any
+
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+
+MAX_PACKET_BYTES = 8192
+KEPT_BYTES = 1024
+_CHUNK_BYTES = 4096
+
+
+class BoundedClient(paho.Client):
+    """A paho client (MQTT 3.1.1, reconnects after 1 to 30 s). Takes host-independent options of Collector."""
+
+    def __init__(
+        self,
+        client_id: str = "",
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        clean_session: bool = True,
+        manual_ack: bool = False,
+    ) -> None:
+        super().__init__(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            clean_session=clean_session,
+            protocol=paho.MQTTv311,
+            manual_ack=manual_ack,
+        )
+        if username is not None:
+            self.username_pw_set(username, password)
+        if tls is not None:
+            self.tls_set_context(tls)
+        self.reconnect_delay_set(1, 30)
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        packet = self._in_packet
+        if packet["remaining_length"] > MAX_PACKET_BYTES and bufsize == packet["to_process"]:
+            del packet["packet"][KEPT_BYTES:]
+            bufsize = min(bufsize, _CHUNK_BYTES)
+        return super()._sock_recv(bufsize)
+
+    def _packet_handle(self) -> MQTTErrorCode:
+        try:
+            return super()._packet_handle()
+        except Exception:  # whatever the parser raises on a packet that is none
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+
+    def break_off(self) -> None:
+        """End this connection; the client connects again, and the broker repeats what was not acknowledged."""
+        connected: Any = self.socket()
+        if connected is not None:
+            with contextlib.suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
+
+
+def explain(host: str, port: int, error: BaseException | None) -> str:
+    """One line: what is wrong with the connection, and where the fix may be."""
+    where = f"broker {host}:{port}"
+    if isinstance(error, socket.gaierror):
+        return f"{where}: the name {host} can't be resolved ({error.strerror})"
+    if isinstance(error, ConnectionRefusedError):
+        return f"{where}: connection refused; is the broker running, and on this port?"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{where}: the broker's certificate is not accepted: {error.verify_message}; see --cafile"
+    if isinstance(error, ssl.SSLError):
+        hint = "; does this port speak TLS? see --plain" if "WRONG_VERSION" in str(error) else ""
+        return f"{where}: TLS: {error.reason or error}{hint}"
+    if isinstance(error, TimeoutError):
+        return f"{where}: no answer"
+    if isinstance(error, OSError):
+        return f"{where}: {error.strerror or error}"
+    return f"{where}: {error or 'no connection'}"
+
+
+def unanswered(host: str, port: int, tls: bool) -> str:
+    """For a broker that ends the connection before it has answered the log-in."""
+    why = "does it want a client certificate (--cert, --key)?" if tls else "does this port want TLS (without --plain)?"
+    return f"broker {host}:{port}: closed the connection without an answer; {why}"
+
+
+def refused(host: str, port: int, reason: Any) -> str:
+    return f"broker {host}:{port} refuses the log-in: {reason}; see --user, --password-file, --cert"
