@@ -63,7 +63,7 @@ class _Waiting:
         return len(self._messages)
 
     def put(self, message: Any, size: int, share: int, wait_s: float) -> bool:
-        """False where 1/share of the room stays full for wait_s."""
+        """False where 1/share of the space stays full for wait_s."""
 
         def fits() -> bool:
             return len(self._messages) * share < self._most and (self._bytes + size) * share <= self._most_bytes
@@ -227,7 +227,7 @@ class Collector:
         if len(message.payload) > most:
             message.payload = message.payload[:most]  # it is too large all the same
         size = MESSAGE_BYTES + len(message.payload)
-        # Devices send with QoS 1. What is sent with QoS 0 gets half of the room and is never waited for.
+        # Devices send with QoS 1. What is sent with QoS 0 gets half of the space and is never waited for.
         if not self._waiting.put(message, size, 1 if message.qos else 2, 10.0 if message.qos else 0.0):
             self.counts["dropped"] += 1
             self._repeat = self._repeat or bool(message.qos)
