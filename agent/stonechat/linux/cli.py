@@ -3,6 +3,7 @@
     stonechat-agent --config /etc/stonechat/stonechat.toml
     stonechat-agent --example-config > stonechat.toml
     stonechat-agent --config stonechat.toml --check      # read everything, say what would run, start nothing
+    stonechat-agent install --bundle sensor-7.tar        # as root: user, files and systemd unit; `uninstall` undoes it
 
 Exit status: 0 stopped by a signal, 1 it can't run (the message says why and what to do), 2 wrong usage.
 """
@@ -60,6 +61,11 @@ def become_service(config: dict) -> None:
 
 
 def main(argv: list | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] in (["install"], ["uninstall"]):
+        from . import install
+
+        return install.main(argv)
     args = parse(argv)
     if args.example_config:
         sys.stdout.write(configuration.example())
