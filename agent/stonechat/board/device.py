@@ -37,15 +37,18 @@ class Watch:
         return verdict
 
     def _quietly(self, call):
-        """call() while nothing is counted: what the agent itself does is not the firmware's."""
-        self.counter.quiet = True
+        """call() while nothing is counted that this thread does: what the agent itself does is not the firmware's.
+        Where the agent is at work already (a Timer's tick in the middle of save()), nothing is done."""
+        if self.counter.quiet is not None:
+            return None
+        self.counter.quiet = hooks.get_ident()
         try:
             return call()
         except Exception as error:  # the one place that catches everything: the firmware must go on
             self.errors += 1
             self.last_error = repr(error)
         finally:
-            self.counter.quiet = False
+            self.counter.quiet = None
 
     async def run(self):
         """tick() for ever under asyncio; cancel the task to stop."""
@@ -88,7 +91,7 @@ def begin(
     -> Watch. Raises ModelError, StateError or OSError: a device that can't be watched should say so at once; where the
     firmware must go on all the same, call it in a `try`."""
     counter = hooks.install()
-    counter.quiet = True
+    counter.quiet = hooks.get_ident()
     try:
         try:
             os.mkdir(folder)
@@ -124,6 +127,6 @@ def begin(
                 for topic in reporter.subscriptions:
                     transport.subscribe(topic, 1)
     finally:
-        counter.quiet = False
+        counter.quiet = None
     tidy()
     return Watch(agent, transport, counter, feed)
