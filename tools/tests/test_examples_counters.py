@@ -17,6 +17,8 @@ from stonechat.custom_counters import counter_schema
 from stonechat_tools.recording.counters_file import load_counters
 from stonechat_tools.traces.files import read_trace
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/product.py"))
