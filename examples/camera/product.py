@@ -16,7 +16,7 @@ MOTION = (0.2,) * 6 + (2, 5, 6, 3, 2, 3, 4, 3, 3, 4, 5, 6, 5, 4, 3, 2, 1, 0.5)
 
 
 class Camera(Product):
-    """A simulated camera at a house door."""
+    """A simulated camera at a front door."""
 
     SCHEMA = "camera-1"
     COUNTERS = (
