@@ -5,7 +5,7 @@ A board's core profile uses both directly; agent.py adds more channels, and what
 
 from . import __version__
 from .compat import const, ticks_add, ticks_diff, ticks_ms
-from .errors import StonechatError
+from .errors import ModelError, StonechatError
 from .scorer import Scorer
 from .window import Window
 
@@ -70,6 +70,8 @@ class Loop:
         self.window_ms = channels[0].scorer.window_ms
         self.windows = 0
         self.errors = 0
+        # windows without a verdict: dropped (loop late, suspend), priming or settling, collector error, other error
+        self.unscored = reporter.unscored = [0, 0, 0, 0]
         self.last_error = ""
         self.offline = ""  # why the last try to publish failed; empty when it worked
         release = firmware.encode()
@@ -95,7 +97,9 @@ class Loop:
         verdict = None
         if ticks_diff(now_ms, self._due_ms) >= 0:
             self._due_ms = ticks_add(self._due_ms, self.window_ms)
-            if ticks_diff(now_ms, self._due_ms) >= 0:  # a whole window late: a suspend, a stalled loop
+            late_ms = ticks_diff(now_ms, self._due_ms)
+            if late_ms >= 0:  # a whole window late: a suspend, a stalled loop
+                self.unscored[0] += late_ms // self.window_ms + 1
                 self._due_ms = ticks_add(now_ms, self.window_ms)
             verdict = self.end_window(now_ms)
             self._pump_due_ms = now_ms
@@ -116,9 +120,12 @@ class Loop:
     def end_window(self, now_ms: int):
         """Close the window at now_ms (ticks), whatever the clock says -> the Verdict or None."""
         verdict = None
+        dropped = self.channels[0].window.dropped
         try:
             verdict = self._score(now_ms)
-            if verdict is not None:
+            if verdict is None:
+                self.unscored[dropped == self.channels[0].window.dropped] += 1
+            else:
                 self.windows += 1
                 self.reporter.observe(verdict, now_ms)
                 for channel in self.channels:
@@ -129,6 +136,8 @@ class Loop:
                     self.save()
         except (StonechatError, OSError) as error:
             self._failed(error)
+            if verdict is None:
+                self.unscored[2 + isinstance(error, ModelError)] += 1
         return verdict
 
     def _score(self, now_ms: int):
@@ -150,7 +159,7 @@ class Loop:
             channel.scorer.model.digest,
             channel.collector.schema.id,
             self.window_ms,
-            [group + " " + source for group, source, _ in channel.collector.sources],
+            [row[0] + " " + row[1] for each in self.channels for row in each.collector.sources],
             channel.scorer.adaptation.distance() << 4,
             self.learning,
             __version__,

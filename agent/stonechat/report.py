@@ -28,6 +28,7 @@ class Reporter:
     subscriptions: tuple = ()  # topics that the transport should hear
     lost: int | None = None  # reports dropped since this boot
     trouble: tuple | None = None  # for the status: Delivery's counters
+    unscored: list | None = None  # for the status: windows without a verdict, by cause (loop.Loop)
 
     def __init__(
         self,
@@ -192,6 +193,7 @@ class Reporter:
             fields.append(None)
         fields.append(self.trouble)
         fields.append(self.stream)
+        fields.append(self.unscored)
         value = bytearray()
         cbor.encode_fields(fields, value)
         return self._status_mac.seal(value)
