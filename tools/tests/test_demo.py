@@ -209,7 +209,6 @@ def leftovers() -> set[str]:
     return {path.name for path in folder.glob("stonechat-demo-*")}
 
 
-@pytest.mark.slow
 def test_the_board_is_learned_attacked_and_reported(tmp_path: Path) -> None:
     before = leftovers()
     done = run_demo("--only", "board", "--json", str(tmp_path / "out.json"))
@@ -226,7 +225,6 @@ def test_the_board_is_learned_attacked_and_reported(tmp_path: Path) -> None:
     assert leftovers() <= before
 
 
-@pytest.mark.slow
 def test_the_board_runs_on_cpython_where_there_is_no_micropython(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,7 +236,7 @@ def test_the_board_runs_on_cpython_where_there_is_no_micropython(
     assert "CPython" in got.title and got.caught >= 4 and got.false_alarms == 0
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("STONECHAT_NO_AMQTT") == "1", reason="asked for")
 def test_it_works_without_mosquitto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("amqtt")
     monkeypatch.setattr("stonechat_tools.fleet.local_broker.mosquitto_path", lambda: None)
@@ -259,7 +257,6 @@ def can_be_apart() -> bool:
         return False
 
 
-@pytest.mark.slow
 def test_the_gateway_is_learned_attacked_and_reported(tmp_path: Path) -> None:
     if not can_be_apart():
         pytest.skip("no network namespaces here")
@@ -288,7 +285,6 @@ def test_a_device_that_cannot_be_made_is_named_and_no_error(
     assert "gateway: not shown: no namespaces here" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_and_leaves_nothing(number: signal.Signals) -> None:
     before = leftovers()

@@ -37,18 +37,15 @@ class Watch:
         return verdict
 
     def _quietly(self, call):
-        """call() while nothing is counted that this thread does: what the agent itself does is not the firmware's.
-        Where the agent is at work already (a Timer's tick in the middle of save()), nothing is done."""
-        if self.counter.quiet is not None:
-            return None
-        self.counter.quiet = hooks.get_ident()
+        """call() while nothing is counted: what the agent itself does is not the firmware's."""
+        self.counter.quiet = True
         try:
             return call()
         except Exception as error:  # the one place that catches everything: the firmware must go on
             self.errors += 1
             self.last_error = repr(error)
         finally:
-            self.counter.quiet = None
+            self.counter.quiet = False
 
     async def run(self):
         """tick() for ever under asyncio; cancel the task to stop."""
@@ -91,7 +88,7 @@ def begin(
     -> Watch. Raises ModelError, StateError or OSError: a device that can't be watched should say so at once; where the
     firmware must go on all the same, call it in a `try`."""
     counter = hooks.install()
-    counter.quiet = hooks.get_ident()
+    counter.quiet = True
     try:
         try:
             os.mkdir(folder)
@@ -127,6 +124,6 @@ def begin(
                 for topic in reporter.subscriptions:
                     transport.subscribe(topic, 1)
     finally:
-        counter.quiet = None
+        counter.quiet = False
     tidy()
     return Watch(agent, transport, counter, feed)

@@ -1,9 +1,8 @@
 """Make, rotate and revoke the identities of a fleet's devices.
 
 One folder holds the fleet: its CA, the collector's keys, what each device gets, what the broker needs. It is made with
-mode 0700 and every secret in it with 0600; none is ever printed. Copy `devices/NAME.tar` to the device and run
-`stonechat-agent install` there; copy `keys/` to the collector's machine, `broker/` to the broker; keep `ca.key` where
-none of them is.
+mode 0700 and every secret in it with 0600; none is ever printed. Copy `devices/NAME/` to the device, `keys/` to the
+collector's machine, `broker/` to the broker; keep `ca.key` where none of them is.
 
 Examples:
   stonechat provision init --broker broker.example.org
@@ -32,9 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from stonechat.errors import ConfigError
 
-from ..console import model_path
 from . import keyring
-from .bundle import make_bundle
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -123,7 +120,7 @@ class Fleet:
     def devices(self) -> list[str]:
         return sorted(path.stem for path in (self.folder / "keys").glob("*.key"))
 
-    def add(self, device: str, model: Path | None = None) -> Path:
+    def add(self, device: str) -> Path:
         """A new device -> the folder to copy to it."""
         keyring.check_device_id(device)
         if device in RESERVED:
@@ -133,8 +130,6 @@ class Fleet:
         secret = keyring.new_secret()
         place = self.folder / "devices" / device
         self._issue(device, place)
-        if model:
-            write_file(place / "model.tflite", model.read_bytes(), 0o644)
         self._hand_out(device, place, secret)
         write_file(self.folder / "keys" / (device + ".key"), secret.hex() + "\n")
         self.write_broker_lists()
@@ -172,7 +167,6 @@ class Fleet:
             if (place / name).exists():
                 self._revoke_certificate(place / name)
         shutil.rmtree(place)
-        self.bundle(device).unlink(missing_ok=True)
         self.write_broker_lists()
 
     def _known(self, device: str) -> tuple[Path, list[bytes]]:
@@ -197,11 +191,6 @@ class Fleet:
     def _hand_out(self, device: str, place: Path, secret: bytes) -> None:
         write_file(place / "device.key", secret.hex() + "\n")
         write_file(place / "stonechat.toml", self.device_toml(device))
-        write_file(self.bundle(device), make_bundle(place))
-
-    def bundle(self, device: str) -> Path:
-        """All that `stonechat-agent install` puts on the device, in one file."""
-        return self.folder / "devices" / f"{device}.tar"
 
     def device_toml(self, device: str) -> str:
         """The agent's configuration for one device; what is not named has its default."""
@@ -423,16 +412,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("finish-rotation", "end the keys that `rotate` replaced"),
         ("revoke", "take devices out of the fleet"),
     ):
-        one = acts.add_parser(act, help=text)
-        one.add_argument("device", nargs="+", help="ids of the devices")
-        if act == "add":
-            one.add_argument(
-                "--model",
-                type=model_path,
-                metavar="FILE",
-                help="a .tflite, or the name of a shipped model, for the bundle (default: the device takes the shipped "
-                "model that works there)",
-            )
+        acts.add_parser(act, help=text).add_argument("device", nargs="+", help="ids of the devices")
     acts.add_parser("list", help="list the devices").add_argument(
         "--json", action="store_true", help="print the list as JSON"
     )
@@ -447,13 +427,11 @@ def run(args: argparse.Namespace) -> int:
         _list(fleet, args.json)
         return 0
     for device in args.device:
-        more = {"model": args.model} if args.act == "add" else {}
-        place = getattr(fleet, args.act.replace("-", "_"))(device, **more)
+        place = getattr(fleet, args.act.replace("-", "_"))(device)
         done = {"add": "added", "rotate": "new keys", "finish-rotation": "old keys ended", "revoke": "revoked"}[
             args.act
         ]
-        where = f"; copy {fleet.bundle(device)} to it, and there: stonechat-agent install --bundle {device}.tar"
-        print(f"{device}: {done}" + (where if place else ""))
+        print(f"{device}: {done}" + (f"; copy {place}/ to {fleet.settings.install_dir}/ on it" if place else ""))
     if fleet.settings.auth in ("mtls", "passwords"):
         print("the broker takes up broker/ on SIGHUP; connections that are open last until they end")
     return 0
