@@ -1,16 +1,21 @@
 """The agent: the loop of loop.py with several channels, and with what the collector sends back.
 
-agent = Agent(collector, model, client.publish, reporter=Delivery(...), state=state)
+agent = open_agent("sensor-7", KEY, collector, "model.tflite", "stonechat-data")
+agent.connect(Client("sensor-7", "broker.lan"))
 while True:
     agent.tick()            # from any main loop; or: asyncio.create_task(agent.run())
-    do_the_firmwares_work()
+    agent.poll(0.1)
 """
 
-from .compat import ticks_ms
-from .delivery import CALIBRATE, WAS_NORMAL
+from .commands import CALIBRATE, WAS_NORMAL
+from .compat import sleep_ms, ticks_ms
+from .delivery import Delivery
 from .detection import Verdict
 from .errors import StonechatError
 from .loop import Channel, Loop
+from .model import load_model
+from .outbox import Outbox
+from .state import open_state
 
 
 class Agent(Loop):
@@ -18,19 +23,48 @@ class Agent(Loop):
     vendor's own counters, fused at the evidence. on_verdict(verdict, agent) is called after every scored window.
     reporter: a Delivery. The rest is as in Loop. Raises ModelError where a model is not for its collector's schema."""
 
-    def __init__(self, collector, model, publish, *, reporter, state, extra=(), on_verdict=None, **options) -> None:
+    def __init__(
+        self, collector, model, *, reporter, state, extra=(), on_verdict=None, publish=None, firmware=""
+    ) -> None:
         channels = [Channel(collector, model, state)]
         for more_collector, more_model in extra:
             channels.append(Channel(more_collector, more_model, state))
         self._fused = None
         if extra:
-            from .custom_counters import fuse  # a board has it only where it was built --with counters
+            from .fusion import fuse  # a board has it only where it was built --with counters
 
             self._fuse = fuse
             self._fused = Verdict(sum([len(channel.values) for channel in channels]))
-        reporter.supported = (WAS_NORMAL, CALIBRATE)  # what is carried out here; mute and the like the reporter does
+        reporter.commands.actions = {CALIBRATE: self._calibrate, WAS_NORMAL: self._was_normal}
         self.on_verdict = on_verdict
-        Loop.__init__(self, channels, publish, reporter, state, **options)
+        Loop.__init__(self, channels, reporter, state, publish=publish, firmware=firmware)
+
+    def connect(self, client):
+        """Let `client` carry everything: last will, status, reports, acknowledgements and commands; to be called before
+        it connects. client: mqtt.Client or another Transport (protocols.pyi) -> the client."""
+        self._client = Loop.connect(self, client)
+        client.resend = False  # the reporter sends again what is not acknowledged, within its byte budget
+        client.on_message = self.on_message
+        client.on_published = self.reporter.on_published
+        for topic in self.reporter.subscriptions:
+            client.subscribe(topic, 1)
+        return client
+
+    def poll(self, wait_s: float = 0) -> None:
+        """Let the connected client send, receive and reconnect, waiting at most wait_s or until something is due. Does
+        not raise for what the network does: `offline` says why there is no connection."""
+        client = self._client
+        wait_s = min(wait_s, self.due_in_ms / 1000)
+        try:
+            client.poll(wait_s if client.connected else 0)
+        except (StonechatError, OSError) as error:
+            self.offline = repr(error)
+        if not client.connected:
+            sleep_ms(int(min(wait_s, 0.1) * 1000))
+
+    def announce(self) -> None:
+        """Send the status anew: something in it has changed."""
+        self._status_due = True
 
     async def run(self) -> None:
         """tick() for ever under asyncio; cancel the task to stop."""
@@ -49,41 +83,20 @@ class Agent(Loop):
     def _score(self, now_ms: int):
         if not self._fused:
             return Loop._score(self, now_ms)
-        verdicts = [self.channels[0].end_window(now_ms)]
-        for channel in self.channels[1:]:
-            try:
-                verdict = channel.end_window(now_ms)
-            except (StonechatError, OSError) as error:  # the device's own channel goes on without it
-                self._failed(error)
-                channel.window.primed = False
-                verdict = None
-            verdicts.append(verdict or _blank(len(channel.values)))
-        return self._fuse(verdicts, self._fused) if verdicts[0] else None
-
-    @property
-    def lacks(self) -> str:
-        """What the collectors can't read at present, "" where nothing is missing."""
-        return "; ".join(
-            [channel.collector.lacks for channel in self.channels if getattr(channel.collector, "lacks", "")]
-        )
-
-    def announce(self) -> None:
-        """Send the status again: something in it has changed."""
-        self._status_due = True
-        self._pump_due_ms = ticks_ms()
+        verdicts = [channel.end_window(now_ms) for channel in self.channels]
+        return None if None in verdicts else self._fuse(verdicts, self._fused)
 
     def on_message(self, topic, payload: bytes) -> None:
         """Take a message from the broker: acknowledgements and commands that authenticate are carried out."""
         self._pump_due_ms = ticks_ms()  # an acknowledgement frees space for what waits
-        try:
-            for code, _ in self.reporter.on_message(topic, payload):
-                if code == CALIBRATE:
-                    self.recalibrate()
-                elif code == WAS_NORMAL:
-                    for channel in self.channels:
-                        channel.scorer.clear_evidence()
-        except (StonechatError, OSError) as error:
-            self._failed(error)
+        self.reporter.on_message(topic, payload)
+
+    def _calibrate(self, arguments) -> None:
+        self.recalibrate()
+
+    def _was_normal(self, arguments) -> None:
+        for channel in self.channels:
+            channel.scorer.clear_evidence()
 
     def close(self) -> None:
         """Save and let go of the collectors; errors are counted, not raised."""
@@ -95,8 +108,47 @@ class Agent(Loop):
             channel.collector.close()
 
 
-def _blank(size):
-    """The verdict of a channel that has none: it decides nothing."""
-    verdict = Verdict(size)
-    verdict.learning = True
-    return verdict
+def open_agent(
+    device_id: str,
+    key: bytes,
+    collector,
+    model,
+    folder: str,
+    *,
+    fleet: str = "fleet",
+    prefix: str = "stonechat/1",
+    firmware: str = "",
+    heartbeat_windows: int = 30,
+    bytes_per_day: int = 40_000,
+    outbox_bytes: int = 32_768,
+    free_on_publish: bool = False,
+    extra=(),
+    on_verdict=None,
+    publish=None,
+) -> Agent:
+    """An Agent with everything that it needs: model: the path of a .tflite, or what load_model gave; folder: for what
+    was learned and for reports that wait, made where it is missing; the rest as in Delivery and Agent. Raises
+    ModelError, OutboxError or OSError."""
+    state = open_state(folder)
+    if isinstance(model, str):
+        model = load_model(open(model, "rb"))
+    reporter = Delivery(
+        device_id,
+        key,
+        Outbox(folder + "/outbox", outbox_bytes),
+        prefix=prefix + "/" + fleet,
+        heartbeat_windows=heartbeat_windows,
+        bytes_per_day=bytes_per_day,
+        state=state,
+        free_on_publish=free_on_publish,
+    )
+    return Agent(
+        collector,
+        model,
+        reporter=reporter,
+        state=state,
+        extra=extra,
+        on_verdict=on_verdict,
+        publish=publish,
+        firmware=firmware,
+    )

@@ -1,5 +1,5 @@
 """Deterministic CBOR (RFC 8949 section 4.2.1), as much of it as a device sends: ints from 0 to 2^64 - 1, bools, bytes,
-texts, sequences, and maps whose keys are small ints. cbor_maps.py encodes the rest, cbor_decode.py is the way back.
+texts, sequences, and maps whose keys are small ints. cbor_decode.py is the way back.
 """
 
 from struct import pack

@@ -12,7 +12,6 @@ reference model; the agent fuses the two at the evidence (`fuse`).
 """
 
 from .compat import const
-from .detection import NORMAL, Verdict
 from .errors import CollectorError, ConfigError
 from .features import LEVEL, RATE, SHARE
 from .schema import Schema
@@ -42,60 +41,19 @@ def counter_schema(name: str, counters) -> Schema:
     return Schema(name, counters)
 
 
-def fuse(verdicts, fused=None):
-    """Several scorers' verdicts of one window -> one: the greatest evidence, level and surprise; `fused` is the Verdict
-    to fill (made where None), whose last level decides whether the level changed.
-
-    Heads are fused by their worst, not by their sum: each keeps its own budget, and together they alarm at most as
-    often as the scorers together. The features are in the order of the scorers, and the scorer that leads explains;
-    learning is true only while every scorer learns."""
-    if fused is None:
-        fused = Verdict(sum([len(verdict.parts) for verdict in verdicts]))
-    level = NORMAL
-    lead = verdicts[0]
-    learning = True
-    for verdict in verdicts:
-        level = max(level, verdict.level)
-        learning = learning and verdict.learning
-        if (verdict.level, verdict.evidence_q8, verdict.surprise_q8) > (lead.level, lead.evidence_q8, lead.surprise_q8):
-            lead = verdict
-    at = 0
-    for verdict in verdicts:  # only the leading scorer explains: parts of different scorers have no common measure
-        for i in range(len(verdict.parts)):
-            fused.parts[at] = verdict.parts[i] if verdict is lead else 0
-            fused.x[at] = verdict.x[i]
-            at += 1
-    fused.score_q8 = lead.score_q8
-    fused.surprise_q8 = lead.surprise_q8
-    fused.evidence_q8 = lead.evidence_q8
-    fused.learning = learning
-    fused.changed = level != fused.level
-    fused.level = level
-    return fused
-
-
 class CounterCollector:
     """schema: from counter_schema; read: called once a window without arguments, gives one number per column: what a
     RATE has counted up to now (never falling but at a restart), what a LEVEL reads, a SHARE in percent."""
 
     def __init__(self, schema, read) -> None:
         self.schema = schema
-        self.lacks = ""  # why they can't be read at present
+        self.sources = (("counters", schema.name, ""),)
         self._read = read
         self._share = [kind == SHARE for kind in schema.kinds]
-
-    @property
-    def sources(self):
-        return (("lacks" if self.lacks else "counters", self.schema.name[:24], self.lacks),)
 
     def read(self, values) -> None:
         """Fill `values`. Raises CollectorError for a wrong number of counters or a value that is not a count, and
         whatever OSError the vendor's function raises."""
-        self.lacks = self.lacks or "counters " + self.schema.name  # until all are read
-        self._fill(values)
-        self.lacks = ""
-
-    def _fill(self, values):
         got = self._read()
         if len(got) != len(self._share):
             raise CollectorError("%s: %d counters, want %d" % (self.schema.name, len(got), len(self._share)))
@@ -125,19 +83,16 @@ class FileCounters:
     def __call__(self):
         """-> one whole number per file. Raises OSError or CollectorError, naming the file."""
         for i, path in enumerate(self._paths):
-            text = self._text(path)
+            with open(path, "rb") as file:
+                text = file.read(_FILE_BYTES)
             try:
                 self._numbers[i] = int(text)
             except ValueError:
                 raise CollectorError("%s does not hold one whole number: %r" % (path, text))
         return self._numbers
 
-    def _text(self, path):
-        with open(path, "rb") as file:
-            return file.read(_FILE_BYTES)
 
-
-def from_config(name: str, rows, files=FileCounters) -> "CounterCollector":
+def from_config(name: str, rows) -> "CounterCollector":
     """name of the schema; rows: what a configuration's [[counters]] gave: mappings with name, unit, kind and path ->
     CounterCollector over FileCounters. Raises ConfigError."""
     for row in rows:
@@ -148,4 +103,4 @@ def from_config(name: str, rows, files=FileCounters) -> "CounterCollector":
             if key not in ("name", "unit", "kind", "path"):
                 raise ConfigError("counters: unknown key %r (there are name, unit, kind, path)" % key)
     schema = counter_schema(name, [(row["name"], row["unit"], row["kind"]) for row in rows])
-    return CounterCollector(schema, files([row["path"] for row in rows]))
+    return CounterCollector(schema, FileCounters([row["path"] for row in rows]))

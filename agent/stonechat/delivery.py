@@ -1,60 +1,41 @@
-"""Reliable delivery: keeps reports until the collector acknowledges them, enforces the daily byte budget, executes
+"""Reliable delivery: keeps reports until the collector acknowledges them, enforces the daily byte budget, and answers
 authenticated commands.
 
-Reports wait in the outbox until the collector has committed them; they are sealed when they are sent, and a report that
-is sent late carries its age. What a report costs is taken from a bucket that fills by 7/8 of `bytes_per_day` a day and
-holds 1/8 of it, so that any 24 hours cost at most `bytes_per_day`. When bytes are short, heartbeats become longer
-first; changes of level wait last.
-
-Commands are authenticated, numbered and have an expiry. Mute, maintenance and "report now" are executed here; the codes
-named in `supported` are answered "accepted" and handed to the agent; all others are answered "not supported".
+Reports wait in the outbox until the collector has committed them; they are sealed as they are sent, and one that is
+sent late carries its age. Short of bytes, heartbeats grow longer first and changes of level wait last (budget.py). What
+arrives is verified by cose_open.py; commands.py carries it out.
 """
 
-from struct import pack, unpack
-
 from . import cbor
+from .budget import RESERVE_BYTES, Budget
 from .cbor_decode import loads
+from .commands import Commands
 from .compat import const, epoch_s
-from .cose import HEAD, TAG_BYTES, Mac
+from .cose import Mac
+from .cose_open import fields_of, is_count
 from .errors import OutboxError, StonechatError, WireError
 from .report import Reporter
-
-_WIRE_VERSION = const(1)
-
-# Codes of commands: stonechat.cddl names them.
-_MUTE = const(1)  # [until]: changes of level are not reported until then; heartbeats continue
-_MAINTENANCE = const(2)  # [until]: everything is reported, flagged as maintenance
-WAS_NORMAL = const(3)  # [sequence number of the report]
-CALIBRATE = const(4)
-_REPORT_NOW = const(5)
-
-_ACCEPTED = const(0)
-_NOT_SUPPORTED = const(1)
-_EXPIRED = const(2)
-_BAD_ARGUMENTS = const(3)
-_CLOCK_UNSET = const(4)
 
 _FLAG_MUTED = const(2)
 _FLAG_MAINTENANCE = const(4)
 
-_COMMAND_LIFE_S = const(86_400)  # no command expires later than that
 _IN_FLIGHT = const(30)  # numbers on their way; what the outbox can acknowledge out of order
 _BURST = const(16)  # reports that one pump() sends
 _LATE_S = const(60)
 _SEAL_BYTES = const(17)
-_RESERVE_BYTES = const(256)  # what heartbeats leave in the bucket for changes of level
 _RESEND_MAX_MS = const(3_600_000)
 
 
 class Delivery(Reporter):
-    """device_id, key, prefix, heartbeat_windows: as for the Reporter; outbox: an Outbox or a Queue;
-    bytes_per_day: 0 sets no limit; state: remembers the last command across restarts; supported: codes of commands
-    that the agent carries out; free_on_publish: for a fleet without a collector that acknowledges, the outbox is freed
-    as soon as the broker has the report (what the broker then loses is lost)."""
+    """device_id, key, prefix, heartbeat_windows: as for the Reporter; outbox: an Outbox or a MemoryOutbox;
+    bytes_per_day: 0 sets no limit; state: remembers the last command and the byte budget across restarts;
+    free_on_publish: for a fleet without a collector that acknowledges, a report is freed when the broker has
+    acknowledged it (what the broker then loses is lost)."""
 
     _sent: int  # number of the last report that is on its way
     _wait_ms: int  # for an acknowledgement
     _quiet_ms: int  # since the last one, while some are due
+    _unpublished: list  # (handle, number, stream) of what the broker has not acknowledged
 
     def __init__(
         self,
@@ -64,7 +45,6 @@ class Delivery(Reporter):
         *,
         bytes_per_day: int = 40_000,
         state=None,
-        supported: tuple = (),
         free_on_publish: bool = False,
         resend_ms: int = 30_000,
         **options,
@@ -78,8 +58,8 @@ class Delivery(Reporter):
         self.subscriptions = (self.ack_topic, self.command_topic)
         self._ack_mac = Mac(key, b"ack", device_id)
         self._command_mac = Mac(key, b"command", device_id)
-        self.bytes_per_day = bytes_per_day
-        self.supported = supported
+        self.budget = Budget(bytes_per_day, state)
+        self.commands = Commands(state)
         self.free_on_publish = free_on_publish
         self.resend_ms = resend_ms
         self.rejected = 0  # messages that were malformed, forged or replayed
@@ -87,45 +67,41 @@ class Delivery(Reporter):
         self.held_back = 0  # changes of level that the byte budget or a mute held back
         self.refused = 0  # reports that the collector will never take
         self._changed = False
-        self._state = state
-        self._last_command = unpack("<I", state.get(b"command", bytes(4)))[0] if state else 0
-        self._report_now = False
-        self._mute_until_s = 0
-        self._maintenance_until_s = 0
         self._collector_offset_s = 0  # the collector's clock less our uptime, while our own clock is unset
-        self._bucket = bytes_per_day // 8 * 1000  # thousandths of a byte
-        self._unfilled_ms = 0
+        self._status_bytes = 0
+        self._status_waits = False  # for bytes
         self._spill: list = []  # reports that could not be written down, straight from RAM
         self._made = 0  # number of the last report,
         self._made_s = 0  # and its uptime
+        self._highest = 0  # number of the newest report that was ever sent
         self._silent = False
         self.reconnected()
 
     # --- making reports -------------------------------------------------------------------------------------------
 
-    def _urgent(self, verdict) -> bool:
+    def _news(self, verdict) -> int:
         self._changed = verdict.changed
-        if verdict.level != self._level:
-            if epoch_s() >= self._mute_until_s:
-                return True
-            if verdict.changed:
-                self.held_back += 1
-        return self._report_now
+        if self.commands.report_now:
+            return 2
+        news = Reporter._news(self, verdict)
+        if news and self.uptime_s < self.commands.mute_until_s:
+            self.held_back += verdict.changed
+            return 0
+        return news
 
     def _flags(self, verdict) -> int:
         flags = Reporter._flags(self, verdict)
-        if self._mute_until_s or self._maintenance_until_s:
-            now_s = epoch_s()
-            if now_s < self._mute_until_s:
-                flags |= _FLAG_MUTED
-            if now_s < self._maintenance_until_s:
-                flags |= _FLAG_MAINTENANCE
+        if self.uptime_s < self.commands.mute_until_s:
+            flags |= _FLAG_MUTED
+        if self.uptime_s < self.commands.maintenance_until_s:
+            flags |= _FLAG_MAINTENANCE
         return flags
 
     def _keep(self, urgent: bool) -> None:
-        if self._afford(0 if urgent else _RESERVE_BYTES):
+        size = len(self._body) + _SEAL_BYTES
+        if (urgent or not self._status_waits) and self.budget.make(size, 0 if urgent else RESERVE_BYTES):
             self._append()
-            self._report_now = False
+            self.commands.report_now = False
             self._said()
         elif urgent and self._changed:
             self.held_back += 1
@@ -144,64 +120,87 @@ class Delivery(Reporter):
         self.sequence = outbox.sequence
         self.lost = outbox.lost or None
 
-    def _afford(self, reserve: int) -> bool:
-        """Take the size of the report in _body from the bucket, if `reserve` bytes stay in it."""
-        cost = (len(self._body) + _SEAL_BYTES) * 1000
-        if self.bytes_per_day and self._bucket < cost + reserve * 1000:
-            return False
-        self._bucket -= cost
-        return True
-
     def pass_time(self, now_ms: int) -> int:
         elapsed_ms = Reporter.pass_time(self, now_ms)
         self._quiet_ms += elapsed_ms
-        self._unfilled_ms += elapsed_ms
-        if self._unfilled_ms >= 1000:
-            most = self.bytes_per_day // 8 * 1000
-            self._bucket = min(self._bucket + most // 1000 * 7 * self._unfilled_ms // 86_400, most)
-            self._unfilled_ms = 0
+        self.budget.pass_time(elapsed_ms)
         return elapsed_ms
 
     # --- sending them ---------------------------------------------------------------------------------------------
 
     def pump(self, publish, now_ms: int) -> None:
-        """Send what is due through publish(topic, payload, qos), at most sixteen at a time. What `publish` raises goes
-        through, after noting that everything on its way must be sent again."""
+        """Send what is due through publish(topic, payload, qos, retain), at most sixteen at a time, as far as the byte
+        budget goes. What `publish` raises goes through, after noting that everything on its way must be sent again."""
         self.pass_time(now_ms)
         outbox = self.outbox
         try:
-            while self._spill:
+            while self._spill and self.budget.allows(len(self._spill[0]) + _SEAL_BYTES, 0):
                 self._publish(publish, self._spill[0])
-                self._spill.pop(0)
+                self.budget.spend(len(self._spill.pop(0)) + _SEAL_BYTES, 0)
             if self._sent >= outbox.oldest and self._quiet_ms >= self._wait_ms:
-                # Nothing was acknowledged for a while: knock with the oldest report alone, less and less often.
+                # Nothing was acknowledged for a while: send only the oldest report, less and less often.
                 self._quiet_ms = 0
                 self._wait_ms = min(2 * self._wait_ms, _RESEND_MAX_MS)
                 self._silent = True
                 record = outbox.after(outbox.oldest - 1)
                 if record is not None:
-                    value = self._dated(record)
-                    self._bucket -= (len(value) + _SEAL_BYTES) * 1000
-                    self._publish(publish, value)
+                    self._send(publish, record)
             for _ in range(_BURST):
                 record = outbox.after(self._sent)
                 if record is None or record[0] >= outbox.oldest + _IN_FLIGHT:
                     break
                 if self._sent < outbox.oldest:  # nothing was on its way: the wait begins here
                     self._quiet_ms = 0
-                self._publish(publish, self._dated(record))
-                self._sent = record[0]
-                if self.free_on_publish:
-                    outbox.ack(record[0], record[0], record[1][-4:])  # its stream: the last field
+                if self._send(publish, record):
+                    self._sent = record[0]
+                elif record[0] <= self._highest:
+                    self._sent = self._highest  # repeats wait for bytes; a new report does not wait for them
+                else:
+                    break
         except (StonechatError, OSError):
             self._sent = outbox.oldest - 1
             raise
 
+    def _send(self, publish, record) -> bool:
+        """Publish one record of the outbox, if there are bytes for it."""
+        number = record[0]
+        value = self._dated(record)
+        size = len(value) + _SEAL_BYTES
+        reserve = 0 if number > self._highest else RESERVE_BYTES
+        if not self.budget.allows(size, reserve):
+            return False
+        handle = self._publish(publish, value)
+        self.budget.spend(size, reserve)
+        self._highest = max(self._highest, number)
+        if self.free_on_publish:
+            place = (handle, number, record[1][-4:])  # the stream is the last field of the record
+            if handle is None:  # a client that has waited for the broker's acknowledgement itself
+                self._free_place(place)
+            else:
+                oldest = self.outbox.oldest
+                self._unpublished = [one for one in self._unpublished if one[0] != handle and one[1] >= oldest]
+                self._unpublished.append(place)
+        return True
+
+    def on_published(self, handle) -> None:
+        """The broker has acknowledged the publish() that returned `handle`."""
+        for place in self._unpublished:
+            if place[0] == handle:
+                self._unpublished.remove(place)
+                self._free_place(place)
+                break
+
+    def _free_place(self, place) -> None:
+        self.outbox.ack(place[1], place[1], place[2])
+        self._quiet_ms = 0
+        self._wait_ms = self.resend_ms
+
     def reconnected(self) -> None:
-        """There is a new connection: what was on its way is sent again, at once."""
+        """A new connection is up: what was on its way is sent again at once."""
         self._sent = self.outbox.oldest - 1
         self._wait_ms = self.resend_ms
         self._quiet_ms = 0
+        self._unpublished = []
 
     def _dated(self, record: tuple):
         """The body of a record, marked as history where it comes late: with its age in seconds, or true where that is
@@ -224,27 +223,38 @@ class Delivery(Reporter):
         return value
 
     def save(self, state) -> None:
+        self.budget.save()
         self.outbox.save()
 
-    def status(self, *facts, online: bool = True) -> bytearray:
-        self.trouble = (self.rejected, self.unsaved, self.held_back, self.refused)
-        return Reporter.status(self, *facts, online=online)
+    def send_status(self, publish, make) -> bool:
+        self._status_waits = not self.budget.allows(self._status_bytes, RESERVE_BYTES)
+        if not self._status_waits:
+            message = make()
+            self._status_bytes = len(message)
+            self._status_waits = not self.budget.allows(len(message), RESERVE_BYTES)
+            if not self._status_waits:
+                publish(self.status_topic, message, 1, True)
+                self.budget.spend(len(message), RESERVE_BYTES)
+        return not self._status_waits
+
+    def status(self, **facts) -> bytearray:
+        self.trouble = (self.rejected, self.unsaved + self.commands.unsaved, self.held_back, self.refused)
+        return Reporter.status(self, **facts)
 
     # --- messages from the collector ------------------------------------------------------------------------------
 
-    def on_message(self, topic, payload: bytes) -> list:
-        """Take an acknowledgement or a command -> the commands for the agent as (code, arguments). Whatever does not
-        verify is counted in `rejected`."""
+    def on_message(self, topic, payload: bytes) -> None:
+        """Take an acknowledgement or a command; a command is answered. Whatever does not verify is counted in
+        `rejected`."""
         if not isinstance(topic, str):
             topic = bytes(topic).decode()
         try:
             if topic == self.ack_topic:
-                self._on_ack(_fields_of(self._ack_mac, payload))
+                self._on_ack(fields_of(self._ack_mac, payload))
             elif topic == self.command_topic:
-                return self._on_command(_fields_of(self._command_mac, payload))
+                self._on_command(fields_of(self._command_mac, payload))
         except WireError:
             self.rejected += 1
-        return []
 
     def _on_ack(self, fields):
         stream = fields.get(3)
@@ -258,12 +268,12 @@ class Delivery(Reporter):
             self._silent = False
             self.reconnected()
         time_s = fields.get(2)
-        if _is_count(time_s):
+        if is_count(time_s):
             self._collector_offset_s = max(self._collector_offset_s, time_s - self.uptime_s)
 
     def _free(self, ranges, stream):
         """ranges: first, last, first, last, ... of `stream` -> how many reports of the outbox that has freed."""
-        if not isinstance(ranges, list) or len(ranges) % 2 or not all([_is_count(n) for n in ranges]):
+        if not isinstance(ranges, list) or len(ranges) % 2 or not all([is_count(n) for n in ranges]):
             raise WireError
         freed = 0
         for i in range(0, len(ranges), 2):
@@ -271,68 +281,9 @@ class Delivery(Reporter):
         return freed
 
     def _on_command(self, fields):
-        sequence = fields.get(1)
-        expires_s = fields.get(2)
-        code = fields.get(3)
-        arguments = fields.get(4, [])
-        if not (_is_count(sequence) and _is_count(expires_s) and _is_count(code) and isinstance(arguments, list)):
-            raise WireError
-        if sequence <= self._last_command:  # heard before
-            raise WireError
-        self._last_command = sequence
-        if self._state is not None:
-            self._state.put(b"command", pack("<I", sequence))
-            try:
-                self._state.save()
-            except StonechatError:  # then only its expiry keeps it from being repeated after a restart
-                self.unsaved += 1
-        result = self._judge(code, arguments, expires_s)
-        fields = self._begin()
-        fields[15] = (sequence, result)
-        self._encode()
-        self._afford(-self.bytes_per_day)  # an operator waits for it: it may overdraw the bucket
-        self._append()
-        return [] if result else [(code, tuple(arguments))]
-
-    def _judge(self, code, arguments, expires_s):
         now_s = epoch_s() or (self._collector_offset_s and self._collector_offset_s + self.uptime_s)
-        if not now_s:
-            return _CLOCK_UNSET
-        if now_s > expires_s or expires_s > now_s + _COMMAND_LIFE_S:
-            return _EXPIRED
-        if code in (_MUTE, _MAINTENANCE):
-            if len(arguments) != 1 or not _is_count(arguments[0]):
-                return _BAD_ARGUMENTS
-            if code == _MUTE:
-                self._mute_until_s = arguments[0]
-            else:
-                self._maintenance_until_s = arguments[0]
-        elif code == _REPORT_NOW:
-            self._report_now = True
-        elif code not in self.supported:
-            return _NOT_SUPPORTED
-        return _ACCEPTED
-
-
-def unseal(mac, message):
-    """The payload of a message that `mac` (cose.Mac) has sealed. Raises WireError for any other."""
-    end = len(message) - TAG_BYTES - 1
-    wrapped = bytes(message[6 : max(6, end)])
-    difference = bytes(message[:6]) != HEAD or end < 7 or message[end] != 0x48
-    for want, got in zip(mac.tag(wrapped), message[-TAG_BYTES:]):
-        difference |= want ^ got  # all eight, always: the time taken reveals nothing
-    value = None if difference else loads(wrapped)
-    if not isinstance(value, bytes):
-        raise WireError("not sealed with this key")
-    return value
-
-
-def _fields_of(mac, message):
-    fields = loads(unseal(mac, message))
-    if not isinstance(fields, dict) or fields.get(0) != _WIRE_VERSION:
-        raise WireError
-    return fields
-
-
-def _is_count(value):
-    return isinstance(value, int) and value is not True and 0 <= value <= 0xFFFFFFFF
+        answer = self.commands.carry_out(fields, now_s, self.uptime_s)
+        self._begin()[15] = answer
+        self._encode()
+        self.budget.made -= len(self._body) + _SEAL_BYTES  # an operator waits for it: it may overdraw
+        self._append()

@@ -5,13 +5,20 @@ A board's core profile uses both directly; agent.py adds more channels, and what
 
 from . import __version__
 from .compat import const, ticks_add, ticks_diff, ticks_ms
-from .errors import ModelError, StonechatError
+from .errors import StonechatError
 from .scorer import Scorer
 from .window import Window
 
 _PUMP_EVERY_MS = const(1000)  # how often the reporter is asked between windows and messages
 _PUMP_AGAIN_MS = const(2000)  # the same while the broker can't be reached
 _SAVE_EVERY_WINDOWS = const(360)  # an hour at 10 s: bounds the wear of the flash
+_STATUS_EVERY_WINDOWS = const(30)  # at most, for windows that were not scored
+
+# Why a window was not scored: indexes of Loop.unscored
+_DROPPED = const(0)  # too long: a suspend, a stalled loop
+_PRIMING = const(1)  # the first reading, or the collector's warm-up
+_UNREAD = const(2)  # the collector failed
+_OTHERWISE = const(3)  # anything after that
 
 
 class Channel:
@@ -29,15 +36,21 @@ class Channel:
             collector.restore(state.get(self._section))
         # Warm-up: windows that no baseline may learn from, while the collector learns its peers.
         self.warmup_windows = getattr(collector, "warmup_windows", 0)
+        self.cause = 0  # where end_window() came to, an index of Loop.unscored
 
     def end_window(self, now_ms: int):
         """Read the counters at now_ms -> the Verdict, or None while priming, warming up or for a dropped window."""
+        window = self.window
+        self.cause = _UNREAD
         self.collector.read(self.values)
-        if not self.window.push(self.values, now_ms):
+        self.cause = _DROPPED if window.primed else _PRIMING
+        if not window.push(self.values, now_ms):
             return None
+        self.cause = _PRIMING
         if self.warmup_windows:
             self.warmup_windows -= 1
             return None
+        self.cause = _OTHERWISE
         return self.scorer.score(self.window.deltas, self.window.elapsed_ms)
 
     def hold_peers(self, hold: bool) -> None:
@@ -52,28 +65,33 @@ class Channel:
 
 
 class Loop:
-    """channels: of which the first is the device's own; publish(topic, payload, qos) hands a message to the broker and
-    raises OSError or MQTTError when it can't; publish_retained is the same for the status, which the broker should
-    keep. reporter: makes the reports; state: keeps what was learned; firmware: its id, a new one starts a
-    calibration."""
+    """channels: of which the first is the device's own; reporter: makes the reports; state: keeps what was learned;
+    publish: how messages reach the broker, where no client is connected (see connect); firmware: its id, a new one
+    starts a calibration. `unscored` counts the windows that were not scored since the start, by cause: dropped because
+    the loop was late or suspended, priming or warming up, not read, failed otherwise."""
 
     _status_due: bool
     _pump_due_ms: int
 
-    def __init__(self, channels, publish, reporter, state, firmware: str = "", publish_retained=None) -> None:
+    def __init__(self, channels, reporter, state, *, publish=None, firmware: str = "") -> None:
         self.channels = channels
         self.reporter = reporter
         self.state = state
         self.publish = publish
-        self.publish_retained = publish_retained or publish
         self.firmware = firmware
         self.window_ms = channels[0].scorer.window_ms
         self.windows = 0
+        self.unscored = [0, 0, 0, 0]
+        self._reported = 0  # windows not scored that the status has counted
+        self._report_from = 0
         self.errors = 0
-        # windows without a verdict: dropped (loop late, suspend), priming or settling, collector error, other error
-        self.unscored = reporter.unscored = [0, 0, 0, 0]
         self.last_error = ""
         self.offline = ""  # why the last try to publish failed; empty when it worked
+        ids = [channel.scorer.model.digest for channel in channels]
+        ids += [channel.collector.schema.id for channel in channels]
+        for section in list(state.sections):  # of a model or a schema that is no longer in use
+            if len(section) > 8 and section[-8:] not in ids:
+                del state.sections[section]
         release = firmware.encode()
         if state.get(b"firmware", release) != release:
             self.recalibrate()
@@ -99,7 +117,7 @@ class Loop:
             self._due_ms = ticks_add(self._due_ms, self.window_ms)
             late_ms = ticks_diff(now_ms, self._due_ms)
             if late_ms >= 0:  # a whole window late: a suspend, a stalled loop
-                self.unscored[0] += late_ms // self.window_ms + 1
+                self.unscored[_DROPPED] += 1 + late_ms // self.window_ms
                 self._due_ms = ticks_add(now_ms, self.window_ms)
             verdict = self.end_window(now_ms)
             self._pump_due_ms = now_ms
@@ -108,8 +126,7 @@ class Loop:
             self.offline = ""
             try:
                 if self._status_due:
-                    self.publish_retained(self.reporter.status_topic, self.status(), 1)
-                    self._status_due = False
+                    self._status_due = not self.reporter.send_status(self.publish, self.status)
                 self.reporter.pump(self.publish, now_ms)
             except (StonechatError, OSError) as error:
                 self.offline = repr(error)
@@ -120,24 +137,33 @@ class Loop:
     def end_window(self, now_ms: int):
         """Close the window at now_ms (ticks), whatever the clock says -> the Verdict or None."""
         verdict = None
-        dropped = self.channels[0].window.dropped
         try:
             verdict = self._score(now_ms)
-            if verdict is None:
-                self.unscored[dropped == self.channels[0].window.dropped] += 1
-            else:
+            if verdict is not None:
                 self.windows += 1
                 self.reporter.observe(verdict, now_ms)
                 for channel in self.channels:
                     channel.hold_peers(verdict.level > 0)
-                if self.learning != self._learning or self.windows % _SAVE_EVERY_WINDOWS == 0:
-                    self._learning = self.learning
+                if self.learning != self._learning:
+                    self._learning = not self._learning
                     self._status_due = True
+                    self.save()
+                elif self.windows % _SAVE_EVERY_WINDOWS == 0:
                     self.save()
         except (StonechatError, OSError) as error:
             self._failed(error)
+        unscored = self.unscored
+        if verdict is None:
+            unscored[min([channel.cause for channel in self.channels])] += 1
+        # The status gives these counts: at the first window that failed, and when windows are scored again.
+        count = unscored[_DROPPED] + unscored[_UNREAD] + unscored[_OTHERWISE]
+        if count != self._reported:
             if verdict is None:
-                self.unscored[2 + isinstance(error, ModelError)] += 1
+                self._status_due = self._status_due or count == self._reported + 1
+            elif self.windows >= self._report_from:
+                self._reported = count
+                self._report_from = self.windows + _STATUS_EVERY_WINDOWS
+                self._status_due = True
         return verdict
 
     def _score(self, now_ms: int):
@@ -155,15 +181,24 @@ class Loop:
         """The sealed status: what rarely changes (firmware, model, schema, sources, what was learned)."""
         channel = self.channels[0]
         return self.reporter.status(
-            self.firmware,
-            channel.scorer.model.digest,
-            channel.collector.schema.id,
-            self.window_ms,
-            [row[0] + " " + row[1] for each in self.channels for row in each.collector.sources],
-            channel.scorer.adaptation.distance() << 4,
-            self.learning,
-            __version__,
+            firmware=self.firmware,
+            model=channel.scorer.model.digest,
+            schema=channel.collector.schema.id,
+            window_ms=self.window_ms,
+            sources=[group + " " + source for group, source, _ in channel.collector.sources],
+            adaptation_q8=channel.scorer.adaptation.distance() << 4,
+            learning=self.learning,
+            agent=__version__,
+            unscored=self.unscored,
         )
+
+    def connect(self, client):
+        """Let `client` carry everything: last will, status and reports; to be called before it connects. client:
+        mqtt.Client or another Transport (protocols.pyi) -> the client."""
+        client.will = (self.reporter.status_topic, self.reporter.status(online=False), 1, True)
+        client.on_connect = self.connected
+        self.publish = client.publish
+        return client
 
     def connected(self) -> None:
         """To be called when a connection to the broker is made (on_connect): sends the status and what waits."""

@@ -9,7 +9,7 @@ from struct import pack as struct_pack
 from struct import unpack_from
 
 from .compat import const
-from .errors import ModelError
+from .errors import FeatureError, ModelError
 from .int8 import interpreter, tflite
 from .metadata import FORM, Metadata
 from .model import END, END_BYTES, MAGIC
@@ -19,6 +19,7 @@ INFO_BUFFER = "stonechat.info"  # columns, provenance, training figures: read by
 RECONSTRUCTION = const(0)  # the output is the input rebuilt: the residual is x - y
 RESIDUAL = const(1)  # the output is the (whitened) residual itself
 WEIGHT_ONE = const(16)  # of the score
+STEPS_PER_DEVIATION = const(16)  # see features.py
 MAX_KNOTS = const(64)
 MAX_ALARM_RULES = const(4)
 MAX_GOLDEN = const(8)
@@ -164,3 +165,19 @@ def prove(data) -> None:
     check(Metadata(held[:size]))
     if plan(interpreter.Interpreter(graph, "plain")) != held[size : size + layers]:
         raise ModelError("the plan is not that of the graph")
+
+
+def pack_normalization(centre_q8, deviation_q8) -> bytes:
+    """centre_q8, deviation_q8: n numbers each (Q8) -> the packed bytes that Normalization reads.
+
+    inv = 16 * 2^shift / deviation, with the greatest shift for which inv stays below 2^14."""
+    out = bytearray()
+    for centre, deviation in zip(centre_q8, deviation_q8):
+        if deviation <= 0:
+            raise FeatureError("deviation %r" % deviation)
+        shift = 0
+        while shift < 29 and (STEPS_PER_DEVIATION << (shift + 1)) / deviation < (1 << 14) - 1:
+            shift += 1
+        inv = min((1 << 14) - 1, int((STEPS_PER_DEVIATION << shift) / deviation + 0.5))
+        out += struct_pack("<hHB", int(centre), inv, shift)
+    return bytes(out)

@@ -57,7 +57,9 @@ class Backoff:
 class Client:
     """user, password, client_id: str or bytes; tls: an SSLContext (verifying: see board.tls), None for plain TCP;
     keepalive_s: 2..65535; will: (topic, payload, qos, retain); on_message(topic: str, payload: bytes) and on_connect()
-    are called from poll(), at most one a poll(); socket: the module to use in place of the built-in one.
+    are called from poll(), at most one a poll(), and on_published(handle) when the broker has acknowledged the QoS 1
+    publish that returned `handle`; socket: the module to use in place of the built-in one. `resend`: send again after
+    a reconnect what the broker had not acknowledged; False for an agent that does so itself.
     A message of more than max_packet bytes is thrown away and counted in `oversize`."""
 
     def __init__(
@@ -83,20 +85,14 @@ class Client:
         self._where = (host, port, 0, socket.SOCK_STREAM)
         self._tls = tls
         self._half_ms = keepalive_s * 500
+        self.will = will
         self.on_message = on_message
         self.on_connect = on_connect
-        flags = 0
-        tail = _field(client_id)
-        if will:
-            flags = 4 | will[2] << 3 | will[3] << 5
-            tail += _field(will[0]) + _field(will[1])
-        for field, flag in ((user, 128), (password, 64)):
-            if field is not None:
-                flags |= flag
-                tail += _field(field)
-        self._hello = _packet(0x10, b"\x00\x04MQTT\x04", bytes((flags,)), _u16(keepalive_s), tail)
+        self.on_published = None
+        self.resend = True
+        self._login = (client_id, user, password)
         self._backoff = Backoff()
-        self._tries = urandom(1)[0]  # a fleet spreads over the addresses
+        self._tries = 0
         self.in_flight = []  # (packet id, packet) of each QoS 1 publish that is not acknowledged
         self._most = max_in_flight
         self._id = 0
@@ -113,16 +109,16 @@ class Client:
         """Connect and wait for the broker's answer, or leave that to poll(). Raises OSError or MQTTError; a later
         poll() tries again, after a jittered back-off."""
         self._drop()
+        self._backoff.failed()  # until the broker has answered
+        infos = self._net.getaddrinfo(*self._where)
+        info = infos[self._tries % len(infos)]
+        self._tries += 1
+        stream = self._socket = self._net.socket(info[0], info[1])
+        stream.setblocking(False)
         try:
-            infos = sorted(self._net.getaddrinfo(*self._where))  # name servers rotate them
-            info = infos[self._tries % len(infos)]
-            self._tries += 1
-            stream = self._socket = self._net.socket(info[0], info[1])
-            stream.setblocking(False)
             stream.connect(info[-1])
         except OSError as error:
             if error.errno != EINPROGRESS:
-                self._backoff.failed()
                 self._drop()
                 raise
         self._poller.register(stream, select.POLLOUT)
@@ -131,8 +127,8 @@ class Client:
             self.poll(0.02)
 
     def publish(self, topic, payload, qos=0, retain=False):
-        """Hand over one message; poll() sees to the rest. Raises MQTTError, and has not taken it, without a connection
-        or while max_in_flight others are under way."""
+        """Hand over one message; poll() sees to the rest. With QoS 1 -> its handle, for on_published. Raises MQTTError,
+        and has not taken it, without a connection or while max_in_flight others are under way."""
         if not self.connected:
             raise MQTTError("not connected")
         if len(self._queue) >= self._most or qos and len(self.in_flight) >= self._most:
@@ -142,6 +138,7 @@ class Client:
         if qos:
             self.in_flight.append((number, message))
         self._send(message)
+        return number
 
     def subscribe(self, topic, qos=1):
         """qos: 0 or 1. Holds for every later connection too."""
@@ -167,7 +164,8 @@ class Client:
                 self._flush()
             self._clock()
         except (OSError, MQTTError):
-            self._backoff.failed()
+            if self.connected:
+                self._backoff.failed()
             self._drop()
             raise
         if self._call:  # last: an exception from a callback must not cost the connection
@@ -185,6 +183,8 @@ class Client:
         if self._socket:
             self._socket.close()
         self._socket = self._write = None
+        if not self.resend:
+            self.in_flight = []
         self._poller = select.poll()
         self.connected = False
         self._queue = []  # packets to write; _sent bytes of the first one are written
@@ -201,7 +201,21 @@ class Client:
             self._socket = stream
         self._write = getattr(stream, "write", None) or stream.send
         self._read = getattr(stream, "readinto", None) or stream.recv_into
-        self._queue.append(self._hello)
+        self._queue.append(self._hello())
+
+    def _hello(self):
+        client_id, user, password = self._login
+        will = self.will
+        flags = 0
+        tail = _field(client_id)
+        if will:
+            flags = 4 | will[2] << 3 | will[3] << 5
+            tail += _field(will[0]) + _field(will[1])
+        for field, flag in ((user, 128), (password, 64)):
+            if field is not None:
+                flags |= flag
+                tail += _field(field)
+        return _packet(0x10, b"\x00\x04MQTT\x04", bytes((flags,)), _u16(self._half_ms // 500), tail)
 
     def _clock(self):
         limit_ms = self._half_ms if self.connected else _CONNECT_MS
@@ -299,7 +313,10 @@ class Client:
                 if entry[0] == bytes(body):
                     self.in_flight.remove(entry)
                     self._strikes = 0
+                    if self.on_published:
+                        self.on_published(entry[0])
                     break
+            self._backoff.worked()
         elif kind == 9 and length == 3:
             self.refused += body[2] >> 7
         elif kind == 13 and not length:

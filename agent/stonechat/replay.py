@@ -1,7 +1,7 @@
 """A recorded trace as a collector: the same windows again, for tests, tools and simulation.
 
 replay = Replay(schema, windows)
-agent = Agent(replay, model, publish, reporter=reporter, state=State())
+agent = Agent(replay, model, publish=publish, reporter=reporter, state=State())
 for now_ms in replay:
     verdict = agent.end_window(now_ms)
 """

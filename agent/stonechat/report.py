@@ -18,6 +18,7 @@ _LEARNING = const(1)  # a flag
 _MAX_ID = const(64)
 _RING = const(64)  # a summary's median is that of the last 64 windows
 _FIELDS = const(17)
+_NEWS_Q8 = const(768)  # surprise of a window that may name a new cause: 1 in 1,000
 
 
 class Reporter:
@@ -28,7 +29,6 @@ class Reporter:
     subscriptions: tuple = ()  # topics that the transport should hear
     lost: int | None = None  # reports dropped since this boot
     trouble: tuple | None = None  # for the status: Delivery's counters
-    unscored: list | None = None  # for the status: windows without a verdict, by cause (loop.Loop)
 
     def __init__(
         self,
@@ -67,6 +67,7 @@ class Reporter:
         self._low = self._high = 0  # score
         self._windows = 0  # since the last report
         self._level = 0  # of the last report
+        self._named = 0  # features that reports of this level have named: bit i is feature i
         self._status_number = 0
 
     def observe(self, verdict, now_ms: int) -> None:
@@ -80,9 +81,9 @@ class Reporter:
             self._high = score_q8
         self._scores[windows % _RING] = score_q8
         self._windows = windows = windows + 1
-        urgent = self._urgent(verdict)
-        one = urgent or self.heartbeat_windows == 1
-        if not (one or windows >= self.heartbeat_windows) or self._due > 1 and not urgent:
+        news = self._news(verdict)
+        one = news or self.heartbeat_windows == 1
+        if not (one or windows >= self.heartbeat_windows) or self._due > 1 and news < 2:
             return
         fields = self._begin()
         fields[5] = self._level
@@ -102,11 +103,17 @@ class Reporter:
             fields[11] = windows
             fields[12] = (self._low, self._median(), self._high)
         self._encode()
-        self._keep(urgent)
+        self._keep(news > 1)
 
-    def _urgent(self, verdict) -> bool:
-        """Is this window worth a report of its own?"""
-        return verdict.level != self._level
+    def _news(self, verdict) -> int:
+        """Is this window worth a report of its own? 2: for its level; 1: an alarm goes on, for a cause that no report
+        since the last heartbeat has named; 0: no."""
+        if verdict.level != self._level:
+            return 2
+        if verdict.level > 1 and verdict.surprise_q8 >= _NEWS_Q8:
+            for index, _, _ in verdict.explain(1):
+                return not self._named >> index & 1
+        return 0
 
     def _flags(self, verdict) -> int:
         return _LEARNING if verdict.learning else 0
@@ -135,7 +142,14 @@ class Reporter:
         self._due = 1 + urgent
 
     def _said(self) -> None:
-        self._level = self._fields[5]
+        fields = self._fields
+        causes = fields[10]
+        if causes is None or fields[5] != self._level:
+            self._named = 0
+        if causes:
+            for i in range(0, len(causes), 3):
+                self._named |= 1 << causes[i]
+        self._level = fields[5]
         self._windows = 0
 
     def _median(self) -> int:
@@ -162,16 +176,16 @@ class Reporter:
         return elapsed_ms
 
     def pump(self, publish, now_ms: int) -> None:
-        """Send what is due through publish(topic, payload, qos); what that raises goes through, and the report stays
-        due."""
+        """Send what is due through publish(topic, payload, qos, retain); what that raises goes through, and the report
+        stays due."""
         if self._due:
             self._publish(publish, self._body)
             self._due = 0
             self._said()
 
-    def _publish(self, publish, value) -> None:
-        publish(self.report_topic, self._mac.seal(value), 1)
+    def _publish(self, publish, value):
         self.published += 1
+        return publish(self.report_topic, self._mac.seal(value), 1, False)
 
     def reconnected(self) -> None:
         """There is a new connection."""
@@ -180,20 +194,33 @@ class Reporter:
         """Put the count of the starts into the state."""
         state.put(b"device", pack("<I", self.boot))
 
-    def status(self, *facts, online: bool = True) -> bytearray:
-        """The sealed message for status_topic, retained; with online=False the last will. facts, each or None, in this
-        order: firmware (text), model, schema (their ids), window_ms, sources (texts), adaptation_q8, learning, agent
-        (its version)."""
+    def send_status(self, publish, make) -> bool:
+        """Publish the status that make() gives, retained -> False where it has to wait."""
+        publish(self.status_topic, make(), 1, True)
+        return True
+
+    def status(
+        self,
+        *,
+        online: bool = True,
+        firmware: str | None = None,
+        model: bytes | None = None,
+        schema: bytes | None = None,
+        window_ms: int | None = None,
+        sources=None,
+        adaptation_q8: int | None = None,
+        learning: bool | None = None,
+        agent: str | None = None,
+        unscored=None,
+    ) -> bytearray:
+        """The sealed message for status_topic, retained; with online=False the last will. model, schema: their ids;
+        sources: texts; agent: its version; unscored: counts of windows by cause (loop.py)."""
         fields: list = [_VERSION, None, self.boot, epoch_s() or None, self.uptime_s, online, None]
         if online:
             self._status_number += 1
             fields[6] = self._status_number
-        fields.extend(facts)
-        while len(fields) < 15:
-            fields.append(None)
-        fields.append(self.trouble)
-        fields.append(self.stream)
-        fields.append(self.unscored)
+        fields += (firmware, model, schema, window_ms, sources, adaptation_q8, learning, agent)
+        fields += (self.trouble, self.stream, unscored)
         value = bytearray()
         cbor.encode_fields(fields, value)
         return self._status_mac.seal(value)

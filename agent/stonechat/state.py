@@ -4,6 +4,7 @@ The record is a run of sections, each '<BH' length of its name, length of its va
 are bytes: b"norm" and b"peers" + schema id, b"cal" + model digest, b"device", b"firmware", b"command".
 """
 
+import os
 from binascii import crc32
 from struct import pack, unpack_from
 
@@ -11,6 +12,15 @@ from .compat import const, write_atomic
 from .errors import StateError
 
 MAX_BYTES = const(32768)
+
+
+def open_state(folder: str) -> "State":
+    """The state in `folder`, which is made where it is missing. Raises OSError where it can't be."""
+    try:
+        os.mkdir(folder)
+    except OSError:
+        os.listdir(folder)  # raises where it is not a folder either
+    return State(folder + "/state")
 
 
 class State:

@@ -38,7 +38,7 @@ def main(arguments):
     verdicts = sha256()
     told = [0, 0, 0]  # windows, alarms, reports
 
-    def publish(topic, payload, qos):
+    def publish(topic, payload, qos, retain):
         told[2] += 1
         reports.update(topic.encode() + bytes(payload))
 
@@ -51,18 +51,18 @@ def main(arguments):
     with open(model, "rb") as file:
         data = file.read()
     state = State()
-    reporter = Delivery(
-        "sensor-7", bytes(range(32)), MemoryOutbox(4096, 1), state=state, heartbeat_windows=5, bytes_per_day=0
-    )
+    outbox = MemoryOutbox(4096)
+    outbox.stream = b"same"  # on every runtime
+    reporter = Delivery("sensor-7", bytes(range(32)), outbox, state=state, heartbeat_windows=5, bytes_per_day=0)
     replay = Replay(MICROPYTHON_1, rows(trace))
-    agent = Agent(replay, load_model(data), publish, reporter=reporter, state=state, on_verdict=judged)
+    agent = Agent(replay, load_model(data), publish=publish, reporter=reporter, state=state, on_verdict=judged)
     clock = [0]
     setattr(loop_room, "ticks_ms", lambda: clock[0])  # noqa: B010
     for now_ms in replay:
         clock[0] = now_ms
         agent.end_window(now_ms)
         reporter.pump(publish, now_ms)
-    publish("status", agent.status(), 1)
+    publish("status", agent.status(), 1, True)
     print("windows %d alarms %d reports %d errors %d" % (told[0], told[1], told[2], agent.errors))
     print("verdicts", "".join(["%02x" % byte for byte in verdicts.digest()]))
     print("reports", "".join(["%02x" % byte for byte in reports.digest()]))

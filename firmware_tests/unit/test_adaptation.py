@@ -2,7 +2,8 @@ from struct import pack
 
 from stonechat.adaptation import Adaptation
 from stonechat.features import LEVEL, Normalization
-from stonechat.schema import Schema, pack_normalization
+from stonechat.model_file import pack_normalization
+from stonechat.schema import Schema
 
 SCHEMA = Schema("test-2", (("a", "1", LEVEL), ("b", "1", LEVEL)))
 SUSPICION = 128

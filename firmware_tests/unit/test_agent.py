@@ -1,12 +1,12 @@
 from stonechat.agent import Agent
-from stonechat.delivery import WAS_NORMAL
+from stonechat.commands import CALIBRATE, WAS_NORMAL, Commands
 from stonechat.detection import ALARM, NORMAL
 from stonechat.errors import CollectorError, ModelError
 from stonechat.features import RATE
 from stonechat.metadata import Metadata
-from stonechat.model_file import RESIDUAL
+from stonechat.model_file import RESIDUAL, pack_normalization
 from stonechat.replay import Replay
-from stonechat.schema import Schema, pack_normalization
+from stonechat.schema import Schema
 from stonechat.state import State
 
 SCHEMA = Schema("test-agent", (("a", "1", RATE), ("b", "1", RATE)))
@@ -39,11 +39,16 @@ class EchoModel:
 
 
 class Reporter:
+    subscriptions = ("acks", "commands")
+
     def __init__(self):
         self.levels = []
         self.pumps = 0
+        self.statuses = []
+        self.topics = []
         self.status_topic = "status"
-        self.commands = []
+        self.commands = Commands(None)
+        self.on_published = None
 
     def save(self, state):
         pass
@@ -51,11 +56,16 @@ class Reporter:
     def reconnected(self):
         pass
 
-    def status(self, *facts):
+    def status(self, **facts):
+        self.statuses.append(facts)
         return b"status"
 
+    def send_status(self, publish, make):
+        publish(self.status_topic, make(), 1, True)
+        return True
+
     def on_message(self, topic, payload):
-        return self.commands
+        self.topics.append(topic)
 
     def observe(self, verdict, now_ms):
         self.levels.append(verdict.level)
@@ -64,14 +74,19 @@ class Reporter:
         self.pumps += 1
 
 
-def publish(topic, payload, qos):
+def publish(topic, payload, qos, retain):
     pass
 
 
 def play(windows, state=None, model=None, on_verdict=None):
     replay = Replay(SCHEMA, windows)
     agent = Agent(
-        replay, model or EchoModel(), publish, reporter=Reporter(), state=state or State(), on_verdict=on_verdict
+        replay,
+        model or EchoModel(),
+        publish=publish,
+        reporter=Reporter(),
+        state=state or State(),
+        on_verdict=on_verdict,
     )
     for now_ms in replay:
         agent.end_window(now_ms)
@@ -111,7 +126,7 @@ def test_a_failing_collector_is_counted_and_the_next_window_tried():
             Replay.read(self, values)
 
     replay = Flaky(SCHEMA, [QUIET] * 5)
-    agent = Agent(replay, EchoModel(), publish, reporter=Reporter(), state=State())
+    agent = Agent(replay, EchoModel(), publish=publish, reporter=Reporter(), state=State())
     for now_ms in replay:
         replay.failing = now_ms == 3 * WINDOW_MS
         agent.end_window(now_ms)
@@ -125,7 +140,7 @@ def test_a_failing_collector_is_counted_and_the_next_window_tried():
 def test_a_model_for_another_schema_is_refused():
     other = Schema("other", (("x", "1", RATE), ("y", "1", RATE)))
     try:
-        Agent(Replay(other, []), EchoModel(), publish, reporter=Reporter(), state=State())
+        Agent(Replay(other, []), EchoModel(), publish=publish, reporter=Reporter(), state=State())
     except ModelError as error:
         assert "test-agent" in str(error)
     else:
@@ -133,7 +148,7 @@ def test_a_model_for_another_schema_is_refused():
 
 
 def test_tick_returns_at_once_until_a_window_is_due():
-    agent = Agent(Replay(SCHEMA, [QUIET] * 3), EchoModel(), publish, reporter=Reporter(), state=State())
+    agent = Agent(Replay(SCHEMA, [QUIET] * 3), EchoModel(), publish=publish, reporter=Reporter(), state=State())
     assert agent.tick() is None
     pumped = agent.reporter.pumps
     assert pumped == 1
@@ -145,32 +160,36 @@ def test_tick_returns_at_once_until_a_window_is_due():
 def test_commands_reach_the_heads():
     agent = play([QUIET] * 5 + [LOUD] * 3)
     assert agent.channels[0].scorer.verdict.level == ALARM
-    agent.reporter.commands = [(WAS_NORMAL, ())]
-    agent.on_message("command", b"")
+    assert agent.reporter.commands.carry_out({1: 1, 2: 100, 3: WAS_NORMAL, 4: [7]}, 50, 5) == (1, 0)
     assert agent.channels[0].scorer.verdict.level == NORMAL
+    learned = Agent(Replay(SCHEMA, []), EchoModel(learn_windows=4), publish=publish, reporter=Reporter(), state=State())
+    learned.channels[0].scorer.seen = 4
+    assert not learned.learning
+    assert learned.reporter.commands.carry_out({1: 1, 2: 100, 3: CALIBRATE}, 50, 5) == (1, 0)
+    assert learned.learning
 
 
 def test_a_new_firmware_asks_for_a_new_calibration():
     state = State()
     model = EchoModel(learn_windows=4)
-    first = Agent(Replay(SCHEMA, []), model, publish, reporter=Reporter(), state=state, firmware="1")
+    first = Agent(Replay(SCHEMA, []), model, publish=publish, reporter=Reporter(), state=state, firmware="1")
     replay = Replay(SCHEMA, [QUIET] * 4)
     first.channels[0].collector = replay
     for now_ms in replay:
         first.end_window(now_ms)
     assert not first.learning
     first.close()
-    same = Agent(Replay(SCHEMA, []), model, publish, reporter=Reporter(), state=state, firmware="1")
+    same = Agent(Replay(SCHEMA, []), model, publish=publish, reporter=Reporter(), state=state, firmware="1")
     assert not same.learning
-    other = Agent(Replay(SCHEMA, []), model, publish, reporter=Reporter(), state=state, firmware="2")
+    other = Agent(Replay(SCHEMA, []), model, publish=publish, reporter=Reporter(), state=state, firmware="2")
     assert other.learning
 
 
 def test_a_broker_out_of_reach_is_told_and_does_not_stop_the_windows():
-    def unreachable(topic, payload, qos):
+    def unreachable(topic, payload, qos, retain):
         raise OSError(113)
 
-    agent = Agent(Replay(SCHEMA, []), EchoModel(), unreachable, reporter=Reporter(), state=State())
+    agent = Agent(Replay(SCHEMA, []), EchoModel(), publish=unreachable, reporter=Reporter(), state=State())
     agent.tick()
     assert "113" in agent.offline
     assert agent.errors == 0
@@ -181,8 +200,99 @@ def test_windows_in_which_the_collector_settles_are_not_scored():
         warmup_windows = 3
 
     replay = Settling(SCHEMA, [LOUD] * 3 + [QUIET] * 5)
-    agent = Agent(replay, EchoModel(learn_windows=4), publish, reporter=Reporter(), state=State())
+    agent = Agent(replay, EchoModel(learn_windows=4), publish=publish, reporter=Reporter(), state=State())
     for now_ms in replay:
         agent.end_window(now_ms)
     assert agent.windows == 5
     assert not agent.learning
+
+
+class Client:
+    """A Transport that notes what it is asked."""
+
+    connected = False
+
+    def __init__(self):
+        self.published = []
+        self.subscribed = []
+        self.polls = 0
+
+    def publish(self, topic, payload, qos, retain):
+        self.published.append((topic, payload, qos, retain))
+
+    def subscribe(self, topic, qos):
+        self.subscribed.append((topic, qos))
+
+    def poll(self, wait_s):
+        self.polls += 1
+        raise OSError(111)
+
+
+def test_connect_does_all_that_a_client_needs():
+    agent = play([QUIET] * 2)
+    client = agent.connect(Client())
+    assert client.will == ("status", b"status", 1, True)
+    assert agent.reporter.statuses[-1] == {"online": False}
+    assert client.subscribed == [("acks", 1), ("commands", 1)]
+    assert client.resend is False and client.on_published is agent.reporter.on_published
+    client.on_connect()
+    agent.tick()
+    assert client.published == [("status", b"status", 1, True)]
+    client.on_message("acks", b"x")
+    assert agent.reporter.topics == ["acks"]
+    agent.poll()
+    assert client.polls == 1 and "111" in agent.offline and agent.errors == 0
+
+
+def test_windows_that_were_not_scored_are_counted_by_cause_and_reported():
+    class Flaky(Replay):
+        warmup_windows = 2
+        failing = False
+
+        def read(self, values):
+            if self.failing:
+                raise CollectorError("no source")
+            Replay.read(self, values)
+
+    replay = Flaky(SCHEMA, [QUIET] * 60)
+    model = EchoModel()
+    agent = Agent(replay, model, publish=publish, reporter=Reporter(), state=State())
+    for at, now_ms in enumerate(replay, 1):
+        agent._status_due = False
+        replay.failing = at in (6, 7)
+        model.run = None if at == 10 else lambda x: x
+        try:
+            agent.end_window(now_ms)
+        except TypeError:
+            assert at == 10
+        if at == 6:
+            assert agent._status_due  # at once
+        elif at == 7:
+            assert not agent._status_due
+    assert agent.unscored[:3] == [1, 3, 2]  # the first window after the gap was too long
+    assert agent._reported == 3 or agent._reported == 4
+    agent._status_due = True
+    agent._pump_due_ms = agent._due_ms
+    agent.tick()
+    assert agent.reporter.statuses[-1]["unscored"] is agent.unscored
+
+
+def test_a_loop_that_stalls_counts_the_windows_that_it_missed():
+    agent = Agent(Replay(SCHEMA, []), EchoModel(), publish=publish, reporter=Reporter(), state=State())
+    agent.tick()
+    assert agent.unscored == [0, 1, 0, 0]
+    agent._due_ms -= 5 * WINDOW_MS + WINDOW_MS // 2
+    agent.channels[0].window._last_ms -= 5 * WINDOW_MS + WINDOW_MS // 2
+    agent.tick()
+    assert agent.unscored[0] in (4, 5)
+
+
+def test_the_state_keeps_nothing_of_models_and_schemas_that_are_gone():
+    state = State()
+    for digest in (b"model--1", b"model--2", b"model--3"):
+        model = EchoModel(learn_windows=4)
+        model.digest = digest
+        play([QUIET] * 2, state=state, model=model).save()
+    state.put(b"peers" + b"schema-x", b"gone")
+    play([QUIET] * 2, state=state, model=model).save()
+    assert sorted(state.sections) == sorted([b"cal" + digest, b"norm" + SCHEMA.id, b"firmware"])

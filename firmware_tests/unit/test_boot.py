@@ -104,18 +104,21 @@ def test_run_ticks_under_asyncio():
 
 def test_what_the_broker_holds_for_the_full_profile_does_not_end_the_cores_connections():
     agent = Agent()
-    agent.connected = lambda: None
-
-    def make(device_id, key, counter, model, state, folder, publish, firmware, publish_retained, options):
-        agent.reporter = Reporter(device_id, key, **options)
-        return agent
-
+    agent.reporter = Reporter("sensor-" * 9 + "7", bytes(32))
+    agent.connect = lambda client: client
     broker = Broker()
-    load_model = board.load_model
-    board.load_model = lambda file: None
     try:
         watch = board.begin(
-            make, "sensor-" * 9 + "7", bytes(32), __file__, host="127.0.0.1", port=broker.port, folder="."
+            lambda counter: agent,
+            "sensor-" * 9 + "7",
+            bytes(32),
+            "127.0.0.1",
+            broker.port,
+            None,
+            None,
+            None,
+            60,
+            None,
         )
         client = watch.transport
         broker.welcome(client)
@@ -127,6 +130,5 @@ def test_what_the_broker_holds_for_the_full_profile_does_not_end_the_cores_conne
         assert broker.read(4) == b"\x40\x02\x00\x09"
         client.close()
     finally:
-        board.load_model = load_model
         hooks.remove()
         broker.close()

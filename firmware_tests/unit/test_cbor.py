@@ -1,8 +1,8 @@
 from binascii import unhexlify
 
+from cbor_maps import dumps
 from stonechat import cbor
 from stonechat.cbor_decode import MAX_DEPTH, loads
-from stonechat.cbor_maps import dumps
 from stonechat.errors import WireError
 
 # RFC 8949 appendix A, as far as stonechat's subset goes

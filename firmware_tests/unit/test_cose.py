@@ -1,8 +1,8 @@
 from binascii import unhexlify
 
+from cbor_maps import dumps
 from stonechat import cose
-from stonechat.cbor_maps import dumps
-from stonechat.delivery import unseal
+from stonechat.cose_open import unseal
 from stonechat.errors import WireError
 
 SECRET = bytes(range(32))

@@ -2,8 +2,7 @@ from stonechat.detection import ALARM, NORMAL, WATCH, Detector, Verdict
 from stonechat.errors import ModelError
 from stonechat.features import log2_q8
 from stonechat.metadata import Metadata
-from stonechat.model_file import RECONSTRUCTION, RESIDUAL, pack
-from stonechat.schema import pack_normalization
+from stonechat.model_file import RECONSTRUCTION, RESIDUAL, pack, pack_normalization
 
 
 def make_meta(n=4):

@@ -1,10 +1,10 @@
-from stonechat.custom_counters import fuse
 from stonechat.detection import ALARM, NORMAL, WATCH, Verdict
 from stonechat.errors import ModelError
 from stonechat.features import LEVEL
+from stonechat.fusion import fuse
 from stonechat.metadata import Metadata
-from stonechat.model_file import RECONSTRUCTION
-from stonechat.schema import Schema, pack_normalization
+from stonechat.model_file import RECONSTRUCTION, pack_normalization
+from stonechat.schema import Schema
 from stonechat.scorer import Scorer
 from stonechat.state import State
 

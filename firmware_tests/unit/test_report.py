@@ -1,532 +1,199 @@
-import stonechat.delivery
+"""The Reporter alone, as the core profile has it: nothing is kept but the report that is due."""
+
 import stonechat.report
 from stonechat.cbor_decode import loads
-from stonechat.cbor_maps import dumps
 from stonechat.cose import Mac
-from stonechat.delivery import CALIBRATE, Delivery, unseal
-from stonechat.errors import MQTTError, OutboxError, StateError, WireError
-from stonechat.outbox_memory import MemoryOutbox
+from stonechat.cose_open import unseal
+from stonechat.errors import MQTTError, WireError
+from stonechat.report import Reporter
+from stonechat.state import State
 
-# The codes of stonechat.cddl
-MUTE, MAINTENANCE, REPORT_NOW, RELEASE = 1, 2, 5, 7
-ACCEPTED, NOT_SUPPORTED, EXPIRED, BAD_ARGUMENTS, CLOCK_UNSET = range(5)
-FLAG_LEARNING, FLAG_MUTED, FLAG_MAINTENANCE = 1, 2, 4
-
-CLOCKS = (stonechat.report, stonechat.delivery)
 SECRET = bytes(range(32))
 NOW_S = 1800000000
-WINDOW_MS = 10000
 
 
 class Verdict:
-    def __init__(self):
-        self.score_q8 = 300
-        self.surprise_q8 = 200
-        self.evidence_q8 = 10
-        self.level = 0
-        self.changed = False
-        self.learning = False
+    score_q8 = 300
+    surprise_q8 = 200
+    evidence_q8 = 10
+    level = 0
+    changed = False
+    learning = False
 
     def explain(self, k):
         return [(41, -128, 55), (3, 80, 30), (78, 127, 15)][:k]
 
 
-class Memory:
-    """The part of State that a Reporter uses."""
-
-    def __init__(self):
-        self.sections = {}
-        self.saved = 0
-        self.full = False
-
-    def get(self, section, default=None):
-        return self.sections.get(section, default)
-
-    def put(self, section, value):
-        self.sections[section] = value
-
-    def save(self):
-        if self.full:
-            raise StateError("full")
-        self.saved += 1
-
-
 class Bench:
-    """A Reporter, a clock, a broker that can be cut and a collector that answers on request."""
+    """A Reporter, and a broker that can be cut; without a clock, unless one is given."""
 
-    def __init__(self, now_s=NOW_S, **options):
-        self.now_s = now_s
-        self.now_ms = 5000
-        self.set_clock(now_s)
-        options.setdefault("outbox", MemoryOutbox())
-        self.reporter = Delivery("pump-1", SECRET, options.pop("outbox"), **options)
+    def __init__(self, **options):
+        self.reporter = Reporter("pump-1", SECRET, **options)
         self.verdict = Verdict()
         self.heard = []
-        self.sizes = []
         self.cut = False
-        self.report_mac = Mac(SECRET, b"report", "pump-1")
+        self.now_ms = 5000
+        self.mac = Mac(SECRET, b"report", "pump-1")
 
-    def set_clock(self, now_s):
-        self.now_s = now_s
-        for room in CLOCKS:
-            room.epoch_s = lambda: self.now_s
-
-    def publish(self, topic, payload, qos):
+    def publish(self, topic, payload, qos, retain):
         if self.cut:
             raise MQTTError("cut")
-        assert topic == "stonechat/1/fleet/pump-1/report" and qos == 1
-        self.sizes.append(len(payload))
-        self.heard.append(loads(unseal(self.report_mac, payload)))
+        assert topic == "stonechat/1/fleet/pump-1/report" and qos == 1 and not retain
+        self.heard.append(loads(unseal(self.mac, payload)))
 
-    def pump(self, ms=0):
-        self.pass_time(ms)
+    def window(self, level=None, score_q8=300):
+        if level is not None:
+            self.verdict.level = level
+        self.verdict.score_q8 = score_q8
+        self.now_ms += 10000
+        self.reporter.observe(self.verdict, self.now_ms)
         try:
             self.reporter.pump(self.publish, self.now_ms)
         except MQTTError:
-            return False
-        return True
-
-    def pass_time(self, ms):
-        self.now_ms += ms
-        if self.now_s:
-            self.now_s += ms // 1000
-
-    def window(self, level=None, **values):
-        if level is not None:
-            self.verdict.changed = level != self.verdict.level
-            self.verdict.level = level
-        else:
-            self.verdict.changed = False
-        for name in values:
-            setattr(self.verdict, name, values[name])
-        self.pass_time(WINDOW_MS)
-        self.reporter.observe(self.verdict, self.now_ms)
-        return self.pump()
-
-    def ack(self, first, last, **extra):
-        fields = {0: 1, 1: [first, last], 3: self.reporter.stream}
-        fields.update({int(key[1:]): extra[key] for key in extra})
-        return self.down(b"ack", "ack", fields)
-
-    def command(self, sequence, code, arguments=None, expires_s=None):
-        fields = {0: 1, 1: sequence, 2: self.now_s + 60 if expires_s is None else expires_s, 3: code}
-        if arguments is not None:
-            fields[4] = arguments
-        return self.down(b"command", "command", fields)
-
-    def down(self, label, name, fields, secret=SECRET, device="pump-1"):
-        message = Mac(secret, label, device).seal(dumps(fields))
-        return self.reporter.on_message(self.reporter.topic + name, message)
-
-    def answers(self):
-        self.pump()
-        return [tuple(fields[15]) for fields in self.heard if 15 in fields]
+            assert self.cut
 
 
-def on_clock(test):
-    """Puts the modules' clocks back: pytest runs all tests in one process."""
-
+def without_clock(test):
     def run():
         clock = stonechat.report.epoch_s
+        stonechat.report.epoch_s = lambda: 0
         try:
             test()
         finally:
-            for room in CLOCKS:
-                room.epoch_s = clock
+            stonechat.report.epoch_s = clock
 
     return run
 
 
-@on_clock
-def test_normal_windows_are_summed_up():
-    bench = Bench(heartbeat_windows=6, resend_ms=10_000_000)
-    for score in (500, 100, 300, 200, 400, 65535):
-        assert bench.window(score_q8=score)
-    (summary,) = bench.heard
-    assert summary[0] == 1 and summary[5] == 0 and summary[11] == 6
-    assert summary[12] == [100, 400, 65535]
-    assert summary[3] == NOW_S + 60
-    assert 6 not in summary and 10 not in summary
-    for _ in range(6):
-        bench.window(score_q8=250, learning=True)
-    assert bench.heard[1][12] == [250, 250, 250] and bench.heard[1][6] == FLAG_LEARNING
-
-
-@on_clock
-def test_every_window_where_asked():
-    bench = Bench(heartbeat_windows=1, bytes_per_day=0, resend_ms=10_000_000)
-    for _ in range(5):
-        bench.window()
-    assert [fields[7] for fields in bench.heard] == [300] * 5
-    assert [fields[1] - bench.heard[0][1] for fields in bench.heard] == [0, 1, 2, 3, 4]
-
-
-@on_clock
-def test_a_change_of_level_is_said_at_once_with_what_carries_it():
-    bench = Bench()
-    bench.window()
-    assert bench.heard == []
-    bench.window(level=2, score_q8=9000, surprise_q8=1200, evidence_q8=5200)
-    (alarm,) = bench.heard
-    assert (alarm[5], alarm[7], alarm[8], alarm[9]) == (2, 9000, 1200, 5200)
-    assert alarm[10] == bytes((41, 0x80, 55, 3, 80, 30, 78, 127, 15))
-    bench.window()
-    assert len(bench.heard) == 1
+@without_clock
+def test_heartbeats_and_changes_of_level():
+    bench = Bench(heartbeat_windows=5, sequence=70, boot=3, stream=b"boot")
+    for score in (500, 100, 300, 200, 400):
+        bench.window(score_q8=score)
+    bench.window(level=2, score_q8=9000)
+    bench.window(level=2)
     bench.window(level=0)
-    assert bench.heard[1][5] == 0 and bench.heard[1][10]
+    assert bench.heard[0] == {0: 1, 1: 70, 2: 3, 4: 40, 5: 0, 9: 10, 11: 5, 12: [100, 300, 500], 16: b"boot"}
+    alarm = bytes((41, 128, 55, 3, 80, 30, 78, 127, 15))
+    assert bench.heard[1] == {0: 1, 1: 71, 2: 3, 4: 50, 5: 2, 7: 9000, 8: 200, 9: 10, 10: alarm, 16: b"boot"}
+    assert [fields[5] for fields in bench.heard] == [0, 2, 0]
+    assert bench.reporter.published == 3
 
 
-@on_clock
-def test_the_largest_messages_keep_their_sizes():
-    for clock in (0, 0xFFFFFFFF):
-        bench = Bench(now_s=clock, outbox=MemoryOutbox(sequence=0xFFFFFFF0), heartbeat_windows=6)
-        bench.reporter.boot = 65535
-        bench.reporter.uptime_s = 0x10000
-        bench.set_clock(clock and clock - 100)
-        bench.window(level=2, score_q8=65535, surprise_q8=65535, evidence_q8=65535)
-        assert bench.sizes[-1] <= 70, bench.sizes
-        for _ in range(6):
-            bench.window(score_q8=65535)
-        assert bench.heard[-1][11] == 6
-        assert bench.sizes[-1] <= 66, bench.sizes
+@without_clock
+def test_the_median_is_that_of_the_last_windows_and_the_ends_those_of_all():
+    bench = Bench(heartbeat_windows=100)
+    for score in range(100):
+        bench.window(score_q8=score * 7 % 101)
+    last = sorted([score * 7 % 101 for score in range(36, 100)])
+    assert bench.heard[0][12] == [0, last[32], 100 if 100 in [s * 7 % 101 for s in range(100)] else 99]
 
 
-def day(bench, level_at, windows=8640):
-    """A day of windows -> bytes published, everything acknowledged."""
-    sent = 0
-    for i in range(windows):
-        level = level_at(i)
-        bench.window(level=level)
-        sent += sum(bench.sizes)
-        bench.sizes.clear()
-        bench.heard.clear()
-        bench.reporter.outbox.ack(0, bench.reporter.outbox.sequence, bench.reporter.stream)
-    return sent
-
-
-@on_clock
-def test_a_quiet_day_at_defaults():
-    bench = Bench()
-    sent = day(bench, lambda i: 0)
-    assert 10_000 < sent <= 20_000, sent
-
-
-@on_clock
-def test_the_budget_holds_on_the_worst_day():
-    for budget in (40_000, 5_000):
-        bench = Bench(bytes_per_day=budget, heartbeat_windows=3)
-        sent = day(bench, lambda i: i % 3)
-        assert budget // 2 < sent <= budget, sent
-        assert bench.reporter.held_back > 1000
-
-
-@on_clock
-def test_a_change_of_level_goes_out_though_heartbeats_took_the_budget():
-    bench = Bench(bytes_per_day=20_000, heartbeat_windows=1)
-    day(bench, lambda i: 0, 1000)
+@without_clock
+def test_while_the_broker_is_away_a_change_of_level_waits_and_is_told():
+    bench = Bench(heartbeat_windows=3)
+    bench.cut = True
     bench.window(level=2)
-    assert bench.heard[-1][5] == 2
-
-
-@on_clock
-def test_a_level_held_back_is_said_later():
-    bench = Bench(bytes_per_day=2_000, heartbeat_windows=1000)
-    day(bench, lambda i: i % 3, 300)
-    level = (bench.reporter._level + 1) % 3
-    held_back = bench.reporter.held_back
-    day(bench, lambda i: level, 1)
-    assert bench.reporter.held_back == held_back + 1
-    said = []
-    for _ in range(800):
-        bench.window()
-        said += bench.heard
-        bench.heard.clear()
-        bench.reporter.outbox.ack(0, bench.reporter.outbox.sequence, bench.reporter.stream)
-    assert [fields[5] for fields in said] == [level]
-
-
-@on_clock
-def test_reports_wait_for_the_collector_not_for_the_broker():
-    bench = Bench(heartbeat_windows=1, bytes_per_day=0)
-    for _ in range(4):
-        bench.window()
-    first = bench.heard[0][1]
-    assert bench.reporter.outbox.oldest == first
-    bench.ack(first, first + 1)
-    bench.ack(first + 3, first + 3)
-    assert bench.reporter.outbox.oldest == first + 2
-    assert bench.reporter.rejected == 0
-
-
-@on_clock
-def test_after_a_cut_everything_on_its_way_goes_again():
-    bench = Bench(heartbeat_windows=1, bytes_per_day=0)
-    for _ in range(3):
-        bench.window()
-    bench.cut = True
-    assert not bench.window()
+    for _ in range(8):
+        bench.window(level=2)
     bench.cut = False
-    bench.heard.clear()
-    bench.pump(100)
-    first = bench.reporter.outbox.oldest
-    assert [fields[1] for fields in bench.heard] == [first, first + 1, first + 2, first + 3]
-
-
-@on_clock
-def test_a_silent_collector_is_knocked_at_less_and_less():
-    bench = Bench(heartbeat_windows=1, bytes_per_day=0)
-    for _ in range(3):
-        bench.window()
-    first = bench.heard[0][1]
-    bench.heard.clear()
-    for _ in range(24 * 60):
-        bench.pump(60_000)
-    assert len(bench.heard) < 40
-    assert set([fields[1] for fields in bench.heard]) == {first}
-    bench.heard.clear()
-    bench.ack(first, first)  # it is back
-    bench.pump(1000)
-    assert [fields[1] for fields in bench.heard] == [first + 1, first + 2]
-
-
-@on_clock
-def test_only_so_many_are_on_their_way():
-    bench = Bench(heartbeat_windows=1, bytes_per_day=0, outbox=MemoryOutbox(max_bytes=100000))
-    for _ in range(60):
-        bench.window()
-    first = bench.heard[0][1]
-    assert set([fields[1] - first for fields in bench.heard]) == set(range(30))
-    bench.heard.clear()
-    bench.ack(first, first + 29)
-    for _ in range(4):
-        bench.pump()
-    assert [fields[1] - first for fields in bench.heard] == list(range(30, 60))
-
-
-@on_clock
-def test_an_acknowledgement_of_another_stream_changes_nothing():
-    bench = Bench(now_s=0, heartbeat_windows=1, bytes_per_day=0)
-    for _ in range(3):
-        bench.window()
-    first = bench.reporter.outbox.oldest
-    for stream in (b"none", b"", 7, None):
-        bench.ack(first, first + 2, _2=NOW_S, _3=stream)
-    bench.down(b"ack", "ack", {0: 1, 1: [first, first + 2]})  # no stream at all
-    assert bench.reporter.outbox.oldest == first and bench.reporter.rejected == 0
-    assert bench.command(2, REPORT_NOW, expires_s=NOW_S + 60) == []
-    assert bench.answers() == [(2, CLOCK_UNSET)]  # nor did it set the clock
-    bench.ack(first, first + 2)
-    assert bench.reporter.outbox.oldest == first + 3
-
-
-@on_clock
-def test_what_the_collector_refuses_frees_its_place_and_is_counted_once():
-    bench = Bench(heartbeat_windows=1, bytes_per_day=0)
-    for _ in range(5):
-        bench.window()
-    first = bench.reporter.outbox.oldest
-    for _ in range(2):
-        bench.ack(first + 1, first + 3, _4=[first, first, first + 4, first + 4])
-    assert bench.reporter.refused == 2 and bench.reporter.outbox.oldest == first + 5
-    status = loads(unseal(Mac(SECRET, b"status", "pump-1"), bench.reporter.status()))
-    assert status[15] == [0, 0, 0, 2] and status[16] == bench.reporter.stream
-    bench.ack(first, first, _4=[1])
-    assert bench.reporter.rejected == 1
-
-
-@on_clock
-def test_the_collectors_time_never_goes_back():
-    bench = Bench(now_s=0, supported=(CALIBRATE,))
-    bench.window()
-    bench.ack(1, 1, _2=NOW_S)
-    old = {0: 1, 1: [1, 1], 2: NOW_S, 3: bench.reporter.stream}
-    bench.pass_time(3 * 86_400_000)
-    bench.pump()
-    bench.ack(1, 1, _2=NOW_S + 3 * 86_400)
-    bench.down(b"ack", "ack", old)  # the broker repeats it, and then lets an old command through
-    assert bench.command(7, CALIBRATE, expires_s=NOW_S + 600) == []
-    assert bench.answers()[-1] == (7, EXPIRED)
-
-
-@on_clock
-def test_freed_on_publish_where_chosen():
-    bench = Bench(heartbeat_windows=1, bytes_per_day=0, free_on_publish=True)
-    for _ in range(5):
-        bench.window()
-    assert bench.reporter.outbox.after(0) is None
-
-
-@on_clock
-def test_history_says_so_and_how_old_it_is():
-    bench = Bench(heartbeat_windows=1, bytes_per_day=0)
-    bench.cut = True
-    for _ in range(10):
-        bench.window()
-    bench.cut = False
-    bench.pump()
-    ages = [fields.get(17) for fields in bench.heard]
-    assert ages == [90, 80, 70, 60, None, None, None, None, None, None]
-
-
-@on_clock
-def test_clock_unset_gives_uptime_and_the_status_tells_when_that_was():
-    bench = Bench(now_s=0, heartbeat_windows=1, bytes_per_day=0)
-    bench.cut = True
-    for _ in range(3):
-        bench.window()
-    bench.set_clock(NOW_S)
-    bench.window()
-    bench.cut = False
-    bench.pump(100_000)
-    assert [fields.get(3) for fields in bench.heard] == [None, None, None, NOW_S + 10]
-    assert [fields.get(4) for fields in bench.heard] == [0, 10, 20, None]
-    assert [fields.get(17) for fields in bench.heard] == [130, 120, 110, 100]
-    status = loads(unseal(Mac(SECRET, b"status", "pump-1"), bench.reporter.status()))
-    began_s = status[3] - status[4]
-    assert began_s == NOW_S - 20  # so the first one was at began_s + 0
-
-
-@on_clock
-def test_status_and_last_will():
-    bench = Bench()
-    mac = Mac(SECRET, b"status", "pump-1")
-    facts = ("1.2", b"12345678", None, None, ("net", "snmp"), None, True)
-    status = loads(unseal(mac, bench.reporter.status(*facts)))
-    assert status[5] is True and status[6] == 1 and status[7] == "1.2" and status[8] == b"12345678"
-    assert status[11] == ["net", "snmp"] and status[13] is True and status[15] == [0, 0, 0, 0]
-    assert loads(unseal(mac, bench.reporter.status()))[6] == 2
-    will = loads(unseal(mac, bench.reporter.status(online=False)))
-    assert will[5] is False and 6 not in will
-
-
-@on_clock
-def test_commands_are_answered():
-    bench = Bench(supported=(CALIBRATE,))
-    assert bench.command(1, CALIBRATE) == [(CALIBRATE, ())]
-    assert bench.command(2, RELEASE, [7]) == []
-    assert bench.command(3, MUTE, [bench.now_s + 100]) == [(MUTE, (bench.now_s + 100,))]
-    assert bench.command(4, MUTE) == []
-    assert bench.command(5, CALIBRATE, expires_s=bench.now_s - 1) == []
-    assert bench.command(6, CALIBRATE, expires_s=bench.now_s + 1_000_000) == []
-    assert bench.answers() == [
-        (1, ACCEPTED),
-        (2, NOT_SUPPORTED),
-        (3, ACCEPTED),
-        (4, BAD_ARGUMENTS),
-        (5, EXPIRED),
-        (6, EXPIRED),
-    ]
-    assert bench.reporter.rejected == 0
-
-
-@on_clock
-def test_replayed_forged_and_foreign_commands_are_counted_and_ignored():
-    memory = Memory()
-    bench = Bench(supported=(CALIBRATE,), state=memory)
-    command = {0: 1, 1: 10, 2: NOW_S + 60, 3: CALIBRATE}
-    assert bench.down(b"command", "command", command)
-    assert memory.saved == 1
-    assert bench.down(b"command", "command", command) == []  # replayed
-    command[1] = 9
-    assert bench.down(b"command", "command", command) == []  # older
-    command[1] = 11
-    assert bench.down(b"ack", "command", command) == []  # the key of another direction
-    assert bench.down(b"report", "command", command) == []
-    assert bench.down(b"command", "command", command, device="pump-2") == []
-    assert bench.down(b"command", "command", command, secret=SECRET[1:] + b"x") == []
-    command[0] = 2
-    assert bench.down(b"command", "command", command) == []
-    assert bench.reporter.on_message(bench.reporter.topic + "command", b"\x81" * 1000) == []
-    assert bench.reporter.on_message("elsewhere", b"") == []
-    assert bench.reporter.rejected == 8
-    bench.pump()
-    assert len(bench.heard) == 1
-    again = Delivery("pump-1", SECRET, MemoryOutbox(), supported=(CALIBRATE,), state=memory)  # a restart
-    mac = Mac(SECRET, b"command", "pump-1")
-    command[0], command[1] = 1, 10
-    assert again.on_message(again.topic + "command", mac.seal(dumps(command))) == []
-    assert again.rejected == 1
-
-
-@on_clock
-def test_a_command_is_carried_out_though_the_state_can_not_be_saved():
-    memory = Memory()
-    memory.full = True
-    bench = Bench(supported=(CALIBRATE,), state=memory)
-    assert bench.command(1, CALIBRATE) == [(CALIBRATE, ())]
-    assert bench.reporter.unsaved == 1
-
-
-@on_clock
-def test_without_a_clock_a_command_waits_for_the_collectors():
-    bench = Bench(now_s=0, supported=(CALIBRATE,))
-    assert bench.command(1, CALIBRATE, expires_s=NOW_S + 60) == []
-    assert bench.answers() == [(1, CLOCK_UNSET)]
-    bench.ack(1, 1, _2=NOW_S)
-    assert bench.command(2, CALIBRATE, expires_s=NOW_S + 60) == [(CALIBRATE, ())]
-    bench.pass_time(100_000)
-    bench.pump()
-    assert bench.command(3, CALIBRATE, expires_s=NOW_S + 60) == []
-
-
-@on_clock
-def test_mute_and_maintenance_and_report_now():
-    bench = Bench(heartbeat_windows=4)
-    bench.command(1, MUTE, [bench.now_s + 35])
-    bench.command(2, MAINTENANCE, [bench.now_s + 65])
-    for level in (0, 2, 2, 2):
-        bench.window(level=level)
-    reports = [fields for fields in bench.heard if 15 not in fields]
-    assert [fields[6] for fields in reports] == [FLAG_MAINTENANCE]  # the mute ended before the fourth window
-    assert bench.reporter.held_back == 1
-    assert reports[0][5] == 2 and 10 in reports[0]
-    bench.heard.clear()
-    bench.command(3, REPORT_NOW)
     bench.window(level=2)
-    assert [fields.get(7) for fields in bench.heard] == [None, 300]
-    bench.command(4, MUTE, [bench.now_s + 10_000])
-    for _ in range(4):
-        bench.window()
-    assert bench.heard[-1][6] == FLAG_MUTED
-
-
-class BadOutbox(MemoryOutbox):
-    """A medium that takes nothing, with numbers to spare."""
-
-    def append(self, body):
-        self.sequence += 1
-        raise OutboxError("full")
-
-
-@on_clock
-def test_a_full_medium_does_not_silence_the_device():
-    bench = Bench(outbox=BadOutbox(), heartbeat_windows=1)
-    bench.window(level=2)
-    bench.window()
-    assert [fields[5] for fields in bench.heard] == [2, 2]
-    assert bench.heard[0][1] != bench.heard[1][1]
-    assert bench.reporter.unsaved == 2
-
-
-@on_clock
-def test_what_the_ring_dropped_is_told():
-    bench = Bench(heartbeat_windows=1, bytes_per_day=0, outbox=MemoryOutbox(max_bytes=200))
+    assert [fields[5] for fields in bench.heard] == [2]
+    assert bench.heard[0][4] == 90  # as of the last window: each made it anew
     bench.cut = True
+    bench.window(level=0)
+    bench.window(level=2)
+    bench.window(level=2)
+    bench.cut = False
+    bench.window(level=2)
+    assert [fields[5] for fields in bench.heard] == [2, 0, 2] or [fields[5] for fields in bench.heard] == [2, 0]
+
+
+@without_clock
+def test_while_the_broker_is_away_summaries_grow():
+    bench = Bench(heartbeat_windows=3)
+    bench.cut = True
+    for score in (700, 100, 300, 300, 300, 300, 300):
+        bench.window(score_q8=score)
+    bench.cut = False
+    bench.window()
+    assert bench.heard[0][11] == 8
+    assert bench.heard[0][12] == [100, 300, 700]
+    for _ in range(3):
+        bench.window()
+    assert bench.heard[1][11] == 3 and bench.heard[1][12] == [300, 300, 300]
+
+
+@without_clock
+def test_no_number_is_used_twice_in_a_stream():
+    bench = Bench(heartbeat_windows=1)
+    for i in range(60):
+        bench.cut = i % 3 == 1
+        bench.window(level=i // 2 % 3)
+    numbers = [fields[1] for fields in bench.heard]
+    assert len(numbers) == 40
+    assert all([numbers[i] < numbers[i + 1] for i in range(39)])
+    state = State()
+    bench.reporter.save(state)
+    assert state.get(b"device") == bytes(4)
+
+
+@without_clock
+def test_every_start_has_a_stream_of_its_own():
+    streams = set()
     for _ in range(20):
+        bench = Bench(heartbeat_windows=1)
         bench.window()
-    bench.cut = False
-    bench.pump()
-    lost = bench.reporter.outbox.lost
-    bench.window()
-    assert bench.heard[-1][14] == lost > 10
+        bench.window()
+        assert bench.heard[0][16] == bench.heard[1][16] == bench.reporter.stream
+        assert [fields[1] for fields in bench.heard] == [1, 2]
+        streams.add(bench.reporter.stream)
+    assert len(streams) == 20 and set([len(stream) for stream in streams]) == {4}
 
 
-@on_clock
-def test_device_ids_are_checked():
-    for bad in ("", "a/b", "+", "#", "a b", "..", "x" * 65, "d\u00e9"):
+@without_clock
+def test_status_and_will():
+    bench = Bench(boot=9, stream=b"boot")
+    mac = Mac(SECRET, b"status", "pump-1")
+    assert bench.reporter.status_topic == "stonechat/1/fleet/pump-1/status"
+    facts = {"firmware": "1.0", "model": b"12345678", "window_ms": 10000, "sources": ["hook"], "adaptation_q8": 5}
+    status = loads(unseal(mac, bench.reporter.status(learning=True, agent="0.1", unscored=[1, 2, 3, 4], **facts)))
+    assert status == {
+        0: 1,
+        2: 9,
+        4: 0,
+        5: True,
+        6: 1,
+        7: "1.0",
+        8: b"12345678",
+        10: 10000,
+        11: ["hook"],
+        12: 5,
+        13: True,
+        14: "0.1",
+        16: b"boot",
+        17: [1, 2, 3, 4],
+    }
+    assert loads(unseal(mac, bench.reporter.status(online=False))) == {0: 1, 2: 9, 4: 0, 5: False, 16: b"boot"}
+
+
+def test_a_clock_dates_the_reports():
+    clock = stonechat.report.epoch_s
+    stonechat.report.epoch_s = lambda: NOW_S
+    try:
+        bench = Bench(heartbeat_windows=1)
+        bench.verdict.learning = True
+        bench.window()
+    finally:
+        stonechat.report.epoch_s = clock
+    assert bench.heard[0][3] == NOW_S and 4 not in bench.heard[0]
+    assert bench.heard[0][6] == 1
+
+
+def test_a_device_id_that_is_no_topic_level_is_refused():
+    for bad in ("", "..", "a/b", "x" * 65):
         try:
-            Delivery(bad, SECRET, MemoryOutbox())
+            Reporter(bad, SECRET)
             assert False, bad
         except WireError:
             pass
-    assert Delivery("Pump_1.a-2", SECRET, MemoryOutbox(), prefix="v/1/west").ack_topic == "v/1/west/Pump_1.a-2/ack"

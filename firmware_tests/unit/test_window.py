@@ -1,5 +1,6 @@
 from stonechat.features import LEVEL, RATE, SHARE, Normalization, log2_q8
-from stonechat.schema import Schema, pack_normalization
+from stonechat.model_file import pack_normalization
+from stonechat.schema import Schema
 from stonechat.window import Window
 
 SCHEMA = Schema("test-1", (("bytes", "B", RATE), ("sockets", "1", LEVEL), ("busy", "%", SHARE)))

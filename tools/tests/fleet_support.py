@@ -134,10 +134,10 @@ class Peer:
         self.client.loop_start()
         return self
 
-    def publish(self, topic: str, payload: bytes, qos: int = 1) -> None:
+    def publish(self, topic: str, payload: bytes, qos: int = 1, retain: bool = False) -> None:
         if not self.connected.is_set():
             raise MQTTError("not connected")
-        if self.client.publish(topic, payload, qos).rc:
+        if self.client.publish(topic, payload, qos, retain).rc:
             raise MQTTError("not taken")
 
     def stop(self) -> None:

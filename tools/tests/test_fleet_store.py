@@ -145,7 +145,7 @@ def messages_of(folder: Path, count: int) -> tuple[bytes, list[bytes]]:
     reporter = Delivery("pump-1", secret, Outbox(str(folder / "box")), heartbeat_windows=1, bytes_per_day=0)
     for i in range(count):
         reporter.observe(FakeVerdict(i % 3), 1000 * i)
-        reporter.pump(lambda topic, payload, qos: sent.append(bytes(payload)), 1000 * i)
+        reporter.pump(lambda topic, payload, qos, retain: sent.append(bytes(payload)), 1000 * i)
     return secret, sent
 
 

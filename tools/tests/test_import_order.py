@@ -16,10 +16,10 @@ TOOLS = ROOT / "tools" / "stonechat_tools"
 LEVELS = [
     ["compat", "compat_cpython", "errors"],
     ["cbor", "cbor_decode", "int8/requantize", "int8/operator_names", "int8/viper", "int8/plain"],
-    ["cbor_maps", "features", "state", "int8/network", "metadata"],
+    ["features", "state", "int8/network", "metadata"],
     ["window", "schema", "int8/tflite", "cose", "adaptation"],
-    ["int8/operators", "detection"],
-    ["int8/interpreter", "custom_counters"],
+    ["int8/operators", "detection", "cose_open", "budget"],
+    ["int8/interpreter", "custom_counters", "fusion", "commands"],
     ["model"],
     ["model_file", "scorer", "outbox", "outbox_memory", "mqtt"],
     ["report", "replay"],

@@ -15,8 +15,11 @@ main.py, after the network is up:
 
 With the MQTT client that the firmware already has, `publish` takes the place of `host`:
 
-    umqtt.simple:  publish=lambda topic, payload, qos: client.publish(topic, payload, False, qos)
-    mqtt_as:       publish=lambda topic, payload, qos: asyncio.create_task(client.publish(topic, payload, False, qos))
+    umqtt.simple:  publish=lambda topic, payload, qos, retain: client.publish(topic, payload, retain, qos)
+    mqtt_as:       def publish(topic, payload, qos, retain):
+                       if not client.isconnected():
+                           raise OSError("not connected")  # else tasks would pile up in an outage
+                       asyncio.create_task(client.publish(topic, payload, retain, qos))
 
 tick() does not block longer than the arithmetic of a window (measured by `stonechat bench board`) and one write to
 flash; the look-up of the broker's name at a reconnect is the exception (mqtt.py). It never raises: errors of the own
@@ -31,20 +34,46 @@ commands, custom counters. The one file of core keeps what was learned.
 from struct import unpack_from
 
 from ..loop import Channel, Loop
+from ..model import load_model
 from ..report import Reporter
+from ..state import open_state
 from .device import begin
 
 
-def _make(device_id, key, counter, model, state, folder, publish, firmware, publish_retained, options):
-    """The parts of the core profile -> its loop."""
-    boot = unpack_from("<I", state.get(b"device", bytes(4)))[0]
-    reporter = Reporter(device_id, key, boot=boot + 1, **options)
-    return Loop([Channel(counter, model, state)], publish, reporter, state, firmware, publish_retained)
+def start(
+    device_id,
+    key,
+    model="model.tflite",
+    *,
+    host=None,
+    port=1883,
+    user=None,
+    password=None,
+    tls=None,
+    keepalive_s=60,
+    publish=None,
+    fleet="fleet",
+    prefix="stonechat/1",
+    folder="stonechat-data",
+    firmware="",
+    heartbeat_windows=30,
+    feed=None,
+):
+    """device_id: letters, digits, '-', '_', '.'; key: the device's secret, 32 bytes; model: a path. host: the broker
+    for the own client (tls: from board.tls), or publish(topic, payload, qos, retain): the firmware's own. folder: where
+    what was learned lives, made where it is missing; firmware: its id, a new one is learned anew; heartbeat_windows: a
+    report at least each N windows; feed: a watchdog's.
 
+    -> Watch. Raises ModelError or OSError: a device that can't be watched should say so at once; where the firmware
+    must go on all the same, call it in a `try`."""
 
-def start(*device, **options):
-    """start(device_id, key, model="model.tflite", *, host, port, user, password, tls, keepalive_s, publish,
-    publish_retained, fleet, prefix, folder, firmware, feed: as watch.begin takes them; heartbeat_windows: as in
-    Reporter) -> watch.Watch. Raises ModelError, StateError or OSError: a device that can't be watched should say so at
-    once; where the firmware must go on all the same, call it in a `try`."""
-    return begin(_make, *device, **options)
+    def make(collector):
+        state = open_state(folder)
+        channel = Channel(collector, load_model(open(model, "rb")), state)
+        boot = unpack_from("<I", state.get(b"device", bytes(4)))[0]
+        reporter = Reporter(
+            device_id, key, prefix=prefix + "/" + fleet, boot=boot + 1, heartbeat_windows=heartbeat_windows
+        )
+        return Loop([channel], reporter, state, publish=publish, firmware=firmware)
+
+    return begin(make, device_id, key, host, port, user, password, tls, keepalive_s, feed)

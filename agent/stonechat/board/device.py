@@ -1,14 +1,10 @@
 """Start-up shared by both board profiles. Returns a Watch, the object that the firmware ticks."""
 
-import os
-
 from ..compat import const, ticks_ms, tidy
-from ..model import load_model
 from ..mqtt import Client
-from ..state import State
 from . import hooks
 
-_MAX_PACKET = const(320)  # an acknowledgement of sixteen ranges, with its topic
+_MAX_PACKET = const(328)  # an acknowledgement of sixteen ranges and its stream, with the topic
 
 
 class Watch:
@@ -60,46 +56,14 @@ class Watch:
         self._quietly(self.agent.save)
 
 
-def begin(
-    make,
-    device_id,
-    key,
-    model="model.tflite",
-    *,
-    host=None,
-    port=1883,
-    user=None,
-    password=None,
-    tls=None,
-    keepalive_s=60,
-    publish=None,
-    publish_retained=None,
-    fleet="fleet",
-    prefix="stonechat/1",
-    folder="stonechat-data",
-    firmware="",
-    feed=None,
-    **options,
-):
-    """device_id: letters, digits, '-', '_', '.'; key: the device's secret, 32 bytes; model: a path. host: the broker
-    for the own client (tls: from board.tls), or publish(topic, payload, qos): the firmware's own. folder: where what
-    was learned lives; made where it is missing. make: puts the profile's agent together.
-
-    -> Watch. Raises ModelError, StateError or OSError: a device that can't be watched should say so at once; where the
-    firmware must go on all the same, call it in a `try`."""
+def begin(make, device_id, key, host, port, user, password, tls, keepalive_s, feed):
+    """make(collector): puts the profile's agent together; the rest as start() takes it -> Watch."""
     counter = hooks.install()
     counter.quiet = True
     try:
-        try:
-            os.mkdir(folder)
-        except OSError:
-            os.listdir(folder)  # raises where it is not a folder either
-        options["prefix"] = prefix + "/" + fleet
         counter.secret = key
         tidy()  # what lives long should lie together: a small heap has few long gaps
-        state = State(folder + "/state")
-        model = load_model(open(model, "rb"))
-        agent = make(device_id, key, counter, model, state, folder, publish, firmware, publish_retained, options)
+        agent = make(counter)
         transport = None
         if host is not None:
             reporter = agent.reporter
@@ -111,18 +75,11 @@ def begin(
                 password=password,
                 tls=tls,
                 keepalive_s=keepalive_s,
-                will=(reporter.status_topic, reporter.status(online=False), 1, True),
-                on_connect=agent.connected,
                 socket=hooks.real_socket,
                 # without subscriptions, the topic of what the broker may still hold for this device's full profile
                 max_packet=_MAX_PACKET if reporter.subscriptions else len(reporter.topic) + 32,
             )
-            agent.publish = transport.publish
-            agent.publish_retained = lambda topic, payload, qos: transport.publish(topic, payload, qos, True)
-            if reporter.subscriptions:
-                transport.on_message = agent.on_message
-                for topic in reporter.subscriptions:
-                    transport.subscribe(topic, 1)
+            agent.connect(transport)
     finally:
         counter.quiet = False
     tidy()

@@ -16,38 +16,64 @@ With the MQTT client that the firmware already has, `publish` takes the place of
 (acknowledgements, commands) goes to watch.agent.on_message(topic, payload), from the topics in
 watch.agent.reporter.subscriptions:
 
-    umqtt.simple:  publish=lambda topic, payload, qos: client.publish(topic, payload, False, qos)
+    umqtt.simple:  publish=lambda topic, payload, qos, retain: client.publish(topic, payload, retain, qos)
                    client.set_callback(lambda topic, payload: watch.agent.on_message(topic.decode(), payload))
-    mqtt_as:       publish=lambda topic, payload, qos: asyncio.create_task(client.publish(topic, payload, False, qos))
+    mqtt_as:       def publish(topic, payload, qos, retain):
+                       if not client.isconnected():
+                           raise OSError("not connected")  # else tasks would pile up in an outage
+                       asyncio.create_task(client.publish(topic, payload, retain, qos))
 
 core.py is the same in less memory and states what it leaves out; its notes on tick() hold here too.
 """
 
-from ..agent import Agent
-from ..delivery import Delivery
-from ..outbox import Outbox
+from ..agent import open_agent
 from .device import begin
 
 
-def _make(device_id, key, collector, model, state, folder, publish, firmware, publish_retained, options):
-    extra = options.pop("extra", ())
-    on_verdict = options.pop("on_verdict", None)
-    outbox = Outbox(folder + "/outbox", options.pop("outbox_bytes", 8192))
-    return Agent(
-        collector,
-        model,
-        publish,
-        reporter=Delivery(device_id, key, outbox, state=state, **options),
-        state=state,
-        extra=extra,
-        on_verdict=on_verdict,
-        firmware=firmware,
-        publish_retained=publish_retained,
-    )
+def start(
+    device_id,
+    key,
+    model="model.tflite",
+    *,
+    host=None,
+    port=1883,
+    user=None,
+    password=None,
+    tls=None,
+    keepalive_s=60,
+    publish=None,
+    fleet="fleet",
+    prefix="stonechat/1",
+    folder="stonechat-data",
+    firmware="",
+    heartbeat_windows=30,
+    feed=None,
+    outbox_bytes=8192,
+    bytes_per_day=40_000,
+    free_on_publish=False,
+    extra=(),
+    on_verdict=None,
+):
+    """As core.start, and: outbox_bytes: what reports may take on flash; bytes_per_day, free_on_publish: as in Delivery;
+    extra, on_verdict: as in Agent. -> Watch. Raises OutboxError too."""
 
+    def make(collector):
+        return open_agent(
+            device_id,
+            key,
+            collector,
+            model,
+            folder,
+            fleet=fleet,
+            prefix=prefix,
+            firmware=firmware,
+            heartbeat_windows=heartbeat_windows,
+            bytes_per_day=bytes_per_day,
+            outbox_bytes=outbox_bytes,
+            free_on_publish=free_on_publish,
+            extra=extra,
+            on_verdict=on_verdict,
+            publish=publish,
+        )
 
-def start(*device, **options):
-    """start(device_id, key, model="model.tflite", *, ...) -> watch.Watch, as core.start, and: outbox_bytes=8192: what
-    reports may take on flash; bytes_per_day=40_000, free_on_publish: as in Delivery; extra, on_verdict: as in Agent.
-    Raises OutboxError too."""
-    return begin(_make, *device, **options)
+    return begin(make, device_id, key, host, port, user, password, tls, keepalive_s, feed)

@@ -22,7 +22,8 @@ from typing import Any
 import cbor2
 import stonechat
 from stonechat.cbor_decode import loads
-from stonechat.delivery import Delivery, unseal
+from stonechat.cose_open import unseal
+from stonechat.delivery import Delivery
 from stonechat.outbox_memory import MemoryOutbox
 
 from ..proofs.interpreters import interpreters
@@ -78,7 +79,7 @@ def ours() -> tuple[bytes, bytes, bytes]:
     )
     for i in range(1 + HEARTBEAT_WINDOWS):
         reporter.observe(verdict, WINDOW_S * 1000 * i)
-        reporter.pump(lambda topic, payload, qos: sent.append(bytes(payload)), WINDOW_S * 1000 * i)
+        reporter.pump(lambda topic, payload, qos, retain: sent.append(bytes(payload)), WINDOW_S * 1000 * i)
     return sent[0], unseal(reporter._mac, sent[0]), sent[1]
 
 

@@ -34,7 +34,8 @@ from stonechat.linux import schemas, shipped
 from stonechat.linux.collector import LinuxCollector
 from stonechat.loop import Channel
 from stonechat.model import load_model
-from stonechat.schema import Schema, pack_normalization
+from stonechat.model_file import pack_normalization
+from stonechat.schema import Schema
 from stonechat.scorer import Scorer
 from stonechat.state import State
 from stonechat.window import Window

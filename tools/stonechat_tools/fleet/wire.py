@@ -18,7 +18,7 @@ STREAM_BYTES = 4
 PREFIX = "stonechat/1/fleet/"
 LEVELS = ("normal", "watch", "alarm")
 FLAGS = {1: "learning", 2: "muted", 4: "maintenance"}
-RESULTS = ("accepted", "not supported", "expired", "bad arguments", "clock not set")
+RESULTS = ("accepted", "not supported", "expired", "bad arguments", "clock not set", "failed")
 COMMANDS = {
     "mute": 1,
     "maintenance": 2,

@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any
 
+import cbor2
 import numpy as np
 import numpy.typing as npt
-from stonechat.cbor_maps import dumps
 from stonechat.errors import ModelError, StonechatError
 from stonechat.features import Normalization
 from stonechat.metadata import Metadata
 from stonechat.model import load_model
-from stonechat.model_file import BUFFER, INFO_BUFFER
-from stonechat.schema import Schema, pack_normalization
+from stonechat.model_file import BUFFER, INFO_BUFFER, pack_normalization
+from stonechat.schema import Schema
 
 from .device_path import Network, Replay
 from .seal import PLACEHOLDER, seal
@@ -86,7 +86,7 @@ class FittedModel:
         self.meta.name, self.meta.version = name, version
         self.meta.golden = _golden(self.meta, self.network)
         columns = [list(column) for column in self.schema.columns]
-        buffers = {BUFFER: PLACEHOLDER, INFO_BUFFER: dumps({"columns": columns, **(info or {})})}
+        buffers = {BUFFER: PLACEHOLDER, INFO_BUFFER: cbor2.dumps({"columns": columns, **(info or {})}, canonical=True)}
         return seal(write(self.layers, input_scale=STEP, metadata=buffers), self.meta)
 
 

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from stonechat.errors import ConfigError, ModelError
 from stonechat.int8 import tflite as reader
 from stonechat.metadata import Metadata
-from stonechat.schema import Schema, pack_normalization
+from stonechat.model_file import pack_normalization
+from stonechat.schema import Schema
 
 from .device_path import Network, Replay
 from .fit import STEP, FittedModel, assemble, front_end, set_table

@@ -8,7 +8,7 @@ For weights that were trained elsewhere (PyTorch, JAX, ...), or to give another 
     activation0, ...      "none" (default) or "relu"; the last layer has none
     scale0, ...           optional: the real size of one step of a hidden tensor, else it follows from the recordings
     columns, schema       JSON [[name, unit, kind], ...] and the schema's name; window_ms
-    normalization         packed as schema.pack_normalization does; or centre_q8 and deviation_q8
+    normalization         packed as model_file.pack_normalization does; or centre_q8 and deviation_q8
 
 The recordings (benign) give the ranges of hidden tensors, the weights of the score and the calibration table. Input and
 output have 16 steps a deviation by specification, whatever the recordings hold.
@@ -32,7 +32,8 @@ import numpy.typing as npt
 from stonechat.errors import FeatureError, StonechatError
 from stonechat.features import Normalization
 from stonechat.metadata import Metadata
-from stonechat.schema import Schema, pack_normalization
+from stonechat.model_file import pack_normalization
+from stonechat.schema import Schema
 
 from ..console import reason, write_atomic
 from ..traces.dataset import split

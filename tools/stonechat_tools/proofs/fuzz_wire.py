@@ -12,7 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import cbor2
-from stonechat.delivery import CALIBRATE, Delivery
+from stonechat.commands import CALIBRATE
+from stonechat.delivery import Delivery
 from stonechat.outbox_memory import MemoryOutbox
 
 from ..fleet import keyring, wire
@@ -53,7 +54,7 @@ class Fuzzer:
             for i in range(8):
                 reporter.observe(Verdict(i % 3), 10_000 * i)
                 reporter.pump(take, 10_000 * i)
-            self.genuine.append((name, "status", bytes(reporter.status("1.0"))))
+            self.genuine.append((name, "status", bytes(reporter.status(firmware="1.0"))))
             self.genuine.append((name, "status", bytes(reporter.status(online=False))))
         now_s = int(time.time())
         for name, keys in self.keys.items():
@@ -61,7 +62,7 @@ class Fuzzer:
             self.genuine.append((name, "command", wire.seal_command(keys, now_s, now_s + 600, CALIBRATE)))
 
     def _taker(self, name: str) -> Any:
-        return lambda topic, payload, qos: self.genuine.append((name, "report", bytes(payload)))
+        return lambda topic, payload, qos, retain: self.genuine.append((name, "report", bytes(payload)))
 
     def next(self) -> tuple[str, str, bytes]:
         """One hostile message: (device, topic's last level, payload)."""
@@ -138,9 +139,10 @@ def soak(scale: float) -> bool:
     collector = Collector(store, keyring.Keys(fuzzer.secrets))
     client = _Client()
     collector._client = client  # type: ignore[assignment]
-    reporters = {
-        name: Delivery(name, secret, MemoryOutbox(), supported=(CALIBRATE,)) for name, secret in fuzzer.secrets.items()
-    }
+    reporters = {name: Delivery(name, secret, MemoryOutbox()) for name, secret in fuzzer.secrets.items()}
+    actions: list[list[int]] = []  # the arguments of the commands that the message in hand made a device carry out
+    for reporter in reporters.values():
+        reporter.commands.actions[CALIBRATE] = actions.append
     genuine = {message: (name, kind) for name, kind, message in fuzzer.genuine}
     up = [
         SimpleNamespace(topic=f"{collector.prefix}{name}/{kind}", payload=message, mid=0, qos=1)
@@ -163,13 +165,14 @@ def soak(scale: float) -> bool:
         for _ in range(BATCH):
             name, kind, payload = fuzzer.next()
             done += 1
-            reporter = reporters.get(name)
+            receiver = reporters.get(name)
             if kind in ("ack", "command"):
-                if reporter is not None:
-                    codes = reporter.on_message(reporter.topic + kind, payload)
-                    if codes and genuine.get(payload) != (name, "command"):
-                        wrong.append(f"carried out {codes} for {name}")
-                    carried_out += len(codes)
+                if receiver is not None:
+                    receiver.on_message(receiver.topic + kind, payload)
+                    if actions and genuine.get(payload) != (name, "command"):
+                        wrong.append(f"carried out {actions} for {name}")
+                    carried_out += len(actions)
+                    actions.clear()
             else:
                 batch.append(SimpleNamespace(topic=f"{collector.prefix}{name}/{kind}", payload=payload, mid=0, qos=1))
         collector.take(batch)

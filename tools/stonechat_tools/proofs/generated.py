@@ -10,7 +10,7 @@ import numpy as np
 import tflite
 from stonechat import model_file
 from stonechat.metadata import Metadata
-from stonechat.schema import pack_normalization
+from stonechat.model_file import pack_normalization
 
 from ..modeling.tflite_writer import ACTIVATIONS, Layer, Writer, write
 

@@ -1,11 +1,10 @@
-"""Deterministic CBOR of anything that stonechat's files and messages hold: what the tools write. A board needs cbor.py.
+"""Deterministic CBOR of anything that a message or a model file holds: what the collector and the tools send.
 
-None, bool, int (-2^64..2^64-1), bytes, str, list, tuple and dict with int or str keys, which are sorted by their
-encoding. Floats and tags are refused: nothing here holds one.
-"""
+None, bool, int (-2^64..2^64-1), bytes, str, list, tuple and dict with int or str keys, sorted by their encoding. For
+tests on every runtime; on CPython it is checked against cbor2."""
 
-from . import cbor
-from .errors import WireError
+from stonechat import cbor
+from stonechat.errors import WireError
 
 
 def dumps(value) -> bytes:
