@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup setup-demo setup-system demo test test-fast test-system check lint types docs bench soak kernels clean
+.PHONY: help setup setup-demo setup-system demo test test-fast test-system check lint types docs bench soak world kernels clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -47,6 +47,9 @@ bench: setup    ## the figures of the README, side by side
 
 soak: setup     ## the long jobs: fuzzing by the million, power cuts, packet ids across the wrap
 	@$(BIN)/stonechat soak
+
+world: setup    ## a fleet of real agents, brokers and collectors under seeded faults, two minutes (MINUTES=60 for an hour)
+	@$(BIN)/python -m stonechat_tools.proofs.world --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED))
 
 kernels: setup  ## the BPF programs on Debian kernels 5.10 to 6.12, amd64, arm64 and armhf, in qemu (slow)
 	@$(BIN)/python -m stonechat_tools.proofs.kernels

@@ -31,6 +31,7 @@ if [ "$LEVEL" != demo ]; then
     need mosquitto_sub mosquitto-clients
     need nft nftables
     need qemu-arm-static qemu-user-static
+    need faketime faketime
 fi
 if [ "$LEVEL" = system ]; then
     need debootstrap debootstrap

@@ -62,10 +62,6 @@ class Agent(Loop):
         if not client.connected:
             sleep_ms(int(min(wait_s, 0.1) * 1000))
 
-    def announce(self) -> None:
-        """Send the status anew: something in it has changed."""
-        self._status_due = True
-
     async def run(self) -> None:
         """tick() for ever under asyncio; cancel the task to stop."""
         from asyncio import sleep
@@ -83,8 +79,28 @@ class Agent(Loop):
     def _score(self, now_ms: int):
         if not self._fused:
             return Loop._score(self, now_ms)
-        verdicts = [channel.end_window(now_ms) for channel in self.channels]
-        return None if None in verdicts else self._fuse(verdicts, self._fused)
+        verdicts = [self.channels[0].end_window(now_ms)]
+        for channel in self.channels[1:]:
+            try:
+                verdict = channel.end_window(now_ms)
+            except (StonechatError, OSError) as error:  # the device's own channel goes on without it
+                self._failed(error)
+                channel.window.primed = False
+                verdict = None
+            verdicts.append(verdict or _blank(len(channel.values)))
+        return self._fuse(verdicts, self._fused) if verdicts[0] else None
+
+    @property
+    def lacks(self) -> str:
+        """What the collectors can't read at present, "" where nothing is missing."""
+        return "; ".join(
+            [channel.collector.lacks for channel in self.channels if getattr(channel.collector, "lacks", "")]
+        )
+
+    def announce(self) -> None:
+        """Send the status again: something in it has changed."""
+        self._status_due = True
+        self._pump_due_ms = ticks_ms()
 
     def on_message(self, topic, payload: bytes) -> None:
         """Take a message from the broker: acknowledgements and commands that authenticate are carried out."""
@@ -106,6 +122,13 @@ class Agent(Loop):
             self._failed(error)
         for channel in self.channels:
             channel.collector.close()
+
+
+def _blank(size):
+    """The verdict of a channel that has none: it decides nothing."""
+    verdict = Verdict(size)
+    verdict.learning = True
+    return verdict
 
 
 def open_agent(

@@ -1,6 +1,7 @@
 """CPython's bodies of the names in compat.py. MicroPython has none of these modules, and no board gets this file."""
 
 import os
+import stat
 import time
 from _operator import mul as _mul  # operator is Python, and larger
 from array import array as _array
@@ -40,7 +41,8 @@ __all__ = (
     "write_atomic",
 )
 
-_EARLIEST_EPOCH_S = 1_700_000_000  # a wall clock before November 2023 has not been set
+_EARLIEST_EPOCH_S = 1_700_000_000  # a wall clock before November 2023 has not been set,
+_LATEST_EPOCH_S = 4_000_000_000  # nor has one after 2096; messages hold 32 bits
 _FLIP = bytes(i ^ 128 for i in range(256))
 
 
@@ -70,7 +72,7 @@ def sleep_ms(ms):
 
 def epoch_s():
     now_s = int(time.time())
-    return now_s if now_s >= _EARLIEST_EPOCH_S else 0
+    return now_s if _EARLIEST_EPOCH_S <= now_s < _LATEST_EPOCH_S else 0
 
 
 def sync_file(file):
@@ -80,11 +82,18 @@ def sync_file(file):
 
 def write_atomic(path, data):
     temporary = path + ".tmp"
-    with open(temporary, "wb") as file:
+    try:
+        if not stat.S_ISREG(os.lstat(temporary).st_mode):
+            os.remove(temporary)  # a FIFO would block, a link would lead elsewhere
+    except FileNotFoundError:
+        pass
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    with open(os.open(temporary, flags, 0o600), "wb") as file:
         file.write(data)
         sync_file(file)
     replace(temporary, path)
-    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)  # POSIX: the rename is durable only once its folder is
+    # POSIX: the rename is durable only once its folder is
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(folder)
     finally:

@@ -47,13 +47,22 @@ class CounterCollector:
 
     def __init__(self, schema, read) -> None:
         self.schema = schema
-        self.sources = (("counters", schema.name, ""),)
+        self.lacks = ""  # why they can't be read at present
         self._read = read
         self._share = [kind == SHARE for kind in schema.kinds]
+
+    @property
+    def sources(self):
+        return (("lacks" if self.lacks else "counters", self.schema.name[:24], self.lacks),)
 
     def read(self, values) -> None:
         """Fill `values`. Raises CollectorError for a wrong number of counters or a value that is not a count, and
         whatever OSError the vendor's function raises."""
+        self.lacks = self.lacks or "counters " + self.schema.name  # until all are read
+        self._fill(values)
+        self.lacks = ""
+
+    def _fill(self, values):
         got = self._read()
         if len(got) != len(self._share):
             raise CollectorError("%s: %d counters, want %d" % (self.schema.name, len(got), len(self._share)))
@@ -83,16 +92,19 @@ class FileCounters:
     def __call__(self):
         """-> one whole number per file. Raises OSError or CollectorError, naming the file."""
         for i, path in enumerate(self._paths):
-            with open(path, "rb") as file:
-                text = file.read(_FILE_BYTES)
+            text = self._text(path)
             try:
                 self._numbers[i] = int(text)
             except ValueError:
                 raise CollectorError("%s does not hold one whole number: %r" % (path, text))
         return self._numbers
 
+    def _text(self, path):
+        with open(path, "rb") as file:
+            return file.read(_FILE_BYTES)
 
-def from_config(name: str, rows) -> "CounterCollector":
+
+def from_config(name: str, rows, files=FileCounters) -> "CounterCollector":
     """name of the schema; rows: what a configuration's [[counters]] gave: mappings with name, unit, kind and path ->
     CounterCollector over FileCounters. Raises ConfigError."""
     for row in rows:
@@ -103,4 +115,4 @@ def from_config(name: str, rows) -> "CounterCollector":
             if key not in ("name", "unit", "kind", "path"):
                 raise ConfigError("counters: unknown key %r (there are name, unit, kind, path)" % key)
     schema = counter_schema(name, [(row["name"], row["unit"], row["kind"]) for row in rows])
-    return CounterCollector(schema, FileCounters([row["path"] for row in rows]))
+    return CounterCollector(schema, files([row["path"] for row in rows]))

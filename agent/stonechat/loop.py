@@ -5,7 +5,7 @@ A board's core profile uses both directly; agent.py adds more channels, and what
 
 from . import __version__
 from .compat import const, ticks_add, ticks_diff, ticks_ms
-from .errors import StonechatError
+from .errors import ModelError, StonechatError
 from .scorer import Scorer
 from .window import Window
 
@@ -154,7 +154,7 @@ class Loop:
             self._failed(error)
         unscored = self.unscored
         if verdict is None:
-            unscored[min([channel.cause for channel in self.channels])] += 1
+            unscored[self.channels[0].cause] += 1
         # The status gives these counts: at the first window that failed, and when windows are scored again.
         count = unscored[_DROPPED] + unscored[_UNREAD] + unscored[_OTHERWISE]
         if count != self._reported:
@@ -185,7 +185,7 @@ class Loop:
             model=channel.scorer.model.digest,
             schema=channel.collector.schema.id,
             window_ms=self.window_ms,
-            sources=[group + " " + source for group, source, _ in channel.collector.sources],
+            sources=[row[0] + " " + row[1] for each in self.channels for row in each.collector.sources],
             adaptation_q8=channel.scorer.adaptation.distance() << 4,
             learning=self.learning,
             agent=__version__,

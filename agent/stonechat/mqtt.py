@@ -92,7 +92,7 @@ class Client:
         self.resend = True
         self._login = (client_id, user, password)
         self._backoff = Backoff()
-        self._tries = 0
+        self._tries = urandom(1)[0]  # a fleet spreads over the addresses
         self.in_flight = []  # (packet id, packet) of each QoS 1 publish that is not acknowledged
         self._most = max_in_flight
         self._id = 0
@@ -109,16 +109,16 @@ class Client:
         """Connect and wait for the broker's answer, or leave that to poll(). Raises OSError or MQTTError; a later
         poll() tries again, after a jittered back-off."""
         self._drop()
-        self._backoff.failed()  # until the broker has answered
-        infos = self._net.getaddrinfo(*self._where)
-        info = infos[self._tries % len(infos)]
-        self._tries += 1
-        stream = self._socket = self._net.socket(info[0], info[1])
-        stream.setblocking(False)
         try:
+            infos = sorted(self._net.getaddrinfo(*self._where))  # name servers rotate them
+            info = infos[self._tries % len(infos)]
+            self._tries += 1
+            stream = self._socket = self._net.socket(info[0], info[1])
+            stream.setblocking(False)
             stream.connect(info[-1])
         except OSError as error:
             if error.errno != EINPROGRESS:
+                self._backoff.failed()
                 self._drop()
                 raise
         self._poller.register(stream, select.POLLOUT)
@@ -164,8 +164,7 @@ class Client:
                 self._flush()
             self._clock()
         except (OSError, MQTTError):
-            if self.connected:
-                self._backoff.failed()
+            self._backoff.failed()
             self._drop()
             raise
         if self._call:  # last: an exception from a callback must not cost the connection
@@ -316,7 +315,6 @@ class Client:
                     if self.on_published:
                         self.on_published(entry[0])
                     break
-            self._backoff.worked()
         elif kind == 9 and length == 3:
             self.refused += body[2] >> 7
         elif kind == 13 and not length:

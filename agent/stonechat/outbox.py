@@ -58,14 +58,16 @@ class Outbox:
             os.mkdir(self.path)
         except OSError:
             pass  # it is there, or listdir says what is wrong
-        names = sorted([name for name in os.listdir(self.path) if name.endswith(".seg")])
-        for name in names:
+        for name in self._names():
             segment = [int(name[:8], 16), 0, 0, None]
             self._scan(segment)
             self._segments.append(segment)
         self.boot += 1
         self._forward()
         self._new_segment()
+
+    def _names(self) -> list:
+        return sorted([name for name in os.listdir(self.path) if name.endswith(".seg")])
 
     def _name(self, number: int) -> str:
         return "%s/%08x.seg" % (self.path, number)

@@ -50,7 +50,7 @@ bpf = false
 host = "{changes.get("host", "127.0.0.1")}"
 port = {port}
 tls = {changes.get("tls", "false")}
-transport = "{changes.get("transport", "paho")}"
+transport = "{changes.get("transport", "auto")}"
 keepalive_s = 5
 [report]
 heartbeat_windows = 1

@@ -14,7 +14,7 @@ MODELS = Path(__file__).resolve().parents[2] / "models"
 @needs_mosquitto
 @needs_bpf
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to attach BPF")
-@pytest.mark.parametrize(("what", "most_mb"), [("no transport", 16), ("lean", 17), ("lean, TLS", 22)])
+@pytest.mark.parametrize(("what", "most_mb"), [("no transport", 16), ("auto", 17), ("auto, TLS", 22)])
 def test_resident_memory_with_bpf(what: str, most_mb: int) -> None:
     transport, auth = TRANSPORTS[what]
     figures = measure(MODELS / "linux-1" / "model.tflite", True, transport, auth, 0.5)

@@ -39,7 +39,7 @@ def missing(store: Store) -> set[int]:
     return set(range(min(sequences), max(sequences) + 1)) - set(sequences)
 
 
-@pytest.mark.parametrize("transport", ["paho", "lean"])
+@pytest.mark.parametrize("transport", ["paho", "auto"])
 def test_every_window_reaches_the_database_once(folder: Path, transport: str) -> None:
     with LocalBroker() as broker, Store(folder / "fleet.db") as store:
         agent = AgentProcess(folder, broker.port, transport=transport)

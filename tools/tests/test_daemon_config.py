@@ -60,7 +60,7 @@ def test_defaults_are_filled_in(tmp_path: Any) -> None:
         (('id = "pump-17"', "id = 17"), "must be a text"),
         (("[mqtt]", "[mqtt]\nport = 70000"), "from 1 to 65535"),
         (("[mqtt]", '[mqtt]\ntls = "no"'), "true or false"),
-        (("[mqtt]", '[mqtt]\ntransport = "carrier pigeon"'), 'one of "paho", "lean"'),
+        (("[mqtt]", '[mqtt]\ntransport = "carrier pigeon"'), 'one of "auto", "lean", "paho"'),
         (("[mqtt]", "[mqtt]\nport = true"), "whole number"),
         (("[model]", "[collector]\ninterfaces = [1]\n[model]"), "list of texts"),
         (("[model]", "[counters]\nlist = [{name = 2024-01-01}]\n[model]"), "[counters] list must be"),

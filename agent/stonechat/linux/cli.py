@@ -4,7 +4,8 @@
     stonechat-agent --example-config > stonechat.toml
     stonechat-agent --config stonechat.toml --check      # read everything, say what would run, start nothing
 
-Exit status: 0 stopped by a signal, 1 it can't run (the message says why and what to do), 2 wrong usage.
+Exit status: 0 stopped by a signal; 1 it can't run before somebody changes something (the message says what and how);
+2 wrong usage; 70 an error that nothing foresaw; 75 it may run later: another instance runs, or the system refused.
 """
 
 import argparse
@@ -15,7 +16,9 @@ import sys
 from .. import __version__, model_file
 from ..errors import ModelError, StonechatError
 from . import config as configuration
-from .daemon import Daemon, Log, read_file
+from .daemon import EXIT_CONFIG, EXIT_UNFORESEEN, Daemon, describe, exit_status, forbid_core_dumps, keep_standard_files
+from .files import read_file
+from .log import Log
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -49,8 +52,14 @@ def prove_models(config: dict) -> None:
 
 
 def become_service(config: dict) -> None:
-    """Replace this program by daemon.main in the same process; an anonymous file passes the configuration on.
-    Raises OSError."""
+    """Replace this program by daemon.main in the same process; an anonymous file passes the configuration
+    on; no other open file is inherited. Raises OSError."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            try:
+                os.set_inheritable(int(name), False)
+            except OSError:
+                continue  # the folder's own, closed by now
     handed_fd = os.memfd_create("stonechat-config", 0)  # 0: it stays open
     os.write(handed_fd, marshal.dumps(config))
     os.lseek(handed_fd, 0, os.SEEK_SET)
@@ -60,20 +69,26 @@ def become_service(config: dict) -> None:
 
 
 def main(argv: list | None = None) -> int:
+    keep_standard_files()
     args = parse(argv)
     if args.example_config:
         sys.stdout.write(configuration.example())
         return 0
+    log = Log("error")
+    forbid_core_dumps()
     try:
         config = configuration.load(args.config)
         prove_models(config)
         if args.check:
-            print(Daemon(config, Log(config["log"]["level"])).plan())
+            print(Daemon(config, Log(config["log"]["level"]), check=True).plan())
         else:
             become_service(config)
     except (StonechatError, OSError) as error:
-        Log("error")("error", str(error))
-        return 1
+        log("error", str(error))
+        return EXIT_CONFIG if args.check else exit_status(error)
+    except Exception as error:  # noqa: BLE001 - one line
+        log("error", describe(error))
+        return EXIT_UNFORESEEN
     return 0
 
 

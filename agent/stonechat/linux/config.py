@@ -5,10 +5,9 @@ that `stonechat-agent --example-config` prints all come from it.
 """
 
 import tomllib
-from os.path import isfile
 
 from ..errors import ConfigError
-from . import shipped
+from .files import read_regular
 
 
 class Key:
@@ -22,6 +21,7 @@ class Key:
 
 
 REQUIRED = object()
+_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 
 
 def _integer(low: int, high: int):
@@ -32,17 +32,58 @@ def _integer(low: int, high: int):
     return check
 
 
+MAX_BYTES = 1 << 20  # of the file
+MAX_TEXT_BYTES = 1024
+_MAX_SHOWN = 60  # characters of a value in a message
+
+
+def _is_text(value, most: int = MAX_TEXT_BYTES) -> bool:
+    """No NUL, no line break: such a text is no path, no name and no topic."""
+    return isinstance(value, str) and len(value.encode()) <= most and (value == "" or value.isprintable())
+
+
 def _text(value) -> str | None:
-    return None if isinstance(value, str) else "a text in quotes"
+    return None if _is_text(value) else "a text in quotes, printable, at most %d bytes" % MAX_TEXT_BYTES
 
 
 def _filled(value) -> str | None:
-    return None if isinstance(value, str) and value else "a text in quotes, not empty"
+    return _text(value) or (None if value else "a text in quotes, not empty")
 
 
 def _device_id(value) -> str | None:
-    good = isinstance(value, str) and 0 < len(value.encode()) <= 64 and not set(value) & set("/+#\x00")
+    good = _is_text(value, 64) and value and not set(value) - _ID_CHARACTERS
+    return None if good else "a text of 1 to 64 letters, digits, - _ . without / + # (it becomes part of an MQTT topic)"
+
+
+def _fleet(value) -> str | None:
+    good = _is_text(value, 64) and value and not set(value) & set("/+#")
     return None if good else "a text of 1 to 64 bytes without / + # (it becomes part of an MQTT topic)"
+
+
+def _prefix(value) -> str | None:
+    good = _is_text(value, 128) and value and not set(value) & set("+#") and value[0] != "$"
+    return None if good else "a text of 1 to 128 bytes without + # and no $ in front (every topic begins with it)"
+
+
+def _firmware(value) -> str | None:
+    return None if _is_text(value, 64) else "a text of at most 64 bytes"
+
+
+def _host(value) -> str | None:
+    try:
+        good = _is_text(value, 253) and value and " " not in value and len(value.encode("idna")) <= 253
+    except UnicodeError:
+        good = False
+    return None if good else "a name or an address (no name of a host has a blank, an empty or a long part)"
+
+
+def _user(value) -> str | None:
+    good = _is_text(value, 32) and value.isascii() and not set(value) & set(" :/")
+    return None if good else "the name or the number of a user"
+
+
+def _alpn(value) -> str | None:
+    return None if _is_text(value, 255) and value.isascii() else "a text of at most 255 ASCII characters"
 
 
 def _flag(value) -> str | None:
@@ -59,20 +100,20 @@ def _one_of(*choices):
 
 
 def _texts(value) -> str | None:
-    good = isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+    good = isinstance(value, list) and all(_is_text(item) and item for item in value)
     return None if good else "a list of texts"
 
 
 def _tables(value) -> str | None:
     rows = value if isinstance(value, list) else [None]
-    good = all(isinstance(row, dict) and all(isinstance(text, str) for text in row.values()) for row in rows)
+    good = all(isinstance(row, dict) and all(_is_text(text) for text in row.values()) for row in rows)
     return None if good else 'a list like [{name = "openings", unit = "1", kind = "rate", path = "/run/door/openings"}]'
 
 
 KEYS = {
     "device": {
         "id": Key(REQUIRED, _device_id, "Name of this device, unique in its fleet.", "pump-17"),
-        "fleet": Key("fleet", _device_id, "Name of the fleet: the level above the device in every topic."),
+        "fleet": Key("fleet", _fleet, "Name of the fleet: the level above the device in every topic."),
         "key_file": Key(
             REQUIRED,
             _filled,
@@ -80,7 +121,9 @@ KEYS = {
             "`stonechat provision` makes it. Reports are authenticated with a key derived from it.",
             "/etc/stonechat/device.key",
         ),
-        "firmware": Key("", _text, "Id of the installed firmware. A new id makes the agent calibrate itself again."),
+        "firmware": Key(
+            "", _firmware, "Id of the installed firmware. A new id makes the agent calibrate itself again."
+        ),
         "state_file": Key(
             "/var/lib/stonechat/state",
             _filled,
@@ -129,7 +172,7 @@ KEYS = {
         ),
         "user": Key(
             "",
-            _text,
+            _user,
             "User to become after start, when started as root. Every capability is dropped. Empty: `stonechat` if\n"
             "there is such a user, else `nobody`.",
         ),
@@ -146,24 +189,24 @@ KEYS = {
         "model": Key("", _text, "Their model, of the same window length as the device's."),
     },
     "mqtt": {
-        "host": Key(REQUIRED, _filled, "The broker's name or address.", "broker.example.org"),
+        "host": Key(REQUIRED, _host, "The broker's name or address.", "broker.example.org"),
         "port": Key(8883, _integer(1, 65535), "The broker's port."),
         "transport": Key(
-            "paho",
-            _one_of("paho", "lean"),
-            "paho = paho-mqtt, lean = the built-in MQTT 3.1.1 client (no package, 10 MB less memory).",
+            "auto",
+            _one_of("auto", "lean", "paho"),
+            "The MQTT client: auto and lean = the built-in one (no package, 10 MB less memory), paho = paho-mqtt.",
         ),
         "tls": Key(True, _flag, "TLS with the broker's certificate verified. false sends everything in the clear."),
         "ca_file": Key("", _text, "Certificate authority of the broker, PEM. Empty: the system's own."),
         "cert_file": Key("", _text, "This device's certificate, PEM, where the broker asks for one."),
         "cert_key_file": Key("", _text, "Its private key, PEM, mode 0600."),
-        "alpn": Key("", _text, "ALPN protocol name, for managed brokers on port 443.", ""),
+        "alpn": Key("", _alpn, "ALPN protocol name, for managed brokers on port 443.", ""),
         "username": Key("", _text, "User name at the broker."),
         "username_file": Key("", _text, "File that holds the user name, as an alternative to `username`."),
         "password_file": Key(
             "", _text, "File that holds the password, mode 0600. A password is never written in this configuration."
         ),
-        "prefix": Key("stonechat/1", _filled, "Where the topics start: PREFIX/FLEET/DEVICE/report and so on."),
+        "prefix": Key("stonechat/1", _prefix, "Where the topics start: PREFIX/FLEET/DEVICE/report and so on."),
         "keepalive_s": Key(60, _integer(5, 3600), "Seconds of silence after which the broker calls the device lost."),
     },
     "report": {
@@ -205,28 +248,24 @@ KEYS = {
 
 def load(path: str) -> dict:
     """path -> {section: {key: value}} with every default filled in. Raises ConfigError naming file, key and fix."""
+    data, _ = read_regular(path, MAX_BYTES + 1, "can't read")
+    if len(data) > MAX_BYTES:
+        raise ConfigError("%s is larger than %d bytes" % (path, MAX_BYTES))
     try:
-        with open(path, "rb") as file:
-            raw = tomllib.load(file)
-    except OSError as error:
-        raise ConfigError("can't read %s: %s" % (path, error.strerror))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError("%s is not TOML: %s" % (path, error))
-    config = check(raw, path)
-    file = config["model"]["file"]
-    config["model"]["file"] = shipped.path(file)
-    if "/" not in file and config["model"]["file"] == file and not isfile(file):
-        raise ConfigError(
-            "%s: [model] file %s: no such file; models of the package: %s" % (path, file, ", ".join(shipped.names()))
-        )
-    return config
+        return check(tomllib.loads(data.decode("utf-8-sig").replace("\r\n", "\n")), path)
+    except RecursionError:
+        raise ConfigError("%s is not TOML that can be read: brackets nested too deeply" % path)
+    except UnicodeDecodeError as error:
+        raise ConfigError("%s is not TOML: it is not UTF-8 (%s)" % (path, error.reason))
+    except ValueError as error:  # tomllib.TOMLDecodeError, and a number of thousands of digits
+        raise ConfigError("%s is not TOML: %s" % (path, str(error)[:200]))
 
 
 def check(raw: dict, path: str = "config") -> dict:
     """raw: what the TOML file said -> the whole configuration. Raises ConfigError."""
     for section in raw:
         if section not in KEYS:
-            raise ConfigError("%s: unknown section [%s]%s" % (path, section, _nearest(section, KEYS)))
+            raise ConfigError("%s: unknown section [%s]%s" % (path, section[:_MAX_SHOWN], _nearest(section, KEYS)))
         if not isinstance(raw[section], dict):
             raise ConfigError("%s: %s must be a section: [%s]" % (path, section, section))
     config: dict = {}
@@ -234,7 +273,7 @@ def check(raw: dict, path: str = "config") -> dict:
         given = raw.get(section, {})
         for name in given:
             if name not in keys:
-                raise ConfigError("%s: [%s] has no key %s%s" % (path, section, name, _nearest(name, keys)))
+                raise ConfigError("%s: [%s] has no key %s%s" % (path, section, name[:_MAX_SHOWN], _nearest(name, keys)))
         config[section] = {}
         for name, key in keys.items():
             value = given.get(name, key.default)
@@ -242,15 +281,24 @@ def check(raw: dict, path: str = "config") -> dict:
                 raise ConfigError("%s: [%s] needs %s = %s" % (path, section, name, _toml(key.example)))
             wrong = key.check(value)
             if wrong:
-                raise ConfigError("%s: [%s] %s must be %s, not %s" % (path, section, name, wrong, _toml(value)))
+                raise ConfigError("%s: [%s] %s must be %s, not %s" % (path, section, name, wrong, _shown(value)))
             config[section][name] = value
     return config
+
+
+def _shown(value) -> str:
+    """A wrong value, as far as it fits into a message."""
+    try:
+        text = _toml(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
+        text = "something of that size"
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
 
 
 def _nearest(word: str, words) -> str:
     from difflib import get_close_matches  # only on the way to an error: costs memory
 
-    close = get_close_matches(word, list(words), 1)
+    close = get_close_matches(word[:_MAX_SHOWN], list(words), 1)
     return "; is it %s?" % close[0] if close else "; known: " + ", ".join(words)
 
 

@@ -6,58 +6,39 @@ process never holds argparse, tomllib and re (3.5 MB).
 
 import marshal
 import os
+import resource
 import signal
-import stat
-import sys
 
-from .. import cose
+from .. import __version__, cose
 from ..agent import Agent
-from ..compat import replace, sleep_ms
+from ..compat import epoch_s, replace, sleep_ms, ticks_add, ticks_diff, ticks_ms
 from ..delivery import Delivery
 from ..detection import ALARM, NORMAL, WATCH
 from ..errors import ConfigError, ModelError, StonechatError
 from ..model import load_model
-from ..outbox import Outbox
 from ..outbox_memory import MemoryOutbox
 from ..state import State
+from . import files
+from .broker import Credentials, prepare
+from .broker_errors import explain
+from .disk_outbox import DiskOutbox
+from .log import Log, Troubles
 from .tflite_runtime import TfliteRuntime
 
 LEVEL_NAMES = {NORMAL: "normal", WATCH: "watch", ALARM: "alarm"}
-PRIORITIES = {"error": 3, "warning": 4, "info": 6, "debug": 7}  # syslog(3), as journald reads them from standard error
-MODEL_MAX_BYTES = 1 << 20
 IDLE_MS = 1000  # the longest nap while connected: a message ends it at once, a signal does not
 CONNECTING_MS = 100  # and while a connection is being made
+HEALTH_EVERY_MS = 60_000
 
-
-class Log:
-    """Lines on standard error; under systemd each carries its priority, so `journalctl -p warning` finds the alarms."""
-
-    def __init__(self, level: str) -> None:
-        self._most = PRIORITIES[level]
-        self._journal = "JOURNAL_STREAM" in os.environ
-
-    def __call__(self, level: str, text: str) -> None:
-        if PRIORITIES[level] <= self._most:
-            prefix = "<%d>" % PRIORITIES[level] if self._journal else "stonechat-agent: %s: " % level
-            sys.stderr.write(prefix + text + "\n")
-            sys.stderr.flush()
-
-
-def read_file(path: str, what: str) -> bytes:
-    """A model file's bytes. Raises ConfigError where it can't be read or is too large."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MODEL_MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError("%s %s: %s" % (what, path, error.strerror))
-    if len(data) > MODEL_MAX_BYTES:
-        raise ConfigError("%s %s is larger than %d bytes" % (what, path, MODEL_MAX_BYTES))
-    return data
+# Exit statuses; the unit's RestartPreventExitStatus names those after which a restart can't help.
+EXIT_CONFIG = 1  # configuration, model or sources: somebody must change something
+EXIT_UNFORESEEN = 70  # sysexits.h: EX_SOFTWARE
+EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL: another instance runs, or the system refused something
 
 
 def read_model(path: str, backend: str, what: str = "[model] file"):
     """path -> Model. Raises ConfigError where the file can't be read, ModelError where it is no model."""
-    data = read_file(path, what)
+    data = files.read_file(path, what)
     try:
         model = load_model(data, TfliteRuntime if backend == "tflite" else None)
         if model.metadata is None:
@@ -65,35 +46,6 @@ def read_model(path: str, backend: str, what: str = "[model] file"):
     except ModelError as error:
         raise ModelError("%s %s: %s" % (what, path, error))
     return model
-
-
-def read_secret(path: str, what: str) -> bytes:
-    """The first line of a file that nobody else may read. Raises ConfigError with the fix."""
-    try:
-        with open(path, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            line = file.readline(1024).strip()
-    except OSError as error:
-        raise ConfigError("%s %s: %s" % (what, path, error.strerror))
-    if stat.S_IMODE(mode) & 0o077:
-        raise ConfigError("%s %s is open to others (mode %03o): chmod 600 %s" % (what, path, mode & 0o777, path))
-    if not line:
-        raise ConfigError("%s %s is empty" % (what, path))
-    return line
-
-
-def read_key(path: str) -> bytes:
-    """The device's secret: 64 hexadecimal digits -> 32 bytes. Raises ConfigError."""
-    line = read_secret(path, "[device] key_file")
-    try:
-        key = bytes.fromhex(line.decode())
-    except ValueError:
-        key = b""
-    if len(key) != 32:
-        raise ConfigError(
-            "[device] key_file %s must hold 64 hexadecimal digits (`stonechat provision` makes it)" % path
-        )
-    return key
 
 
 def open_collector(config: dict, model, key: bytes, user_id: int | None):
@@ -127,6 +79,7 @@ def open_counters(config: dict, model) -> list:
     if not rows:
         return []
     from ..custom_counters import from_config
+    from .counter_files import CounterFiles
 
     if not config["counters"]["model"]:
         raise ConfigError("[counters] needs model: the .tflite trained on recordings of these counters")
@@ -136,105 +89,60 @@ def open_counters(config: dict, model) -> list:
             "[counters] model has windows of %d ms, the device's model %d ms; they must be the same"
             % (own.metadata.window_ms, model.metadata.window_ms)
         )
-    return [(from_config(config["counters"]["schema"], rows), own)]
+    return [(from_config(config["counters"]["schema"], rows, CounterFiles), own)]
 
 
-def prepare_transport(config: dict):
-    """What the MQTT client needs that only root may read, and its class: all that must happen before the user is
-    changed -> a function (reporter, on_message, on_connect) that makes the client. Raises ConfigError."""
-    mqtt = config["mqtt"]
-    user: str | None = mqtt["username"] or None
-    if mqtt["username_file"]:
-        user = read_secret(mqtt["username_file"], "[mqtt] username_file").decode()
-    password = read_secret(mqtt["password_file"], "[mqtt] password_file").decode() if mqtt["password_file"] else None
-    tls = None
-    if mqtt["tls"]:
-        from .tls import tls_context
+class LinuxDelivery(Delivery):
+    """A Delivery whose key can be replaced while it runs."""
 
-        tls = tls_context(mqtt["ca_file"], mqtt["cert_file"], mqtt["cert_key_file"], mqtt["alpn"])
-    if mqtt["transport"] == "paho":
-        from .paho import Paho, load
-
-        load()
-        make: type = Paho
-        options: dict = {}
-    else:
-        from ..mqtt import Client
-
-        if tls is None:
-            import _socket as net  # all that a plain connection needs, and a quarter of socket's memory
-        else:
-            import socket as net  # type: ignore[no-redef]  # what ssl wraps
-        make = Client
-        options = {"socket": net}
-
-    try:
-        mqtt["host"].encode("idna")  # getaddrinfo loads this codec, and Python may lie where only root can read
-    except UnicodeError:
-        raise ConfigError("[mqtt] host %r is no name of a host" % mqtt["host"])
-
-    def connectable(reporter, on_message, on_connect):
-        transport = make(
-            config["device"]["id"],
-            mqtt["host"],
-            mqtt["port"],
-            user=user,
-            password=password,
-            tls=tls,
-            keepalive_s=mqtt["keepalive_s"],
-            will=(reporter.status_topic, reporter.status(online=False), 1, True),
-            on_message=on_message,
-            on_connect=on_connect,
-            **options,
-        )
-        for topic in reporter.subscriptions:
-            transport.subscribe(topic, 1)
-        return transport
-
-    return connectable
-
-
-def own_folder(folder: str, user_id: int | None) -> None:
-    """Make the folder, mode 0700, for the user that we become. Raises ConfigError."""
-    try:
-        os.makedirs(folder, 0o700, exist_ok=True)
-        if user_id is not None:
-            os.chown(folder, user_id, -1)
-    except OSError as error:
-        raise ConfigError("can't make the folder %s: %s" % (folder, error.strerror))
+    def use_key(self, key: bytes) -> None:
+        """key: 32 bytes. What was sealed with the old one goes again, sealed with the new one."""
+        device_id = self.topic.split("/")[-2]
+        self._mac = cose.Mac(key, b"report", device_id)
+        self._status_mac = cose.Mac(key, b"status", device_id)
+        self._ack_mac = cose.Mac(key, b"ack", device_id)
+        self._command_mac = cose.Mac(key, b"command", device_id)
 
 
 class Daemon:
-    """Everything that runs, put together from the configuration. Raises StonechatError where it can't be."""
+    """Everything that runs, put together from the configuration. check: attach everything, but create, lock and change
+    nothing. Raises StonechatError where it can't be."""
 
-    def __init__(self, config: dict, log: Log) -> None:
+    def __init__(self, config: dict, log: Log, check: bool = False) -> None:
         from . import privileges
 
         self.log = log
+        self.troubles = Troubles(log)
         self.stopping = False
-        self._said = ""  # the last trouble logged: one line a change, not one a window
+        self._reload_due = False
+        self._config = config
         device = config["device"]
         report = config["report"]
-        key = read_key(device["key_file"])
+        self._where = "broker %s:%d" % (config["mqtt"]["host"], config["mqtt"]["port"])
+        key = files.read_key(device["key_file"])
         model = read_model(config["model"]["file"], config["model"]["backend"])
         user = config["collector"]["user"]
         user_id = privileges.user_ids(user)[0] if os.geteuid() == 0 else None
-        collector = open_collector(config, model, key, user_id)
+        credentials = Credentials(config["mqtt"])
+        self._connectable = prepare(config)
         extra = open_counters(config, model)
-        connectable = prepare_transport(config)
-        own_folder(os.path.dirname(os.path.abspath(device["state_file"])), user_id)
-        if report["outbox_dir"]:
-            own_folder(report["outbox_dir"], user_id)
+        collector = open_collector(config, model, key, user_id)
+        self._folders = [os.path.dirname(os.path.abspath(device["state_file"]))]
+        if report["outbox_dir"] and os.path.abspath(report["outbox_dir"]) not in self._folders:
+            self._folders.append(os.path.abspath(report["outbox_dir"]))
+        self._locks: list = []
+        if not check and user_id is not None:
+            for folder in self._folders:
+                self._try("folder " + folder, files.grant_folder, folder, user_id)
         privileges.drop(user)
-        state = State(device["state_file"])
-        if state.damaged:
-            log("warning", "%s: %s; set aside, starting afresh" % (device["state_file"], state.damaged))
-            try:
-                replace(device["state_file"], device["state_file"] + ".bad")
-            except OSError:
-                pass  # then the next save writes over it
-        outbox = Outbox(report["outbox_dir"], report["outbox_bytes"]) if report["outbox_dir"] else MemoryOutbox()
-        reporter = Delivery(
+        if not check:
+            self._take_folders()
+        state = self._open_state(device["state_file"], check)
+        if report["outbox_dir"] and not check:
+            outbox: DiskOutbox | MemoryOutbox = DiskOutbox(report["outbox_dir"], report["outbox_bytes"])
+        else:
+            outbox = MemoryOutbox(report["outbox_bytes"])
+        reporter = LinuxDelivery(
             device["id"],
             key,
             outbox,
@@ -245,22 +153,19 @@ class Daemon:
             free_on_publish=report["free_on"] == "publish",
             resend_ms=report["resend_s"] * 1000,
         )
-        self.transport = connectable(reporter, self._on_message, self._on_connect)
-        self.transport.resend = False
-        self.transport.on_published = reporter.on_published
         self.agent = Agent(
             collector,
             model,
             reporter=reporter,
             state=state,
             firmware=device["firmware"],
-            publish=self.transport.publish,
             extra=extra,
             on_verdict=self._on_verdict,
         )
-        if hasattr(collector, "exclude_peer"):
-            collector.exclude_peer(config["mqtt"]["host"], config["mqtt"]["port"])
-        self._where = "%s:%d" % (config["mqtt"]["host"], config["mqtt"]["port"])
+        self._connect(credentials)
+        self._lacks = ""
+        self._health: tuple = ()
+        self._health_due_ms = ticks_ms()
 
     def plan(self) -> str:
         scorer = self.agent.channels[0].scorer
@@ -271,47 +176,165 @@ class Daemon:
         return "\n".join(lines)
 
     def run(self) -> None:
-        """Until SIGTERM or SIGINT; then save, say goodbye and return."""
+        """Until SIGTERM or SIGINT; then save, say goodbye and return. SIGHUP reads keys and certificates again, or ends
+        it where it runs on a terminal that was closed."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        signal.signal(signal.SIGHUP, self._stop if os.isatty(0) or os.isatty(2) else self._reload_soon)
         scorer = self.agent.channels[0].scorer
         doing = "learning what is normal here" if scorer.learning else "watching"
         self.log("info", "%s with model %s, windows of %g s" % (doing, scorer.meta.name, self.agent.window_ms / 1000))
+        self._check_folders()
         while not self.stopping:
-            self.agent.tick()
             try:
-                if self.transport.connected:
-                    self.transport.poll(min(self.agent.due_in_ms, IDLE_MS) / 1000)
-                else:
-                    self.transport.poll()
-                    if not self.transport.connected:
-                        sleep_ms(min(self.agent.due_in_ms, CONNECTING_MS))
-            except (StonechatError, OSError) as error:
-                self._trouble("broker %s: %s" % (self._where, error))
-            if self.agent.last_error:
-                self._trouble(self.agent.last_error)
-                self.agent.last_error = ""
+                self._turn()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next window is another try
+                self.agent.errors += 1
+                self.troubles.say("unforeseen", describe(error))
+                sleep_ms(CONNECTING_MS)
         self.agent.close()
         self.transport.close()
+        self._write_health()
         self.log(
             "info",
             "stopped after %d windows, %d reports published" % (self.agent.windows, self.agent.reporter.published),
         )
 
+    def _turn(self) -> None:
+        """What is due, and one wait for the broker of at most IDLE_MS."""
+        agent = self.agent
+        if self._reload_due:
+            self._reload_due = False
+            self._reload()
+        agent.tick()
+        try:
+            if self.transport.connected:
+                self.transport.poll(min(agent.due_in_ms, IDLE_MS) / 1000)
+            else:
+                self.transport.poll()
+                if not self.transport.connected:
+                    sleep_ms(min(agent.due_in_ms, CONNECTING_MS))
+        except (StonechatError, OSError) as error:
+            self.troubles.say(self._where, explain(error))
+        if ticks_diff(ticks_ms(), self._health_due_ms) >= 0:
+            self._health_due_ms = ticks_add(ticks_ms(), min(agent.window_ms, IDLE_MS))
+            self._look_round()
+
+    def _look_round(self) -> None:
+        """Log what is wrong now, and what works again."""
+        agent = self.agent
+        if agent.last_error:
+            self.troubles.say("agent", agent.last_error)
+            agent.last_error = ""
+        else:
+            self.troubles.recovered("agent", 3 * agent.window_ms)
+        if self.transport.refused:
+            text = "not authorized to hear acknowledgements and commands: the broker refuses the subscriptions to %s"
+            self.troubles.say("subscriptions", text % " and ".join(agent.reporter.subscriptions))
+        elif self.transport.connected:
+            self.troubles.over("subscriptions", 2 * agent.window_ms)
+        outbox_trouble = getattr(agent.reporter.outbox, "trouble", "")
+        if outbox_trouble:
+            self.troubles.say("outbox", outbox_trouble + "; reports are held in memory only")
+        else:
+            self.troubles.recovered("outbox")
+        lacks = agent.lacks
+        if lacks != self._lacks:
+            self._lacks = lacks
+            agent.announce()
+            if lacks:
+                self.troubles.say("sources", "lacking " + lacks)
+            else:
+                self.troubles.recovered("sources", 0)
+        health = (lacks, tuple(agent.unscored), agent.windows // 360)
+        if health != self._health:
+            self._health = health
+            self._health_due_ms = ticks_add(ticks_ms(), max(agent.window_ms, IDLE_MS))
+            self._write_health()
+
+    def _write_health(self) -> None:
+        """For `stonechat doctor`: a few lines of text beside the state file. Lost where the medium refuses."""
+        agent = self.agent
+        text = "pid %d\nversion %s\ntime %d\nwindows %d\nunscored %s\nlacks %s\n" % (
+            os.getpid(),
+            __version__,
+            epoch_s(),
+            agent.windows,
+            " ".join([str(count) for count in agent.unscored]),
+            agent.lacks,
+        )
+        path = self._config["device"]["state_file"] + ".health"
+        try:
+            fd = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with open(fd, "w") as file:
+                file.write(text)
+            replace(path + ".tmp", path)
+        except OSError:
+            pass
+
     def _stop(self, number, frame) -> None:
         self.stopping = True
 
-    def _trouble(self, text: str) -> None:
-        if text != self._said:
-            self._said = text
-            self.log("warning", text)
+    def _reload_soon(self, number, frame) -> None:
+        self._reload_due = True
 
-    def _on_message(self, topic: str, payload: bytes) -> None:
-        self.agent.on_message(topic, payload)
+    def _reload(self) -> None:
+        """Read keys and certificates again and connect with them; what can't be read leaves those in use."""
+        try:
+            key = files.read_key(self._config["device"]["key_file"])
+            credentials = Credentials(self._config["mqtt"])
+        except (StonechatError, OSError) as error:
+            self.log("error", "SIGHUP: the old keys and certificates stay in use: %s" % error)
+            return
+        self.transport.close()
+        self.agent.reporter.use_key(key)
+        self._connect(credentials)
+        self.troubles.over(self._where)
+        self.log("info", "SIGHUP: keys and certificates read again")
+
+    def _try(self, subject: str, call, *arguments):
+        """-> what call(*arguments) returns, None after an OSError, which is logged."""
+        try:
+            return call(*arguments)
+        except OSError as error:
+            self.troubles.say(subject, error.strerror or str(error))
+
+    def _take_folders(self) -> None:
+        for folder in self._folders:
+            self._try("folder " + folder, files.make_folder, folder)
+            self._locks.append(files.lock_folder(folder))
+
+    def _check_folders(self) -> None:
+        for folder in self._folders:
+            trouble = files.folder_trouble(folder)
+            if trouble:
+                self.troubles.say("folder", trouble + "; until then nothing that is learned outlives this process")
+
+    def _open_state(self, path: str, check: bool) -> State:
+        try:
+            state = State(path) if not os.path.exists(path) or os.path.isfile(path) else None
+        except OSError as error:
+            state = None
+            self.log("warning", "%s: %s; starting afresh" % (path, error))
+        if state is None:
+            self.log("warning", "%s is not a file; starting afresh, and nothing that is learned is saved" % path)
+            return State(None)
+        if state.damaged:
+            self.log("warning", "%s: %s; set aside, starting afresh" % (path, state.damaged))
+            if not check:
+                try:
+                    replace(path, path + ".bad")
+                except OSError:
+                    pass  # then the next save writes over it
+        return state
+
+    def _connect(self, credentials: Credentials) -> None:
+        self.transport = self.agent.connect(self._connectable(credentials))
+        self.transport.on_connect = self._on_connect
 
     def _on_connect(self) -> None:
-        self.log("info", "connected to " + self._where)
-        self._said = ""
+        self.log("info", "connected to " + self._where[len("broker ") :])
+        self.troubles.over(self._where)
         self.agent.connected()
 
     def _on_verdict(self, verdict, agent) -> None:
@@ -329,16 +352,59 @@ class Daemon:
             self.log("info" if verdict.level == NORMAL else "warning", text)
 
 
+def describe(error: BaseException) -> str:
+    """An exception that nothing foresaw, and where it came from, in one line."""
+    where = ""
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        where = "%s:%d" % (os.path.basename(code.co_filename), trace.tb_lineno)
+        trace = trace.tb_next
+    return "%s at %s (please report it)" % (repr(error)[:300], where)
+
+
+def exit_status(error: Exception) -> int:
+    return (
+        EXIT_CONFIG if isinstance(error, StonechatError) and not isinstance(error, files.BusyError) else EXIT_TRY_AGAIN
+    )
+
+
+def forbid_core_dumps() -> None:
+    """A core dump would hold the device's key. A limit of 1 byte also keeps a core_pattern that is a pipe from getting
+    one; 0 does not (core(5))."""
+    for limit in (1, 0):
+        try:
+            resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
+            return
+        except (ValueError, OSError):
+            continue
+
+
+def keep_standard_files() -> None:
+    """Where 0, 1 or 2 is closed, the next file opened would get its number, and the log."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def main(config_fd: int) -> int:
-    """config_fd: an open file that holds the checked configuration, marshalled (daemon.become_service) -> the exit
+    """config_fd: an open file that holds the checked configuration, marshalled (cli.become_service) -> the exit
     status."""
+    keep_standard_files()
+    forbid_core_dumps()
     with open(config_fd, "rb") as file:
         config = marshal.loads(file.read())
+    log = Log(config["log"]["level"])
     try:
         with open("/proc/self/comm", "w") as file:  # what ps and top call it
             file.write("stonechat-agent")
-        Daemon(config, Log(config["log"]["level"])).run()
+        Daemon(config, log).run()
     except (StonechatError, OSError) as error:
-        Log("error")("error", str(error))
-        return 1
+        log("error", str(error))
+        return exit_status(error)
+    except Exception as error:  # noqa: BLE001 - one line, and systemd starts it again
+        log("error", describe(error))
+        return EXIT_UNFORESEEN
     return 0

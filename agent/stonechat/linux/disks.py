@@ -25,6 +25,12 @@ class Disks(Part):
         self._push_all()
         values[at : at + 2] = (self._sectors[0] >> 1, self._sectors[1] >> 1)
 
+    @property
+    def lacks(self) -> str:  # type: ignore[override]
+        """The disks that were asked for and are not there."""
+        missing = sorted(name.decode() for name in self._names if name not in self._growth)
+        return "disk " + ", ".join(missing) if missing else ""
+
     def _push_all(self) -> None:
         seen: dict[bytes, Growth] = {}
         for line in self._file.read().split(b"\n"):

@@ -27,8 +27,8 @@ def user_ids(user: str = "") -> "tuple[int, int]":
     names = (user,) if user else _FALLBACK_USERS
     for name in names:
         try:
-            entry = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
-        except KeyError:
+            entry = pwd.getpwuid(int(name)) if name.isascii() and name.isdigit() else pwd.getpwnam(name)
+        except (KeyError, ValueError, OverflowError):
             continue
         if entry.pw_uid == 0:
             raise ConfigError("[collector] user %s is root; name an ordinary user" % name)

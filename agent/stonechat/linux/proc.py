@@ -77,7 +77,7 @@ class Interfaces(Part):
         seen: dict[bytes, Growth] = {}
         self._left_out = 0
         for line in self._file.read().split(b"\n")[2:]:
-            head, colon, text = line.partition(b":")
+            head, colon, text = line.rpartition(b":")  # the figures hold none, an alias (eth0:1) does
             name = head.strip()
             if not colon or not (name != b"lo" if self._names is None else name in self._names):
                 continue
@@ -89,6 +89,14 @@ class Interfaces(Part):
             growth.push([int(fields[0]), int(fields[1]), int(fields[8]), int(fields[9])])
             self._totals = list(map(int.__add__, self._totals, growth.deltas))
         self._growth = seen
+
+    @property
+    def lacks(self) -> str:  # type: ignore[override]
+        """The interfaces that were asked for and are not there."""
+        if self._names is None or len(self._growth) == len(self._names):
+            return ""
+        missing = sorted(name.decode() for name in self._names if name not in self._growth)
+        return "interface " + ", ".join(missing)
 
     def _note(self) -> str:
         counted = b", ".join(sorted(self._growth)).decode("ascii", "replace") or "none is up yet"
@@ -262,6 +270,11 @@ class ProcCollector:
                 part.fill(values, at)
         except (ValueError, KeyError, IndexError) as error:
             raise CollectorError("%s does not read as expected: %r" % (part.source, error))
+
+    @property
+    def lacks(self) -> str:
+        """What was asked for and is not there; it counts once it appears."""
+        return "; ".join([text for text in [part.lacks for part, _ in self._parts] if text])
 
     def close(self) -> None:
         for part, _ in self._parts:

@@ -78,6 +78,7 @@ class Part:
     fix = "mount /proc whole (systemd: no ProcSubset=pid)"
     note = ""
     better = ""
+    lacks = ""
 
     def __init__(self, proc: str) -> None:
         self._file = ProcFile(proc + self.source[len("/proc") :])

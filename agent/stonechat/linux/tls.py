@@ -10,14 +10,17 @@ def tls_context(ca_file: str = "", cert_file: str = "", key_file: str = "", alpn
     ConfigError naming the file that can't be used."""
     try:
         context = ssl.create_default_context(cafile=ca_file or None)
-    except (OSError, ssl.SSLError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError("[mqtt] ca_file %s: %s" % (ca_file, error))
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if cert_file:
         try:
             context.load_cert_chain(cert_file, key_file or None)
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError("[mqtt] cert_file %s, cert_key_file %s: %s" % (cert_file, key_file, error))
     if alpn:
-        context.set_alpn_protocols([alpn])
+        try:
+            context.set_alpn_protocols([alpn])
+        except (OSError, ValueError) as error:
+            raise ConfigError("[mqtt] alpn %s: %s" % (alpn, error))
     return context

@@ -28,9 +28,9 @@ SETTLE_S = 3.0
 START_S = 30.0
 MODELS = {False: "linux-proc-1", True: "linux-1"}
 TRANSPORTS = {  # what is measured: (transport of the configuration, how the broker is reached)
-    "no transport": ("lean", ""),
-    "lean": ("lean", "plain"),
-    "lean, TLS": ("lean", "mtls"),
+    "no transport": ("auto", ""),
+    "auto": ("auto", "plain"),
+    "auto, TLS": ("auto", "mtls"),
     "paho": ("paho", "plain"),
     "paho, TLS": ("paho", "mtls"),
 }
@@ -40,9 +40,10 @@ import sys, time
 from stonechat.linux import daemon
 class Nothing:
     connected = True
+    refused = 0
     poll = staticmethod(time.sleep)
-    publish = close = staticmethod(lambda *_: None)
-daemon.prepare_transport = lambda config: lambda *_: Nothing
+    publish = close = subscribe = staticmethod(lambda *_: None)
+daemon.prepare = lambda config: lambda credentials: Nothing
 raise SystemExit(daemon.main(int(sys.argv[1])))
 """
 

@@ -1,0 +1,4 @@
+from stonechat_tools.proofs.world.run import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
