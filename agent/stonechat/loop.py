@@ -5,7 +5,7 @@ A board's core profile uses both directly; agent.py adds more channels, and what
 
 from . import __version__
 from .compat import const, ticks_add, ticks_diff, ticks_ms
-from .errors import ModelError, StonechatError
+from .errors import StonechatError
 from .scorer import Scorer
 from .window import Window
 

@@ -40,8 +40,8 @@ def load():
 class Paho:
     """One broker. Connects by itself, again and again with jittered back-off; `on_message(topic, payload)` is called
     from poll(), `on_connect()` after every CONNACK. `in_flight`: the message ids of QoS 1 publishes without a PUBACK;
-    `refused`: subscriptions that the broker refused since it connected; `oversize`: messages thrown away. `will`, `resend`,
-    `on_published`: as in mqtt.Client; set `will` before the first poll()."""
+    `refused`: subscriptions that the broker refused since it connected; `oversize`: messages thrown away. `will`,
+    `resend`, `on_published`: as in mqtt.Client; set `will` before the first poll()."""
 
     def __init__(
         self,
@@ -102,8 +102,8 @@ class Paho:
         self._client = client
 
     def publish(self, topic: str, payload: bytes, qos: int = 0, retain: bool = False):
-        """Hand over one message. With QoS 1 -> its handle, for on_published. Raises MQTTError while there is no connection
-        or the queue is full."""
+        """Hand over one message. With QoS 1 -> its handle, for on_published. Raises MQTTError while there is no
+        connection or the queue is full."""
         if not self.connected:
             raise MQTTError("not connected")
         info = self._client.publish(topic, payload, qos, retain)
