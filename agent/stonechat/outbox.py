@@ -212,8 +212,8 @@ class Outbox:
         return None
 
     def _is_ahead(self, sequence: int) -> bool:
-        bit = sequence - self.oldest
-        return bit < _AHEAD and bool(self._ahead >> bit & 1)
+        bit = sequence - self.oldest  # below 0 where a bad segment moved `oldest` on during a search
+        return bit < 0 or bit < _AHEAD and bool(self._ahead >> bit & 1)
 
     def ack(self, first: int, last: int, stream: bytes) -> int:
         """Free first..last of `stream`, both included -> how many of them were still held."""

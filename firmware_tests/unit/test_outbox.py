@@ -275,6 +275,18 @@ def test_a_segment_that_goes_bad_does_not_hold_up_the_rest():
         assert outbox.oldest == 61
 
 
+@in_a_folder
+def test_a_segment_that_goes_bad_before_numbers_acknowledged_out_of_order():
+    outbox = Outbox(wiped())
+    for i in range(20):
+        outbox.append(bytes([i]) * 40)
+    begin = outbox._segments[1][1]  # the first number of the second segment
+    outbox.ack(begin, begin + 1, outbox.stream)
+    os.remove(PATH + "/" + segments()[0])
+    assert numbers(outbox) == list(range(begin + 2, 21))
+    assert outbox.lost == begin - 1
+
+
 def flip_in_the_middle(path):
     with open(path, "rb") as file:
         data = bytearray(file.read())

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import random
-import shutil
 import socket
 import sqlite3
 import subprocess
@@ -17,7 +16,7 @@ from stonechat.errors import ConfigError, StonechatError
 
 from stonechat_tools.proofs.interpreters import interpreters
 from stonechat_tools.proofs.world import sandbox
-from stonechat_tools.proofs.world.parts import Board, Device, Echo, Jobs, LinuxAgent, Part, Site, make_models
+from stonechat_tools.proofs.world.parts import Board, Device, Echo, Jobs, LinuxAgent, Part, Site, faketime, make_models
 
 WINDOW_MS = 2000
 STARTS_WITHIN_S = 25.0  # an agent's first scored window after its process begins, on a busy machine
@@ -68,7 +67,7 @@ class World:
         self.harmed: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self.cut: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self._disturbed: dict[str, tuple[int, float]] = {}  # faults that hold now, when the last one ended
-        self.has_faketime = shutil.which("faketime") is not None
+        self.has_faketime = faketime() is not None
         self.memory: dict[str, list[tuple[float, int, int]]] = defaultdict(list)
         self.devices: list[Device] = []
         self.victims: list[Device] = []
