@@ -1,8 +1,12 @@
 """`stonechat`: the verbs. Each is a module with HELP, add_arguments(parser) and run(args), imported when called."""
 
 import argparse
+import contextlib
 import importlib
+import io
+import os
 import sys
+from typing import NoReturn
 
 from stonechat import __version__
 from stonechat.errors import StonechatError
@@ -39,10 +43,39 @@ VERBS = {
     "soak": ("stonechat_tools.proofs.soak", "the long jobs: fuzzing, power cuts, packet ids"),
 }
 
+_LONGEST_LINE = 300
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong arguments cost one line and exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        line = " ".join(message.split())
+        line = line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + " ..."
+        self.exit(2, f"{self.prog}: {line} (see {self.prog} --help)\n")
+
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
+    """-> the exit status: 0; 1 for an error (one line on stderr); 130, 143 or 129 for ^C, SIGTERM or SIGHUP."""
+    with console.ended_by_signals():
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a file's name that is not UTF-8 can be printed, too
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            status = _run(sys.argv[1:] if argv is None else argv)
+            sys.stdout.flush()
+            return status
+        except BrokenPipeError:  # the reader has seen enough; nothing more can be printed, at the exit neither
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except console.Ended as ended:
+            return 128 + ended.number
+        except KeyboardInterrupt:
+            return 130
+
+
+def _run(argv: list[str]) -> int:
+    parser = Parser(
         prog="stonechat",
         description="A canary in every device: build models, collect reports, look at the fleet.",
     )
@@ -59,25 +92,36 @@ def main(argv: list[str] | None = None) -> int:
                 return _not_installed(verb, error)
             sub.description = room.__doc__
     args = parser.parse_args(argv)
+    if any("\0" in word for word in argv):
+        return _failed(args.verb, "an argument has a NUL in it")
     try:
         return int(importlib.import_module(VERBS[args.verb][0]).run(args) or 0)
     except ModuleNotFoundError as error:
         return _not_installed(args.verb, error)
-    except (StonechatError, OSError) as error:
-        print(f"stonechat {args.verb}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
-        return 0
+        raise
+    except (StonechatError, OSError) as error:
+        return _failed(args.verb, str(error))
+    except Exception as error:
+        if os.environ.get("STONECHAT_TRACEBACK"):
+            raise
+        what = f"unexpected {type(error).__name__}: {error}"
+        return _failed(args.verb, f"{what} (a fault of stonechat's: STONECHAT_TRACEBACK=1 shows where)")
+
+
+def _failed(verb: str, text: str) -> int:
+    line = " ".join(text.split())
+    line = line if len(line) <= 4 * _LONGEST_LINE else line[: 4 * _LONGEST_LINE] + " ..."
+    with contextlib.suppress(OSError):  # the terminal is gone
+        print(f"stonechat {verb}: {line}", file=sys.stderr)
+    return 1
 
 
 def _not_installed(verb: str, error: ModuleNotFoundError) -> int:
     line = console.needs(error)
     if line is None:
         raise error
-    print(f"stonechat {verb}: {line}", file=sys.stderr)
-    return 1
+    return _failed(verb, line)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,6 +38,11 @@ EXTRAS = {
     "pyarrow": "parquet",
     "stonechat_tools": "lab",
 }
+
+MAX_FILE_BYTES = 64 << 20
+MAX_TOML_BYTES = 1 << 20
+_CLEAN_UP_S = 5.0
+_IMPORT_S = 0.05
 
 
 def needs(error: ModuleNotFoundError) -> str | None:
@@ -85,18 +92,48 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(out)
 
 
+class Ended(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: unwinds as ^C does, so that every context manager cleans up. number: which one it was."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
 @contextlib.contextmanager
-def terminated_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a recording as ^C does."""
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP (a closed terminal) raise Ended; a second one within _CLEAN_UP_S changes nothing. A SIGHUP
+    that is ignored (nohup) stays ignored. Outside the main thread this does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ended_s = -_CLEAN_UP_S
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal ended_s
+        if _importing(frame):  # C code that is being loaded would lose the exception: later
+            again = threading.Timer(_IMPORT_S, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+        elif time.monotonic() - ended_s >= _CLEAN_UP_S:
+            ended_s = time.monotonic()
+            raise Ended(number)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextlib.contextmanager
@@ -125,23 +162,33 @@ def clipped(value: object, most: int = 40) -> str:
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
+def read_file(path: str | os.PathLike[str], most: int = MAX_FILE_BYTES) -> bytes:
+    """A whole file of at most `most` bytes; a device or a pipe without end is not read further. Raises ConfigError or
+    OSError."""
+    name = os.fspath(path)
+    if "\0" in name:
+        raise ConfigError(f"{clipped(name)}: a file's name has no NUL")
+    with open(name, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ConfigError(f"{name}: more than {most} bytes; is it the right file?")
+    return data
+
+
 def read_json(path: str | os.PathLike[str], what: str) -> Any:
     """The JSON in a file. Raises ConfigError (FILE: what is wrong) or OSError."""
     try:
-        return json.loads(Path(path).read_text("utf-8-sig"))
+        return json.loads(read_file(path).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{os.fspath(path)}: not {what}: {reason(error)}") from None
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The table in a TOML file. Raises ConfigError (FILE: what is wrong) or OSError."""
-    name = os.fspath(path)
-    if "\0" in name:
-        raise ConfigError(f"{clipped(name)}: a file's name has no NUL")
     try:
-        return tomllib.loads(Path(name).read_text("utf-8-sig"))
+        return tomllib.loads(read_file(path, MAX_TOML_BYTES).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # also UnicodeDecodeError, and an integer of thousands of digits
-        raise ConfigError(f"{name}: not TOML: {reason(error)}") from None
+        raise ConfigError(f"{os.fspath(path)}: not TOML: {reason(error)}") from None
 
 
 def reason(error: BaseException) -> str:

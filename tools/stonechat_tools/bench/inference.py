@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..console import model_path
+from ..console import model_path, read_file
 from ..proofs.interpreters import AGENT, Interpreter, interpreters
 
 HELP = "latency, start-up, RSS and allocations of every runtime that is installed"
@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as scratch:
         path = args.model or _generated(Path(scratch) / "generated.tflite")
-        macs = load_model(path.read_bytes()).macs
+        macs = load_model(read_file(path)).macs
         figures = {f"{name}, CPython": _cpython(name, path, args.seconds) for name in RUNTIMES}
         for target in interpreters():
             for name in ("own plain", "own viper"):

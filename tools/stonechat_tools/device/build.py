@@ -35,7 +35,7 @@ import stonechat
 from stonechat import model_file
 from stonechat.errors import ConfigError
 
-from stonechat_tools.console import model_path
+from stonechat_tools.console import model_path, read_file
 from stonechat_tools.device.link import in_order, link, package_of, private_names
 
 # mpy-cross's names, and boards that have them
@@ -165,7 +165,7 @@ def mpy_cross() -> str:
 
 def needs_reader(model: Path) -> bool:
     """Whether a .tflite has no plan for a board to run by. Raises ModelError."""
-    data = model.read_bytes()
+    data = read_file(model)
     model_file.prove(data)
     return not model_file.sizes(data)[1]
 

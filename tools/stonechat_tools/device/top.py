@@ -40,7 +40,7 @@ from stonechat.scorer import Scorer
 from stonechat.state import State
 from stonechat.window import Window
 
-from ..console import has, plain_table
+from ..console import has, plain_table, read_file
 
 DEFAULT_INTERVAL_S = 2.0
 LEARN_WINDOWS = 30  # of the display's own learning
@@ -244,7 +244,7 @@ def read_state(path: str) -> State:
     Raises OSError where there is none, StateError where it can't be read."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "state")
-        copy.write_bytes(Path(path).read_bytes())
+        copy.write_bytes(read_file(path))
         state = State(str(copy))
         state.path = None
     if state.damaged:
@@ -279,7 +279,7 @@ def shipped_model(schema_name: str) -> Any:
 
 
 def _load(file: Path) -> Any:
-    return load_model(file.read_bytes())
+    return load_model(read_file(file))
 
 
 def watch_plain(view: View, limit: int | None, as_json: bool) -> int:

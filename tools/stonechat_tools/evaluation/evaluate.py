@@ -26,6 +26,7 @@ from stonechat.linux import shipped
 from stonechat.metadata import Metadata
 from stonechat.model import load_model
 
+from stonechat_tools.console import read_file
 from stonechat_tools.modeling.calibrate import DAY_S, poisson_bound
 from stonechat_tools.modeling.device_path import Network, Replay, to_features
 from stonechat_tools.traces.files import read_all
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         return _suite(args)
     if not args.model or not args.traces:
         raise ConfigError("name a model and at least one trace, or --suite")
-    figures = evaluate(Path(args.model).read_bytes(), read_all(args.traces), not args.learned)
+    figures = evaluate(read_file(args.model), read_all(args.traces), not args.learned)
     if args.json:
         _write_json(figures, args.json)
     if args.json != "-":

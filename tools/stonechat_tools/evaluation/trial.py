@@ -32,9 +32,9 @@ from stonechat.linux import schemas, shipped
 from stonechat.model import load_model
 from stonechat.schema import Schema
 
-from stonechat_tools.console import read_json
+from stonechat_tools.console import read_file, read_json
 from stonechat_tools.lab import attacks, benign, box, guest, netns
-from stonechat_tools.lab.bounds import leave_cleanly_on_signals, stopped
+from stonechat_tools.lab.bounds import stopped
 from stonechat_tools.traces.format import BENIGN, TraceWriter
 
 CALM_WINDOWS = 10  # benign windows that are counted for false alarms, before the first attack
@@ -240,7 +240,7 @@ class Trials:
 
 
 def run_trial(args: argparse.Namespace, show: Show) -> dict[str, Any]:
-    meta = load_model(Path(args.model).read_bytes()).metadata
+    meta = load_model(read_file(args.model)).metadata
     if meta is None:
         raise ConfigError(f"{args.model} has no stonechat metadata")
     schema = next((one for one in (schemas.LINUX_1, schemas.LINUX_PROC_1) if one.id == meta.schema_id), None)
@@ -288,6 +288,18 @@ def _chosen(text: str | None, known: dict[str, Any], what: str) -> list[str]:
     return words
 
 
+def read_figures(path: str) -> dict[str, Any]:
+    """What --json wrote. Raises ConfigError or OSError."""
+    figures = read_json(path, "the outcome of a trial")
+    wanted = ("model", "command", "window_s", "alarm_rules", "pace", "learned_windows", "benign_windows")
+    if not isinstance(figures, dict) or not all(key in figures for key in (*wanted, "false_alarms", "attacks")):
+        raise ConfigError(f"{path}: not the outcome of a trial, as --json writes it")
+    for outcome in figures["attacks"]:
+        if not {"attack", "device", "windows_to_alarm", "peak_evidence", "top_features"} <= outcome.keys():
+            raise ConfigError(f"{path}: an attack without its outcome")
+    return figures
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", type=shipped.path, help="a .tflite for linux-1 or linux-proc-1, or the name of a shipped model")
@@ -311,12 +323,11 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    leave_cleanly_on_signals()
     if args.boxes < 1:
         raise ConfigError(f"--boxes {args.boxes}: want at least 1")
     console = Console()
-    if args.figures:
-        figures = read_json(args.figures, "the outcome of a trial")
+    if args.figures is not None:
+        figures = read_figures(args.figures)
     else:
         figures = run_trial(args, lambda text: console.print(text, highlight=False))
     table = Table("attack", "device", "alarm after", "peak of the evidence", "explained by")
@@ -335,7 +346,7 @@ def run(args: argparse.Namespace) -> int:
             from stonechat_tools.evaluation.evaluate import evaluate
             from stonechat_tools.traces.files import read_all
 
-            benign_figures = evaluate(Path(args.model).read_bytes(), read_all(args.benign))
+            benign_figures = evaluate(read_file(args.model), read_all(args.benign))
         from stonechat_tools.evaluation.trial_page import page
 
         Path(args.page).write_text(page(figures, figures["command"], benign_figures))

@@ -34,8 +34,10 @@ from stonechat.linux import shipped
 from stonechat.metadata import Metadata
 from stonechat.model import load_model
 
+from stonechat_tools.console import read_file
 from stonechat_tools.modeling.device_path import Network, Replay, to_features
 from stonechat_tools.modeling.fit import table
+from stonechat_tools.modeling.options import LATER_WINDOWS, TABLE_WINDOWS
 from stonechat_tools.modeling.seal import seal
 from stonechat_tools.traces.files import read_all
 from stonechat_tools.traces.trace import Trace
@@ -285,10 +287,10 @@ def calibrate(
     if renew_table:
         _renew_table(meta, network, benign)
     streams = living_streams(meta, network, benign)
-    if sum(map(len, streams)) < 200:
+    if sum(map(len, streams)) < LATER_WINDOWS:
         raise CalibrationError(
             f"{len(benign)} benign windows, of which a device learns in {meta.learn_windows}: "
-            "at least 200 beyond that are needed"
+            f"at least {LATER_WINDOWS} beyond that are needed; record longer"
         )
     choice = choose(streams, meta.window_ms, budget, fastest=fastest)
     meta.alarm_rules = choice.alarm_rules
@@ -301,10 +303,10 @@ def _renew_table(meta: Metadata, network: Network, benign: Trace) -> None:
         part = benign.of_device(name)
         result = Replay(meta, network).run(to_features(part))
         scores = np.sort(result.score_q8[~result.learning])
-        if len(scores) >= 50:
+        if len(scores) >= TABLE_WINDOWS:
             segments.append(scores)
     if not segments:
-        raise CalibrationError("a table needs at least 50 windows of one device after its learning")
+        raise CalibrationError(f"a table needs at least {TABLE_WINDOWS} windows of one device after its learning")
     meta.knots, meta.tail_q8 = table(segments, len(meta))
     whole = np.sort(np.concatenate(segments))
     meta.location_q8 = int(whole[len(whole) >> 1])
@@ -314,7 +316,11 @@ def _renew_table(meta: Metadata, network: Network, benign: Trace) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", type=shipped.path, help="the .tflite, or the name of a shipped model")
-    add("recordings", nargs="+", help="benign traces later than the training")
+    add(
+        "recordings",
+        nargs="+",
+        help=f"benign traces later than the training, {LATER_WINDOWS} windows beyond the learning at least",
+    )
     add("--budget", default="1/30d", help="false alarms per device and time (default 1/30d)")
     add("--fastest", action="store_true", help="the alarm rule that alarms soonest and stays silent on the recording")
     add("--table", action="store_true", help="renew the calibration table from the recording as well")
@@ -324,7 +330,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     budget = parse_budget(args.budget)
-    data, choice = calibrate(Path(args.model).read_bytes(), read_all(args.recordings), budget, args.table, args.fastest)
+    data, choice = calibrate(read_file(args.model), read_all(args.recordings), budget, args.table, args.fastest)
     if args.output:
         Path(args.output).write_bytes(data)
     if args.json:

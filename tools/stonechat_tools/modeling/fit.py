@@ -28,6 +28,7 @@ from stonechat.model_file import BUFFER, INFO_BUFFER, pack_normalization
 from stonechat.schema import Schema
 
 from .device_path import Network, Replay
+from .options import FIT_WINDOWS, TABLE_WINDOWS
 from .seal import PLACEHOLDER, seal
 from .tflite_writer import Layer, write
 
@@ -35,7 +36,6 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 STEP = 1 / 16
-MIN_WINDOWS = 100
 UNITS_MAX = 16
 _DEVIATION_FLOOR_Q8 = 0.02 * 256  # log2 units; under it a counter that hardly moves would explode
 _SD_SHARE = 0.7  # of the standard deviation: rare bursts widen it, and should not widen the scale as much
@@ -111,8 +111,8 @@ def fit(
     f = np.asarray(f_q8, dtype=np.int64)
     if f.ndim != 2 or f.shape[1] != len(schema):
         raise FitError(f"windows of shape {f.shape} for a schema of {len(schema)} features")
-    if len(f) < MIN_WINDOWS:
-        raise FitError(f"{len(f)} windows: training needs at least {MIN_WINDOWS}; record longer")
+    if len(f) < FIT_WINDOWS:
+        raise FitError(f"{len(f)} windows: training needs at least {FIT_WINDOWS}; record longer")
     if calibration is None:
         split = len(f) * 3 // 4
         f, later = f[:split], f[split:]
@@ -272,9 +272,9 @@ def set_table(model: FittedModel, segments: Sequence[Ints], spare: int = 0) -> N
     set_limit(model.meta, segments, spare)
     replay = model.replay()
     scores = [np.sort(replay.run(segment).score_q8) for segment in segments]
-    scores = [part for part in scores if len(part) >= 50]
+    scores = [part for part in scores if len(part) >= TABLE_WINDOWS]
     if not scores:
-        raise FitError("calibration: at least 50 windows are needed")
+        raise FitError(f"calibration: at least {TABLE_WINDOWS} windows are needed")
     meta = model.meta
     meta.knots, meta.tail_q8 = table(scores, len(model.schema))
     middle, upper = _quantiles(scores, np.array([0.5, 0.125]))

@@ -29,6 +29,7 @@ from stonechat.model import load_model
 from stonechat.schema import Schema
 from stonechat.window import DELTA_MAX
 
+from ..console import read_file
 from ..traces.trace import Trace
 from .oracles import TfliteMicro, inputs, outputs
 
@@ -63,7 +64,7 @@ def write_golden(model: Path, count: int = VECTORS) -> Path:
     """Makes golden.json beside `model` (a model.tflite, or its folder); returns its path."""
     path = model / "model.tflite" if model.is_dir() else model
     target = path.with_name("golden.json")
-    record = make(path.read_bytes(), count)
+    record = make(read_file(path), count)
     target.write_text(golden_text(record))
     return target
 

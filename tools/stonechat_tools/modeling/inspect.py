@@ -20,7 +20,7 @@ from stonechat.int8 import interpreter, operator_names, tflite
 from stonechat.model import load_model
 from stonechat.model_file import INFO_BUFFER
 
-from ..console import model_path
+from ..console import model_path, read_file
 
 _ACTIVATIONS = ("", "relu", "relu -1..1", "relu6")
 # What a run takes, by target: ns per multiply-accumulate, and us per output of a dense layer. Of these only unix-x64
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    data = args.model.read_bytes()
+    data = read_file(args.model)
     facts = describe(data)
     if args.layers is not None:
         network = interpreter.read(data)
@@ -119,7 +119,7 @@ def read_input(text: str, size: int) -> bytes:
     path = Path(text)
     try:
         if path.is_file():
-            x = path.read_bytes()
+            x = read_file(path)
         elif "," in text:
             x = struct.pack(f"{text.count(',') + 1}b", *map(int, text.split(",")))
         else:

@@ -5,6 +5,14 @@ from typing import Any
 
 from stonechat.errors import ConfigError
 
+FRACTIONS = {"fit": 0.6, "table": 0.2, "held-out": 0.2}  # of each device's benign windows, in the order of time
+FIT_WINDOWS = 100  # that the network must be fitted to
+TABLE_WINDOWS = 50  # that the calibration table must be made from
+LEAST_WINDOWS = 250  # benign windows in all: then each part has its own
+WINDOWS_A_LEARNED_ONE = 5  # a device learns in its table part, a fifth of its recording
+LATER_WINDOWS = 200  # beyond its learning that calibrate needs of a later recording
+QUANTIZE_WINDOWS = 300
+
 
 @dataclass(frozen=True)
 class Options:

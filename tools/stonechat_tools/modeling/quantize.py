@@ -42,11 +42,11 @@ from ..traces.format import TraceError, check_columns
 from ..traces.trace import Trace
 from .device_path import Network, Replay, to_features
 from .fit import DEFAULT_ALARM_RULES, STEP, FittedModel, assemble, check_file, set_table
+from .options import QUANTIZE_WINDOWS
 from .tflite_writer import Layer
 
 Floats = npt.NDArray[np.float64]
 ACTIVATIONS = ("none", "relu")
-_LEAST_WINDOWS = 300
 
 
 class WeightsError(StonechatError):
@@ -78,7 +78,7 @@ class Weights:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("weights", help="the float weights, .npz")
-    add("recordings", nargs="+", help="benign traces of the schema")
+    add("recordings", nargs="+", help=f"benign traces of the schema, {QUANTIZE_WINDOWS} windows at least")
     add("-o", "--output", required=True, metavar="FILE", help="the .tflite to write")
     add("--name", help="name of the model (default: that of the file)")
     add("--model-version", type=int, default=1, metavar="N", help="version in the file")
@@ -113,8 +113,8 @@ def quantize(weights: Weights, benign: Trace) -> tuple[FittedModel, dict[str, An
             f"the weights are for {weights.schema.name} in windows of {weights.window_ms} ms, the recordings hold "
             f"{benign.schema.name} in windows of {benign.window_ms} ms"
         )
-    if len(benign) < _LEAST_WINDOWS:
-        raise TraceError(f"{len(benign)} benign windows: quantizing needs at least {_LEAST_WINDOWS}")
+    if len(benign) < QUANTIZE_WINDOWS:
+        raise TraceError(f"{len(benign)} benign windows: quantizing needs at least {QUANTIZE_WINDOWS}")
     f_q8 = to_features(benign)
     meta = Metadata()
     meta.schema_name, meta.schema_id, meta.window_ms = weights.schema.name, weights.schema.id, weights.window_ms

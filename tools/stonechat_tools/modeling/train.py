@@ -24,12 +24,13 @@ from typing import Any
 
 from stonechat.errors import ConfigError
 
+from .options import LEAST_WINDOWS, WINDOWS_A_LEARNED_ONE
 from .task import Task, make
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("recordings", nargs="*", help="traces of one device class")
+    add("recordings", nargs="*", help=f"traces of one device class, {LEAST_WINDOWS} benign windows at least")
     add("-o", "--output", metavar="DIR", help="where the model goes (default with --recipe: beside the recipe)")
     add("--name", help="name of the model (default: that of the output folder)")
     add("--model-version", type=int, default=1, metavar="N", help="version in the file; devices take only higher ones")
@@ -38,7 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=int, help="how many draws are tried (default 5)")
     add("--units", type=int, help="latents in the bottleneck (default: several are tried)")
     add("--network", help="linear (default) or what modeling/fit.py knows besides")
-    add("--learn-windows", type=int, help="what a fresh device learns before it may alarm (default 128)")
+    add(
+        "--learn-windows",
+        type=int,
+        help="what a fresh device learns before it may alarm (default 128); each device's recording must have "
+        f"{WINDOWS_A_LEARNED_ONE} windows for each",
+    )
     add("--trim", type=float, help="share of 20-window blocks to leave out as contaminated (default 0)")
     add("--jitter-octaves", type=float, help="noise on counts and levels while fitting (default 0)")
     add("--jitter-percent", type=float, help="noise on shares while fitting (default 0)")

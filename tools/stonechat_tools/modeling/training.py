@@ -22,10 +22,9 @@ from ..traces.trace import Trace, join
 from .calibrate import choose, parse_budget, poisson_bound
 from .device_path import to_features
 from .fit import FitError, FittedModel, check_file, default_units, fit, set_table
-from .options import Options
+from .options import FRACTIONS, LEAST_WINDOWS, WINDOWS_A_LEARNED_ONE, Options
 
 Ints = npt.NDArray[np.int64]
-FRACTIONS = {"fit": 0.6, "table": 0.2, "held-out": 0.2}
 _INJECTED = 3.0  # deviations: the injected anomalies by which candidates are compared
 _INJECTED_FEATURES = (1, 3)
 _BUDGET_SHARE = 0.01  # the share of benign windows above the line at which they must be found
@@ -60,8 +59,8 @@ def train(
     benign = whole.select(whole.benign)
     left_out = _met(benign, options.leave_out)
     benign = benign.select(~left_out)
-    if not len(benign):
-        raise TraceError("no benign windows to train on")
+    if len(benign) < LEAST_WINDOWS:
+        raise TraceError(f"{len(benign)} benign windows: training needs at least {LEAST_WINDOWS}; record longer")
     borrowed = borrow_quiet(benign, options.busy, options.machine_columns)
     parts = split(benign, FRACTIONS)
     f = _class_features(parts, options.centre_devices)
@@ -241,11 +240,13 @@ def _living(parts: dict[str, Trace], device: str) -> Stream:
 
 def _learnable(wanted: int, parts: dict[str, Trace]) -> int:
     """Raises FitError where the shortest device's table part is too short to learn in, for then nothing is judged."""
-    shortest = min(len(parts["table"].of_device(name)) for name in parts["table"].device_names)
-    if wanted > shortest:
+    lengths = {name: len(parts["table"].of_device(name)) for name in parts["table"].device_names}
+    shortest = min(lengths, key=lambda name: lengths[name])
+    if wanted > lengths[shortest]:
+        windows = sum(len(part.of_device(shortest)) for part in parts.values())
         raise FitError(
-            f"learn_windows {wanted}, but the shortest recording has {shortest} windows in its calibration part "
-            f"(20 % of it): record longer, or lower learn_windows"
+            f"{windows} benign windows of {shortest or 'the device'}: to learn in {wanted} (learn_windows) it needs at "
+            f"least {WINDOWS_A_LEARNED_ONE * wanted}; record longer, or lower learn_windows"
         )
     return wanted
 

@@ -23,10 +23,11 @@ from stonechat.compat import ticks_diff, ticks_ms
 from stonechat.errors import CollectorError, ConfigError
 from stonechat.window import Window
 
-from ..console import has, terminated_as_interrupt
-from ..traces.format import BENIGN, TraceWriter
+from ..console import has
+from ..traces.format import BENIGN, TraceWriter, check_label
 from .recipe import PARTS
 
+MAX_WINDOWS = 100_000_000
 MAX_READ_ERRORS = 10  # in a row; then the recording ends and says why
 
 
@@ -58,8 +59,11 @@ def run(args: argparse.Namespace) -> int:
         return _record_recipe(args)
     if not 0.05 <= args.window <= 86_400:
         raise ConfigError(f"--window {args.window}: want 0.05 to 86400 seconds")
-    if args.windows is not None and args.windows < 1:
-        raise ConfigError(f"--windows {args.windows}: want at least 1")
+    if args.windows is not None and not 1 <= args.windows <= MAX_WINDOWS:
+        raise ConfigError(f"--windows {args.windows}: want 1 to {MAX_WINDOWS}")
+    check_label(args.label)
+    if not 0 <= args.warm_up <= MAX_WINDOWS:
+        raise ConfigError(f"--warm-up {args.warm_up}: want 0 to {MAX_WINDOWS}")
     if args.cgroup and (args.collector == "proc" or args.counters):
         raise ConfigError("--cgroup needs BPF: leave out --collector proc and --counters")
     disks = _names(args.disks)
@@ -73,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         notes["disks"] = "of its own" if args.cgroup else ",".join(disks)
     writer = TraceWriter(path, collector.schema, window.window_ms, args.device, notes, args.resume)
     try:
-        with writer, terminated_as_interrupt(), _progress(args.json, args.label, args.windows, writer.windows) as shown:
+        with writer, _progress(args.json, args.label, args.windows, writer.windows) as shown:
             complete = record(collector, window, writer, args.label, args.windows, shown, warm_up=args.warm_up)
     finally:
         collector.close()

@@ -10,7 +10,6 @@ from typing import Any
 
 from stonechat.errors import ConfigError
 
-from ..console import terminated_as_interrupt
 from ..lab import benign, box, guest, netns
 from ..lab.bounds import stopped
 from ..traces.format import whole_lines
@@ -39,7 +38,6 @@ def record(recipe: Recipe, shown: Callable[[int, int], None] = lambda done, tota
     left = max(wanted["windows"] - held[device["name"]] for device in missing)
     seconds = (left + wanted.get("warmup_windows", 0)) * wanted["window_s"] * 1.2 + _GRACE_S
     with contextlib.ExitStack() as stack:
-        stack.enter_context(terminated_as_interrupt())  # so that what is left behind is nothing, either way
         recorders = [_start(stack, recipe, device, paths[device["name"]], seconds) for device in missing]
         for process in recorders:
             stack.callback(_end, process)

@@ -16,13 +16,12 @@ A trace of several devices has a column `device` after `label`.
 
 import contextlib
 import gzip
-import io
 import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import IO, Any, BinaryIO, TextIO, cast
+from typing import IO, Any, cast
 
 from stonechat.errors import StonechatError
 from stonechat.features import LEVEL, RATE, SHARE
@@ -52,8 +51,8 @@ def is_benign(label: str) -> bool:
 
 def check_label(label: str) -> None:
     """Raises TraceError for a label or a name that a line of the file can't hold."""
-    if any(letter in label for letter in ',"\r\n\0'):
-        raise TraceError(f"label {clipped(label)}: no commas, quotes, line ends or NUL")
+    if any(letter in label for letter in ',"\r\n\0') or not label.isprintable():
+        raise TraceError(f"label {clipped(label)}: no commas, quotes or what is not printable")
 
 
 def check_columns(columns: Iterable[Sequence[str]], where: str) -> tuple[tuple[str, str, str], ...]:
@@ -102,13 +101,23 @@ def opened(path: str) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def opened_text(path: str) -> Iterator[TextIO]:
-    """The same as UTF-8 text without its byte-order mark. Line ends are left as they are."""
-    with opened(path) as file, io.TextIOWrapper(cast(BinaryIO, file), "utf-8-sig", newline="") as text:
+def opened_text(path: str) -> Iterator[Iterator[str]]:
+    """The lines of a UTF-8 text without its byte-order mark, their ends as they are. Raises TraceError as opened() does
+    and for a line longer than any that counters or flows make."""
+    with opened(path) as file:
         try:
-            yield text
+            yield _bounded_lines(file, path)
         except UnicodeDecodeError as error:
             raise TraceError(f"{path}: {reason(error)}") from None
+
+
+def _bounded_lines(file: IO[bytes], path: str) -> Iterator[str]:
+    encoding = "utf-8-sig"
+    while line := file.readline(_MAX_LINE_BYTES):
+        if len(line) == _MAX_LINE_BYTES:
+            raise TraceError(f"{path}: a line of more than {_MAX_LINE_BYTES} bytes; is it the right file?")
+        yield line.decode(encoding)
+        encoding = "utf-8"
 
 
 def parse_moment(text: str, unit_s: float | None = None) -> float:
@@ -233,8 +242,8 @@ class TraceWriter:
         self.path = os.fspath(path)
         if not self.path.endswith((".csv", ".csv.gz")):
             raise TraceError(f"{self.path}: a recording grows window by window: name it .csv or .csv.gz")
-        if any(letter.isspace() for letter in device):
-            raise TraceError(f"device {device!r}: no white space in a device's name")
+        if any(letter.isspace() for letter in device) or not device.isprintable():
+            raise TraceError(f"device {clipped(device)}: no white space in a device's name, and only what is printable")
         if not resume and os.path.exists(self.path) and os.path.getsize(self.path):
             raise TraceError(f"{self.path} exists: --resume continues it, or choose another name")
         self.windows = resume_file(self.path, schema, window_ms, device) if resume else 0
