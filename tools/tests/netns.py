@@ -44,7 +44,7 @@ def network() -> Iterator[str]:
 
 @contextmanager
 def cgroup() -> Iterator[str]:
-    from stonechat.linux.connections import cgroup_root
+    from stonechat.linux.cgroup_id import cgroup_root
 
     path = Path(cgroup_root()) / f"stonechat-{os.getpid()}-{next(_numbers)}"
     path.mkdir()

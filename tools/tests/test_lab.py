@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from stonechat.errors import ConfigError
 from stonechat.linux import schemas
-from stonechat.linux.connections import cgroup_root
+from stonechat.linux.cgroup_id import cgroup_root
 from stonechat.linux.proc import ProcCollector
 from stonechat_tools.evaluation import trial, trial_page
 from stonechat_tools.lab import attacks, benign, guest, netns

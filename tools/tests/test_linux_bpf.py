@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import netns
 import pytest
 from stonechat.errors import CollectorError, ConfigError
 from stonechat.linux import bpf, bpf_columns, connections, known_peers, logins, privileges, schemas, syscalls
+from stonechat.linux.cgroup_id import cgroup_root
 from stonechat.linux.collector import LinuxCollector
 from stonechat.linux.connections import (
     OVERFLOW_OUT,
@@ -49,6 +51,7 @@ def starts_bpf() -> str:
 
 
 root = pytest.mark.root
+COLUMN_NAMES = [name for name, _, _ in schemas.LINUX_1.columns]
 needs_bpf = pytest.mark.skipif(bool(starts_bpf()), reason=starts_bpf() or "-")
 
 
@@ -189,16 +192,55 @@ def test_a_spray_forgets_no_known_peer_and_stays_bounded():
     assert len(learned._candidates) <= known_peers.MAX_CANDIDATES
 
 
-def test_the_longest_unseen_makes_room():
+def seen_often(learned: known_peers.LearnedPeers, peer: bytes, opened: bool = True) -> None:
+    for _ in range(known_peers.KNOWN_AFTER):
+        learned.is_new(peer, opened)
+
+
+def test_the_longest_unseen_makes_place_once_it_has_not_been_seen_for_long():
     learned = known_peers.LearnedPeers(b"secret")
     for i in range(known_peers.MAX_KNOWN + 1):
-        for _ in range(known_peers.KNOWN_AFTER):
-            learned.is_new(address(i))
-        learned.is_new(address(0))  # seen again and again
+        seen_often(learned, address(i))
     assert len(learned) == known_peers.MAX_KNOWN
+    assert learned.forgotten == 0
+    assert learned.is_new(address(known_peers.MAX_KNOWN)), "peers in use are kept, and the newcomer is new"
+    for _ in range(known_peers.FORGET_AFTER):
+        learned.next_window()
+    assert not learned.is_new(address(0))  # seen again
+    seen_often(learned, address(1000))
     assert learned.forgotten == 1
-    assert not learned.is_new(address(0))
+    assert not learned.is_new(address(0)) and not learned.is_new(address(1000))
     assert learned.is_new(address(1))
+
+
+def test_who_connects_from_outside_teaches_nothing_about_whom_the_device_calls():
+    learned = known_peers.LearnedPeers(b"secret")
+    seen_often(learned, address(1), opened=False)
+    assert not learned.is_new(address(1), opened=False), "a visitor who came often is an ordinary visitor"
+    assert learned.is_new(address(1)), "the day the device calls it, it is new"
+    assert len(learned) == 0
+
+
+def test_outsiders_push_no_known_peer_out():
+    learned = known_peers.LearnedPeers(b"secret")
+    for i in range(20):
+        seen_often(learned, address(i))
+    for i in range(2000):
+        seen_often(learned, address(5000 + i), opened=False)
+    assert not any(learned.is_new(address(i)) for i in range(20))
+    assert len(learned._visitors) <= known_peers.MAX_VISITORS
+    assert len(learned._visiting) <= known_peers.MAX_CANDIDATES
+
+
+def test_visitors_are_saved_apart_from_peers():
+    learned = known_peers.LearnedPeers(b"secret")
+    seen_often(learned, address(1))
+    seen_often(learned, address(2), opened=False)
+    again = known_peers.LearnedPeers(b"secret")
+    again.restore(learned.dump())
+    assert not again.is_new(address(1))
+    assert not again.is_new(address(2), opened=False)
+    assert again.is_new(address(2))
 
 
 def test_what_was_learned_survives_a_restart_as_hashes_of_this_device_only():
@@ -616,6 +658,101 @@ def test_learned_peers_survive_a_restart_of_the_collector(group, net):
         assert new_peers(collector) == 0
     finally:
         collector.close()
+
+
+VISITED = """
+import os, socket, sys, threading
+listener = socket.create_server(("10.77.0.1", 80))
+def serve():
+    while True:
+        stream = listener.accept()[0]
+        stream.sendall(b"page" * 100)
+        stream.close()
+threading.Thread(target=serve, daemon=True).start()
+services = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+services.bind(("10.77.0.1", 5000))
+services.settimeout(1)
+for _ in iter(sys.stdin.readline, ""):
+    visitor = socket.create_connection(("10.77.0.1", 80), 2, ("127.9.9.9", 0))
+    while visitor.recv(4096): pass
+    visitor.close()
+    asker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    asker.bind(("127.9.9.8", 0))
+    asker.sendto(b"question", ("10.77.0.1", 5000))
+    data, sender = services.recvfrom(100)
+    services.sendto(b"answer", sender)
+    print("visited", flush=True)
+"""
+
+
+@root
+@needs_bpf
+def test_connections_and_datagrams_from_outside_do_not_make_a_peer_known(group, net):
+    """A visitor and somebody who asks by UDP, both once a window; then the device itself sends to their addresses."""
+    # The server's side is what the cgroup counts: the visitors' sockets are in it too, so look at addresses 127.9.9.*.
+    watched = Connections(interfaces=["lo"], cgroup=group)
+    process = netns.start(VISITED, net=net, group=group)
+    try:
+        for _ in range(3):
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == b"visited\n"
+            watched.read()
+            seen = {peer for peer, _, _ in watched.peers}
+            assert {packed_address("127.9.9.9"), packed_address("127.9.9.8")} <= seen
+            assert packed_address("127.9.9.9") not in watched.opened
+            assert packed_address("127.9.9.8") not in watched.opened
+            assert watched.opened[packed_address("10.77.0.1")] == connections.OPENED_TCP
+    finally:
+        process.communicate()
+        watched.close()
+
+
+def test_connections_that_stand_at_the_start_are_this_machines_unless_it_listens_on_their_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname(), 5, ("127.0.0.7", 0))
+        theirs, peer = listener.accept()
+        found = bpf_columns.opened_connections()
+        # 127.0.0.1 is what `ours` has opened; 127.0.0.7 came to a port that is listened on
+        assert packed_address("127.0.0.1") in found
+        assert packed_address(peer[0]) not in found
+        ours.close()
+        theirs.close()
+
+
+@root
+@needs_bpf
+def test_a_cgroup_that_is_removed_and_made_again_is_found_again(net):
+    """As `systemctl restart` does it; the collector has dropped nothing and holds no privilege for it."""
+    send = "import socket; s = socket.socket(2, 2); [s.sendto(b'x', ('10.77.0.9', 9)) for _ in range(50)]"
+    values = [0] * len(schemas.LINUX_1)
+    folder = Path(cgroup_root()) / f"stonechat-restart-{os.getpid()}"
+    collector = LinuxCollector(peers_secret=b"s" * 32, use_bpf=True, cgroup=str(folder))  # not there yet
+    try:
+        for _ in range(3):
+            collector.read(values)
+            assert collector.lacks == f"cgroup {folder}"
+            assert ("lacks", f"cgroup {folder}"[:26], "") in collector.sources
+            folder.mkdir()
+            collector.read(values)
+            assert collector.lacks == ""
+            before = list(values)
+            netns.run(send, net=net, group=str(folder))
+            collector.read(values)
+            grown = {name: values[i] - before[i] for i, name in enumerate(COLUMN_NAMES)}
+            assert grown["sys_netio"] >= 50 and grown["execs"] >= 1
+            assert grown["new_peers"] >= 1
+            folder.rmdir()
+            collector.read(values)
+            before = list(values)
+            netns.run(send, net=net)
+            collector.read(values)
+            assert values[COLUMN_NAMES.index("sys_rate")] == before[COLUMN_NAMES.index("sys_rate")]
+            assert values[COLUMN_NAMES.index("cpu_busy")] == 0
+    finally:
+        collector.close()
+        if folder.exists():
+            folder.rmdir()
 
 
 WITHOUT_CAPABILITIES = """

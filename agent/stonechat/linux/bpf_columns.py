@@ -6,17 +6,32 @@ Each group is started by trying; for one that does not start, `sources` has the 
 import _socket
 import errno
 import os
+import sys
 
 from ..compat import sha256
 from ..errors import CollectorError
 from . import bpf
-from .connections import OVERFLOW_OUT, OWN_IN, OWN_OUT, RST_IN, SYN_OUT, SYNACK_IN, Connections, octets, packets
+from .connections import (
+    OPENED_TCP,
+    OPENED_UDP,
+    OVERFLOW_OUT,
+    OWN_IN,
+    OWN_OUT,
+    RST_IN,
+    SYN_OUT,
+    SYNACK_IN,
+    Connections,
+    octets,
+    packets,
+)
 from .known_peers import LearnedPeers
 from .logins import FailedLogins
 from .syscall_classes import CLASSES
 from .syscalls import EXEC, FORK, Syscalls, entropy_share_q8
 
 _WHOLE_Q8 = 25600
+MAX_OPENED = 512
+_MAX_TABLE_BYTES = 1 << 20
 
 # The columns from sys_open to sys_priv, each a sum of classes.
 _CALL_COLUMNS = tuple(
@@ -84,6 +99,8 @@ class BpfColumns:
         self._new_peers = 0
         self._new_peer_bytes = 0
         self._top_share_q8 = 0
+        self._opened = dict.fromkeys(opened_connections())  # address: the longest unseen first
+        self._strangers: set = set()  # of the last window: who spoke to this machine first
 
     def fill(self, values: list, at: int) -> None:
         self._fill_calls(values, at)
@@ -148,13 +165,19 @@ class BpfColumns:
         """-> peers of this window. Those without an entry are counted by the bits, and all of them are new."""
         out_bytes = most_bytes = new = 0
         rows = self.connections.peers
+        self.learned.next_window()
+        strangers = set()
         for address, sent, _ in rows:
             sent_bytes = octets(sent)
             out_bytes += sent_bytes
             most_bytes = max(most_bytes, sent_bytes)
-            if self.learned.is_new(address):
+            opened = self._has_opened(address)
+            if not opened:
+                strangers.add(address)
+            if self.learned.is_new(address, opened):
                 new += 1
                 self._new_peer_bytes += sent_bytes
+        self._strangers = strangers
         peers = len(rows)
         if overflow_bytes:
             beyond = max(1, self.connections.distinct_peers - peers)
@@ -166,3 +189,45 @@ class BpfColumns:
         if out_bytes:  # a window that sent nothing has no shares: the last one is kept
             self._top_share_q8 = _WHOLE_Q8 * most_bytes // out_bytes
         return peers
+
+    def _has_opened(self, address: bytes) -> bool:
+        """Did this machine open what it has with the peer, now or in an earlier window? A datagram that answers one of
+        the last window is not a beginning."""
+        how = self.connections.opened.get(address)
+        known = address in self._opened
+        if known:
+            del self._opened[address]
+        elif not (how == OPENED_TCP or how == OPENED_UDP and address not in self._strangers):
+            return False
+        elif len(self._opened) >= MAX_OPENED:
+            del self._opened[next(iter(self._opened))]
+        self._opened[address] = None
+        return True
+
+
+def opened_connections(proc: str = "/proc") -> list:
+    """The peers of the TCP connections that exist and whose local port nobody listens on: this machine opened
+    them -> addresses of 16 bytes, at most MAX_OPENED."""
+    rows = []
+    for name, size in (("/net/tcp", 4), ("/net/tcp6", 16)):
+        try:
+            with open(proc + name, "rb") as file:
+                lines = file.read(_MAX_TABLE_BYTES).split(b"\n")[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split(None, 4)
+            if len(fields) == 5 and fields[3] in (b"01", b"0A"):
+                rows.append((fields[3], fields[1].rpartition(b":")[2], fields[2].rpartition(b":")[0], size))
+    listening = {port for state, port, _, _ in rows if state == b"0A"}
+    return [_address(peer, size) for state, port, peer, size in rows if state == b"01" and port not in listening][
+        :MAX_OPENED
+    ]
+
+
+def _address(text: bytes, size: int) -> bytes:
+    """An address as /proc/net/tcp prints it, in words of the machine's byte order."""
+    raw = bytes.fromhex(text.decode())
+    if sys.byteorder == "little":
+        raw = b"".join([raw[i : i + 4][::-1] for i in range(0, len(raw), 4)])
+    return bytes(10) + b"\xff\xff" + raw if size == 4 else raw

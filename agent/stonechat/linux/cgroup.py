@@ -11,19 +11,46 @@ _WHOLE_Q8 = 25600
 MAX_FOLDERS = 256  # looked into for processes; what lies beyond is left out
 
 
+class CgroupFile:
+    """A file of the folder, which goes when the folder is removed and is found again when it is made again."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: ProcFile | None = None
+
+    def read(self) -> "bytes | None":
+        """The text; None while it is not there."""
+        for _ in range(2):
+            try:
+                if self._file is None:
+                    self._file = ProcFile(self._path)
+                return self._file.read()
+            except OSError:  # ENODEV: of a folder that was removed
+                self.close()
+        return None
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
 class CgroupProcessor:
-    """The share of all CPUs that the folder has used since the last read, in percent Q8."""
+    """The share of all CPUs that the folder has used since the last read, in percent Q8; 0 while it is not there."""
 
     def __init__(self, cgroup: str) -> None:
-        self._file = ProcFile(cgroup + "/cpu.stat")
+        self._file = CgroupFile(cgroup + "/cpu.stat")
         self._cpus = os.cpu_count() or 1
         self._last = (0, ticks_us())
 
     def read(self) -> int:
-        used_us = int(self._file.read().split(None, 2)[1])  # usage_usec comes first
+        text = self._file.read()
+        used_us = int(text.split(None, 2)[1]) if text else 0  # usage_usec comes first
         now_us = ticks_us()
         last_used_us, last_us = self._last
         self._last = (used_us, now_us)
+        if used_us < last_used_us:  # made again
+            last_used_us = 0
         whole_us = max(1, ticks_diff(now_us, last_us)) * self._cpus
         return min(_WHOLE_Q8, _WHOLE_Q8 * (used_us - last_used_us) // whole_us)
 
@@ -39,25 +66,21 @@ class CgroupMemory:
         self._cgroup = cgroup
         self._proc = proc
         self._total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        try:
-            self._file: ProcFile | None = ProcFile(cgroup + "/memory.stat")
-            self.source = "memory.stat"
-        except OSError:
-            self._file = None
-            self.source = "/proc/PID/statm"
+        self._file = CgroupFile(cgroup + "/memory.stat")
+        self.source = "/proc/PID/statm" if self._file.read() is None else "memory.stat"
 
     def read(self) -> int:
         return max(0, _WHOLE_Q8 - _WHOLE_Q8 * self.used_bytes() // self._total)
 
     def used_bytes(self) -> int:
-        if self._file is not None:
-            return int(self._file.read().split(None, 2)[1])  # anon comes first
+        text = self._file.read()
+        if text:
+            return int(text.split(None, 2)[1])  # anon comes first
         page = os.sysconf("SC_PAGE_SIZE")
         return page * sum([self._anonymous_pages(pid) for pid in processes(self._cgroup)])
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
 
     def _anonymous_pages(self, pid: str) -> int:
         try:
@@ -69,16 +92,23 @@ class CgroupMemory:
 
 
 class CgroupDisk:
-    """KiB that the folder has written, from io.stat. Raises OSError where the io controller is off."""
+    """KiB that the folder has written since the start, from io.stat."""
 
     source = "io.stat"
 
     def __init__(self, cgroup: str) -> None:
-        self._file = ProcFile(cgroup + "/io.stat")
+        self._file = CgroupFile(cgroup + "/io.stat")
+        self.works = os.path.exists(cgroup + "/io.stat") or not os.path.exists(cgroup)
+        self._last = 0
+        self._total = 0
 
     def read(self) -> int:
-        words = self._file.read().split()
-        return sum([int(word[7:]) for word in words if word.startswith(b"wbytes=")]) >> 10
+        text = self._file.read()
+        if text is not None:
+            written = sum([int(word[7:]) for word in text.split() if word.startswith(b"wbytes=")])
+            self._total += written - self._last if written >= self._last else written
+            self._last = written
+        return self._total >> 10
 
     def close(self) -> None:
         self._file.close()

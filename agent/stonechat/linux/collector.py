@@ -6,9 +6,11 @@ LINUX_1 needs every BPF group; where one does not start, the whole collector is 
 
 from ..errors import CollectorError
 from . import schemas
+from .cgroup_id import GONE, CgroupId
 from .known_peers import KNOWN_AFTER
 from .proc import ProcCollector
 
+_MOST_LACKED = 26  # characters in the status
 _LINK_HEADER = 14  # bytes of Ethernet, which interfaces count and the programs, one layer higher, do not
 
 
@@ -41,7 +43,9 @@ class LinuxCollector:
         self._bpf = None
         self._cgroup: list = []  # [(column, what reads it)]
         self.schema = schemas.LINUX_PROC_1
-        self.sources = self._proc.sources
+        self._sources = self._proc.sources
+        self._cgroup_id: "CgroupId | None" = None
+        self._cgroup_path = cgroup or ""
         if use_bpf is False:
             return
         try:
@@ -52,7 +56,7 @@ class LinuxCollector:
                     part.close()
                 if use_bpf is True or cgroup is not None:
                     raise CollectorError("; ".join("%s: %s" % (group, note) for group, _, note in failed))
-                self.sources += tuple(failed)
+                self._sources += tuple(failed)
                 return
             from .bpf_columns import BpfColumns
 
@@ -63,7 +67,7 @@ class LinuxCollector:
             self.close()
             raise
         self.schema = schemas.LINUX_1
-        self.sources += tuple(rows)
+        self._sources += tuple(rows)
         self._scratch = [0] * len(schemas.LINUX_PROC_1)
         names = [column[0] for column in schemas.PROC_COLUMNS]
         kept = [name for name in names if name not in schemas.STAND_INS]
@@ -101,6 +105,22 @@ class LinuxCollector:
         learned none."""
         return KNOWN_AFTER if self._bpf is not None and not len(self._bpf.learned) else 0
 
+    @property
+    def lacks(self) -> str:
+        """What was asked for and is not there at present; it counts once it is. Texts, separated by "; "."""
+        texts = [self._proc.lacks]
+        if self._cgroup_id is not None and self._cgroup_id.refresh() == GONE:
+            texts.append("cgroup " + self._cgroup_path)
+        return "; ".join([text for text in texts if text])
+
+    @property
+    def sources(self) -> tuple:
+        """(group, source, note) of each source, and ("lacks", what, "") of what is not there."""
+        lacks = self.lacks
+        if not lacks:
+            return self._sources
+        return self._sources + tuple([("lacks", text[:_MOST_LACKED], "") for text in lacks.split("; ")])
+
     def hold_peers(self, hold: bool) -> None:
         """True while the device is under suspicion: no peer becomes known."""
         if self._bpf is not None:
@@ -125,6 +145,7 @@ class LinuxCollector:
     def _watch_cgroup(self, cgroup: str, with_disk: bool) -> None:
         from .cgroup import CgroupDisk, CgroupMemory, CgroupProcessor
 
+        self._cgroup_id = CgroupId(cgroup)
         self._cgroup.append(("cpu_busy", CgroupProcessor(cgroup)))
         memory = CgroupMemory(cgroup)
         self._cgroup.append(("mem_avail", memory))
@@ -132,12 +153,13 @@ class LinuxCollector:
         if memory.source != "memory.stat":
             note += " (enable the memory controller, or with systemd ProtectProc=default, which lets it be read)"
         if with_disk:
-            try:
-                self._cgroup.append(("disk_written", CgroupDisk(cgroup)))
+            disk = CgroupDisk(cgroup)
+            if disk.works:
+                self._cgroup.append(("disk_written", disk))
                 note += ", io.stat"
-            except OSError:
+            else:
                 note += "; disk_written is the whole machine's: it has no io.stat (name its disks)"
-        self.sources += (("cgroup", "v2", cgroup + ": " + note),)
+        self._sources += (("cgroup", "v2", cgroup + ": " + note),)
 
     def _leave_own_out(self, values: list, own: "tuple[int, int, int, int]") -> None:
         """The interfaces' counters without the agent's own connections. The two are read a moment apart and offloads

@@ -21,6 +21,7 @@ from ..errors import CollectorError
 from ..features import log2_q8
 from . import bpf
 from .bpf import FP, R0, R1, R2, R3, R4, R5, R6, R7, R8, R9
+from .cgroup_id import CgroupId, cgroup_root
 
 SYN_OUT, SYNACK_IN, RST_IN, OVERFLOW_OUT, OVERFLOW_IN, OWN_OUT, OWN_IN = range(7)
 MAX_EXCLUDED = 4  # addresses of the agent's own broker
@@ -29,6 +30,7 @@ MAX_PEERS = 512
 # Header, byte offsets
 _EPOCH_AT = 0  # which bank the programs write: 0 or 1
 _COUNTERS_AT = 8
+_ONLY_AT = 72  # the id of the only cgroup that counts
 _EXCLUDED_AT = 128  # MAX_EXCLUDED times (port u64, address 16 bytes), the first port of 0 ends them
 _INTERFACES_AT = 256  # a bit for each interface index that counts; bit 0 is for all beyond the last
 _INTERFACES = 4096
@@ -42,7 +44,9 @@ _ENTRIES_AT = 2560
 _PEER_BITS, _PORT_BITS = 14, 12  # 2^14 bits for peers, 2^12 for ports
 _WAYS = 8
 _SETS = MAX_PEERS // _WAYS
-_ENTRY = 40  # hash u64, sent u64, received u64, address 16 bytes
+_ENTRY = 48  # hash u64, sent u64, received u64, address 16 bytes, opened u64
+_OPENED = 40
+OPENED_UDP, OPENED_TCP = 1, 2  # an outward datagram came before any inward packet; an outward SYN without ACK
 _PACKETS_SHIFT = 40  # a traffic word: packets in the upper 24 bits, bytes in the lower 40
 _SIZE = _BANKS_AT + (2 << _BANK_SHIFT)
 
@@ -66,8 +70,11 @@ class Connections:
     (address 16 bytes, sent, received), `distinct_peers`, `distinct_ports`. What was sent and received, also by the
     OVERFLOW and OWN counters, is (packets << 40) + bytes; packets() and octets() take it apart.
 
-    cgroup: the folder to watch, the root of cgroup v2 by default. interfaces: names, None for all but `lo`.
-    own_user_id: sockets of this user are the agent's own and count apart. Raises CollectorError or OSError."""
+    `opened`: which of `peers` this machine wrote to first, {address: OPENED_TCP or OPENED_UDP}.
+
+    cgroup: the folder to watch, which may come and go; None: all (the programs are on the root). interfaces: names,
+    None for all but `lo`. own_user_id: sockets of this user are the agent's own and count apart. Raises CollectorError
+    or OSError."""
 
     group = "connections"
     source = "cgroup_skb"
@@ -80,17 +87,20 @@ class Connections:
     ) -> None:
         self.counters = [0] * 7
         self.peers: list = []
+        self.opened: dict = {}
         self.distinct_peers = 0
         self.distinct_ports = 0
         self._interfaces = None if interfaces is None else tuple(interfaces)
         self.own_user_id = own_user_id
         self._seeds = struct.unpack("=QQ", os.urandom(16))
         self._links: list = []
-        root = cgroup_root() if cgroup is None else cgroup
+        root = cgroup_root()
+        self._only = CgroupId(cgroup) if cgroup else None
         self.note = "every socket's packets, IPv4 and IPv6"
         if cgroup is not None or os.path.exists(root + "/cgroup.events"):  # the true root has no such file
-            self.note = "only sockets of %s and below" % root
+            self.note = "only sockets of %s and below" % (cgroup or root)
         self._memory = bpf.Memory(_SIZE, "stonechat_net")
+        self._choose_cgroup()
         try:
             self._choose_interfaces()
             self._attach(root)
@@ -109,6 +119,7 @@ class Connections:
         words = self._memory.words
         if self._interfaces is not None:
             self._choose_interfaces()  # one that was taken away and comes back has a new index
+        self._choose_cgroup()
         epoch = words[_EPOCH_AT // 8]
         words[_EPOCH_AT // 8] = epoch ^ 1
         bank = _BANKS_AT + (epoch << _BANK_SHIFT)
@@ -131,11 +142,19 @@ class Connections:
         step = _ENTRY // 8
         hashes = self._memory.words[at // 8 : at // 8 + MAX_PEERS * step : step].tolist()
         found = []
+        self.opened = {}
         for i, key in enumerate(hashes):
             if key:
-                sent, received, address = struct.unpack_from("=QQ16s", self._memory.bytes, at + i * _ENTRY + 8)
+                row = struct.unpack_from("=QQ16sQ", self._memory.bytes, at + i * _ENTRY + 8)
+                sent, received, address, opened = row
                 found.append((address, sent, received))
+                if opened:
+                    self.opened[address] = opened
         return found
+
+    def _choose_cgroup(self) -> None:
+        if self._only is not None:
+            self._memory.words[_ONLY_AT // 8] = self._only.refresh()
 
     def _choose_interfaces(self) -> None:
         bits = bytearray(_INTERFACES // 8)
@@ -173,6 +192,7 @@ class Connections:
         p.copy(R6, R1)
         p.load(4, R7, R6, _SKB_LEN)
         self._skip_other_interfaces(p)
+        self._skip_other_cgroups(p)
         self._skip_own_user(p)
         self._read_network_header(p, outward)
         self._read_transport_header(p, outward)
@@ -210,6 +230,15 @@ class Connections:
         p.alu_reg("shr", R4, R2)
         p.alu("and", R4, 1)
         p.jump("eq", R4, 0, "pass")
+
+    def _skip_other_cgroups(self, p: bpf.Program) -> None:
+        if self._only is not None:
+            p.copy(R1, R6)
+            p.move(R2, self._only.level)
+            p.call(bpf.SKB_ANCESTOR_CGROUP_ID)
+            p.map_value(R1, self._memory.fd, _ONLY_AT)
+            p.load(8, R1, R1)
+            p.jump_reg("ne", R0, R1, "pass")
 
     def _skip_own_user(self, p: bpf.Program) -> None:
         if self.own_user_id is not None:
@@ -370,8 +399,16 @@ class Connections:
         p.store(8, R1, 0, R8)
         p.store(8, R1, 24, R2)
         p.store(8, R1, 32, R3)
+        if outward:
+            p.jump("ne", R9, _UDP, "found")
+            p.store_value(8, R1, _OPENED, OPENED_UDP)
         p.label("found")
         p.atomic_add(R1, 8 if outward else 16, R7)
+        if outward:
+            p.load(8, R0, FP, _FLAGS)
+            p.alu("and", R0, _FLAG_SYN | _FLAG_ACK)
+            p.jump("ne", R0, _FLAG_SYN, "counted")
+            p.store_value(8, R1, _OPENED, OPENED_TCP)
         p.label("counted")
 
     def _count_outward(self, p: bpf.Program) -> None:
@@ -434,13 +471,3 @@ def distinct(bits: "bytes | bytearray | memoryview") -> int:
         return ones + ones * ones // (2 * m) + ones**3 // (3 * m * m)
     bits_q8 = log2_q8(m) - log2_q8(max(1, m - ones))
     return bits_q8 * m * 11357 >> 22  # ln 2 / 256 = 11357 / 2^22
-
-
-def cgroup_root() -> str:
-    """Where cgroup v2 is mounted: /sys/fs/cgroup, or .../unified beside v1. Raises CollectorError."""
-    with open("/proc/self/mounts") as file:
-        for line in file:
-            fields = line.split()
-            if fields[2] == "cgroup2":
-                return fields[1]
-    raise CollectorError("cgroup v2 is not mounted (fix: mount -t cgroup2 none /sys/fs/cgroup/unified)")

@@ -10,7 +10,7 @@ groups takes 200 us instead of 4, and "the busiest group" still hides a slow att
 service matters, `cgroup=` watches it alone, with a model of its own.
 
     byte 0     class of each native call number 0..511, then of each 32-bit caller's number 0..511
-    byte 1024  how many programs were started (u64)
+    byte 1024  how many programs were started (u64), then the id of the only cgroup that counts
     byte 2048  for each CPU 32 words (u64): the 16 classes, then exec, fork, exit, then which process called last on
                this CPU and whether it is a 32-bit one
 """
@@ -21,11 +21,13 @@ from ..errors import CollectorError
 from ..features import log2_q8
 from . import bpf
 from .bpf import FP, R0, R1, R2, R3, R6, R7, R8, R9
+from .cgroup_id import CgroupId
 from .syscall_classes import TABLES
 
 EXEC, FORK, EXIT = 16, 17, 18
 NUMBERS = 512  # call numbers an ABI has; whatever lies beyond counts as `other`
 _STARTED_AT = 2 * NUMBERS
+_ONLY_AT = _STARTED_AT + 8
 _COUNTS_AT = 2048
 _LAST_CALLER, _LAST_IS_COMPAT = 8 * 24, 8 * 25  # byte offsets among a CPU's words
 _SLOTS = 32  # words a CPU: four cache lines of its own
@@ -62,11 +64,13 @@ class Syscalls:
             self.note = "exact; with the agent's own calls, whose process number a PID namespace hides"
         self._links: list = []
         self._compat = _COMPAT_MARKS.get(kernel_machine())
-        self._only = _cgroup_id(cgroup) if cgroup else None
+        self._only = CgroupId(cgroup) if cgroup else None
         self._memory = bpf.Memory(_COUNTS_AT + self._cpus * _SLOTS * 8, "stonechat_sys")
         try:
             table = machine_table() if table is None else table
             self._memory.bytes[: len(table)] = table
+            if self._only is not None:
+                self._memory.words[_ONLY_AT // 8] = self._only.now
             self._attach()
         except (OSError, CollectorError):
             self.close()
@@ -76,6 +80,8 @@ class Syscalls:
         """-> counts, brought up to date. Never fails: it reads memory."""
         first = _COUNTS_AT // 8
         words = self._memory.words
+        if self._only is not None:
+            words[_ONLY_AT // 8] = self._only.refresh()
         counts = self.counts
         for slot in range(len(counts)):
             counts[slot] = sum(words[first + slot : first + self._cpus * _SLOTS : _SLOTS])
@@ -152,10 +158,10 @@ class Syscalls:
         if self._own is not None:
             p.jump("eq", R8, self._own, "out")
         if self._only:
-            level, identity = self._only
-            p.move(R1, level)
+            p.move(R1, self._only.level)
             p.call(bpf.CURRENT_ANCESTOR_CGROUP_ID)
-            p.constant(R1, identity)
+            p.map_value(R1, self._memory.fd, _ONLY_AT)
+            p.load(8, R1, R1)
             p.jump_reg("ne", R0, R1, "out")
 
     def _find_words(self, p: bpf.Program) -> None:
@@ -248,14 +254,3 @@ def entropy_share_q8(classes: list) -> int:
     whole_q8 = log2_q8(total)
     bits_q8 = sum(count * (whole_q8 - log2_q8(count)) for count in classes if count) // total
     return min(25600, max(0, bits_q8 * 25600 // (4 * 256)))
-
-
-def _cgroup_id(path: str) -> "tuple[int, int]":
-    """-> (depth below the mount, id). The id of a v2 cgroup is its folder's inode number."""
-    from .connections import cgroup_root
-
-    root = cgroup_root()
-    below = os.path.relpath(os.path.realpath(path), root)
-    if below.startswith(".."):
-        raise CollectorError("cgroup %s does not lie below %s" % (path, root))
-    return (0 if below == "." else below.count("/") + 1), os.stat(path).st_ino

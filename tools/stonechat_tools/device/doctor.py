@@ -109,6 +109,7 @@ def _cgroup_group(cgroup: str, disks: tuple[str, ...] | None) -> Group:
     from stonechat.linux.cgroup import CgroupMemory, CgroupProcessor
 
     try:
+        os.stat(cgroup + "/cpu.stat")
         parts = (CgroupProcessor(cgroup), CgroupMemory(cgroup))
     except OSError as error:
         fix = "name a folder of cgroup v2, which has a cpu.stat; see /proc/PID/cgroup of a process in it"

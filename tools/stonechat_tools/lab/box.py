@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stonechat.errors import CollectorError, ConfigError
-from stonechat.linux.connections import cgroup_root
+from stonechat.linux.cgroup_id import cgroup_root
 
 from stonechat_tools.lab import netns
 

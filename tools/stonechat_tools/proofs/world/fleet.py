@@ -27,7 +27,7 @@ class Service:
     """The process whose cgroup one agent watches."""
 
     def __init__(self) -> None:
-        from stonechat.linux.connections import cgroup_root
+        from stonechat.linux.cgroup_id import cgroup_root
 
         self.folder = Path(cgroup_root()) / f"stonechat-world-{os.getpid()}-{time.monotonic_ns()}"
         self._process: subprocess.Popen[bytes] | None = None
