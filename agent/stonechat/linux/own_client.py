@@ -36,6 +36,10 @@ class OwnClient(Client):
             self._drop()
             raise MQTTError(str(error))
 
+    def _welcome(self, code) -> None:
+        self.refused = 0  # of this connection
+        Client._welcome(self, code)
+
     def _open(self, stream) -> None:
         code = stream.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
         if code:  # before ssl wraps it: that makes a ValueError of it
