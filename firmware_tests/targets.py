@@ -96,17 +96,17 @@ def targets() -> list[Target]:
     return [unix_x64(), unix_i386(), unix_armhf()]
 
 
-def _apt_source() -> str:
-    """One sources.list line for SUITE on the mirror that this machine's own apt uses."""
+def apt_source(suite: str = SUITE) -> str:
+    """One sources.list line for a Debian release on the mirror that this machine's own apt uses."""
     for path in [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]:
         for line in path.read_text().splitlines() if path.is_file() else []:
             words = line.split()
             if words[:1] == ["URIs:"] and "security" not in line:
-                return f"deb {words[1]} {SUITE} main"
+                return f"deb {words[1]} {suite} main"
             if words[:1] == ["deb"]:
                 uri = next(w for w in words[1:] if "://" in w)
                 if "security" not in uri:
-                    return f"deb {uri} {SUITE} main"
+                    return f"deb {uri} {suite} main"
     raise OSError("no Debian mirror in this machine's apt sources")
 
 
@@ -118,7 +118,7 @@ def install_sysroot(architecture: str) -> None:
         for folder in ("state/lists/partial", "cache/archives/partial", "root"):
             (base / folder).mkdir(parents=True)
         (base / "state/status").touch()
-        (base / "sources.list").write_text(_apt_source() + "\n")
+        (base / "sources.list").write_text(apt_source() + "\n")
         options = {
             "Dir::State": base / "state",
             "Dir::State::status": base / "state/status",

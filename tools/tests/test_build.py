@@ -249,24 +249,109 @@ def test_deploy_says_what_it_would_do(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "stonechat/board/hooks.mpy" in told and ":/model.tflite" in told
 
 
-def test_deploy_copies_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fake mpremote writes down its arguments, and every file that it is given must exist."""
-    log = tmp_path / "log"
+def facts_line(number: int, free: int = 900_000, found: tuple[tuple[str, int], ...] = ()) -> str:
+    """What a board prints when it is asked; number: its sys.implementation._mpy."""
+    facts = {"mpy": number, "machine": "a board", "heap": 150_000, "free": free, "found": found, "version": "1.25.0"}
+    return "FACTS " + json.dumps(facts)
+
+
+@pytest.fixture
+def fake_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A mpremote that writes down its arguments in `log`, prints what is in `said`, and to which every file that it is
+    given must exist -> the folder."""
     fake = tmp_path / "mpremote"
     fake.write_text(
-        f"#!{sys.executable}\nimport json, os, sys\nfor word in sys.argv[1:]:\n"
+        f"#!{sys.executable}\nimport json, os, pathlib, sys\nfor word in sys.argv[1:]:\n"
         "    assert not word.startswith('/') or word.startswith('/dev') or os.path.exists(word), word\n"
-        f"open({str(log)!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
+        f"open({str(tmp_path / 'log')!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
+        f"print(pathlib.Path({str(tmp_path / 'said')!r}).read_text())\n"
     )
     fake.chmod(0o755)
     monkeypatch.setattr(deploy, "mpremote", lambda: [str(fake)])
-    assert cli.main(["deploy", "--port", "/dev/ttyACM3", "--arch", "rv32imc"]) == 0
-    words = [word for line in log.read_text().splitlines() for word in json.loads(line)]
+    return tmp_path
+
+
+def logged(folder: Path) -> list[str]:
+    return [word for line in (folder / "log").read_text().splitlines() for word in json.loads(line)]
+
+
+def native(architecture: str) -> int:
+    return deploy.NATIVE.index(architecture) << 10 | builder.mpy_version()[1] << 8 | builder.mpy_version()[0]
+
+
+def test_deploy_copies_what_the_board_can_run(fake_board: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = (("/lib/stonechat/board/core.mpy", 18_000), ("/lib/stonechat/board/hooks.mpy", 3_000))
+    (fake_board / "said").write_text(facts_line(native("rv32imc"), found=old))
+    assert cli.main(["deploy", "--port", "/dev/ttyACM3"]) == 0
+    words = logged(fake_board)
     assert words[:2] == ["connect", "/dev/ttyACM3"]
     assert ":/lib/stonechat/board/full.mpy" in words
     assert words[-1] == "reset"
+    removed = [word for word in words if "os.remove" in word]
+    assert len(removed) == 1 and "/lib/stonechat/board/core.mpy" in removed[0] and "hooks" not in removed[0]
+    assert "rv32imc" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("board", "built"),
+    [
+        ("armv6m", "armv6m"),
+        ("armv7m", "armv7m"),
+        ("armv7em", "armv7m"),
+        ("armv7emsp", "armv7emsp"),
+        ("xtensawin", "xtensawin"),
+        ("x64", "x64"),
+        ("", "armv6m"),
+    ],
+)
+def test_deploy_builds_for_the_board_that_answers(board: str, built: str) -> None:
+    facts = deploy.read_facts(facts_line(native(board)))
+    assert facts.architecture == board
+    assert deploy.choose(facts) == built
+    assert facts.loads(built) == (board != "")
+
+
+def test_a_board_without_machine_code_gets_the_plain_kernels(fake_board: Path) -> None:
+    (fake_board / "said").write_text(facts_line(native("")))
+    assert cli.main(["deploy", "--port", "/dev/ttyACM3", "--profile", "core"]) == 0
+    assert ":/lib/stonechat/int8/plain.mpy" in logged(fake_board)
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("hello", "does not say what it is"),
+        ("FACTS {}", "does not say what it is"),
+        (facts_line(native("armv6m"), free=20_000), "are free: try --profile core"),
+        (facts_line(native("armv6m"), free=-1), "no file system"),
+        (facts_line(native("armv6m") & ~0xFF | 5), "update the board's firmware"),
+    ],
+)
+def test_deploy_says_in_one_line_why_a_board_can_not_be(
+    said: str, wanted: str, fake_board: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (fake_board / "said").write_text(said)
+    assert cli.main(["deploy", "--port", "/dev/ttyACM3"]) == 1
+    error = capsys.readouterr().err
+    assert wanted in error and len(error.splitlines()) == 1
+
+
+def test_deploy_refuses_outputs_that_are_not_the_reference(
+    fake_board: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = [
+        vector[1] for vector in json.loads((MODEL.parent / "golden.json").read_text())["vectors"][: deploy.VECTORS]
+    ]
+    words = ["deploy", "--port", "/dev/ttyACM3", "--model", str(MODEL)]
+    lines = [facts_line(native("armv6m")), *[f"GAVE {text}" for text in wanted]]
+    (fake_board / "said").write_text("\n".join(lines))
+    assert cli.main(words) == 0
+    assert f"{deploy.VECTORS} golden vectors: byte-equal" in capsys.readouterr().out
+    (fake_board / "said").write_text("\n".join([*lines[:-1], f"GAVE {wanted[-1][:-2]}00"]))
+    assert cli.main(words) == 1
+    assert "not the reference's" in capsys.readouterr().err
 
 
 def test_deploy_tells_a_board_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["deploy", "--port", "/dev/no-such-board", "--arch", "armv6m"]) == 1
+    assert cli.main(["deploy", "--port", "/dev/no-such-board"]) == 1
     assert "stonechat deploy: " in capsys.readouterr().err

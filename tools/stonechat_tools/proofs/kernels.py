@@ -187,12 +187,12 @@ def faults(result: dict[str, Any]) -> list[str]:
 def _private_apt(base: Path, architecture: str, suite: str) -> Any:
     """apt with lists and a cache of its own, so that the machine's stay as they are -> a maker of commands."""
     sys.path.insert(0, str(working_copy() / "firmware_tests"))
-    from targets import _apt_source
+    from targets import apt_source
 
     for folder in ("state/lists/partial", "cache/archives/partial"):
         (base / folder).mkdir(parents=True)
     (base / "state/status").touch()
-    words = _apt_source().split()
+    words = apt_source().split()
     words[2] = suite
     (base / "sources.list").write_text(" ".join(words) + "\n")
     options = {

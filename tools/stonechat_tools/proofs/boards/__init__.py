@@ -1,0 +1,1 @@
+"""MicroPython firmware for emulated boards, built from Debian's sources, and the product run on it."""

@@ -1,0 +1,342 @@
+"""Builds MicroPython for emulated boards from Debian's sources into .targets/boards: RP2040, Cortex-M0, M3, M7, RV32.
+
+Sources and tools are Debian packages: trixie's `micropython`, `mbedtls`, `lwip`, `pico-sdk-source` and
+`tinyusb-source`; the compilers of this machine's own Debian. Debian's source has an empty lib/, which is linked to
+those packages. What is patched is in `patch()`: the ports' own behaviour stays.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[4]
+BOARDS = ROOT / ".targets/boards"
+SUITE = "trixie"
+SOURCES = ("micropython", "mbedtls", "lwip")
+PACKAGES = ("pico-sdk-source", "tinyusb-source")
+COMMANDS = {  # command -> Debian package
+    "arm-none-eabi-gcc": "gcc-arm-none-eabi libnewlib-arm-none-eabi libstdc++-arm-none-eabi-newlib",
+    "riscv64-unknown-elf-gcc": "gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf",
+    "qemu-system-arm": "qemu-system-arm",
+    "qemu-system-riscv32": "qemu-system-misc",
+    "cmake": "cmake",
+    "dpkg-source": "dpkg-dev",
+}
+LOG = BOARDS / "build.log"
+
+
+class BuildError(Exception):
+    """A board's firmware could not be made: one line."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """One firmware. name: ours; core: the processor; make: arguments of the port's `make`; image: what it makes, below
+    the port's folder; architecture: what its .mpy files are made for, "" where it loads no machine code."""
+
+    name: str
+    core: str
+    port: str
+    make: tuple[str, ...]
+    image: str
+    architecture: str
+
+    @property
+    def path(self) -> Path:
+        return BOARDS / self.name / Path(self.image).name
+
+    @property
+    def missing(self) -> str | None:
+        return None if self.path.exists() else "not built; run `make boards`"
+
+
+def _qemu(board: str, *more: str) -> tuple[str, ...]:
+    return (f"BOARD={board}", f"FROZEN_MANIFEST=boards/{board}/manifest.py", "MICROPY_VFS_LFS2=1", *more)
+
+
+RV32 = "RV32_ARCH=rv32imc -misa-spec=2.2"
+BUILDS = (
+    Board("m0", "Cortex-M0", "qemu", _qemu("MICROBIT"), "build-MICROBIT/firmware.elf", ""),
+    Board("m3", "Cortex-M3", "qemu", _qemu("MPS2_AN385"), "build-MPS2_AN385/firmware.elf", "armv7m"),
+    Board("m7", "Cortex-M7", "qemu", _qemu("MPS2_AN500"), "build-MPS2_AN500/firmware.elf", "armv7m"),
+    Board("rv32", "RV32IMC", "qemu", _qemu("VIRT_RV32", RV32), "build-VIRT_RV32/firmware.elf", "rv32imc"),
+    Board(
+        "rp2040",
+        "Cortex-M0+",
+        "rp2",
+        (
+            "BOARD=SIM",
+            "CMAKE_ARGS=-DMICROPY_BOARD=SIM -DMICROPY_BOARD_DIR={port}/boards/SIM -DPICO_NO_PICOTOOL=1",
+        ),
+        "build-SIM/firmware.bin",
+        "armv6m",
+    ),
+)
+
+
+# Where qemu's boards have their disks, in memory: of ROMFS (where the machine is given an image), and of littlefs with
+# its blocks of 512 bytes.
+DISKS = {  # port's board: (ROMFS at, littlefs at, blocks)
+    "MICROBIT": (0x80000, 0x20028000, 120),
+    "MPS2_AN385": (0x21000000, 0x21400000, 2048),
+    "MPS2_AN500": (0x60000000, 0x60400000, 2048),
+    "VIRT_RV32": (0x84000000, 0x86000000, 2048),
+}
+ROMFS_MOST = 256 * 1024
+BOOT = """import os, sys, uctypes, vfs
+class Disk:
+    def __init__(self, at, blocks):
+        self.bytes = memoryview(uctypes.bytearray_at(at, 512 * blocks))
+        self.blocks = blocks
+    def readblocks(self, block, buffer, offset=0):
+        at = 512 * block + offset
+        buffer[:] = self.bytes[at:at + len(buffer)]
+    def writeblocks(self, block, buffer, offset=0):
+        at = 512 * block + offset
+        self.bytes[at:at + len(buffer)] = buffer
+    def ioctl(self, request, argument):
+        return {4: self.blocks, 5: 512}.get(request, 0)
+disk = Disk(DISK, BLOCKS)
+try:
+    vfs.mount(vfs.VfsLfs2(disk), "/")
+except OSError:
+    vfs.VfsLfs2.mkfs(disk)
+    vfs.mount(vfs.VfsLfs2(disk), "/")
+os.chdir("/")
+sys.path.append("/lib")
+try:
+    vfs.mount(vfs.VfsRom(uctypes.bytearray_at(ROM, ROMFS_MOST)), "/rom")
+    sys.path.extend(["/rom", "/rom/lib"])
+except (OSError, ValueError):
+    pass
+"""
+CLOCK = """
+// A microsecond clock from a timer of the emulated machine; with qemu's -icount it counts instructions.
+#if defined(QEMU_SOC_NRF51)
+#define TIMER(offset) (*(volatile uint32_t *)(0x40008000 + (offset)))
+mp_uint_t mp_hal_ticks_us(void) {
+    static bool started;
+    if (!started) {
+        TIMER(0x508) = 3;  // BITMODE: 32
+        TIMER(0x510) = 4;  // PRESCALER: 16 MHz / 16
+        TIMER(0x000) = 1;  // START
+        started = true;
+    }
+    TIMER(0x040) = 1;  // CAPTURE[0]
+    return TIMER(0x540);
+}
+#elif defined(QEMU_SOC_MPS2)
+#define TIMER(offset) (*(volatile uint32_t *)(0x40000000 + (offset)))
+mp_uint_t mp_hal_ticks_us(void) {
+    static uint64_t total;
+    static uint32_t last = 0xffffffff;
+    if (!(TIMER(0) & 1)) {
+        TIMER(8) = 0xffffffff;  // RELOAD
+        TIMER(4) = 0xffffffff;  // VALUE, counts down at 25 MHz
+        TIMER(0) = 1;
+    }
+    uint32_t now = TIMER(4);
+    total += (uint32_t)(last - now);
+    last = now;
+    return total / 25;
+}
+#elif defined(QEMU_SOC_VIRT)
+mp_uint_t mp_hal_ticks_us(void) {
+    volatile uint32_t *mtime = (volatile uint32_t *)0x0200bff8;  // 10 MHz
+    uint32_t high, low;
+    do {
+        high = mtime[1];
+        low = mtime[0];
+    } while (high != mtime[1]);
+    return (((uint64_t)high << 32) | low) / 10;
+}
+#else
+mp_uint_t mp_hal_ticks_us(void) {
+    return 0;
+}
+#endif
+mp_uint_t mp_hal_ticks_ms(void) {
+    return mp_hal_ticks_us() / 1000;
+}
+mp_uint_t mp_hal_ticks_cpu(void) {
+    return mp_hal_ticks_us();
+}
+void mp_hal_delay_us(mp_uint_t us) {
+    for (mp_uint_t start = mp_hal_ticks_us(); mp_hal_ticks_us() - start < us;) {
+    }
+}
+void mp_hal_delay_ms(mp_uint_t ms) {
+    mp_hal_delay_us(1000 * ms);
+}
+uint64_t mp_hal_time_ns(void) {
+    return 0;
+}
+"""
+
+
+def run(command: list[str], folder: Path, timeout_s: float = 1800.0, **environment: str) -> None:
+    """command, its output to LOG. Raises BuildError with its last line."""
+    with LOG.open("ab") as log:
+        log.write(f"\n$ {' '.join(command)}\n".encode())
+        log.flush()
+        try:
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                timeout=timeout_s,
+            )
+        except subprocess.TimeoutExpired:
+            raise BuildError(f"{command[0]}: not done after {timeout_s:g} s; see {LOG}") from None
+    if done.returncode:
+        raise BuildError(f"{' '.join(command[:3])}: exit {done.returncode}; see {LOG}")
+
+
+def tools() -> None:
+    """Installs the compilers and emulators that are missing, as root only, like tools/setup.sh. Raises BuildError."""
+    wanted = sorted({word for name, text in COMMANDS.items() if not shutil.which(name) for word in text.split()})
+    if not wanted:
+        return
+    if os.geteuid():
+        raise BuildError(f"missing: {' '.join(wanted)}; as root: apt-get install {' '.join(wanted)}")
+    print(f"boards: installing {' '.join(wanted)}", flush=True)
+    run(["apt-get", "-q", "update"], BOARDS)
+    run(
+        ["apt-get", "-q", "-y", "install", "--no-install-recommends", *wanted], BOARDS, DEBIAN_FRONTEND="noninteractive"
+    )
+
+
+def fetch() -> Path:
+    """Downloads and unpacks the sources -> the folder of MicroPython's. Raises BuildError."""
+    sys.path.insert(0, str(ROOT / "firmware_tests"))
+    from targets import apt_source
+
+    source = BOARDS / "source"
+    done = source / "complete"
+    if not done.exists():
+        shutil.rmtree(source, ignore_errors=True)
+        apt = BOARDS / "apt"
+        for folder in ("state/lists/partial", "cache/archives/partial"):
+            (apt / folder).mkdir(parents=True, exist_ok=True)
+        (apt / "state/status").touch()
+        line = apt_source(SUITE)
+        (apt / "sources.list").write_text(f"{line}\n{line.replace('deb ', 'deb-src ', 1)}\n")
+        options = {
+            "Dir::State": apt / "state",
+            "Dir::State::status": apt / "state/status",
+            "Dir::Cache": apt / "cache",
+            "Dir::Etc::SourceList": apt / "sources.list",
+            "Dir::Etc::SourceParts": "/dev/null",
+            "APT::Sandbox::User": "",
+            "Acquire::Languages": "none",
+        }
+        command = ["apt-get", "-q", *[f"-o{key}={value}" for key, value in options.items()]]
+        source.mkdir(parents=True)
+        print(f"boards: fetching {', '.join(SOURCES + PACKAGES)} of Debian {SUITE}", flush=True)
+        run([*command, "update"], source)
+        for name in SOURCES:
+            run([*command, "source", "--download-only", name], source)
+            run(
+                ["dpkg-source", "-x", "--no-check", *[path.name for path in source.glob(f"{name}_*.dsc")], name], source
+            )
+        run([*command, "download", *PACKAGES], source)
+        for package in source.glob("*.deb"):
+            run(["dpkg-deb", "-x", package.name, "packages"], source)
+        patch(source / "micropython", source)
+        done.touch()
+    return source / "micropython"
+
+
+def _edit(path: Path, change: Callable[[str], str]) -> None:
+    text = path.read_text()
+    changed = change(text)
+    if changed == text:
+        raise BuildError(f"{path}: nothing to change there; is this another release of MicroPython?")
+    path.write_text(changed)
+
+
+def patch(tree: Path, source: Path) -> None:
+    """Links lib/ to the packages and makes the few changes that the emulated boards need."""
+    packages = source / "packages/usr/src"
+    for name, where in (
+        ("pico-sdk", packages / "pico-sdk"),
+        ("tinyusb", packages / "tinyusb"),
+        ("mbedtls", source / "mbedtls"),
+        ("lwip", source / "lwip"),
+    ):
+        shutil.rmtree(tree / "lib" / name, ignore_errors=True)
+        (tree / "lib" / name).symlink_to(where)
+    (packages / "pico-sdk/README.md").touch()
+    (tree / "lib/micropython-lib").mkdir(exist_ok=True)
+    (tree / "lib/micropython-lib/README.md").touch()
+    port = tree / "ports/qemu"
+    _edit(port / "mphalport.c", lambda text: text + CLOCK)
+    _edit(port / "mpconfigport.h", lambda text: text.replace("MICROPY_PY_TIME             (0)", "MICROPY_PY_TIME (1)"))
+    _edit(
+        port / "main.c",
+        lambda text: text.replace("mp_init();\n", 'mp_init();\n        pyexec_frozen_module("_boot.py", false);\n', 1),
+    )
+    for script in (port / "mcu/arm").glob("*.ld"):  # unwinding tables overlap the data where a library brings them
+        _edit(script, lambda text: text.replace("SECTIONS\n{", "SECTIONS\n{\n    /DISCARD/ : { *(.ARM.exidx*) }\n", 1))
+    # a Cortex-M7: the M3's board with another processor
+    shutil.copytree(port / "boards/MPS2_AN385", port / "boards/MPS2_AN500")
+    _edit(
+        port / "boards/MPS2_AN500/mpconfigboard.mk",
+        lambda text: text.replace("mps2-an385", "mps2-an500").replace("cortex-m3", "cortex-m7").replace("-M3", "-M7"),
+    )
+    for name, (rom, disk, blocks) in DISKS.items():
+        boot = f"ROM = {rom:#x}\nROMFS_MOST = {ROMFS_MOST}\nDISK = {disk:#x}\nBLOCKS = {blocks}\n{BOOT}"
+        (port / "boards" / name / "_boot.py").write_text(boot)
+        (port / "boards" / name / "manifest.py").write_text(f'freeze("boards/{name}", "_boot.py")\n')
+    # a Pico with sockets over the loopback interface, and a ROM partition
+    board = tree / "ports/rp2/boards/SIM"
+    shutil.copytree(tree / "ports/rp2/boards/RPI_PICO", board)
+    _edit(
+        board / "mpconfigboard.cmake",
+        lambda text: text + "set(MICROPY_PY_LWIP ON)\nset(MICROPY_FROZEN_MANIFEST ${MICROPY_BOARD_DIR}/manifest.py)\n",
+    )
+    (board / "manifest.py").write_text('freeze("$(PORT_DIR)/modules")\ninclude("$(MPY_DIR)/extmod/asyncio")\n')
+    _edit(
+        board / "mpconfigboard.h",
+        lambda text: (
+            text
+            + "\n#define MICROPY_PY_NETWORK 1\n"
+            + '#define MICROPY_PY_NETWORK_HOSTNAME_DEFAULT "sim"\n'
+            + "#define MICROPY_HW_ROMFS_BYTES (128 * 1024)\n"
+        ),
+    )
+
+
+def build(board: Board, jobs: int = 1) -> None:
+    """Makes the firmware of `board` where it is missing. Raises BuildError."""
+    if board.missing is None:
+        return
+    tree = fetch()
+    port = tree / "ports" / board.port
+    print(f"boards: building {board.name} ({board.core}); some minutes", flush=True)
+    nice = ["nice", "-n", "10", "make", f"-j{jobs}"]
+    run([*nice, "-C", str(tree / "mpy-cross")], tree)
+    run([*nice, "-C", str(port), *[word.format(port=port) for word in board.make]], tree)
+    board.path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(port / board.image, board.path)
+
+
+def build_all(names: list[str]) -> list[Board]:
+    """The boards of `names` (all where it is empty), built. Raises BuildError, also for a name that there is not."""
+    known = {board.name: board for board in BUILDS}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise BuildError(f"no board {unknown[0]}: there are {', '.join(known)}")
+    wanted = [known[name] for name in names or known]
+    BOARDS.mkdir(parents=True, exist_ok=True)
+    tools()
+    for board in wanted:
+        build(board)
+    return wanted
