@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -153,6 +154,57 @@ def test_tls_is_the_same_with_and_without_the_hook(target: Target, certificates:
     assert bare.stdout.count("answer to") == 3
     assert hooked.returncode == 0, hooked.stdout + hooked.stderr
     assert hooked.stdout == bare.stdout
+
+
+def reset(stream: socket.socket) -> None:
+    """Close `stream` so that the peer gets a reset, not an end."""
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream.close()
+
+
+def reset_in_stages(listener: socket.socket, certificates: Certificates, stages: int) -> None:
+    """Takes connections until `listener` is shut down and resets each: the stages of tls_reset.py twice, then 0."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.certificate, certificates.key)
+    number = 0
+    while True:
+        try:
+            plain, _ = listener.accept()
+        except OSError:
+            return
+        stage = number % stages if number < 2 * stages else 0
+        number += 1
+        plain.settimeout(10)
+        stream = plain
+        try:
+            if stage == 1:
+                plain.recv(5)
+            elif stage > 1:
+                stream = context.wrap_socket(plain, server_side=True)
+                stream.recv(100)
+            if stage == 3:
+                stream.send(b"half of an answer")
+        except OSError:
+            pass
+        reset(stream)
+
+
+@every_target
+def test_a_peer_that_resets_tls_is_the_same_under_the_hook(target: Target, tmp_path: Path) -> None:
+    need(target)
+    certificates = make_certificates(tmp_path)
+    seen = []
+    for hook in ([], ["hook"]):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            server = threading.Thread(target=reset_in_stages, args=(listener, certificates, 4), daemon=True)
+            server.start()
+            done = target.run("life/tls_reset.py", str(listener.getsockname()[1]), str(certificates.authority), *hook)
+            listener.shutdown(socket.SHUT_RDWR)
+            server.join(20)
+        assert done.returncode == 0, done.stdout + done.stderr
+        seen.append(done.stdout)
+    assert seen[1].splitlines() == seen[0].splitlines()
+    assert seen[0].splitlines()[-1] == "leaked 0"
 
 
 # --- quiet while well, loud when not --------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ The hook itself is for MicroPython; on CPython only what it counts with is teste
 
 import os
 import sys
+import time
 
 from stonechat.board import hooks
 from stonechat.board.schema import COLUMNS, MICROPYTHON_1
@@ -70,7 +71,7 @@ def talk(socket):
     told.append(client.write(b"two\nthree\n"))
     told.append(peer.recv(3))
     told.append(peer.readline())
-    told.append(peer.makefile("rb").readline())
+    told.append(peer.readline())
     told.append(peer.write(b"abcdefgh"))
     buffer = bytearray(4)
     told.append(client.readinto(buffer))
@@ -215,9 +216,9 @@ def test_quiet_counts_nothing():
         return
 
     def work(socket):
-        hooks.active.quiet = True
+        hooks.active.quiet = hooks.get_ident()
         talk(socket)
-        hooks.active.quiet = False
+        hooks.active.quiet = None
 
     _, seen = hooked(work)
     assert sum(value for name, value in seen.items() if name != "heap_free") == 0, seen
@@ -264,17 +265,131 @@ def test_asyncio_client_and_server():
     assert seen["conn_in"] == 1
 
 
+def wait_for(done, number):
+    """Until `done` has that many entries; what a thread raised is one."""
+    began = time.ticks_ms()
+    while len(done) < number:
+        assert time.ticks_diff(time.ticks_ms(), began) < 60000, done
+        time.sleep_ms(1)
+
+
+def test_threads_of_the_firmware_and_the_agent_beside_them():
+    """The unix port's threads have no global lock, as those of the RP2040. What the main thread does meanwhile while
+    the agent is at work in it is not counted, and what the others do is."""
+    if not ON_BOARD:
+        return
+    import _thread
+
+    names, sent, threads, windows = "hooks-thread-%d.tmp", 200, 4, []
+    counter = hooks.install()
+    try:
+        import socket
+
+        addresses = [address(socket, 9, "127.0.0.%d" % i) for i in range(1, 120)]
+        done = []
+
+        def worker(number):
+            try:
+                for i in range(sent):
+                    stream = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                    stream.sendto(b"xyz", addresses[(i * number) % len(addresses)])
+                    stream.close()
+                    if i % 8 == 0:
+                        open(names % number, "w").close()
+                done.append(None)
+            except Exception as error:
+                done.append(error)
+
+        reading(counter)
+        for number in range(1, threads + 1):
+            _thread.start_new_thread(worker, (number,))
+        own = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        while len(done) < threads:
+            counter.quiet = hooks.get_ident()
+            own.sendto(b"the agent's", addresses[0])
+            counter.quiet = None
+            windows.append(reading(counter))
+            assert windows[-1]["peers"] <= MAX_SEEN and len(counter.known) <= MAX_KNOWN
+        own.close()
+        assert done == [None] * threads, done
+        last = reading(counter)
+    finally:
+        hooks.remove()
+        for number in range(1, threads + 1):
+            try:
+                os.remove(names % number)
+            except OSError:
+                pass
+    assert len(windows) > 3
+    assert last["udp_out"] == last["writes"] == threads * sent, last
+    assert last["bytes_out"] == 3 * threads * sent
+    assert last["sockets"] == threads * sent + 1
+    assert last["opens"] == last["opens_write"] == threads * sent // 8
+
+
+def test_a_callback_in_the_middle_of_counting_does_not_wait_for_itself():
+    """Timers and interrupts hand their work to the scheduler, which runs it between two steps of any program."""
+    if not ON_BOARD:
+        return
+    import _thread
+
+    import micropython
+
+    counter = hooks.install()
+    try:
+        import socket
+
+        stream = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        place = address(socket, 9)
+        ran, done, stop = [0, 0], [], []
+
+        def callback(_):
+            reading(counter)  # as a Timer's tick does
+            stream.sendto(b"b", place)
+            ran[0] += 1
+
+        def interrupt():
+            while not stop:
+                try:
+                    micropython.schedule(callback, None)
+                    ran[1] += 1
+                except RuntimeError:  # the queue is full
+                    pass
+                time.sleep_us(100)
+            done.append(None)
+
+        reading(counter)
+        _thread.start_new_thread(interrupt, ())
+        number = 0
+        while ran[0] < 100 or number < 500:
+            stream.sendto(b"a", place)
+            number += 1
+        stop.append(None)
+        wait_for(done, 1)
+        while ran[0] < ran[1]:
+            time.sleep_ms(1)  # what is scheduled still runs
+        assert reading(counter)["udp_out"] == number + ran[0]
+    finally:
+        hooks.remove()
+
+
 def counter_with(secret):
     counter = hooks.FirmwareCollector()
     counter.secret = secret
     return counter
 
 
+def meet(counter, *address):
+    """As sendto() does before it fails."""
+    key, port = counter.meet(address)
+    counter.add(hooks._UDP_OUT if hasattr(hooks, "_UDP_OUT") else 18, key=key, port=port)
+
+
 def test_peers_become_known_after_enough_windows():
     counter = counter_with(b"k")
     for window in range(KNOWN_AFTER + 2):
         before = counter.counts[10]
-        counter.meet(("10.0.0.1", 80))
+        meet(counter, "10.0.0.1", 80)
         new = counter.counts[10] - before
         assert new == (1 if window < KNOWN_AFTER else 0), window
         assert reading(counter)["peers"] == 1
@@ -283,16 +398,16 @@ def test_peers_become_known_after_enough_windows():
 def test_what_was_learned_survives_and_means_nothing_elsewhere():
     counter = counter_with(b"k")
     for _ in range(KNOWN_AFTER):
-        counter.meet(("10.0.0.1", 80))
-        counter.meet(("10.0.0.2", 80))
+        meet(counter, "10.0.0.1", 80)
+        meet(counter, "10.0.0.2", 80)
         reading(counter)
     saved = counter.dump()
     assert len(saved) == 8
     for secret, new in ((b"k", 0), (b"other", 2)):
         other = counter_with(secret)
         other.restore(saved)
-        other.meet(("10.0.0.1", 80))
-        other.meet(("10.0.0.2", 80))
+        meet(other, "10.0.0.1", 80)
+        meet(other, "10.0.0.2", 80)
         assert reading(other)["new_peers"] == new
 
 
@@ -310,7 +425,7 @@ def test_a_scan_teaches_nothing_and_everything_stays_bounded():
     counter = counter_with(b"k")
     for window in range(20):
         for i in range(300):
-            counter.meet(("10.%d.%d.%d" % (window, i >> 8, i & 255), 1000 + i))
+            meet(counter, "10.%d.%d.%d" % (window, i >> 8, i & 255), 1000 + i)
         seen = reading(counter)
         assert seen["peers"] == seen["dports"] == MAX_SEEN
         assert seen["new_peers"] == 300 * (window + 1)
@@ -324,7 +439,7 @@ def test_known_peers_are_bounded_and_the_longest_unseen_goes():
     for some in (hosts[:30], hosts[30:]):
         for _ in range(KNOWN_AFTER):
             for host in some:
-                counter.meet((host, 80))
+                meet(counter, host, 80)
             reading(counter)
     assert len(counter.dump()) == 4 * MAX_KNOWN
 
@@ -333,7 +448,7 @@ def test_nobody_becomes_known_under_suspicion():
     counter = counter_with(b"k")
     counter.hold_peers(True)
     for _ in range(KNOWN_AFTER + 1):
-        counter.meet(("10.0.0.1", 80))
+        meet(counter, "10.0.0.1", 80)
         reading(counter)
     assert counter.dump() == b""
 
@@ -349,9 +464,10 @@ def test_lag_is_the_longest_turn():
 
 def test_counters_wrap_as_small_ints():
     counter = hooks.FirmwareCollector()
-    counter.add(13, 0x3FFFFFFF)
-    counter.add(13, 2)
+    counter.add(15, 0x3FFFFFFF)
+    counter.add(15, b"ab")
     assert counter.counts[13] == 1
+    assert counter.counts[15] == 2
 
 
 def test_packed_addresses_of_the_unix_port():
@@ -359,4 +475,9 @@ def test_packed_addresses_of_the_unix_port():
     six = bytearray(b"\x0a\x00\x01\xbb\x00\x00\x00\x00" + b"\xfe\x80" + bytes(14) + bytes(4))
     assert hooks.split(four) == (b"\x0a\x00\x00\x07", 8080)
     assert hooks.split(six) == (b"\xfe\x80" + bytes(14), 443)
-    assert hooks.split(("10.0.0.1", 53)) == (b"10.0.0.1", 53)
+    assert hooks.split(("10.0.0.1", 53)) == ("10.0.0.1", 53)
+    counter = counter_with(b"k")
+    assert counter.meet(("10.0.0.1", 53)) == counter.meet((b"10.0.0.1", 53))
+    assert counter.meet(("10.0.0.1", 53))[0] != counter.meet(("10.0.0.2", 53))[0]
+    for odd in (None, 5, "10.0.0.1:53", (), ("10.0.0.1",), (None, 53), ([], 53), ("10.0.0.1", "53"), b"", b"ab", {}):
+        assert counter.meet(odd) == (None, None), odd

@@ -33,15 +33,18 @@ class Watch:
         return verdict
 
     def _quietly(self, call):
-        """call() while nothing is counted: what the agent itself does is not the firmware's."""
-        self.counter.quiet = True
+        """call() while nothing is counted that this thread does: what the agent itself does is not the firmware's.
+        Where the agent is at work already (a Timer's tick in the middle of save()), nothing is done."""
+        if self.counter.quiet is not None:
+            return None
+        self.counter.quiet = hooks.get_ident()
         try:
             return call()
         except Exception as error:  # the one place that catches everything: the firmware must go on
             self.errors += 1
             self.last_error = repr(error)
         finally:
-            self.counter.quiet = False
+            self.counter.quiet = None
 
     async def run(self):
         """tick() for ever under asyncio; cancel the task to stop."""
@@ -59,7 +62,7 @@ class Watch:
 def begin(make, device_id, key, host, port, user, password, tls, keepalive_s, feed):
     """make(collector): puts the profile's agent together; the rest as start() takes it -> Watch."""
     counter = hooks.install()
-    counter.quiet = True
+    counter.quiet = hooks.get_ident()
     try:
         counter.secret = key
         tidy()  # what lives long should lie together: a small heap has few long gaps
@@ -81,6 +84,6 @@ def begin(make, device_id, key, host, port, user, password, tls, keepalive_s, fe
             )
             agent.connect(transport)
     finally:
-        counter.quiet = False
+        counter.quiet = None
     tidy()
     return Watch(agent, transport, counter, feed)

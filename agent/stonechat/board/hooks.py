@@ -4,8 +4,12 @@
     hooks.install()             # hooks.remove() turns it off again
 
 Every later `import socket` gets a module whose sockets pass each call on, unchanged in result and exception, and count
-it. A socket that was made before, or a `from socket import socket` that ran before, is not seen. While `quiet` is set
-(the agent at work) nothing is counted. install() returns the board's collector; schema.py names its columns.
+it. A socket that was made before, or a `from socket import socket` that ran before, is not seen. What the agent itself
+does, in the thread that `quiet` names, is not counted. install() returns the board's collector; schema.py names
+its columns.
+
+Threads of a port without a global lock (RP2040) run side by side: what two of them may change is changed under `_lock`
+only. A callback that the scheduler runs in the middle of that, in the same thread, goes on without the lock.
 
 A peer becomes known after 12 windows in which it was seen, not at first sight: a beacon stays new for that long, and a
 scan, which never meets a peer twice, teaches nothing. At most 48 are remembered; the longest unseen is dropped.
@@ -16,12 +20,25 @@ import errno
 import io
 import os
 import select
-import socket
+import socket as _socket
 import sys
 from struct import pack, unpack
 
 from ..compat import const, mem_alloc, mem_free, sha256, ticks_diff
 from ..errors import CollectorError
+from . import hooked_socket
+
+try:
+    from _thread import allocate_lock
+    from _thread import get_ident as get_ident
+except ImportError:  # a port without threads
+
+    def get_ident() -> int:
+        return 1
+
+    def allocate_lock():  # type: ignore[misc]
+        return _Unlocked()
+
 
 _MAX_KNOWN = const(48)
 _MAX_CANDIDATES = const(48)
@@ -58,13 +75,35 @@ _POLL = const(3)  # what the stream protocol asks a Python object through ioctl
 _CLOSE = const(4)
 _FILENO = const(10)
 
+_KEY = const(0)  # places in a socket's notes: of the peer that this device chose, None for one that came by itself
+_MUTE_SO_FAR = const(1)  # connected out, and nothing has come back
+_POLLER = const(2)
+
+_FRAMES = const(1600)  # bytes of C stack from a caller of the stream protocol to _asked_by_c: 752 on ARM, 1360 on x64
+
+
+class _Unlocked:
+    """A lock's interface, without one."""
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *_):
+        pass
+
+
+real_socket = _socket  # without the hook: for the agent's own connection
+_UNCOUNTED = (MemoryError, TypeError)  # made beforehand: there may be no memory for it then
+_lock = allocate_lock()
+_unlocked = _Unlocked()  # also what no firmware hands in: before what accept() gave, and for no argument at all
+
 
 class Columns:
     """schema.MICROPYTHON_1 without the names and units, which take a kilobyte; a test holds the two together."""
 
     name = "micropython-1"
     id = b"\xf1\x01\xd4\xec\x11\x16\xf2\x38"
-    kinds = tuple([("rate", "level", "share")[int(kind)] for kind in "00000000010010000100021"])
+    kinds = tuple([("rate", "level", "share")[kind & 3] for kind in b"00000000010010000100021"])
 
     def __len__(self):
         return len(self.kinds)
@@ -79,7 +118,8 @@ class FirmwareCollector:
 
     def __init__(self):
         self.counts = [0] * len(self.schema)
-        self.quiet = False
+        self.quiet: int | None = None  # the thread in which the agent is at work
+        self._owner: int | None = None  # the thread that has _lock
         self.secret = os.urandom(16)
         self.known = {}  # peers that the device has learned: key -> window in which it was last seen
         self.hold = False  # True while the device is under suspicion: nobody becomes known
@@ -90,14 +130,26 @@ class FirmwareCollector:
         self._sent = self._writes = 0  # as of the window before
         self._lag_ms = 0
         self._beat_ms = None
-        self._last = None  # the last address and its key: a flood needs no second hash
-        self._last_key = None
+        self._last = (None, None)  # the last host and its key: a flood needs no second hash
 
     def read(self, values):
         """Fill `values` (len(schema) ints) and begin the next window."""
-        values[:] = self.counts
-        values[_PEERS] = len(self._peers)
-        values[_DPORTS] = len(self._ports)
+        me = get_ident()
+        again = me == self._owner
+        with _unlocked if again else _lock:
+            self._owner = me
+            try:
+                values[:] = self.counts
+                values[_PEERS] = len(self._peers)
+                values[_DPORTS] = len(self._ports)
+                self._window += 1
+                for key in self._peers:
+                    self._sighted(key)
+                self._peers.clear()
+                self._ports.clear()
+            finally:
+                if not again:
+                    self._owner = None
         writes = values[_WRITES] - self._writes & _MASK
         if writes:
             values[_MEAN_WRITE] = (values[_BYTES_OUT] - self._sent & _MASK) // writes
@@ -110,12 +162,6 @@ class FirmwareCollector:
             whole >>= 1
         values[_HEAP_FREE] = free * 25600 // whole if whole else 0  # percent in Q8
         values[_LOOP_LAG] = self._lag_ms
-        self._window += 1
-        for key in self._peers:
-            self._sighted(key)
-        self._peers.clear()
-        self._ports.clear()
-        self._last = None
         self._lag_ms = 0
 
     def hold_peers(self, hold):
@@ -140,23 +186,18 @@ class FirmwareCollector:
 
     def dump(self):
         """The known peers for the state, four bytes each."""
-        return b"".join([pack(">I", key) for key in sorted(self.known)])
+        return pack(">%dI" % len(self.known), *sorted(self.known))
 
     def restore(self, packed):
         """packed: what dump() gave. Raises CollectorError for anything else."""
-        if len(packed) % 4 or len(packed) > 4 * _MAX_KNOWN:
+        number = len(packed) // 4
+        if number > _MAX_KNOWN or len(packed) != 4 * number:
             raise CollectorError("learned peers: %d bytes" % len(packed))
-        self.known.clear()
-        for at in range(0, len(packed), 4):
-            self.known[unpack(">I", packed[at : at + 4])[0] & _MASK] = 0
+        self.known = {key & _MASK: 0 for key in unpack(">%dI" % number, packed)}  # a new one: other threads look it up
 
     def close(self):
         """Take the hook out."""
         remove()
-
-    def add(self, place, number=1):
-        if not self.quiet:
-            self.counts[place] = self.counts[place] + number & _MASK
 
     def beat(self, now_ms):
         """Once a turn of the main loop: how long did the turn take?"""
@@ -165,54 +206,82 @@ class FirmwareCollector:
         self._beat_ms = now_ms
 
     def meet(self, address):
-        """A peer is connected or sent to -> its key, None while quiet."""
-        if self.quiet:
-            return None
-        if address == self._last:
-            return self._last_key
-        host, port = split(address)
-        if len(self._ports) < _MAX_SEEN:
-            self._ports[port] = None
-        digest = sha256(self.secret + host).digest()
-        self._last = address
-        self._last_key = key = unpack(">I", digest[:4])[0] & _MASK
-        self.seen(key)
-        return key
+        """address: whatever connect() or sendto() was given, (host, port) as boards have it or the unix port's packed
+        sockaddr -> (key, port); (None, None) for anything else: the call itself says what is wrong with it."""
+        try:
+            host, port = split(address)
+            last, key = self._last
+            if type(last) is not type(host) or last != host:
+                digest = sha256(self.secret + (host.encode() if isinstance(host, str) else host)).digest()
+                key = unpack(">I", digest[:4])[0] & _MASK
+                self._last = host, key
+            return key, port
+        except Exception:  # of a kind that the address chose, or no memory
+            return None, None
 
-    def seen(self, key):
+    def add(self, place, size=0, key=None, port=None):
+        """One more in `place`. size: of a read or a write, a number of bytes or what has that length. key, port: the
+        peer that it went to, as meet() gives them; port only where this call chose the peer.
+        -> False while the agent itself is at work in this thread: nothing is counted then."""
+        try:
+            me = get_ident()
+            if me == self.quiet:
+                return False
+            again = me == self._owner
+            with _unlocked if again else _lock:
+                self._owner = me
+                try:
+                    counts = self.counts
+                    counts[place] = counts[place] + 1 & _MASK
+                    if port is not None:
+                        if place == _WRITES:
+                            counts[_UDP_OUT] = counts[_UDP_OUT] + 1 & _MASK
+                        if len(self._ports) < _MAX_SEEN:
+                            self._ports[port] = None
+                    if not isinstance(size, int):
+                        size = len(size)
+                    if _READS <= place <= _WRITES:
+                        place += _BYTES_IN - _READS  # their bytes are in the column two before
+                        counts[place] = counts[place] + size & _MASK
+                    if key is not None and self._seen(key):
+                        counts[_NEW_PEER_BYTES] = counts[_NEW_PEER_BYTES] + size & _MASK
+                finally:
+                    if not again:
+                        self._owner = None
+        except _UNCOUNTED:
+            pass  # the firmware's call went well: that this one is not counted must not make it fail
+        return True
+
+    def _seen(self, key):
         """Note a peer of this window -> whether it is one that the device has not learned."""
         new = key not in self.known
         if key not in self._peers:
             if len(self._peers) < _MAX_SEEN:
                 self._peers[key] = new
-            if new:
-                self.add(_NEW_PEERS)  # beyond _MAX_SEEN in one window each meeting counts
+            if new:  # beyond _MAX_SEEN in one window each meeting counts
+                self.counts[_NEW_PEERS] = self.counts[_NEW_PEERS] + 1 & _MASK
         return new
 
-    def call(self, function, *args):
-        """function(*args), unchanged in result and exception; an OSError of a socket is looked at on its way."""
-        try:
-            return function(*args)
-        except OSError as error:
-            number = error.errno
-            if number in (errno.ECONNREFUSED, errno.ECONNRESET):
-                self.add(_REFUSED)
-            elif number in (errno.ETIMEDOUT, errno.EHOSTUNREACH):
-                self.add(_UNANSWERED)
-            raise
+    def failed(self, number):
+        """A call on a socket has raised OSError(number)."""
+        if number == errno.ECONNREFUSED or number == errno.ECONNRESET:
+            self.add(_REFUSED)
+        elif number == errno.ETIMEDOUT or number == errno.EHOSTUNREACH:
+            self.add(_UNANSWERED)
 
 
 def split(address):
-    """address: (host, port, ...) as boards have it, or the unix port's packed sockaddr -> (host bytes, port)."""
-    if isinstance(address, tuple):
-        host = address[0]
-        return host.encode() if isinstance(host, str) else bytes(host), address[1]
+    """(host, port, ...) or the unix port's packed sockaddr -> (host, port). Raises what such a thing raises that is
+    neither."""
+    if isinstance(address, (tuple, list)):
+        return address[0], address[1] & 0xFFFF
+    if not isinstance(address, (bytes, bytearray)):
+        raise TypeError
     raw = bytes(address)
-    return raw[4:8] if raw[0] == 2 else raw[8:24] or raw, raw[2] << 8 | raw[3] if len(raw) > 3 else 0
+    return raw[4:8] if raw[0] == 2 else raw[8:24] or raw, raw[2] << 8 | raw[3]
 
 
 active: FirmwareCollector = None  # type: ignore[assignment]  # from the first install() on
-real_socket = socket  # without the hook: for the agent's own connection
 _open = builtins.open
 
 
@@ -221,10 +290,12 @@ def install():
     global active
     if open is not _opened:
         active = FirmwareCollector()
-        names = {name: getattr(real_socket, name) for name in dir(real_socket) if name[:2] != "__"}
+        names = hooked_socket.__dict__
+        names.update(real_socket.__dict__)
+        names.pop("__file__", None)  # it would be printed; a frozen module has none
         names["getaddrinfo"] = _getaddrinfo
-        names["socket"] = Socket
-        _put(type("socket", (), names), _opened)
+        names["socket"] = socket
+        _put(hooked_socket, _opened)
     return active
 
 
@@ -247,65 +318,110 @@ def _opened(*args, **options):
     return _open(*args, **options)
 
 
-def _getaddrinfo(*args):
+def _getaddrinfo(*args, **options):
     active.add(_LOOKUPS)
     try:
-        return real_socket.getaddrinfo(*args)
+        return real_socket.getaddrinfo(*args, **options)
     except OSError:
         active.add(_LOOKUP_FAIL)
         raise
 
 
-class Socket(io.IOBase):
+class _Depth(io.IOBase):
+    """Notes where on the stack the stream protocol hands its bytearray to a Python object."""
+
+    at = 0
+
+    def write(self, data):
+        self.at = id(data)
+        return len(data)
+
+
+def _asked_by_c(data):
+    """Whether readinto() or write() was called by C code (ssl, json), through the stream protocol, not by Python.
+    Such a caller wants an error as a number: an exception would go right through mbedtls and leave it in pieces, with
+    its memory. The protocol's bytearray lies on the C stack, a few calls above here; any other lies on the heap."""
+    if type(data) is not bytearray:
+        return False
+    here = _Depth()
+    print(end="x", file=here)
+    return 0 < id(data) - here.at < _FRAMES
+
+
+_setattr = getattr(object, "__setattr__", setattr)  # ESP8266 has none, and asks no class about it either
+
+
+class socket(io.IOBase):
     """Replaces socket.socket. It is an IOBase, because ssl, select and asyncio reach a stream through its C
-    protocol, which only that class passes on to Python."""
+    protocol, which only that class passes on to Python. Its attributes never grow in number: two threads may use it.
+    The __init__ of a class derived from it must call this one's."""
 
-    _poller = None
-    _key = None  # of the peer that this device chose, None for one that came by itself
-    _mute = False  # connected out, and nothing has come back
+    _real: _socket.socket
+    _notes: list
 
-    def __init__(self, *args):
-        if len(args) == 1 and isinstance(args[0], real_socket.socket):
-            self._real = args[0]  # from accept()
+    def __init__(self, *args, **options):
+        if args and args[0] is _unlocked:
+            real = args[1]
         else:
-            self._real = real_socket.socket(*args)
+            real = real_socket.socket(*args, **options)
             active.add(_SOCKETS)
+        _setattr(self, "_real", real)
+        _setattr(self, "_notes", [None, False, None])
 
-    def connect(self, address):
-        active.add(_CONN_OUT)
-        self._key = active.meet(address)
+    def __repr__(self):
+        return repr(self._real)
+
+    def __setattr__(self, name, value):
+        if type(self) is socket:
+            setattr(self._real, name, value)  # raises: a socket has no place for it
+        else:
+            _setattr(self, name, value)
+
+    def connect(self, *address):
+        notes = self._notes
+        key, port = active.meet(address and address[0])
+        notes[_MUTE_SO_FAR] = counted = active.add(_CONN_OUT, key=key, port=port)
+        notes[_KEY] = key if counted else None
         try:
-            self._mute = not active.quiet
-            return active.call(self._real.connect, address)
+            return self._real.connect(*address)
         except OSError as error:
             if error.errno != errno.EINPROGRESS:
-                self._mute = False  # it has failed: that was counted
+                notes[_MUTE_SO_FAR] = False  # it has failed: that was counted
+            active.failed(error.errno)
             raise
 
-    def accept(self):
-        stream, address = self._real.accept()
+    def accept(self, *args):
+        stream, address = self._real.accept(*args)
         active.add(_CONN_IN)
-        return Socket(stream), address
+        return socket(_unlocked, stream), address
 
     def listen(self, *args):
         active.add(_LISTENS)
         return self._real.listen(*args)
 
-    def close(self):
-        if self._mute:
-            self._mute = False
+    def close(self, *args):
+        if self._notes[_MUTE_SO_FAR]:
+            self._notes[_MUTE_SO_FAR] = False
             active.add(_MUTE)
-        return self._real.close()
+        return self._real.close(*args)
 
-    def makefile(self, *args):
-        return self
+    def makefile(self, *args, **options):
+        got = self._real.makefile(*args, **options)
+        return self if got is self._real else got
+
+    def setsockopt(self, *args):
+        if len(args) == 3 and callable(args[2]):  # boards call it with the socket when something has come
+            wanted = args[2]
+            args = args[0], args[1], lambda _: wanted(self)
+        return self._real.setsockopt(*args)  # pyright: ignore[reportArgumentType]  # what the firmware gave
 
     def ioctl(self, request, argument):
+        notes = self._notes
         if request == _POLL:
-            if self._poller is None:
-                self._poller = select.poll()
-            self._poller.register(self._real, argument)
-            for _, ready in self._poller.poll(0):
+            if notes[_POLLER] is None:
+                notes[_POLLER] = select.poll()
+            notes[_POLLER].register(self._real, argument)
+            for _, ready in notes[_POLLER].poll(0):
                 return ready
             return 0
         if request == _CLOSE:
@@ -315,36 +431,47 @@ class Socket(io.IOBase):
             return self._real.fileno()  # pyright: ignore[reportAttributeAccessIssue]  # where the port has it
         return -errno.EINVAL
 
-    def __getattr__(self, name):  # setblocking, settimeout, setsockopt, bind, fileno and what a port adds
-        return getattr(self._real, name)
 
+def _through(name, place):
+    """The method `name` of the real socket; what it moves is counted in the column `place`, _READS or _WRITES."""
+    # one variable, not four: a call with more than five values, these among them, takes memory
+    how = getattr(real_socket.socket, name), place, name
 
-def _through(name):
-    """The method `name` of Socket, of those that move data."""
-
-    def call(self, *args):
-        if name == "sendto":
-            active.add(_UDP_OUT)
-            self._key = active.meet(args[-1])
-        got = active.call(getattr(self._real, name), *args)
-        size = args[0] if name == "sendall" else got[0] if name == "recvfrom" else got
-        if size and not active.quiet:
-            if not isinstance(size, int):
-                size = len(size)
-            if name[0] == "r":
-                self._mute = False
-                active.add(_READS)
-                active.add(_BYTES_IN, size)
+    def call(self, first=_unlocked, *more):
+        method, place, name = how
+        real = self._real
+        key = port = None
+        if place == _WRITES:
+            key = self._notes[_KEY]
+            if more and name == "sendto":
+                key, port = active.meet(more[-1])
+        try:
+            if more:
+                got = method(real, first, *more)
+            elif first is _unlocked:
+                got = method(real)
             else:
-                active.add(_WRITES)
-                active.add(_BYTES_OUT, size)
-                if self._key is not None and active.seen(self._key):
-                    active.add(_NEW_PEER_BYTES, size)
+                got = method(real, first)
+        except OSError as error:
+            if port is not None:
+                active.add(_UDP_OUT, key=key, port=port)
+            active.failed(error.errno)
+            if _asked_by_c(first):
+                return -error.errno  # type: ignore[operator]  # it has one
+            raise
+        if place is not None:
+            size = first if name == "sendall" else got[0] if name == "recvfrom" else got
+            if size:
+                if place == _READS:
+                    self._notes[_MUTE_SO_FAR] = False
+                active.add(place, size, key, port)  # pyright: ignore[reportArgumentType]  # no longer _unlocked
         return got
 
     return call
 
 
-for _name in ["write", "send", "sendto", "sendall", "read", "recv", "recvfrom", "readline", "readinto"]:
-    if hasattr(real_socket.socket, _name):
-        setattr(Socket, _name, _through(_name))
+if real_socket is not None:
+    for _name in real_socket.socket.__dict__:
+        if _name[0] != "_" and not hasattr(socket, _name):
+            _place = {"writ": _WRITES, "send": _WRITES, "read": _READS, "recv": _READS}.get(_name[:4])
+            setattr(socket, _name, _through(_name, _place))

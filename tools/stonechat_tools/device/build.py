@@ -38,7 +38,7 @@ from stonechat import model_file
 from stonechat.errors import ConfigError
 
 from stonechat_tools.console import model_path, read_file
-from stonechat_tools.device.link import in_order, link, package_of, private_names
+from stonechat_tools.device.link import in_order, link, package_of, private_names, shorten
 
 # mpy-cross's names, and boards that have them
 ARCHITECTURES = {
@@ -216,6 +216,13 @@ def build(
                 known = set().union(*[private_names(texts[one]) for one in apart & set(built.modules)])
                 source = Path(scratch) / source.name
                 source.write_text(link(entry, order, texts, known))
+            elif together:
+                others = [
+                    private_names((PACKAGE / (one + ".py")).read_text()) for one in built.modules if one != module
+                ]
+                text = shorten(source.read_text(), set().union(*others))
+                source = Path(scratch) / source.name
+                source.write_text(text)
             target = folder / "stonechat" / (module + ".mpy")
             target.parent.mkdir(parents=True, exist_ok=True)
             lines = "-O3" if together else "-O2"  # where modules are linked, a line's number would point nowhere

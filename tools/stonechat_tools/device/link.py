@@ -72,6 +72,11 @@ def link(entry: str, order: list[str], sources: dict[str, str], kept: Iterable[s
     return "\n".join([*lines, ast.unparse(ast.fix_missing_locations(ast.Module(body, []))), ""])
 
 
+def shorten(source: str, kept: Iterable[str]) -> str:
+    """The text of a room that is not linked, with short private names but for those in `kept`."""
+    return ast.unparse(_Shortened({*kept}, private_names(source)).visit(ast.parse(source)))
+
+
 def _defines(statement: ast.stmt) -> list[str]:
     """The names that a statement of a module binds in it, also those in the blocks of an `if` or a `try`."""
     if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -111,10 +116,11 @@ def _short_names() -> Iterator[str]:
 
 
 class _Shortened(ast.NodeTransformer):
-    """Gives each private name a short one, but for those in `kept`."""
+    """Gives each private name a short one, but for those in `kept`; also a text that is one, as setattr() takes it."""
 
-    def __init__(self, kept: set[str]) -> None:
+    def __init__(self, kept: set[str], texts: Iterable[str] = ()) -> None:
         self._kept = kept
+        self._texts = {*texts}
         self._free = (name for name in _short_names() if name not in kept)
         self._names: dict[str, str] = {}
 
@@ -123,10 +129,17 @@ class _Shortened(ast.NodeTransformer):
         for field in _NAMED:
             name = getattr(node, field, None)
             if _is_private(name) and name not in self._kept:
-                if name not in self._names:
-                    self._names[name] = next(self._free)
-                setattr(node, field, self._names[name])
+                setattr(node, field, self._short(name))
         return node
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        name = node.value
+        return ast.Constant(self._short(name)) if _is_private(name) and name in self._texts - self._kept else node
+
+    def _short(self, name: str) -> str:
+        if name not in self._names:
+            self._names[name] = next(self._free)
+        return self._names[name]
 
 
 class _Constants(ast.NodeTransformer):

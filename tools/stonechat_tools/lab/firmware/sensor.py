@@ -246,7 +246,7 @@ def main(arguments):
     if len(arguments) > 5:
         label = firmware.infection = arguments[5]
         collector.hold_peers(True)
-    counter.quiet = True
+    counter.quiet = hooks.get_ident()
     with open(out, "w") as file:
         schema = collector.schema
         file.write(
@@ -254,7 +254,7 @@ def main(arguments):
             % (schema.name, schema.id.hex(), WINDOW_MS, name)
         )
         file.write("t_s,elapsed_ms,label,%s\n" % ",".join([column[0] for column in COLUMNS]))
-        counter.quiet = False
+        counter.quiet = None
         t_s = 1_700_000_000
         for elapsed_ms, deltas in windows(firmware, collector, int(count)):
             t_s += elapsed_ms // 1000
