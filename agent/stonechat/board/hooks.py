@@ -28,18 +28,6 @@ from ..compat import const, mem_alloc, mem_free, sha256, ticks_diff
 from ..errors import CollectorError
 from . import hooked_socket
 
-try:
-    from _thread import allocate_lock
-    from _thread import get_ident as get_ident
-except ImportError:  # a port without threads
-
-    def get_ident() -> int:
-        return 1
-
-    def allocate_lock():  # type: ignore[misc]
-        return _Unlocked()
-
-
 _MAX_KNOWN = const(48)
 _MAX_CANDIDATES = const(48)
 _KNOWN_AFTER = const(12)  # windows
@@ -82,8 +70,10 @@ _POLLER = const(2)
 _FRAMES = const(1600)  # bytes of C stack from a caller of the stream protocol to _asked_by_c: 752 on ARM, 1360 on x64
 
 
-class _Unlocked:
-    """A lock's interface, without one."""
+class _Aside(io.IOBase):
+    """A context like a lock's that locks nothing, and a stream that notes where the bytes for it lie."""
+
+    at = 0
 
     def __enter__(self):
         pass
@@ -91,11 +81,25 @@ class _Unlocked:
     def __exit__(self, *_):
         pass
 
+    def write(self, data):
+        self.at = id(data)
+        return len(data)
+
+
+try:
+    from _thread import allocate_lock
+    from _thread import get_ident as get_ident
+
+    _lock = allocate_lock()
+except ImportError:  # a port without threads
+    _lock = _Aside()  # type: ignore[assignment]
+
+    def get_ident() -> int:
+        return 1
+
 
 real_socket = _socket  # without the hook: for the agent's own connection
-_UNCOUNTED = (MemoryError, TypeError)  # made beforehand: there may be no memory for it then
-_lock = allocate_lock()
-_unlocked = _Unlocked()  # also what no firmware hands in: before what accept() gave, and for no argument at all
+_unlocked = _Aside()  # also what no firmware hands in: before what accept() gave, and for no argument at all
 
 
 class Columns:
@@ -209,7 +213,11 @@ class FirmwareCollector:
         """address: whatever connect() or sendto() was given, (host, port) as boards have it or the unix port's packed
         sockaddr -> (key, port); (None, None) for anything else: the call itself says what is wrong with it."""
         try:
-            host, port = split(address)
+            host, port = address[:2]
+            if isinstance(address, (bytes, bytearray)):
+                host = bytes(address[4:8] if host == 2 else address[8:24]) or bytes(address)
+                port = address[2] << 8 | address[3]
+            port &= 0xFFFF
             last, key = self._last
             if type(last) is not type(host) or last != host:
                 digest = sha256(self.secret + (host.encode() if isinstance(host, str) else host)).digest()
@@ -243,44 +251,35 @@ class FirmwareCollector:
                     if _READS <= place <= _WRITES:
                         place += _BYTES_IN - _READS  # their bytes are in the column two before
                         counts[place] = counts[place] + size & _MASK
-                    if key is not None and self._seen(key):
-                        counts[_NEW_PEER_BYTES] = counts[_NEW_PEER_BYTES] + size & _MASK
+                    if key is not None:
+                        peers = self._peers
+                        new = key not in self.known
+                        if key not in peers:
+                            if len(peers) < _MAX_SEEN:
+                                peers[key] = new
+                            if new:  # beyond _MAX_SEEN in one window each meeting counts
+                                counts[_NEW_PEERS] = counts[_NEW_PEERS] + 1 & _MASK
+                        if new:
+                            counts[_NEW_PEER_BYTES] = counts[_NEW_PEER_BYTES] + size & _MASK
                 finally:
                     if not again:
                         self._owner = None
-        except _UNCOUNTED:
+        except Exception:  # no memory, or a length that it does not have
             pass  # the firmware's call went well: that this one is not counted must not make it fail
         return True
 
-    def _seen(self, key):
-        """Note a peer of this window -> whether it is one that the device has not learned."""
-        new = key not in self.known
-        if key not in self._peers:
-            if len(self._peers) < _MAX_SEEN:
-                self._peers[key] = new
-            if new:  # beyond _MAX_SEEN in one window each meeting counts
-                self.counts[_NEW_PEERS] = self.counts[_NEW_PEERS] + 1 & _MASK
-        return new
-
     def failed(self, number):
         """A call on a socket has raised OSError(number)."""
-        if number == errno.ECONNREFUSED or number == errno.ECONNRESET:
-            self.add(_REFUSED)
-        elif number == errno.ETIMEDOUT or number == errno.EHOSTUNREACH:
-            self.add(_UNANSWERED)
+        if number in _FAILURES:
+            self.add(_FAILURES[number])
 
 
-def split(address):
-    """(host, port, ...) or the unix port's packed sockaddr -> (host, port). Raises what such a thing raises that is
-    neither."""
-    if isinstance(address, (tuple, list)):
-        return address[0], address[1] & 0xFFFF
-    if not isinstance(address, (bytes, bytearray)):
-        raise TypeError
-    raw = bytes(address)
-    return raw[4:8] if raw[0] == 2 else raw[8:24] or raw, raw[2] << 8 | raw[3]
-
-
+_FAILURES = {
+    errno.ECONNREFUSED: _REFUSED,
+    errno.ECONNRESET: _REFUSED,
+    errno.ETIMEDOUT: _UNANSWERED,
+    errno.EHOSTUNREACH: _UNANSWERED,
+}
 active: FirmwareCollector = None  # type: ignore[assignment]  # from the first install() on
 _open = builtins.open
 
@@ -312,7 +311,7 @@ def _put(module, opener):
 
 def _opened(*args, **options):
     active.add(_OPENS)
-    mode = args[1] if len(args) > 1 else options.get("mode", "r")
+    mode = args[1] if len(args) > 1 else options.get("mode")
     if isinstance(mode, str) and mode.strip("rbt"):
         active.add(_OPENS_WRITE)
     return _open(*args, **options)
@@ -327,23 +326,13 @@ def _getaddrinfo(*args, **options):
         raise
 
 
-class _Depth(io.IOBase):
-    """Notes where on the stack the stream protocol hands its bytearray to a Python object."""
-
-    at = 0
-
-    def write(self, data):
-        self.at = id(data)
-        return len(data)
-
-
 def _asked_by_c(data):
     """Whether readinto() or write() was called by C code (ssl, json), through the stream protocol, not by Python.
     Such a caller wants an error as a number: an exception would go right through mbedtls and leave it in pieces, with
     its memory. The protocol's bytearray lies on the C stack, a few calls above here; any other lies on the heap."""
     if type(data) is not bytearray:
         return False
-    here = _Depth()
+    here = _Aside()
     print(end="x", file=here)
     return 0 < id(data) - here.at < _FRAMES
 
@@ -425,10 +414,9 @@ class socket(io.IOBase):
                 return ready
             return 0
         if request == _CLOSE:
-            self.close()
-            return 0
-        if request == _FILENO and hasattr(self._real, "fileno"):
-            return self._real.fileno()  # pyright: ignore[reportAttributeAccessIssue]  # where the port has it
+            return self.close() or 0
+        if request == _FILENO and hasattr(self, "fileno"):  # where the port has it
+            return self.fileno()
         return -errno.EINVAL
 
 
