@@ -93,7 +93,7 @@ def talk(socket):
 
 def test_columns_stand_where_the_hook_counts():
     board = hooks.FirmwareCollector.schema
-    assert (board.name, board.id, board.kinds) == (MICROPYTHON_1.name, MICROPYTHON_1.id, MICROPYTHON_1.kinds)
+    assert (board.name, board.id, tuple(board.kinds)) == (MICROPYTHON_1.name, MICROPYTHON_1.id, MICROPYTHON_1.kinds)
     assert len(board) == len(MICROPYTHON_1)
     for place, name in (
         (

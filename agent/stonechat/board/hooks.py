@@ -107,7 +107,9 @@ class Columns:
 
     name = "micropython-1"
     id = b"\xf1\x01\xd4\xec\x11\x16\xf2\x38"
-    kinds = tuple([("rate", "level", "share")[kind & 3] for kind in b"00000000010010000100021"])
+    kinds = ["rate"] * 23
+    kinds[9] = kinds[12] = kinds[17] = kinds[22] = "level"
+    kinds[21] = "share"
 
     def __len__(self):
         return len(self.kinds)

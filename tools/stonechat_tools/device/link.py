@@ -15,6 +15,7 @@ from typing import TypeGuard
 
 from stonechat.errors import ConfigError
 
+PUBLIC = {"load_model"}  # what a firmware may take from the linked module beside what its entry defines
 _NAMED = ("id", "attr", "name", "arg")  # fields of syntax nodes that hold a name
 
 
@@ -62,14 +63,42 @@ def link(entry: str, order: list[str], sources: dict[str, str], kept: Iterable[s
     for name in constants.public:
         if private(name) in owners:
             raise ConfigError(f"link: {name} and {private(name)}")
+    body = [constants.visit(statement) for statement in body]
+    own = {name for statement in body for name in _defines(statement)} - set(_defined_in(sources[entry])) - PUBLIC
+    inner = _Globals({name for name in own if not _is_private(name)} - _mentioned(body))
     shortened = _Shortened({*kept, *imported})
-    body = [shortened.visit(constants.visit(statement)) for statement in body]
+    body = [shortened.visit(inner.visit(statement)) for statement in body]
     lines = []
     for module in sorted({module for module, _ in imported.values()}):
         pairs = sorted((name, real) for name, (source, real) in imported.items() if source == module)
         names = [real if name == real else f"{real} as {name}" for name, real in pairs]
         lines += [f"from {module} import {', '.join(names)}"] if module else [f"import {name}" for name in names]
     return "\n".join([*lines, ast.unparse(ast.fix_missing_locations(ast.Module(body, []))), ""])
+
+
+def _defined_in(source: str) -> list[str]:
+    return [name for statement in ast.parse(source).body for name in _defines(statement)]
+
+
+def _mentioned(body: list[ast.stmt]) -> set[str]:
+    """Names that are more than a variable of the module: bound or imported in a function, an argument, a keyword."""
+    found: set[str] = set()
+    for node in [node for statement in body for node in ast.walk(statement)]:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            inside = [one for one in ast.walk(node) if one is not node]
+            found |= {one.id for one in inside if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+            found |= {one.name for one in inside if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef))}
+        elif isinstance(node, ast.ClassDef):
+            found |= {name for statement in node.body for name in _defines(statement)}
+        elif isinstance(node, ast.Global):
+            found |= set(node.names)
+        elif isinstance(node, ast.alias):
+            found.add(node.asname or node.name)
+        elif isinstance(node, (ast.arg, ast.keyword)):
+            found.add(node.arg or "")
+        elif isinstance(node, ast.ExceptHandler):
+            found.add(node.name or "")
+    return found
 
 
 def shorten(source: str, kept: Iterable[str]) -> str:
@@ -140,6 +169,25 @@ class _Shortened(ast.NodeTransformer):
         if name not in self._names:
             self._names[name] = next(self._free)
         return self._names[name]
+
+
+class _Globals(ast.NodeTransformer):
+    """Makes the functions, classes and variables `names` of the module private."""
+
+    def __init__(self, names: set[str]) -> None:
+        self._names = names
+
+    def visit_Name(self, node: ast.Name) -> ast.Name:
+        return ast.Name(private(node.id), node.ctx) if node.id in self._names else node
+
+    def _definition(self, node: ast.stmt) -> ast.stmt:
+        self.generic_visit(node)
+        name = getattr(node, "name", "")
+        if name in self._names:
+            setattr(node, "name", private(name))  # noqa: B010
+        return node
+
+    visit_FunctionDef = visit_ClassDef = _definition
 
 
 class _Constants(ast.NodeTransformer):
