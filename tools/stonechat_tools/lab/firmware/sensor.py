@@ -246,7 +246,7 @@ def main(arguments):
     if len(arguments) > 5:
         label = firmware.infection = arguments[5]
         collector.hold_peers(True)
-    counter.quiet = hooks.get_ident()
+    counter.quiet = hooks.get_ident()  # writing the trace is not the work of the firmware
     with open(out, "w") as file:
         schema = collector.schema
         file.write(
