@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"attacks": []}, "0 of 0 attacks"),
     ({"false_alarms": 1}, "1 false alarms"),
     ({"reports_received": 199}, "199 of 200 reports"),
+    ({"stopped": "no report arrived for 60 s"}, "no report arrived"),
 ]
 
 
@@ -67,6 +69,19 @@ def test_nothing_follows_from_a_starved_device(changes: dict[str, Any], says: st
     judge(made)
     assert made.verdict == "not judged"
     assert "too busy" in made.why and says in made.why
+
+
+def test_beats_tell_a_busy_machine_from_an_idle_one() -> None:
+    beats = gateway.Beats()
+    beats._last = "1000 5"
+    assert beats.late_share() < gateway.LATE_SHARE
+    beats._last = "1000 200"
+    assert beats.late_share() > gateway.LATE_SHARE
+    with gateway.Beats() as beats:
+        give_up_s = time.monotonic() + 60
+        while beats._last == "0 0" and time.monotonic() < give_up_s:
+            time.sleep(0.1)
+        assert int(beats._last.split()[0]) >= 10
 
 
 # --- the scenario, on a device that does what the test says ----------------------------------------------------------
@@ -204,14 +219,10 @@ def run_demo(*words: str, timeout_s: float = 230, **environment: str) -> "subpro
     )
 
 
-def leftovers() -> set[str]:
-    folder = Path(os.environ.get("TMPDIR", "/tmp"))
-    return {path.name for path in folder.glob("stonechat-demo-*")}
-
-
+@pytest.mark.slow
 def test_the_board_is_learned_attacked_and_reported(tmp_path: Path) -> None:
-    before = leftovers()
-    done = run_demo("--only", "board", "--json", str(tmp_path / "out.json"))
+    (tmp_path / "own").mkdir()
+    done = run_demo("--only", "board", "--json", str(tmp_path / "out.json"), TMPDIR=str(tmp_path / "own"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     got = json.loads((tmp_path / "out.json").read_text())
@@ -222,9 +233,10 @@ def test_the_board_is_learned_attacked_and_reported(tmp_path: Path) -> None:
     assert device["reports_received"] == device["reports_published"] == got["reports_stored"] > 128 + board.ORDINARY
     assert max(len(line) for line in done.stdout.splitlines()) <= demo.WIDTH
     assert "stonechat top" in done.stdout.splitlines()[-1] or done.stdout.rstrip().endswith(" top")
-    assert leftovers() <= before
+    assert list((tmp_path / "own").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_board_runs_on_cpython_where_there_is_no_micropython(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,7 +248,7 @@ def test_the_board_runs_on_cpython_where_there_is_no_micropython(
     assert "CPython" in got.title and got.caught >= 4 and got.false_alarms == 0
 
 
-@pytest.mark.skipif(os.environ.get("STONECHAT_NO_AMQTT") == "1", reason="asked for")
+@pytest.mark.slow
 def test_it_works_without_mosquitto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("amqtt")
     monkeypatch.setattr("stonechat_tools.fleet.local_broker.mosquitto_path", lambda: None)
@@ -257,6 +269,7 @@ def can_be_apart() -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_the_gateway_is_learned_attacked_and_reported(tmp_path: Path) -> None:
     if not can_be_apart():
         pytest.skip("no network namespaces here")
@@ -285,14 +298,15 @@ def test_a_device_that_cannot_be_made_is_named_and_no_error(
     assert "gateway: not shown: no namespaces here" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_and_leaves_nothing(number: signal.Signals) -> None:
-    before = leftovers()
+def test_a_signal_ends_it_and_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*STONECHAT, "demo", "--only", "board"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=dict(os.environ, TMPDIR=str(tmp_path)),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
     )
     watchdog = threading.Timer(120, process.kill)
@@ -306,4 +320,4 @@ def test_a_signal_ends_it_and_leaves_nothing(number: signal.Signals) -> None:
     watchdog.cancel()
     assert process.returncode in (130, 143), errors
     assert "Traceback" not in errors
-    assert leftovers() <= before
+    assert list(tmp_path.iterdir()) == []

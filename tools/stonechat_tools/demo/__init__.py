@@ -65,7 +65,6 @@ class Demo:
         self._feeds = {name: Feed() for name in names}
         self._started_s = time.monotonic()
         self._lock = threading.Lock()
-        self._stopped: dict[str, BaseException] = {}
 
     def run(self) -> None:
         with contextlib.ExitStack() as stack:
@@ -97,10 +96,8 @@ class Demo:
                     time.sleep(0.1)  # the last acknowledgements
                 figures.reports_received = store.count(name)
             self.stored = store.count()
-        for name, figures in self.figures.items():
+        for figures in self.figures.values():
             judge(figures)
-            if name in self._stopped:
-                figures.verdict, figures.why = "failed", str(self._stopped[name])
 
     def _devices(self, stack: contextlib.ExitStack, folder: Path, port: int, keys: dict[str, bytes]) -> list[Device]:
         devices: list[Device] = []
@@ -144,8 +141,10 @@ class Demo:
     def _one(self, scenario: Scenario) -> None:
         try:
             scenario.run()
+        except Stopped:
+            pass  # the figures say why
         except (StonechatError, OSError) as error:
-            self._stopped[scenario.figures.device] = error
+            scenario.figures.stopped = str(error)
 
     def _on_report(self, report: wire.Report) -> None:
         if report.windows and report.device in self._feeds:  # not the answer to a command

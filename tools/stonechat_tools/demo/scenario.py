@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from stonechat.errors import StonechatError
 
@@ -33,19 +33,17 @@ class Feed:
 
     def __init__(self) -> None:
         self.stopping = threading.Event()
-        self.arrived_s = 0.0  # when the report that next() gave last arrived
-        self._waiting: queue.Queue[tuple[float, Report]] = queue.Queue()
+        self._waiting: queue.Queue[Report] = queue.Queue()
 
     def put(self, report: Report) -> None:
-        self._waiting.put((time.monotonic(), report))
+        self._waiting.put(report)
 
     def next(self, patience_s: float, alive: Callable[[], str | None]) -> Report:
         """The next report. alive() says why the device can't send one, None while it can. Raises Stopped."""
         give_up_s = time.monotonic() + patience_s
         while True:
             try:
-                self.arrived_s, report = self._waiting.get(timeout=_POLL_S)
-                return report
+                return self._waiting.get(timeout=_POLL_S)
             except queue.Empty:
                 why = alive()
                 if self.stopping.is_set():
@@ -107,13 +105,14 @@ class Figures:
     learning_windows: int = 0
     benign_windows: int = 0
     false_alarms: int = 0
+    false_alarm_features: list[list[str]] = field(default_factory=list)  # what the agent named, of each
     attacks: list[Outcome] = field(default_factory=list)
     reports_published: int = 0
     reports_received: int = 0
     starved: bool = False
+    stopped: str = ""  # why it ended before its time
     verdict: str = "not judged"
     why: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def caught(self) -> int:
@@ -131,6 +130,16 @@ class Scenario:
         self.figures = Figures(device.name, device.title, device.window_s)
 
     def run(self) -> None:
+        """Raises Stopped where the device ended before its time; the figures then hold what was seen until then."""
+        try:
+            self._run()
+        except Stopped as error:
+            self.figures.stopped = str(error)
+            raise
+        finally:
+            self.figures.starved = self._device.starved
+
+    def _run(self) -> None:
         device, figures = self._device, self.figures
         while (first := self._window()).flags & LEARNING:
             figures.learning_windows += 1
@@ -144,7 +153,6 @@ class Scenario:
             after = f"alarm after {_windows(outcome.windows_to_alarm)}" if outcome.alarmed else "NOT CAUGHT"
             self._say(f"{device.name}: {infection.what}: {after}")
         figures.reports_published = device.end()
-        figures.starved = device.starved
 
     def _window(self) -> Report:
         self._last = self._device.window()
@@ -158,8 +166,13 @@ class Scenario:
         """An ordinary window: a rise to an alarm is a false one. What an attack has left is not."""
         alarm = report.level == ALARM
         self.figures.benign_windows += 1
-        self.figures.false_alarms += alarm and not self._in_alarm
+        if alarm and not self._in_alarm:
+            self.figures.false_alarms += 1
+            self.figures.false_alarm_features.append(self._named(report))
         self._in_alarm = alarm
+
+    def _named(self, report: Report) -> list[str]:
+        return [self._device.columns[feature.index] for feature in report.features]
 
     def _calm(self) -> None:
         """Ordinary windows until nothing is left of the attack before."""
@@ -175,7 +188,7 @@ class Scenario:
             for window in range(1, ATTACK_WINDOWS + 1):
                 report = self._window()
                 if report.features:
-                    outcome.top_features = [self._device.columns[feature.index] for feature in report.features]
+                    outcome.top_features = self._named(report)
                 if report.level == ALARM:
                     outcome.alarmed = self._in_alarm = True
                     outcome.windows_to_alarm = window
@@ -193,11 +206,12 @@ def _windows(count: int | None) -> str:
 def judge(figures: Figures) -> None:
     """Fill in verdict and why. At most one attack may be missed; ordinary windows raise no alarm; the collector has
     every report that the device published."""
-    problems = []
+    problems = [figures.stopped] if figures.stopped else []
     if figures.caught < len(figures.attacks) - 1 or not figures.attacks:
         problems.append(f"{figures.caught} of {len(figures.attacks)} attacks were caught")
     if figures.false_alarms:
-        problems.append(f"{figures.false_alarms} false alarms")
+        named = " and ".join(", ".join(features) for features in figures.false_alarm_features)
+        problems.append(f"{figures.false_alarms} false alarms" + (f" ({named})" if named else ""))
     if figures.reports_received < figures.reports_published:
         problems.append(f"{figures.reports_received} of {figures.reports_published} reports arrived")
     figures.verdict = "passed"
