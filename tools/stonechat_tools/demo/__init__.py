@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import secrets
-import signal
 import sys
 import tempfile
 import threading
@@ -24,7 +23,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from stonechat.errors import ConfigError, StonechatError
@@ -203,11 +201,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     demo = Demo((args.only,) if args.only else DEVICES)
     started_s = time.monotonic()
-    before = signal.signal(signal.SIGTERM, _terminated)
-    try:
-        demo.run()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    demo.run()
     seconds = time.monotonic() - started_s
     for figures in demo.figures.values():
         print()
@@ -231,7 +225,3 @@ def as_json(demo: Demo, seconds: float) -> dict[str, Any]:
         "devices": [asdict(figures) | {"caught": figures.caught} for figures in demo.figures.values()],
         "skipped": demo.skipped,
     }
-
-
-def _terminated(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(143)  # unwinds, which cleans up
