@@ -13,7 +13,7 @@ from .delivery import Delivery
 from .detection import Verdict
 from .errors import StonechatError
 from .loop import Channel, Loop
-from .model import load_model
+from .model import open_model
 from .outbox import Outbox
 from .state import open_state
 
@@ -154,7 +154,7 @@ def open_agent(
     ModelError, OutboxError or OSError."""
     state = open_state(folder)
     if isinstance(model, str):
-        model = load_model(open(model, "rb"))
+        model = open_model(model)
     reporter = Delivery(
         device_id,
         key,

@@ -6,6 +6,7 @@ takes and returns int8 bytes in the tensor's order, the same buffer each time; `
 none.
 """
 
+import sys
 from struct import unpack_from
 
 from .compat import const, tidy
@@ -57,3 +58,14 @@ def load_model(data, backend=None, resident_bytes=16384):
     model.digest = digest  # pyright: ignore[reportAttributeAccessIssue] - a back end is any class with run(x)
     model.metadata = metadata  # pyright: ignore[reportAttributeAccessIssue]
     return model
+
+
+def open_model(path: str):
+    """The model in the file `path`, or in the file of that name below a folder of sys.path: mip puts it into /lib, and
+    a ROM partition is /rom. Raises ModelError, OSError."""
+    for folder in [""] + sys.path:  # noqa: RUF005 - MicroPython has no [*a]
+        try:
+            return load_model(open(folder + "/" + path if folder else path, "rb"))
+        except OSError:
+            pass
+    raise ModelError(path + ": no such file")

@@ -32,6 +32,18 @@ assert stonechat.__file__.endswith(".mpy"), stonechat.__file__
 {more}
 print({entry}.start and stonechat.__version__)
 """
+STARTED = """
+import sys
+sys.path.append(sys.argv[1])
+from stonechat.board import full
+def publish(*message): pass
+watch = full.start("sensor-7", bytes(32), publish=publish, folder=sys.argv[2])
+print(watch.counter.schema.name)
+try:
+    full.start("sensor-7", bytes(32), "model.tflit", publish=publish, folder=sys.argv[2])
+except Exception as error:
+    print(error)
+"""
 FULL = CHECK.format(entry="full", more="")
 CORE = CHECK.format(entry="core", more="")
 
@@ -224,9 +236,13 @@ def test_mip_installs_from_a_web_server(target: Target, server: str, folder: Pat
         builder.build(architecture, folder / architecture, model=MODEL, url=base)
         assert json.loads(package.read_text())["urls"][0][1].startswith(base)
     script = tmp_path / "install.py"
-    script.write_text("import sys, mip\nmip.install(sys.argv[1], target=sys.argv[2])\n")
+    # without a target it takes the first folder of sys.path that ends in /lib; a board has one
+    script.write_text("import sys, mip\nsys.path[:] = [sys.argv[2]]\nmip.install(sys.argv[1])\n")
     done = run_bare(target, str(script), url, str(tmp_path / "lib"))
     assert done.returncode == 0 and "Done" in done.stdout, done.stdout + done.stderr
+    script.write_text(STARTED)
+    done = run_bare(target, str(script), str(tmp_path / "lib"), str(tmp_path / "data"))
+    assert done.stdout.split() == ["micropython-1", "model.tflit:", "no", "such", "file"], done.stdout + done.stderr
     script.write_text(FULL)
     done = run_bare(target, str(script), str(tmp_path / "lib"))
     assert done.stdout.strip() == "0.1.0", done.stdout + done.stderr

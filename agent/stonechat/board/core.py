@@ -34,7 +34,7 @@ commands, custom counters. The one file of core keeps what was learned.
 from struct import unpack_from
 
 from ..loop import Channel, Loop
-from ..model import load_model
+from ..model import open_model
 from ..report import Reporter
 from ..state import open_state
 from .device import begin
@@ -69,7 +69,7 @@ def start(
 
     def make(collector):
         state = open_state(folder)
-        channel = Channel(collector, load_model(open(model, "rb")), state)
+        channel = Channel(collector, open_model(model), state)
         boot = unpack_from("<I", state.get(b"device", bytes(4)))[0]
         reporter = Reporter(
             device_id, key, prefix=prefix + "/" + fleet, boot=boot + 1, heartbeat_windows=heartbeat_windows

@@ -294,7 +294,7 @@ def patch(tree: Path, source: Path) -> None:
     for name, (rom, disk, blocks) in DISKS.items():
         boot = f"ROM = {rom:#x}\nROMFS_MOST = {ROMFS_MOST}\nDISK = {disk:#x}\nBLOCKS = {blocks}\n{BOOT}"
         (port / "boards" / name / "_boot.py").write_text(boot)
-        (port / "boards" / name / "manifest.py").write_text(f'freeze("boards/{name}", "_boot.py")\n')
+        (port / "boards" / name / "manifest.py").write_text('freeze(".", "_boot.py")\n')
     # a Pico with sockets over the loopback interface, and a ROM partition
     board = tree / "ports/rp2/boards/SIM"
     shutil.copytree(tree / "ports/rp2/boards/RPI_PICO", board)
