@@ -30,7 +30,7 @@ class Adaptation:
         self._normalization = normalization
         self._shift = drift_shift
         self._bound = drift_cap << drift_shift
-        self._deviation_q8 = [(16 << normalization.shift[i]) // normalization.inv[i] for i in range(n)]
+        self._deviation_q8 = [max(1, (16 << normalization.shift[i]) // normalization.inv[i]) for i in range(n)]
         self.forget()
 
     def forget(self):

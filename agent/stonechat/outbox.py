@@ -116,7 +116,7 @@ class Outbox:
         pack_into("<I", self._head, 6, crc32(body, crc32(self._head_summed)))
 
     def _new_segment(self) -> None:
-        number = (self._segments[-1][0] if self._segments else 0) + 1
+        number = self._next_number()
         self._close()
         self._trim()
         name = self._name(number)
@@ -124,6 +124,9 @@ class Outbox:
         self._segments.append([number, 0, 0, self.stream])
         self._file = open(name, "ab")
         self._at = _MARK_BYTES
+
+    def _next_number(self) -> int:
+        return (self._segments[-1][0] if self._segments else 0) + 1
 
     def _close(self) -> None:
         if self._at != _CLOSED:

@@ -41,7 +41,7 @@ class AgentProcess:
         text = f"""[device]
 id = "{DEVICE}"
 key_file = "{self.secret_file}"
-state_file = "{folder}/state/state"
+state_file = "{changes.get("state", f"{folder}/state/state")}"
 [model]
 file = "{changes.get("model", folder / "model.tflite")}"
 [collector]

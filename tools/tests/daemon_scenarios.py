@@ -46,6 +46,27 @@ def full_disk(folder: Path) -> None:
     assert "Traceback" not in agent.said(), agent.said()
 
 
+def read_only_at_the_start(folder: Path) -> None:
+    """State and outbox can't even be made: the agent reports from memory, and writes once the medium lets it."""
+    small = folder / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,mode=0777", "none", str(small)], check=True)
+    subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+    with LocalBroker() as broker, Store(folder / "fleet.db") as store:
+        agent = AgentProcess(folder, broker.port, outbox_dir=str(small / "outbox"), state=str(small / "st" / "state"))
+        keys = keyring.Keys({DEVICE: agent.secret})
+        with Collector(store, keys, host="127.0.0.1", port=broker.port, prefix="stonechat/1/fleet"), agent:
+            wait_for(lambda: store.count() >= 6, say=agent.said)
+            assert "Read-only file system" in agent.said(), agent.said()
+            subprocess.run(["mount", "-o", "remount,rw", str(small)], check=True)
+            wait_for(lambda: "outbox: works again" in agent.said(), 60, say=agent.said)
+            assert list((small / "outbox").glob("*.seg"))
+            before = store.count()
+            wait_for(lambda: store.count() >= before + 3, say=agent.said)
+    said = agent.said()
+    assert said.count("warning: outbox") == 1 and "Traceback" not in said, said
+
+
 def network_pulled(folder: Path) -> None:
     """The network goes and comes back: every report of the time between arrives, once."""
     with LocalBroker() as broker, Store(folder / "fleet.db") as store:
@@ -64,4 +85,5 @@ def network_pulled(folder: Path) -> None:
 if __name__ == "__main__":
     loopback("up")
     quick_model(Path(sys.argv[2]) / "model.tflite")
-    {"full_disk": full_disk, "network_pulled": network_pulled}[sys.argv[1]](Path(sys.argv[2]))
+    scenarios = {one.__name__: one for one in (full_disk, read_only_at_the_start, network_pulled)}
+    scenarios[sys.argv[1]](Path(sys.argv[2]))

@@ -185,7 +185,7 @@ list = [{{name = "openings", unit = "1", kind = "rate", path = "{door}"}},
 
 @pytest.mark.root
 @pytest.mark.skipif(not is_root(), reason="needs root for a file system of its own")
-@pytest.mark.parametrize("scenario", ["full_disk", "network_pulled"])
+@pytest.mark.parametrize("scenario", ["full_disk", "read_only_at_the_start", "network_pulled"])
 def test_in_a_namespace_of_its_own(folder: Path, scenario: str) -> None:
     command = ["unshare", "--mount", "--net", sys.executable, str(HERE / "daemon_scenarios.py"), scenario, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)

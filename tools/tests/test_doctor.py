@@ -196,3 +196,21 @@ def test_the_real_sources_are_started_and_let_go():
     for group in groups:
         assert group.schema == schemas.LINUX_1.name
         assert group.works or group.note, group
+
+
+def test_the_agents_unscored_windows_and_what_it_lacks(machine, tmp_path):
+    assert doctor.agent_check(machine, str(tmp_path / "state")) is None
+    health = tmp_path / "state.health"
+    health.write_text("pid 77\nversion 1\nwindows 9\nunscored 3 1 0 2\nlacks interface eth9\n")
+    found = doctor.agent_check(machine, str(tmp_path / "state"))
+    assert found is not None and found.found.startswith("not running")
+    for text in ("3 dropped", "1 at the start", "2 failed otherwise", "lacking interface eth9"):
+        assert text in found.found
+    assert "in time" in found.fix and "[collector]" in found.fix
+    (tmp_path / "proc" / "77").mkdir()
+    (tmp_path / "proc" / "77" / "comm").write_text("stonechat-agent\n")
+    running = doctor.agent_check(machine, str(tmp_path / "state"))
+    assert running is not None and running.found.startswith("running, process 77")
+    for garbage in (b"", b"\xff\x00" * 4000, b"pid\nunscored x y\n", b"pid ../../x\nunscored 1\n"):
+        health.write_bytes(garbage)
+        assert doctor.agent_check(machine, str(tmp_path / "state")) is not None

@@ -42,6 +42,12 @@ class DiskOutbox(Outbox):
                 names.append(name)
         return sorted(names)
 
+    def _next_number(self) -> int:
+        number = Outbox._next_number(self)
+        while os.path.lexists(self._name(number)):  # somebody else's
+            number += 1
+        return number
+
     def append(self, body) -> int:
         if not self._opened:
             if ticks_diff(ticks_ms(), self._due_ms) >= 0:

@@ -61,6 +61,9 @@ class Check:
     fix: str = ""
 
 
+UNSCORED = ("dropped (late, suspended)", "at the start", "not read", "failed otherwise")  # Loop.unscored
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where to look; tests hand in folders of their own."""
@@ -123,6 +126,31 @@ def _cgroup_group(cgroup: str, disks: tuple[str, ...] | None) -> Group:
     if disks is None and not os.path.exists(cgroup + "/io.stat"):
         fixes.append("name its disks, or enable the io controller: it has no io.stat")
     return Group(schemas.LINUX_1.name, "cgroup", "v2", note, "; ".join(fixes))
+
+
+def agent_check(machine: Machine, state_file: str) -> Check | None:
+    """The agent that runs with this state file, or ran last: what it could not score, and what it lacks. None where it
+    has never run, or only root may look."""
+    try:
+        with open(state_file + ".health", "rb") as file:
+            lines = file.read(4096).decode(errors="replace").splitlines()
+    except OSError:
+        return None
+    facts = dict(line.split(" ", 1) for line in lines if " " in line)
+    comm = (machine.text(f"{machine.proc}/{facts.get('pid', '')}/comm") or "").strip()
+    running = f"running, process {facts['pid']}" if comm == "stonechat-agent" else "not running; when it ran last"
+    counts = [int(word) if word.isdecimal() else 0 for word in facts.get("unscored", "").split()[:4]]
+    lost = [f"{count} {cause}" for count, cause in zip(counts, UNSCORED, strict=False) if count]
+    found = f"{running}: windows not scored: {', '.join(lost) or 'none'}"
+    fixes = []
+    if counts and counts[0]:
+        fixes.append("the process did not get the processor in time, or the device was suspended")
+    if sum(counts[2:]):
+        fixes.append("see its log: journalctl -u stonechat-agent -p warning")
+    if facts.get("lacks", "").strip():
+        found += f"; lacking {facts['lacks']}"
+        fixes.append("correct [collector] or [counters] in its configuration, or wait until it appears")
+    return Check("agent", found, "; ".join(fixes))
 
 
 def checks(machine: Machine) -> list[Check]:
@@ -243,6 +271,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cgroup", metavar="DIR", help="the cgroup v2 folder that the agent is to watch")
     parser.add_argument("--disks", metavar="A,B", help="block devices whose reads and writes count (default: all)")
+    parser.add_argument(
+        "--state",
+        default="/var/lib/stonechat/state",
+        metavar="FILE",
+        help="the agent's state_file: shows which windows it could not score (default %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print it for machines")
 
 
@@ -253,6 +287,9 @@ def run(args: argparse.Namespace) -> int:
     ok = schema == schemas.LINUX_1.name or schema == args.require
     groups: list[Group] = found["groups"]  # type: ignore[assignment]
     about: list[Check] = found["checks"]  # type: ignore[assignment]
+    agent = agent_check(Machine(), args.state)
+    if agent is not None:
+        about.append(agent)
     if args.json:
         rows = [asdict(group) | {"works": group.works} for group in groups]
         print(json.dumps({"ok": ok, "schema": schema, "groups": rows, "checks": [asdict(c) for c in about]}, indent=2))
