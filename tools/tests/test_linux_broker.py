@@ -400,3 +400,87 @@ def verify_error(code: int, message: str) -> ssl.SSLCertVerificationError:
 def test_each_cause_has_words(error: Exception, words: str) -> None:
     text = explain(error)
     assert words in text and "\n" not in text
+
+
+def certificate(folder: Path, name: str, authority: Any = None, days: tuple[int, int] = (-2, 5)) -> tuple[Any, Any]:
+    """Write NAME.crt and NAME.key, for `localhost` unless the name says otherwise -> (certificate, key)."""
+    import datetime
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    now = datetime.datetime.now(datetime.UTC)
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    issuer, signer = (authority[0].subject, authority[1]) if authority else (subject, key)
+    host = "example.org" if name == "other" else "localhost"
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now + datetime.timedelta(days[0]))
+        .not_valid_after(now + datetime.timedelta(days[1]))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), False)
+        .add_extension(x509.BasicConstraints(name == "ca", None), True)
+        .sign(signer, hashes.SHA256())
+    )
+    (folder / f"{name}.crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / f"{name}.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return made, key
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("good", ""),
+        ("other", "wrong host"),
+        ("expired", "expired"),
+        ("future", "not valid yet"),
+        ("self", "untrusted"),
+        ("wants ours", "certificate"),
+        ("no tls", "does not speak TLS"),
+    ],
+)
+def test_tls_troubles_have_the_same_words_in_both_transports(
+    kind: Any, name: str, words: str, peers: list[Peer], tmp_path: Path
+) -> None:
+    pytest.importorskip("cryptography")
+    from stonechat.linux.tls import tls_context
+
+    ca = certificate(tmp_path, "ca")
+    days = {"expired": (-8, -1), "future": (2, 5)}.get(name, (-2, 5))
+    own = "good" if name == "wants ours" else name.replace(" ", "-")
+    certificate(tmp_path, own, None if name == "self" else ca, days)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tmp_path / f"{own}.crt", tmp_path / f"{own}.key")
+    if name == "wants ours":
+        server.verify_mode = ssl.CERT_REQUIRED
+        server.load_verify_locations(tmp_path / "ca.crt")
+
+    def behave(stream: socket.socket) -> str:
+        if name == "no tls":
+            stream.recv(100)
+            stream.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            return ""
+        with server.wrap_socket(stream, server_side=True) as wrapped:
+            wrapped.recv(100)
+            wrapped.sendall(CONNACK)
+            time.sleep(3)
+        return ""
+
+    peer = Peer(behave)
+    peers.append(peer)
+    client = kind("d", "localhost", peer.port, tls=tls_context(str(tmp_path / "ca.crt")))
+    said: list[str] = []
+    deadline_s = time.monotonic() + 15
+    while time.monotonic() < deadline_s and not client.connected and not said:
+        said += errors_of(client, 0.05, lambda: client.connected)
+    assert (words in said[0]) if words else client.connected, said
+    client.close()

@@ -9,7 +9,6 @@ _REFUSED = {
     "refused, code 3": "the broker is not available",
     "refused, code 4": "wrong user name or password: compare [mqtt] username and password_file with the broker's",
     "refused, code 5": "not authorized: the broker does not know this device, or has revoked it",
-    "closed": "the broker closed the connection; another client with the same device id makes it do so, too",
     "no answer": "no answer",
 }
 _ERRNO = {
@@ -18,9 +17,11 @@ _ERRNO = {
     errno.ENETUNREACH: "no route to the broker: is the network up?",
     errno.EHOSTUNREACH: "no route to the broker: is it on, and the network up?",
     errno.ENETDOWN: "the network is down",
-    errno.ECONNRESET: "the broker reset the connection",
-    errno.EPIPE: "the broker closed the connection",
 }
+_CLOSED = "the broker closed the connection; another client with the same device id makes it do so, too"
+_UNANSWERED = (
+    "the broker closed the connection before it answered: does it ask for a certificate, or refuse this device's?"
+)
 # Verification results of OpenSSL (openssl/x509_vfy.h)
 _UNTRUSTED = (2, 18, 19, 20, 21, 24, 26)
 _VERIFY = {
@@ -43,12 +44,13 @@ _ALERTS = (  # what the broker says of this device's certificate; a word of Open
     ("WRONG_VERSION_NUMBER", "the broker does not speak TLS on this port: [mqtt] port, or tls = false"),
     ("UNSUPPORTED_PROTOCOL", "the broker offers no TLS 1.2 or later"),
     ("PROTOCOL_VERSION", "the broker offers no TLS 1.2 or later"),
-    ("EOF", "the broker closed the connection during the TLS handshake"),
+    ("EOF", ""),
 )
 
 
-def explain(error: Exception) -> str:
-    """error: what a transport's poll() raised -> one line."""
+def explain(error: Exception, was_connected: bool = False) -> str:
+    """error: what a transport's poll() raised; was_connected: before that call -> one line."""
+    closed = _CLOSED if was_connected else _UNANSWERED
     kind = type(error).__name__
     if kind == "SSLCertVerificationError":
         code = getattr(error, "verify_code", 0)
@@ -59,7 +61,7 @@ def explain(error: Exception) -> str:
         reason = "%s %s" % (getattr(error, "reason", None), error)
         for word, text in _ALERTS:
             if word in reason.upper().replace(" ", "_"):
-                return text
+                return text or closed
         return "TLS: %s" % (getattr(error, "reason", None) or error)
     if kind == "gaierror":
         return "name not resolved: %s; check [mqtt] host and this device's DNS" % (error.args[-1],)
@@ -67,6 +69,8 @@ def explain(error: Exception) -> str:
     if code in _ERRNO:
         return _ERRNO[code]
     text = str(error)
+    if code in (errno.ECONNRESET, errno.EPIPE) or text == "closed":
+        return closed
     return _REFUSED.get(text, text)
 
 

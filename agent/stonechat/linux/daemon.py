@@ -207,15 +207,16 @@ class Daemon:
             self._reload_due = False
             self._reload()
         agent.tick()
+        was_connected = self.transport.connected
         try:
-            if self.transport.connected:
+            if was_connected:
                 self.transport.poll(min(agent.due_in_ms, IDLE_MS) / 1000)
             else:
                 self.transport.poll()
                 if not self.transport.connected:
                     sleep_ms(min(agent.due_in_ms, CONNECTING_MS))
         except (StonechatError, OSError) as error:
-            self.troubles.say(self._where, explain(error))
+            self.troubles.say(self._where, explain(error, was_connected))
         if ticks_diff(ticks_ms(), self._health_due_ms) >= 0:
             self._health_due_ms = ticks_add(ticks_ms(), min(agent.window_ms, IDLE_MS))
             self._look_round()

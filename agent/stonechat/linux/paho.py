@@ -129,10 +129,10 @@ class Paho:
             else:
                 self._move(wait_s)
                 self._clock()
+        except (OSError, MQTTError) as error:  # first: ssl's verification errors are ValueErrors too
+            self._lost = error
         except ValueError as error:  # of ssl, for a stream that has ended meanwhile
             self._lost = MQTTError(str(error))
-        except (OSError, MQTTError) as error:
-            self._lost = error
         if self._lost is None:
             return
         lost, self._lost = self._lost, None
