@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 import tokenize
 from pathlib import Path
 from types import ModuleType
@@ -251,6 +252,28 @@ def test_the_trace_in_the_page_is_one(tmp_path):
     path = tmp_path / "example.csv"
     path.write_text(_fences((DOCS / "trace-format.md").read_text(), "text")[0])
     assert len(read_trace(str(path))) == 1
+
+
+def test_the_program_that_embeds_the_agent_runs(tmp_path):
+    """docs/embedding.md's first program, against a real broker, until it is connected and has published."""
+    from stonechat_tools.fleet.local_broker import LocalBroker
+
+    code = _fences((DOCS / "embedding.md").read_text(), "python")[0]
+    assert len([line for line in code.split("\n") if line]) <= 9
+    with LocalBroker() as broker:
+        for a, b in (
+            ('"broker.lan")', f'"127.0.0.1", {broker.port})'),
+            ('"model.tflite"', repr(str(ROOT / "models/linux-proc-1/model.tflite"))),
+            ('"stonechat-data"', repr(str(tmp_path / "data"))),
+            ("while True:", "while agent.reporter.published < 1 and clock() < until:"),
+        ):
+            assert a in code, a
+            code = code.replace(a, b)
+        names = {"KEY": bytes(range(32)), "clock": time.monotonic, "until": time.monotonic() + 60}
+        exec(compile(code, "embedding.md", "exec"), names)
+        agent = names["agent"]
+        assert agent.reporter.published == 1 and not agent.errors and not agent.offline
+        agent.close()
 
 
 def test_make_targets_in_the_pages_exist():
