@@ -233,6 +233,24 @@ def test_2000_benign_windows_are_silent_and_each_infection_alarms(target: Target
         assert FITTING[line[1]] & {word.split("=")[0] for word in line[5:]}, line
 
 
+@pytest.mark.parametrize("mode", ["idle", "rare", "ordinary", "roomy", "busy"])
+def test_a_board_does_not_alarm_for_being_what_it_is(mode: str, peers: int) -> None:
+    """Idle, ordinary and busy boards with the shipped model, 2,000 windows each."""
+    target = next((target for target in TARGETS if not target.missing), None)
+    if target is None:
+        pytest.skip("no MicroPython target is installed")
+    done = target.run("life/modes.py", str(MODEL), str(peers), "2000", "77", mode, timeout_s=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = done.stdout.split()
+    found = dict(zip(facts[1::2], facts[2::2], strict=False))
+    assert found["alarm_windows"] == "0", done.stdout
+    if mode == "busy":  # ten times what the model knows: that is refused, aloud
+        assert int(found["unfit"]) > 128, done.stdout
+    else:
+        assert (found["learned"], found["unfit"], found["windows"]) == ("128", "0", "2000"), done.stdout
+        assert 1 <= int(found["infected"]) <= (8 if mode == "rare" else 3), done.stdout
+
+
 # --- a device from its first boot to its second ---------------------------------------------------------------------
 
 

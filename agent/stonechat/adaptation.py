@@ -2,8 +2,10 @@
 
 Two parts, both visible in the status and both bounded, so that nobody can move the baseline far:
 
-    learned   the offset of each feature's centre, taken once from the first windows of a fresh device, at most 4
-              deviations; a restart keeps it, an operator's command or a new firmware starts it again
+    learned   the offset of each feature's centre, taken once from the first windows of a fresh device: at most 4
+              deviations up, down to where the feature is 0 (an idle device is as normal as a busy one); a restart keeps
+              it, an operator's command or a new firmware starts it again. Where that does not make the device's own
+              windows normal, the model does not fit, and the verdict says so (scorer.py)
     drift     a slow movement of the centre after that: clip(z, 1 deviation) / 2^drift_shift a window, at most drift_cap
               steps (1/16 deviation) away from what was learned, and none under suspicion (evidence of half the
               threshold)
@@ -40,23 +42,32 @@ class Adaptation:
         self.drift = [0] * n  # in steps / 2^drift_shift
         self._apply()
 
-    def learn(self, rows: bytes | bytearray) -> None:
-        """rows: the inputs x of the learning windows, one after the other, made with no offset -> the learned offset:
-        each feature's Huber location (from the median to where clipped deviations balance, which is where the drift
-        would move it)."""
+    def learn(self, rows: bytes | bytearray, low_q8) -> None:
+        """rows: the inputs x of the learning windows, one after the other, made with no offset; low_q8: for each
+        feature, what it was where x was at its lower end -> the learned offset: each feature's Huber location (a median
+        moved to the point where clipped deviations balance, where the drift would carry it)."""
         self.forget()
         n = len(self.drift)
         for i in range(n):
             column = [rows[j] - 256 if rows[j] > 127 else rows[j] for j in range(i, len(rows), n)]
             column.sort()
             centre_q4 = column[len(column) >> 1] << 4
+            if centre_q4 == -2048:
+                self._learn(i, low_q8[i] - self._normalization.centre_q8[i])
+                continue
             for _ in range(_HUBER_ROUNDS):
                 pull = 0
                 for x in column:
                     pull += _clip((x << 4) - centre_q4, 256)
                 centre_q4 += pull // len(column)
-            self.learned_q8[i] = (_clip(centre_q4, _LEARNED_MAX_STEPS << 4) * self._deviation_q8[i] + 128) >> 8
+            self._learn(i, (centre_q4 * self._deviation_q8[i] + 128) >> 8)
         self._apply()
+
+    def _learn(self, i, offset_q8):
+        """Up to the bound above the model's centre; down to where the feature is 0: a device that does less than the
+        model's is no less normal, and hides nothing by it."""
+        bound = _LEARNED_MAX_STEPS * self._deviation_q8[i] >> 4
+        self.learned_q8[i] = max(-self._normalization.centre_q8[i], min(offset_q8, bound))
 
     def step(self, x, evidence_q8):
         """x: the window's input; evidence_q8 after it. Moves the drift, unless there is suspicion."""
@@ -88,8 +99,7 @@ class Adaptation:
             return False
         kept = array("i", packed)
         for i in range(n):
-            bound = _LEARNED_MAX_STEPS * self._deviation_q8[i] >> 4
-            self.learned_q8[i] = _clip(kept[i] - self._normalization.centre_q8[i], bound)
+            self._learn(i, kept[i] - self._normalization.centre_q8[i])
             self.drift[i] = _clip(kept[n + i], self._bound)
         self._apply()
         return True

@@ -237,7 +237,7 @@ class Delivery(Reporter):
                 self.budget.spend(len(message), RESERVE_BYTES)
         return not self._status_waits
 
-    def status(self, **facts) -> bytearray:
+    def status(self, **facts) -> bytearray:  # type: ignore[override]
         self.trouble = (self.rejected, self.unsaved + self.commands.unsaved, self.held_back, self.refused)
         return Reporter.status(self, **facts)
 

@@ -33,7 +33,8 @@ class Verdict:
     """One window's result; one object, filled anew each window.
 
     score_q8, surprise_q8 (-log10 p), evidence_q8 (256: the threshold), level, changed (the level is another than a
-    window ago), learning (calibrating: it can't alarm yet)."""
+    window ago), learning (calibrating: it can't alarm yet), unfit (the model did not fit what was learned, which is
+    learned again)."""
 
     def __init__(self, n: int) -> None:
         self.score_q8 = 0
@@ -42,6 +43,7 @@ class Verdict:
         self.level = NORMAL
         self.changed = False
         self.learning = False
+        self.unfit = False
         self.parts = [0] * n  # what each feature carries (see explain)
         self.x = bytearray(n)  # the input the parts belong to, int8
 

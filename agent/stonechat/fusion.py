@@ -15,9 +15,11 @@ def fuse(verdicts, fused=None):
     level = NORMAL
     lead = verdicts[0]
     learning = True
+    unfit = False
     for verdict in verdicts:
         level = max(level, verdict.level)
         learning = learning and verdict.learning
+        unfit = unfit or verdict.unfit
         if (verdict.level, verdict.evidence_q8, verdict.surprise_q8) > (lead.level, lead.evidence_q8, lead.surprise_q8):
             lead = verdict
     at = 0
@@ -30,6 +32,7 @@ def fuse(verdicts, fused=None):
     fused.surprise_q8 = lead.surprise_q8
     fused.evidence_q8 = lead.evidence_q8
     fused.learning = learning
+    fused.unfit = unfit
     fused.changed = level != fused.level
     fused.level = level
     return fused

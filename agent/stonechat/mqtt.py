@@ -56,11 +56,15 @@ class Backoff:
 
 class Client:
     """user, password, client_id: str or bytes; tls: an SSLContext (verifying: see board.tls), None for plain TCP;
-    keepalive_s: 2..65535; will: (topic, payload, qos, retain); on_message(topic: str, payload: bytes) and on_connect()
-    are called from poll(), at most one a poll(), and on_published(handle) when the broker has acknowledged the QoS 1
-    publish that returned `handle`; socket: the module to use in place of the built-in one. `resend`: send again after
-    a reconnect what the broker had not acknowledged; False for an agent that does so itself.
-    A message of more than max_packet bytes is thrown away and counted in `oversize`."""
+    keepalive_s: 2..65535; socket: the module to use in place of the built-in one. A message of more than max_packet
+    bytes is thrown away and counted in `oversize`. To be set before it connects, as Agent.connect() does:
+
+    will: (topic, payload, qos, retain). on_message(topic: str, payload: bytes), on_connect(): called from poll(), at
+    most one a poll(). on_published(handle): the broker has acknowledged the QoS 1 publish() that returned `handle`.
+    resend: send again after a reconnect what the broker had not acknowledged; False for an agent that does so."""
+
+    will = on_message = on_connect = on_published = None
+    resend = True
 
     def __init__(
         self,
@@ -72,9 +76,6 @@ class Client:
         password=None,
         tls=None,
         keepalive_s=60,
-        will=None,
-        on_message=None,
-        on_connect=None,
         socket=None,
         max_packet=1024,
         max_in_flight=8,
@@ -85,11 +86,6 @@ class Client:
         self._where = (host, port, 0, socket.SOCK_STREAM)
         self._tls = tls
         self._half_ms = keepalive_s * 500
-        self.will = will
-        self.on_message = on_message
-        self.on_connect = on_connect
-        self.on_published = None
-        self.resend = True
         self._login = (client_id, user, password)
         self._backoff = Backoff()
         self._tries = urandom(1)[0]  # a fleet spreads over the addresses

@@ -14,7 +14,6 @@ from .cose import Mac
 from .errors import WireError
 
 _VERSION = const(1)
-_LEARNING = const(1)  # a flag
 _MAX_ID = const(64)
 _RING = const(64)  # a summary's median is that of the last 64 windows
 _FIELDS = const(17)
@@ -116,7 +115,7 @@ class Reporter:
         return 0
 
     def _flags(self, verdict) -> int:
-        return _LEARNING if verdict.learning else 0
+        return verdict.learning | verdict.unfit << 3
 
     def _begin(self) -> list:
         """-> the fields of a new report, with what all of them carry."""
@@ -201,7 +200,6 @@ class Reporter:
 
     def status(
         self,
-        *,
         online: bool = True,
         firmware: str | None = None,
         model: bytes | None = None,

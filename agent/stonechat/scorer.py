@@ -42,6 +42,7 @@ class Scorer:
         self.detector = Detector(meta, verdict, self.normalization.excess)
         self._state = state
         self._f_q8 = [0] * n
+        self._low_q8 = [0] * n  # while learning: f_q8 of the last window in which x was at its lower end
         self._x = bytearray(n)
         self.seen = 0  # windows learned from
         self._rows = bytearray()
@@ -65,9 +66,9 @@ class Scorer:
         surprise_q8 = self.detector.surprise(self.detector.score(x, self.model.run(x)))
         verdict.learning = self.learning
         if verdict.learning:
+            self._learn(x, verdict.score_q8)
             verdict.surprise_q8 = surprise_q8
             verdict.changed = False
-            self._learn(x, verdict.score_q8)
         else:
             self.detector.weigh(surprise_q8)
             self.adaptation.step(x, verdict.evidence_q8)
@@ -75,12 +76,19 @@ class Scorer:
 
     def _learn(self, x, score_q8):
         half = self.meta.learn_windows >> 1
-        self._rows.extend(x if self.seen < half else bytes((score_q8 >> 8, score_q8 & 255)))
+        if self.seen < half:
+            self._rows.extend(x)
+            for i in range(len(x)):
+                if x[i] == 128:
+                    self._low_q8[i] = self._f_q8[i]
+        else:
+            self._rows.extend(bytes((score_q8 >> 8, score_q8 & 255)))
         self.seen += 1
         if self.seen == half:
-            self.adaptation.learn(self._rows)
+            self.adaptation.learn(self._rows, self._low_q8)
         elif not self.learning:
             self._fit_location_scale(self._rows)
+            self._prove(self._rows)
         else:
             return
         self._rows = bytearray()
@@ -92,6 +100,19 @@ class Scorer:
         meta = self.meta
         low, high = meta.scale_q8 * _SCALE_LOW_Q8 >> 8, meta.scale_q8 * _SCALE_HIGH_Q8 >> 8
         self._set(min(location_q8, meta.location_q8 + _LOCATION_MAX_Q8), max(1, low, min(scale_q8, high)))
+
+    def _prove(self, rows):
+        """The windows just learned from must not alarm: where they do, because what was learned is bounded or something
+        happened meanwhile, the model does not fit (yet), the verdict says so, and the learning begins again."""
+        verdict = self.verdict
+        verdict.unfit = False
+        for i in range(0, len(rows), 2):
+            self.detector.weigh(self.detector.surprise(rows[i] << 8 | rows[i + 1]))
+            if verdict.level > 1:
+                verdict.unfit = True
+        if verdict.unfit:
+            self.recalibrate()
+        self.clear_evidence()
 
     def _set(self, location_q8, scale_q8):
         self.detector.location_q8 = location_q8
@@ -116,7 +137,8 @@ class Scorer:
         detector = self.detector
         centred = self.seen >= self.meta.learn_windows >> 1
         self._state.put(b"norm" + self.meta.schema_id, self.adaptation.dump() if centred else b"")
-        kept = array("i", [self.seen, detector.location_q8, detector.scale_q8, self.verdict.level] + detector.evidence)
+        level = self.verdict.level | self.verdict.unfit << 8
+        kept = array("i", [self.seen, detector.location_q8, detector.scale_q8, level] + detector.evidence)
         self._state.put(b"cal" + self.model.digest, bytes(kept) + self._rows)
 
     def _restore(self, state, half):
@@ -126,8 +148,10 @@ class Scorer:
         if len(kept) >= size:
             numbers = array("i", kept[:size])
             if centred or numbers[0] < half:
-                self.seen, location_q8, scale_q8, self.verdict.level = numbers[:4]
-                self._set(location_q8, scale_q8)
+                self.seen = numbers[0]
+                self._set(numbers[1], numbers[2])
+                self.verdict.level = numbers[3] & 3
+                self.verdict.unfit = numbers[3] > 3
                 self.detector.evidence = list(numbers[4:])
                 self._rows = bytearray(kept[size:])
         elif centred:  # another model of the same schema learned the centres: only the score's location is left

@@ -24,7 +24,8 @@ def main(arguments):
     def connected():
         connections[0] += 1
 
-    client = Client("publisher-" + topic, "localhost", port, tls=tls, on_connect=connected, max_in_flight=16)
+    client = Client("publisher-" + topic, "localhost", port, tls=tls, max_in_flight=16)
+    client.on_connect = connected  # type: ignore[assignment]
     client._id = first_id - 1
     client.connect()
     client.poll()

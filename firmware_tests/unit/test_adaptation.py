@@ -62,7 +62,7 @@ def test_learning_takes_the_centre_of_the_windows():
     rows = bytearray()
     for i in range(33):
         rows.extend(x_of(norm, [1000 + 160 + 10 * (i % 3 - 1), 2000 - 320]))
-    adaptation.learn(rows)
+    adaptation.learn(rows, (0, 0))
     assert abs(norm.offset_q8[0] - 160) <= 1
     assert norm.offset_q8[1] == -320
     assert adaptation.distance() == 16
@@ -73,19 +73,29 @@ def test_learning_is_not_moved_by_a_few_wild_windows():
     rows = bytearray()
     for i in range(40):
         rows.extend(bytes((127, 128)) if i % 10 == 0 else bytes(2))
-    adaptation.learn(rows)
+    adaptation.learn(rows, (0, 0))
     assert abs(norm.offset_q8[0]) <= 20  # an eighth of a deviation, for eight deviations in a tenth of the windows
 
 
-def test_learning_is_bounded():
+def test_learning_is_bounded_upwards():
     adaptation, norm = make()
-    adaptation.learn(bytes((127, 128)) * 16)
-    assert norm.offset_q8 == [64 * 10, -64 * 20]
+    adaptation.learn(bytes((127, 127)) * 16, (0, 0))
+    assert norm.offset_q8 == [64 * 10, 64 * 20]
+
+
+def test_learning_goes_down_to_where_a_feature_is_and_no_further():
+    adaptation, norm = make()
+    adaptation.learn(bytes((128, 176)) * 16, (0, 0))
+    assert norm.offset_q8 == [-1000, -80 * 20]  # the first can't be seen in x: it was 0
+    adaptation.learn(bytes((128, 128)) * 16, (-7, 500))
+    assert norm.offset_q8 == [-1000, -1500]
+    assert bytes(x_of(norm, [0, 500])) == bytes(2)
+    assert adaptation.distance() == 16 * 1000 // 160
 
 
 def test_dump_and_restore():
     adaptation, norm = make()
-    adaptation.learn(bytes((20, 236)) * 16)
+    adaptation.learn(bytes((20, 236)) * 16, (0, 0))
     for _ in range(5):
         adaptation.step(bytes((9, 250)), 0)
     other, other_norm = make()
@@ -100,7 +110,7 @@ def test_dump_and_restore():
 
 def test_a_later_model_of_the_schema_finds_the_learned_centre():
     adaptation, norm = make()
-    adaptation.learn(bytes((16, 0)) * 16)
+    adaptation.learn(bytes((16, 0)) * 16, (0, 0))
     later = Normalization(SCHEMA, pack_normalization((1080, 2000), (160, 320)))
     other = Adaptation(later, 4, 8)
     assert other.restore(adaptation.dump())
@@ -111,4 +121,4 @@ def test_a_forged_record_can_not_pass_the_bounds():
     adaptation, norm = make()
     assert adaptation.restore(pack("<iiii", 30000, -30000, 9999, -9999))
     assert adaptation.drift == [128, -128]
-    assert norm.offset_q8 == [640 + 80, -1280 - 160]
+    assert norm.offset_q8 == [640 + 80, -2000 - 160]

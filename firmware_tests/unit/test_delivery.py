@@ -29,6 +29,7 @@ class Verdict:
         self.level = 0
         self.changed = False
         self.learning = False
+        self.unfit = False
 
     def explain(self, k):
         return [(41, -128, 55), (3, 80, 30), (78, 127, 15)][:k]

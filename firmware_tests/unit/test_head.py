@@ -68,6 +68,36 @@ def test_a_loud_learner_does_not_alarm():
     assert verdict.level == NORMAL and verdict.evidence_q8 == 0
 
 
+def test_what_the_learning_can_not_make_normal_is_refused_and_learned_again():
+    state = State()
+    scorer = Scorer(Zero(), SCHEMA, state)
+    for _ in range(3):
+        for i in range(8):
+            far = [v + 20_000 for v in quiet(i)]  # ten octaves above the model: four deviations are learned
+            verdict = scorer.score(far, 1000)
+            assert verdict.level == NORMAL and verdict.learning and not verdict.changed
+        assert verdict.unfit and scorer.seen == 0
+    scorer.save()
+    scorer = Scorer(Zero(), SCHEMA, state)
+    assert scorer.verdict.unfit
+    run(scorer, 8)
+    assert not scorer.verdict.unfit and not scorer.learning
+    run(scorer, 1)
+    scorer.save()
+    assert not Scorer(Zero(), SCHEMA, state).verdict.unfit
+
+
+def test_an_idle_device_is_as_normal_as_a_busy_one():
+    scorer = Scorer(Zero(), SCHEMA, State())
+    for _ in range(100):
+        verdict = scorer.score([0, 0, 0], 1000)
+        assert verdict.level == NORMAL and not verdict.unfit
+    assert not scorer.learning and verdict.evidence_q8 == 0
+    for _ in range(20):
+        verdict = scorer.score(quiet(1), 1000)
+    assert verdict.level == ALARM
+
+
 def test_a_model_made_for_one_device_needs_no_learning():
     scorer = Scorer(Zero(learn=0), SCHEMA)
     assert not scorer.learning

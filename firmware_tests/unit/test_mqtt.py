@@ -99,9 +99,18 @@ def fails(call, limit_ms=3000):
     raise AssertionError("no error in %d ms" % limit_ms)
 
 
+def client_of(port, **options):
+    """A Client; its handlers and its will may be among the options."""
+    attributes = [(name, options.pop(name)) for name in ("will", "on_message", "on_connect") if name in options]
+    client = Client("id", "127.0.0.1", port, **options)
+    for name, value in attributes:
+        setattr(client, name, value)
+    return client
+
+
 def pair(**options):
     broker = Broker()
-    client = Client("id", "127.0.0.1", broker.port, **options)
+    client = client_of(broker.port, **options)
     hello = broker.welcome(client)
     return broker, client, hello
 
@@ -187,7 +196,7 @@ def test_ids_wrap_over_those_in_flight():
 def test_subscriptions_hold_for_every_connection():
     taken = []
     broker = Broker()
-    client = Client("id", "127.0.0.1", broker.port, on_message=lambda topic, payload: taken.append((topic, payload)))
+    client = client_of(broker.port, on_message=lambda topic, payload: taken.append((topic, payload)))
     client.subscribe("c/1", 1)
     broker.welcome(client)
     assert broker.packet() == (0x82, b"\x00\x01\x00\x03c/1\x01")
@@ -395,7 +404,7 @@ def test_any_bytes_are_taken_or_refused_and_never_loop():
             if kind < 3:  # something that begins like a packet
                 data += bytes((0x20 + 0x10 * (state >> 11 & 7), kind * 3 + 1))
             data.append(state >> 5 & 255)
-        client = Client("id", "127.0.0.1", 1, max_packet=16, on_message=lambda topic, payload: None)
+        client = client_of(1, max_packet=16, on_message=lambda topic, payload: None)
         stream = Stream(data, 1 + number % 7)
         client._socket = stream
         client._read = stream.read

@@ -19,6 +19,7 @@ class Verdict:
     level = 0
     changed = False
     learning = False
+    unfit = False
 
     def explain(self, k):
         return [(41, -128, 55), (3, 80, 30), (78, 127, 15)][:k]

@@ -161,6 +161,7 @@ class FakeVerdict:
         self.level = level
         self.changed = False
         self.learning = False
+        self.unfit = False
 
     def explain(self, k: int = 3) -> list[tuple[int, int, int]]:
         return [(41, -100, 55), (3, 80, 30), (78, 20, 15)][:k]

@@ -325,7 +325,8 @@ def test_an_oversize_message_is_acknowledged_and_the_next_arrives(kind: Any, pee
 
     peer = Peer(behave)
     peers.append(peer)
-    client = kind("d", "127.0.0.1", peer.port, on_message=lambda topic, payload: taken.append((topic, payload)))
+    client = kind("d", "127.0.0.1", peer.port)
+    client.on_message = lambda topic, payload: taken.append((topic, payload))
     errors_of(client, 10, lambda: len(taken) == 2)
     assert set(taken) == {("a/ack", b"next"), b"\x40\x02\x00\x07"}
     assert client.oversize == 1
@@ -369,7 +370,8 @@ def test_paho_reads_packets_up_to_the_limit_whole(peers: list[Peer]) -> None:
 
     peer = Peer(behave)
     peers.append(peer)
-    client = Paho("d", "127.0.0.1", peer.port, on_message=lambda topic, got: taken.append(got))
+    client = Paho("d", "127.0.0.1", peer.port)
+    client.on_message = lambda topic, got: taken.append(got)
     errors_of(client, 10, lambda: len(taken) == 2)
     assert taken == [payload, b"z"]
     assert client.oversize == 1

@@ -54,8 +54,6 @@ class Paho:
         password: str | None = None,
         tls: Any = None,
         keepalive_s: int = 60,
-        on_message=None,
-        on_connect=None,
     ) -> None:
         paho: Any = load()
         self._paho = paho
@@ -67,9 +65,9 @@ class Paho:
         self._began_ms = ticks_ms()
         self._misc_due_ms = ticks_ms()
         self._topics: list[tuple[str, int]] = []
-        self.on_message = on_message
-        self.on_connect = on_connect
-        self.on_published = None
+        self.on_message: Any = None
+        self.on_connect: Any = None
+        self.on_published: Any = None
         self.resend = True
         self.will: tuple[str, bytes, int, bool] | None = None
         self.connected = False

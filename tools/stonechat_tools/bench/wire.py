@@ -75,6 +75,7 @@ def ours() -> tuple[bytes, bytes, bytes]:
         level=LEVEL,
         changed=True,
         learning=False,
+        unfit=False,
         explain=lambda k: [(index, int(z * 16), share) for index, z, share in FEATURES],
     )
     for i in range(1 + HEARTBEAT_WINDOWS):

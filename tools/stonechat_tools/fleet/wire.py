@@ -17,7 +17,7 @@ VERSION = 1
 STREAM_BYTES = 4
 PREFIX = "stonechat/1/fleet/"
 LEVELS = ("normal", "watch", "alarm")
-FLAGS = {1: "learning", 2: "muted", 4: "maintenance"}
+FLAGS = {1: "learning", 2: "muted", 4: "maintenance", 8: "model does not fit"}
 RESULTS = ("accepted", "not supported", "expired", "bad arguments", "clock not set", "failed")
 COMMANDS = {
     "mute": 1,

@@ -254,12 +254,15 @@ class Replay:
         self.evidence = [0] * len(meta.alarm_rules)
         self.level = NORMAL
         self.seen = 0 if learn else meta.learn_windows
+        self.unfit = False  # what was learned did not fit: it is learned again
+        self._low_q8 = np.zeros(n, dtype=np.int64)  # f_q8 of the last window with x at its lower end
         self._rows: list[Any] = []
 
     def fork(self) -> "Replay":
         other = copy.copy(self)
         other.learned, other.drift = self.learned.copy(), self.drift.copy()
         other.evidence, other._rows = list(self.evidence), list(self._rows)
+        other._low_q8 = self._low_q8.copy()
         return other
 
     @property
@@ -353,15 +356,22 @@ class Replay:
         out.score_q8[start:stop] = scores
         out.surprise_q8[start:stop] = [self.surprise(int(score)) for score in scores]
         out.learning[start:stop] = True
-        self._rows += list(np.clip(steps, -128, 127)) if self.seen < half else [int(score) for score in scores]
+        if self.seen < half:
+            self._rows += list(np.clip(steps, -128, 127))
+            for f, low in zip(f_q8[start:stop], steps <= -128, strict=True):
+                self._low_q8 = np.where(low, f, self._low_q8)
+        else:
+            self._rows += [int(score) for score in scores]
         self.seen += stop - start
         if self.seen == goal:
             if goal == half:
-                self._adaptation.learn((np.array(self._rows) & 255).astype(np.uint8).tobytes())
+                rows = (np.array(self._rows) & 255).astype(np.uint8).tobytes()
+                self._adaptation.learn(rows, self._low_q8.tolist())
                 self.learned = np.array(self._adaptation.learned_q8, dtype=np.int64)
                 self.drift[:] = 0
             else:
                 self._settle()
+                self._prove()
             self._rows = []
         return stop
 
@@ -372,3 +382,16 @@ class Replay:
         scale = ordered[len(ordered) * 7 >> 3] - location
         self.location = min(location, meta.location_q8 + LOCATION_MAX_Q8)
         self.scale = max(1, meta.scale_q8 * SCALE_LOW_Q8 >> 8, min(scale, meta.scale_q8 * SCALE_HIGH_Q8 >> 8))
+
+    def _prove(self) -> None:
+        """The windows just learned from must not alarm: where they do, it is learned again, as scorer.py says."""
+        levels = []
+        for score in self._rows:
+            self._weigh(self.surprise(score))
+            levels.append(self.level)
+        self.unfit = ALARM in levels
+        if self.unfit:
+            self.seen = 0
+            self.learned[:] = 0
+            self.location, self.scale = self.meta.location_q8, self.meta.scale_q8
+        self.evidence, self.level = [0] * len(self.evidence), NORMAL

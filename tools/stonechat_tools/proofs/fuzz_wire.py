@@ -32,6 +32,7 @@ class Verdict:
     evidence_q8 = 900
     changed = False
     learning = False
+    unfit = False
 
     def __init__(self, level: int) -> None:
         self.level = level
