@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
             if isinstance(stream, io.TextIOWrapper):  # a file's name that is not UTF-8 can be printed, too
                 stream.reconfigure(errors="backslashreplace")
         try:
-            status = _run(sys.argv[1:] if argv is None else argv)
+            status = _run(sys.argv[1:] if argv is None else argv, argv is None)
             sys.stdout.flush()
             return status
         except BrokenPipeError:  # the reader has seen enough; nothing more can be printed, at the exit neither
@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
             return 130
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str], own_process: bool) -> int:
+    """own_process: not called by a program that goes on afterwards."""
     parser = Parser(
         prog="stonechat",
         description="A canary in every device: build models, collect reports, look at the fleet.",
@@ -95,7 +96,10 @@ def _run(argv: list[str]) -> int:
     if any("\0" in word for word in argv):
         return _failed(args.verb, "an argument has a NUL in it")
     try:
-        return int(importlib.import_module(VERBS[args.verb][0]).run(args) or 0)
+        verb_module = importlib.import_module(VERBS[args.verb][0])
+        if own_process and getattr(verb_module, "HOLDS_KEYS", False):
+            console.protect_process()
+        return int(verb_module.run(args) or 0)
     except ModuleNotFoundError as error:
         return _not_installed(args.verb, error)
     except BrokenPipeError:

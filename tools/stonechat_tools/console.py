@@ -4,7 +4,9 @@ import contextlib
 import importlib.util
 import json
 import os
+import secrets
 import signal
+import stat
 import sys
 import threading
 import time
@@ -150,10 +152,52 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
         raise
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace the file at `path`, or leave it as it was. Raises OSError."""
-    with replacing(path) as temporary:
-        Path(temporary).write_bytes(data)
+def write_atomic(
+    path: str | os.PathLike[str],
+    data: bytes | str,
+    mode: int | None = None,
+    owner: tuple[int, int] | None = None,
+) -> None:
+    """Replace the file at `path`, or leave it as it was; it never exists with a wider mode or with half of its content.
+
+    A file that is replaced keeps its owner and its mode. A new one gets `mode` (default: what the umask leaves) and,
+    where root writes into somebody else's folder, the folder's owner. owner: (user id, group id) to give it to in any
+    case. A link at `path` is replaced, never followed. Raises OSError."""
+    path = Path(path)
+    before = None
+    with contextlib.suppress(FileNotFoundError):
+        found = os.lstat(path)
+        before = found if stat.S_ISREG(found.st_mode) else None
+    folder = os.stat(path.parent)
+    user, group = owner or ((before.st_uid, before.st_gid) if before else (folder.st_uid, folder.st_gid))
+    if before:
+        mode = stat.S_IMODE(before.st_mode)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    handle = os.open(temporary, flags, 0o666 if mode is None else 0o600)
+    try:
+        with open(handle, "wb") as file:
+            if os.geteuid() == 0:
+                os.fchown(handle, user, group)
+            if mode is not None:
+                os.fchmod(handle, mode)
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(handle)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def protect_process() -> None:
+    """Keep the keys of this process out of core dumps and away from other processes of its user."""
+    import ctypes
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
 
 
 def clipped(value: object, most: int = 40) -> str:

@@ -1,8 +1,12 @@
 """The identities that `provision` makes and the mosquitto that `broker-config` configures, attacked on the wire."""
 
 import os
+import pwd
+import shutil
 import signal
 import ssl
+import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +15,7 @@ import pytest
 from fleet_support import FakeVerdict, Mosquitto, Peer, free_port, needs_mosquitto, wait_for
 from paho.mqtt import client as paho
 from stonechat.delivery import Delivery
+from stonechat.errors import ConfigError
 from stonechat.outbox_memory import MemoryOutbox
 from stonechat_tools.fleet import broker_config, keyring, provision
 from stonechat_tools.fleet.collect import Collector
@@ -157,7 +162,6 @@ def test_revoked_is_out_and_rotated_is_in(fleet: tuple[provision.Fleet, Mosquitt
     before, revoked = account(made, "pump-1"), account(made, "pump-2")
     made.rotate("pump-1")
     made.revoke("pump-2")
-    broker_config._give_to(ACCOUNT, made.folder / "broker")
     broker.signal(signal.SIGHUP)
     time.sleep(0.5)
     with revoked:
@@ -169,7 +173,6 @@ def test_revoked_is_out_and_rotated_is_in(fleet: tuple[provision.Fleet, Mosquitt
         with before:
             assert wait_for(before.connected.is_set)  # until the rotation is finished
         made.finish_rotation("pump-1")
-        broker_config._give_to(ACCOUNT, made.folder / "broker")
         broker.signal(signal.SIGHUP)
         time.sleep(0.5)
         again = Peer(made.settings.port, "pump-1", tls=before.client._ssl_context)
@@ -205,3 +208,156 @@ def test_a_provisioned_device_reports_to_a_provisioned_collector(fleet: tuple[pr
         assert store.count("pump-1") == 1
         assert not any(collector.counts[reason] for reason in keyring.REASONS)
     store.close()
+
+
+# --- files of root's, mosquitto as a user of its own ------------------------------------------------------------------
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mosquitto becomes its own user only where root starts it")
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can pass, unlike pytest's."""
+    folder = Path(tempfile.mkdtemp(prefix="stonechat-fleet-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def owner_and_mode(path: Path) -> tuple[int, int]:
+    found = path.lstat()
+    return found.st_uid, found.st_mode & 0o777
+
+
+@as_root
+@needs_mosquitto
+@pytest.mark.parametrize("auth", ["mtls", "passwords"])
+def test_what_provision_adds_later_mosquitto_can_read(auth: str, open_folder: Path) -> None:
+    from stonechat_tools.cli import main
+
+    port, base = free_port(), str(open_folder / "fleet")
+    assert main(["provision", "--dir", base, "init", "--broker", f"localhost:{port}", "--auth", auth]) == 0
+    assert main(["provision", "--dir", base, "add", "pump-1"]) == 0
+    assert main(["broker-config", "--dir", base, "--listen", "127.0.0.1", "--name", "127.0.0.1"]) == 0
+    made = provision.Fleet(open_folder / "fleet")
+    before = {path.name: owner_and_mode(path) for path in (made.folder / "broker").iterdir()}
+    conf = shutil.copy(made.folder / "broker/mosquitto.conf", open_folder)
+    user = pwd.getpwnam("mosquitto").pw_uid
+    assert all(uid == user for uid, _ in before.values())
+    with Mosquitto(Path(conf), port) as broker:
+        assert Path(f"/proc/{broker.process.pid}").stat().st_uid == user  # type: ignore[union-attr]
+        for act in ("add", "rotate", "finish-rotation"):
+            assert main(["provision", "--dir", base, act, "pump-2"]) == 0
+            assert {path.name: owner_and_mode(path) for path in (made.folder / "broker").iterdir()} == before
+            broker.signal(signal.SIGHUP)
+            time.sleep(0.3)
+            collector, thief, victim = account(made, "collector"), account(made, "pump-2"), account(made, "pump-1")
+            collector.topics = ["stonechat/1/fleet/+/report"]
+            with collector, thief, victim:
+                assert all(wait_for(peer.connected.is_set) for peer in (collector, thief, victim))
+                time.sleep(0.3)
+                mid = thief.client.publish(topic("pump-1", "report"), b"as another", 1).mid
+                wait_for(lambda mid=mid, thief=thief: mid in thief.pubacks)
+                assert str(thief.pubacks.get(mid)) == "Not authorized"
+                thief.publish(topic("pump-2", "report"), b"as itself")
+                victim.publish(topic("pump-1", "report"), b"as itself")
+                assert wait_for(lambda collector=collector: len(collector.got) == 2)
+                assert sorted(name for name, _ in collector.got) == [
+                    topic("pump-1", "report"),
+                    topic("pump-2", "report"),
+                ]
+        assert main(["provision", "--dir", base, "revoke", "pump-2"]) == 0
+        broker.signal(signal.SIGHUP)
+        time.sleep(0.3)
+        with account(made, "pump-1") as still:
+            assert wait_for(still.connected.is_set)
+
+
+@as_root
+@needs_mosquitto
+def test_the_brokers_user_can_plant_nothing_and_links_are_not_followed(open_folder: Path) -> None:
+    made = provision.Fleet.init(open_folder / "fleet", provision.Settings("localhost", 1))
+    broker_config.write(made)
+    place = made.folder / "broker"
+    secret, other = open_folder / "shadow", open_folder / "important"
+    secret.write_text("root's\n")
+    secret.chmod(0o600)
+    other.write_text("important\n")
+    before = owner_and_mode(secret), owner_and_mode(other)
+    as_mosquitto = ["setpriv", "--reuid=mosquitto", "--regid=mosquitto", "--clear-groups", "sh", "-c"]
+    plant = f"ln -s {secret} {place}/x; rm {place}/ca.crt; ln -sf {other} {place}/ca.crt; mv {place}/acl {place}/y"
+    subprocess.run([*as_mosquitto, plant], stderr=subprocess.DEVNULL)
+    assert sorted(os.listdir(place)) == ["acl", "ca.crt", "crl.pem", "mosquitto.conf", "server.crt", "server.key"]
+    os.symlink(secret, place / "x")  # and were it root's own doing
+    for name in ("ca.crt", "acl", "server.key"):
+        (place / name).unlink()
+        os.symlink(other, place / name)
+    broker_config.write(made)
+    made.add("pump-1")
+    assert (owner_and_mode(secret), owner_and_mode(other)) == before
+    assert other.read_text() == "important\n" and secret.read_text() == "root's\n"
+    assert not any((place / name).is_symlink() for name in ("ca.crt", "acl", "server.key"))
+    shutil.rmtree(place)
+    os.symlink(open_folder, place)
+    with pytest.raises(ConfigError, match="link"):
+        broker_config.write(made)
+
+
+@as_root
+@needs_mosquitto
+@pytest.mark.parametrize("auth", ["mtls", "passwords", "plain"])
+def test_the_folder_works_in_debians_conf_d_of_another_machine(auth: str, open_folder: Path) -> None:
+    """Debian's own file, ours copied below it, in another folder than where it was made."""
+    port = free_port()
+    made = provision.Fleet.init(open_folder / "fleet", provision.Settings("localhost", port, auth=auth))
+    made.add("pump-1")
+    there = open_folder / "etc/conf.d"
+    there.mkdir(parents=True)
+    broker_config.write(made, "127.0.0.1", ["127.0.0.1"], install_dir=there)
+    for path in (made.folder / "broker").iterdir():
+        shutil.copy(path, there)
+        shutil.chown(there / path.name, "mosquitto", "mosquitto")
+    made.folder.chmod(0o700)  # nothing is read from where it was made
+    state = open_folder / "state"
+    state.mkdir()
+    shutil.chown(state, "mosquitto")
+    main_file = open_folder / "etc/mosquitto.conf"
+    main_file.write_text(
+        f"pid_file {state}/mosquitto.pid\npersistence true\npersistence_location {state}/\n"
+        f"log_dest file {state}/mosquitto.log\ninclude_dir {there}\n"
+    )
+    with Mosquitto(main_file, port):
+        device = Peer(port, "pump-1") if auth == "plain" else account(made, "pump-1")
+        with device:
+            assert wait_for(device.connected.is_set)
+
+
+@pytest.mark.parametrize("auth", ["plain", "mtls"])
+def test_without_tls_it_listens_on_loopback_unless_asked_otherwise(auth: str, tmp_path: Path) -> None:
+    made = provision.Fleet.init(tmp_path / "f", provision.Settings("localhost", 1883, auth=auth))
+    lines = broker_config.write(made).read_text().splitlines()
+    assert ("listener 1883 127.0.0.1" if auth == "plain" else "listener 1883") in lines
+    assert "listener 1883 10.0.0.1" in broker_config.write(made, "10.0.0.1").read_text().splitlines()
+    assert "listener 1883" in broker_config.write(made, "").read_text().splitlines()
+
+
+@needs_mosquitto
+def test_a_device_whose_folder_is_gone_can_be_revoked(fleet: tuple[provision.Fleet, Mosquitto]) -> None:
+    made, broker = fleet
+    stolen = account(made, "pump-2")
+    for name in ("pump-1", "pump-2"):
+        place = made.folder / "devices" / name
+        os.rename(place, made.folder.parent / name)  # it was moved to the device
+    made.add("pump-3")  # goes on working, and pump-1 stays
+    made.revoke("pump-2")
+    broker.signal(signal.SIGHUP)
+    time.sleep(0.5)
+    with stolen:
+        time.sleep(0.8)
+        assert not stolen.connected.is_set()
+    os.rename(made.folder.parent / "pump-1", made.folder / "devices/pump-1")
+    for name in ("pump-1", "pump-3"):
+        with account(made, name) as still:
+            assert wait_for(still.connected.is_set)
+    with pytest.raises(ConfigError):
+        made.revoke("pump-2")

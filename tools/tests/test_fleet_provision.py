@@ -64,3 +64,69 @@ def test_what_is_refused(tmp_path: Path) -> None:
         provision.Fleet(tmp_path)
     with pytest.raises(ConfigError):
         provision.Fleet.init(tmp_path / "f", provision.Settings("b", 8883))
+
+
+def test_the_collector_and_the_operator_hold_only_what_they_need(tmp_path: Path) -> None:
+    fleet = provision.Fleet.init(tmp_path / "f", provision.Settings("b", 8883, auth="plain"))
+    place = fleet.add("pump-1")
+    secret = keyring.read_secrets(place / "device.key")[0]
+    whole = keyring.DeviceKeys(secret, "pump-1")
+    (collector,) = keyring.Keys(fleet.folder / "keys").of("pump-1")
+    (operator,) = keyring.Keys(fleet.folder / "operator/keys").of("pump-1")
+    assert collector.ack.seal(b"x") == whole.ack.seal(b"x") and operator.command.seal(b"x") == whole.command.seal(b"x")
+    for theirs in ("keys", "collector", "operator"):
+        for path in (fleet.folder / theirs).rglob("*"):
+            assert path.is_dir() or secret.hex() not in path.read_text()
+    assert whole._macs["command"]._key.hex() not in (fleet.folder / "keys/pump-1.keys").read_text()
+    fleet.rotate("pump-1")
+    assert len(keyring.Keys(fleet.folder / "keys").of("pump-1")) == 2
+    fleet.finish_rotation("pump-1")
+    (now,) = keyring.Keys(fleet.folder / "keys").of("pump-1")
+    assert now.fingerprint != collector.fingerprint
+    fleet.revoke("pump-1")
+    assert not list(fleet.folder.rglob("pump-1*"))
+
+
+def test_rotate_leaves_a_configuration_that_somebody_edited(tmp_path: Path) -> None:
+    fleet = provision.Fleet.init(tmp_path / "f", provision.Settings("b", 8883))
+    place = fleet.add("pump-1")
+    edited = (place / "stonechat.toml").read_text() + "\n[report]\nheartbeat_windows = 5\n"
+    (place / "stonechat.toml").write_text(edited)
+    before = (place / "device.key").read_text()
+    fleet.rotate("pump-1")
+    assert (place / "stonechat.toml").read_text() == edited and (place / "device.key").read_text() != before
+    (place / "stonechat.toml").unlink()
+    fleet.finish_rotation("pump-1")
+    fleet.rotate("pump-1")
+    assert "heartbeat_windows" not in (place / "stonechat.toml").read_text()
+
+
+def test_a_folder_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir(mode=0o755)
+    (tmp_path / "etc/passwd").write_text("theirs")
+    os.chmod(tmp_path / "etc", 0o755)
+    with pytest.raises(ConfigError, match="not empty"):
+        provision.Fleet.init(tmp_path / "etc", provision.Settings("b", 8883))
+    assert (tmp_path / "etc").stat().st_mode & 0o777 == 0o755 and os.listdir(tmp_path / "etc") == ["passwd"]
+    (tmp_path / "link").symlink_to(tmp_path / "etc")
+    with pytest.raises(ConfigError):
+        provision.Fleet.init(tmp_path / "link", provision.Settings("b", 8883))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
+def test_what_belongs_to_another_account_still_does_after_it_was_replaced(tmp_path: Path) -> None:
+    fleet = provision.Fleet.init(tmp_path / "f", provision.Settings("b", 8883, auth="passwords"))
+    fleet.add("pump-1")
+    keys = fleet.folder / "keys"
+    for path in (keys, *keys.iterdir(), fleet.folder / "devices/pump-1", fleet.folder / "devices/pump-1/device.key"):
+        os.chown(path, 65534, 65534)
+    os.chmod(keys / "pump-1.keys", 0o640)
+    fleet.rotate("pump-1")
+    fleet.add("pump-2")
+    assert {path.name: (path.stat().st_uid, path.stat().st_mode & 0o777) for path in keys.iterdir()} == {
+        "fleet.toml": (65534, 0o600),
+        "pump-1.keys": (65534, 0o640),
+        "pump-2.keys": (65534, 0o600),
+    }
+    assert (fleet.folder / "devices/pump-1/device.key").stat().st_uid == 65534
+    assert (fleet.folder / "secrets/pump-2.key").stat().st_uid == 0

@@ -1,16 +1,15 @@
 """Address and account of the broker: the arguments of every verb that connects to it."""
 
 import argparse
+import contextlib
 import ssl
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from stonechat.errors import ConfigError
 
+from ..console import read_toml
 from . import wire
-
-MAX_TOML_BYTES = 65_536
 
 
 def add_broker_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,33 +44,18 @@ def split_host(text: str, option: str) -> tuple[str, int | None]:
     return host, int(port) if port else None
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Raises OSError or ConfigError."""
-    with path.open("rb") as file:
-        raw = file.read(MAX_TOML_BYTES + 1)
-    try:
-        if len(raw) > MAX_TOML_BYTES:
-            raise ValueError("too long")
-        return tomllib.loads(raw.decode())
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def _fleet_settings(keys: Path) -> tuple[Path, dict[str, Any]]:
-    """The fleet.toml in or above a folder of keys -> (its folder, its settings); empty settings where there is none."""
-    above = keys.resolve().parent
-    for folder in (keys, above, *((above.parent,) if above.name == "operator" else ())):
-        try:
-            return folder, read_toml(folder / "fleet.toml")
-        except OSError:
-            continue
-    return keys, {}
+def _fleet_settings(keys: Path) -> dict[str, Any]:
+    """The fleet.toml in or above a folder of keys; empty where there is none."""
+    for folder in (keys, keys.resolve().parent):
+        with contextlib.suppress(OSError):
+            return read_toml(folder / "fleet.toml")
+    return {}
 
 
 def broker_options(args: argparse.Namespace, account: str = "") -> dict[str, Any]:
     """The arguments of add_broker_arguments -> keywords of Collector. What is not given comes from the fleet's folder,
     if the keys are in one: broker, prefix, CA, and the files of `account`. Raises ConfigError."""
-    folder, fleet = _fleet_settings(Path(args.keys))
+    fleet = _fleet_settings(Path(args.keys))
     plain = args.plain or (args.broker is None and fleet.get("auth") == "plain")
     host, port = split_host(args.broker or str(fleet.get("broker", "localhost")), "--broker")
     if port is None and args.broker is None and isinstance(fleet.get("port"), int):
@@ -85,7 +69,8 @@ def broker_options(args: argparse.Namespace, account: str = "") -> dict[str, Any
         "prefix": prefix or wire.PREFIX,
         "username": args.user,
     }
-    home = folder / account
+    home = Path(args.keys).resolve().parent  # operator/keys lies in the account's folder, keys/ beside the account's
+    home = home if home.name == account else home / account
     password = Path(args.password_file) if args.password_file else None
     if args.user is None and not args.cert and fleet.get("auth") == "passwords" and (home / "password").is_file():
         options["username"], password = account, home / "password"
@@ -101,8 +86,8 @@ def broker_options(args: argparse.Namespace, account: str = "") -> dict[str, Any
     certificate, key, ca = args.cert, args.key, args.cafile
     if certificate is None and args.user is None and (home / "client.crt").is_file():
         certificate, key = str(home / "client.crt"), str(home / "client.key")
-    if ca is None and fleet.get("auth") in ("mtls", "passwords") and (folder / "ca.crt").is_file():
-        ca = str(folder / "ca.crt")
+    if ca is None and fleet.get("auth") in ("mtls", "passwords") and (home / "ca.crt").is_file():
+        ca = str(home / "ca.crt")
     options["tls"] = _context(ca, certificate, key, int(options["port"]))
     return options
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from paho.mqtt.client import MQTTMessageInfo
 
 HELP = "subscribe to the fleet's reports and store them"
+HOLDS_KEYS = True
 MAX_BATCH = 500
 MAX_WAITING = 4000  # messages between the network thread and the database; the broker keeps the others,
 MAX_WAITING_BYTES = 4_000_000  # with all that they take in memory
@@ -419,7 +420,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    keyring.protect_process()
     keys = keyring.Keys(args.keys)
     options = broker_options(args, "collector")
     stop = threading.Event()

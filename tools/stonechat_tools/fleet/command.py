@@ -25,6 +25,7 @@ from .broker import add_broker_arguments, broker_options
 from .store import Store
 
 HELP = "send a device an authenticated command"
+HOLDS_KEYS = True
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 CONNECT_S = 10.0
 

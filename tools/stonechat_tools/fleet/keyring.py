@@ -241,15 +241,6 @@ class Keys:
         return [DeviceKeys(secret, device, not i) for i, secret in enumerate(read_secrets(path))]
 
 
-def protect_process() -> None:
-    """Keep the keys of this process out of core dumps and away from other processes of its user."""
-    import ctypes
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
-
-
 def new_secret() -> bytes:
     return secrets.token_bytes(SECRET_BYTES)
 

@@ -1,8 +1,10 @@
 """Make, rotate and revoke the identities of a fleet's devices.
 
-One folder holds the fleet: its CA, the collector's keys, what each device gets, what the broker needs. It is made with
-mode 0700 and every secret in it with 0600; none is ever printed. Copy `devices/NAME/` to the device, `keys/` to the
-collector's machine, `broker/` to the broker; keep `ca.key` where none of them is.
+One folder holds the fleet: its CA, the devices' secrets, what each device, the broker, the collector and the operator
+get. It is made with mode 0700 and every secret in it with 0600; none is ever printed. Copy `devices/NAME.tar` to the
+device and run `stonechat-agent install` there; copy `broker/` to the broker, `keys/` and `collector/` to the collector's
+machine, `operator/` to the operator's; keep `ca.key`, `secrets/` and `devices/` where none of them is. The collector's
+keys verify and acknowledge; they can't command.
 
 Examples:
   stonechat provision init --broker broker.example.org
@@ -21,23 +23,26 @@ import datetime
 import hashlib
 import ipaddress
 import json
-import os
+import re
 import secrets
 import shutil
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stonechat.errors import ConfigError
 
+from ..console import model_path, read_toml, write_atomic
 from . import keyring
+from .broker import split_host
+from .bundle import make_bundle
 
 if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
 HELP = "make, rotate and revoke device identities"
+HOLDS_KEYS = True
 RESERVED = ("collector", "operator", "broker", "admin")  # user names at the broker that no device may have
 CA_DAYS = 3650
 CERTIFICATE_DAYS = 1825
@@ -46,22 +51,13 @@ AUTHS = ("mtls", "passwords", "managed", "plain")
 
 
 def write_file(path: Path, data: bytes | str, mode: int = 0o600) -> None:
-    """Replace `path` atomically; it never exists with a wider mode or with half of its content."""
-    raw = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with open(handle, "wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(temporary, mode)  # the umask may have taken bits away from a public file
-    os.replace(temporary, path)
+    """write_atomic, for a secret where nothing else is given."""
+    write_atomic(path, data, mode)
 
 
 def make_folder(path: Path) -> None:
+    """A new folder is private; one that is there keeps its owner and mode."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.chmod(path, 0o700)
 
 
 @dataclass(frozen=True)
@@ -93,23 +89,30 @@ class Fleet:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self.settings = Settings(**tomllib.loads((folder / "fleet.toml").read_text()))
+            values = read_toml(folder / "fleet.toml")
+            self.settings = Settings(**values)
         except OSError:
             raise ConfigError(f"{folder}: no fleet here; `stonechat provision init` makes one") from None
-        except (tomllib.TOMLDecodeError, TypeError) as error:
+        except TypeError as error:
             raise ConfigError(f"{folder}/fleet.toml: {error}") from None
+        for name, default in vars(Settings("", 0)).items():
+            if type(values.get(name, default)) is not type(default):
+                raise ConfigError(f"{folder}/fleet.toml: {name} is not a {type(default).__name__}")
 
     @classmethod
     def init(cls, folder: Path, settings: Settings) -> "Fleet":
         if (folder / "fleet.toml").exists():
             raise ConfigError(f"{folder}: there is a fleet already")
-        for name in ("", "keys", "devices", "broker", "revoked"):
+        if folder.is_symlink() or folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{folder}: is there already and not empty; choose a new folder")
+        for name in ("", "keys", "secrets", "issued", "devices", "broker", "revoked", "operator", "operator/keys"):
             make_folder(folder / name)
         if settings.auth != "plain":
             certificate, key = new_ca(f"stonechat fleet {settings.fleet}")
             write_file(folder / "ca.key", pem_key(key))
             write_file(folder / "ca.crt", pem(certificate), 0o644)
-        write_file(folder / "fleet.toml", settings.to_toml())
+        for place in (folder, folder / "keys", folder / "operator/keys"):
+            write_file(place / "fleet.toml", settings.to_toml())
         fleet = cls(folder)
         for name in ACCOUNTS:
             fleet._issue(name, folder / name)
@@ -118,79 +121,106 @@ class Fleet:
 
     @property
     def devices(self) -> list[str]:
-        return sorted(path.stem for path in (self.folder / "keys").glob("*.key"))
+        return sorted(path.name[:-4] for path in (self.folder / "secrets").glob("*.key"))
 
-    def add(self, device: str) -> Path:
+    def secrets(self, device: str) -> list[bytes]:
+        """Of a device: the current one, then that which is being rotated out. Raises ConfigError."""
+        keyring.check_device_id(device)
+        path = self.folder / "secrets" / (device + ".key")
+        try:
+            return keyring.read_secrets(path)
+        except FileNotFoundError:
+            known = ", ".join(self.devices) or "no devices"
+            raise ConfigError(f"{device} is not in this fleet; there are {known}") from None
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}") from None
+
+    def add(self, device: str, model: Path | None = None) -> Path:
         """A new device -> the folder to copy to it."""
         keyring.check_device_id(device)
         if device in RESERVED:
             raise ConfigError(f"{device} is the name of an account at the broker; choose another")
-        if (self.folder / "keys" / (device + ".key")).exists():
+        if (self.folder / "secrets" / (device + ".key")).exists():
             raise ConfigError(f"{device} is in the fleet already; `rotate` gives it new keys")
         secret = keyring.new_secret()
         place = self.folder / "devices" / device
         self._issue(device, place)
+        if model:
+            write_file(place / "model.tflite", model.read_bytes(), 0o644)
         self._hand_out(device, place, secret)
-        write_file(self.folder / "keys" / (device + ".key"), secret.hex() + "\n")
+        self._write_keys(device, [secret])
         self.write_broker_lists()
         return place
 
     def rotate(self, device: str) -> Path:
         """New keys; reports under the old ones are accepted until finish_rotation()."""
-        place, current = self._known(device)
-        if (place / "old.crt").exists():
+        current = self.secrets(device)
+        if len(current) > 1:
             raise ConfigError(
                 f"{device} is being rotated already; run `stonechat provision finish-rotation {device}` first"
             )
-        if (place / "client.crt").exists():
-            os.replace(place / "client.crt", place / "old.crt")
+        place = self.folder / "devices" / device
         secret = keyring.new_secret()
+        self._write_keys(device, [secret, current[0]])  # the collector knows the new keys before the device has them
         self._issue(device, place)
         self._hand_out(device, place, secret)
-        write_file(self.folder / "keys" / (device + ".key"), f"{secret.hex()}\n{current[0].hex()}\n")
         self.write_broker_lists()
         return place
 
     def finish_rotation(self, device: str) -> None:
-        place, current = self._known(device)
-        write_file(self.folder / "keys" / (device + ".key"), current[0].hex() + "\n")
-        if (place / "old.crt").exists():
-            self._revoke_certificate(place / "old.crt")
+        current = self.secrets(device)
+        self._write_keys(device, current[:1])
+        serials = self._serials(device)
+        self._revoke(device, serials[1:])
+        self._write_serials(device, serials[:1])
         self.write_broker_lists()
 
     def revoke(self, device: str) -> None:
         """The collector forgets its keys and refuses its reports at once; the broker refuses its next connection after
-        a SIGHUP (one that is open lasts until it ends: restart the broker to cut it)."""
-        place, _ = self._known(device)
-        (self.folder / "keys" / (device + ".key")).unlink()
-        for name in ("client.crt", "old.crt"):
-            if (place / name).exists():
-                self._revoke_certificate(place / name)
-        shutil.rmtree(place)
+        a SIGHUP (one that is open lasts until it ends: restart the broker to cut it). What was handed out to the device
+        need not be here any more."""
+        keyring.check_device_id(device)
+        serials = self._serials(device) if device not in RESERVED else []
+        if not serials:
+            self.secrets(device)
+        for name in ("secrets/%s.key", "keys/%s.keys", "operator/keys/%s.keys"):
+            (self.folder / (name % device)).unlink(missing_ok=True)
+        self._revoke(device, serials)
+        (self.folder / "issued" / device).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "devices" / device, ignore_errors=True)
+        self.bundle(device).unlink(missing_ok=True)
         self.write_broker_lists()
 
-    def _known(self, device: str) -> tuple[Path, list[bytes]]:
-        keyring.check_device_id(device)
-        path = self.folder / "keys" / (device + ".key")
-        if not path.exists():
-            raise ConfigError(f"{device} is not in this fleet; there are {', '.join(self.devices) or 'no devices'}")
-        return self.folder / "devices" / device, keyring.read_secrets(path)
+    def _write_keys(self, device: str, found: list[bytes]) -> None:
+        """found: the device's secrets, the current one first. The keys of collector and operator are derived from
+        them."""
+        for place, labels in (("keys", keyring.COLLECTOR_LABELS), ("operator/keys", keyring.OPERATOR_LABELS)):
+            make_folder(self.folder / place)
+            write_file(self.folder / place / (device + ".keys"), keyring.derived_text(found, labels))
+        write_file(self.folder / "secrets" / (device + ".key"), "".join(secret.hex() + "\n" for secret in found))
 
     def _issue(self, name: str, place: Path) -> None:
         """What `name` shows the broker: a certificate or a password."""
         make_folder(place)
         if self.settings.auth in ("mtls", "managed"):
             certificate, key = self.certificate(name)
+            self._write_serials(name, [certificate.serial_number, *self._serials(name)])
             write_file(place / "client.key", pem_key(key))
             write_file(place / "client.crt", pem(certificate), 0o644)
         if self.settings.auth in ("mtls", "passwords"):
-            shutil.copyfile(self.folder / "ca.crt", place / "ca.crt")
+            write_file(place / "ca.crt", (self.folder / "ca.crt").read_bytes(), 0o644)
         if self.settings.auth == "passwords":
             write_file(place / "password", secrets.token_urlsafe(24) + "\n")
 
     def _hand_out(self, device: str, place: Path, secret: bytes) -> None:
         write_file(place / "device.key", secret.hex() + "\n")
-        write_file(place / "stonechat.toml", self.device_toml(device))
+        if not (place / "stonechat.toml").exists():  # somebody may have changed it
+            write_file(place / "stonechat.toml", self.device_toml(device))
+        write_file(self.bundle(device), make_bundle(place))
+
+    def bundle(self, device: str) -> Path:
+        """All that `stonechat-agent install` puts on the device, in one file."""
+        return self.folder / "devices" / f"{device}.tar"
 
     def device_toml(self, device: str) -> str:
         """The agent's configuration for one device; what is not named has its default."""
@@ -256,28 +286,42 @@ class Fleet:
             raise ConfigError(f"{self.folder}/ca.key: not a key of this tool")
         return certificate, key
 
-    def _revoke_certificate(self, path: Path) -> None:
-        from cryptography import x509
+    def _serials(self, name: str) -> list[int]:
+        """Of the certificates that `name` may use, the current one first."""
+        try:
+            return [int(line, 16) for line in (self.folder / "issued" / name).read_text().split()]
+        except FileNotFoundError:
+            return []
+        except ValueError:
+            raise ConfigError(f"{self.folder}/issued/{name}: want one serial number in hex a line") from None
 
-        serial = x509.load_pem_x509_certificate(path.read_bytes()).serial_number
-        os.replace(path, self.folder / "revoked" / f"{serial:040x}.crt")
+    def _write_serials(self, name: str, serials: list[int]) -> None:
+        if serials:
+            make_folder(self.folder / "issued")
+            write_file(self.folder / "issued" / name, "".join(f"{serial:x}\n" for serial in serials))
+
+    def _revoke(self, name: str, serials: list[int]) -> None:
+        for serial in serials:
+            write_file(self.folder / "revoked" / f"{serial:x}", name + "\n")
 
     # --- what the broker needs ----------------------------------------------------------------------------------------
 
-    def write_broker_lists(self) -> None:
-        """broker/acl, passwd, crl.pem as they have to be now; a running mosquitto takes them up on SIGHUP."""
+    def write_broker_lists(self, owner: tuple[int, int] | None = None) -> None:
+        """broker/acl, passwd, crl.pem as they have to be now; a running mosquitto takes them up on SIGHUP. They keep
+        their owners where none is given."""
         place = self.folder / "broker"
         if self.settings.auth == "managed":
             return
-        write_file(place / "acl", acl(self.settings.topics))
+        make_folder(place)
+        write_atomic(place / "acl", acl(self.settings.topics), 0o600, owner)
         if self.settings.auth == "passwords":
             accounts = [(name, self.folder / name) for name in ACCOUNTS]
             accounts += [(device, self.folder / "devices" / device) for device in self.devices]
             before = _entries(place / "passwd")
-            lines = [_password_entry(name, (home / "password").read_text().strip(), before) for name, home in accounts]
-            write_file(place / "passwd", "".join(lines))
+            lines = [_password_entry(name, home / "password", before) for name, home in accounts]
+            write_atomic(place / "passwd", "".join(lines), 0o600, owner)
         if self.settings.auth == "mtls":
-            write_file(place / "crl.pem", self._crl(), 0o644)
+            write_atomic(place / "crl.pem", self._crl(), 0o644, owner)
 
     def _crl(self) -> bytes:
         from cryptography import x509
@@ -287,8 +331,10 @@ class Fleet:
         now = datetime.datetime.now(datetime.UTC)
         builder = x509.CertificateRevocationListBuilder().issuer_name(ca.subject).last_update(now)
         builder = builder.next_update(now + datetime.timedelta(days=CA_DAYS))
-        for path in sorted((self.folder / "revoked").glob("*.crt")):
-            revoked = x509.RevokedCertificateBuilder().serial_number(int(path.stem, 16)).revocation_date(now)
+        for path in sorted((self.folder / "revoked").iterdir()):
+            if not re.fullmatch("[0-9a-f]{1,40}", path.name):
+                continue
+            revoked = x509.RevokedCertificateBuilder().serial_number(int(path.name, 16)).revocation_date(now)
             builder = builder.add_revoked_certificate(revoked.build())
         return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
@@ -307,12 +353,17 @@ def acl(topics: str) -> str:
 
 
 def _entries(path: Path) -> dict[str, str]:
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text().splitlines() if path.is_file() and not path.is_symlink() else []
     return {line.partition(":")[0]: line for line in lines}
 
 
-def _password_entry(name: str, password: str, before: dict[str, str]) -> str:
-    """mosquitto's form (PBKDF2-SHA512); an entry that still fits is left as it is."""
+def _password_entry(name: str, file: Path, before: dict[str, str]) -> str:
+    """mosquitto's form (PBKDF2-SHA512). An entry that still fits is left as it is, and so is that of a device whose
+    folder is not here any more."""
+    try:
+        password = file.read_text().strip()
+    except FileNotFoundError:
+        return before[name] + "\n" if name in before else ""
     old = before.get(name, "").split("$")
     if len(old) == 5 and _hash(password, base64.b64decode(old[3]), int(old[2])) == old[4]:
         return before[name] + "\n"
@@ -412,7 +463,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("finish-rotation", "end the keys that `rotate` replaced"),
         ("revoke", "take devices out of the fleet"),
     ):
-        acts.add_parser(act, help=text).add_argument("device", nargs="+", help="ids of the devices")
+        one = acts.add_parser(act, help=text)
+        one.add_argument("device", nargs="+", help="ids of the devices")
+        if act == "add":
+            one.add_argument(
+                "--model",
+                type=model_path,
+                metavar="FILE",
+                help="a .tflite, or the name of a shipped model, for the bundle (default: the device takes the shipped "
+                "model that works there)",
+            )
     acts.add_parser("list", help="list the devices").add_argument(
         "--json", action="store_true", help="print the list as JSON"
     )
@@ -427,26 +487,26 @@ def run(args: argparse.Namespace) -> int:
         _list(fleet, args.json)
         return 0
     for device in args.device:
-        place = getattr(fleet, args.act.replace("-", "_"))(device)
+        more = {"model": args.model} if args.act == "add" else {}
+        place = getattr(fleet, args.act.replace("-", "_"))(device, **more)
         done = {"add": "added", "rotate": "new keys", "finish-rotation": "old keys ended", "revoke": "revoked"}[
             args.act
         ]
-        print(f"{device}: {done}" + (f"; copy {place}/ to {fleet.settings.install_dir}/ on it" if place else ""))
+        where = f"; copy {fleet.bundle(device)} to it, and there: stonechat-agent install --bundle {device}.tar"
+        print(f"{device}: {done}" + (where if place else ""))
     if fleet.settings.auth in ("mtls", "passwords"):
         print("the broker takes up broker/ on SIGHUP; connections that are open last until they end")
     return 0
 
 
 def _init(folder: Path, args: argparse.Namespace) -> int:
-    host, _, port = args.broker.partition(":")
-    if port and not (port.isdigit() and 0 < int(port) < 65536):
-        raise ConfigError(f"--broker {args.broker}: want HOST or HOST:PORT")
+    host, port = split_host(args.broker, "--broker")
     for name, value in (("--fleet", args.fleet), ("--prefix", args.prefix)):
         if not value.strip("/") or set(value) & set("+#\0 "):
             raise ConfigError(f"{name} {value}: not a topic level")
     settings = Settings(
         broker=host,
-        port=int(port) if port else 1883 if args.auth == "plain" else 8883,
+        port=port if port else 1883 if args.auth == "plain" else 8883,
         fleet=args.fleet,
         prefix=args.prefix.strip("/"),
         auth=args.auth,
@@ -464,7 +524,7 @@ def _init(folder: Path, args: argparse.Namespace) -> int:
 def _list(fleet: Fleet, as_json: bool) -> None:
     rows = []
     for device in fleet.devices:
-        current = keyring.read_secrets(fleet.folder / "keys" / (device + ".key"))
+        current = fleet.secrets(device)
         rows.append({"device": device, "key": keyring.fingerprint(current[0]), "rotating": len(current) > 1})
     if as_json:
         print(json.dumps(rows))

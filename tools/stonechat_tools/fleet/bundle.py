@@ -1,0 +1,27 @@
+"""The bundle of one device: everything that `stonechat-agent install` puts on it, in one file of mode 0600."""
+
+import io
+import tarfile
+from pathlib import Path
+
+from stonechat.errors import ConfigError
+from stonechat.linux import bundle
+
+
+def make_bundle(folder: Path) -> bytes:
+    """The files of `folder` (devices/NAME of a fleet) that a bundle may hold -> the archive. Without a model.tflite
+    in it the device takes the shipped model that works there. Raises ConfigError, OSError."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in bundle.FILES:
+            if (folder / name).is_file():
+                data = (folder / name).read_bytes()
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                entry.mode = 0o600
+                archive.addfile(entry, io.BytesIO(data))
+    try:
+        bundle.parse(packed.getvalue())  # as the device will
+    except ValueError as error:
+        raise ConfigError(f"{folder}: no bundle can be made of it: {error}") from None
+    return packed.getvalue()
