@@ -6,9 +6,9 @@ broker can neither repeat it nor keep it for later. Use the account `operator` o
 collector's: a broker allows one connection each.
 
 Examples:
-  stonechat command pump-1 report-now --keys fleet/keys --broker localhost --plain
-  stonechat command pump-1 mute --until 2h --keys fleet/keys --cafile ca.crt --cert operator.crt --key operator.key
-  stonechat command pump-1 was-normal --report 4711 --keys fleet/keys
+  stonechat command pump-1 report-now --keys fleet/operator/keys
+  stonechat command pump-1 mute --until 2h --keys fleet/operator/keys --broker localhost --plain
+  stonechat command pump-1 was-normal --report 4711 --keys fleet/operator/keys
 """
 
 import argparse
@@ -104,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
     now_s = int(time.time())
     arguments = arguments_of(args, now_s)
     keys = keyring.Keys(args.keys).of(keyring.check_device_id(args.device))
+    keys[0].command  # noqa: B018 - raises ConfigError where these are the collector's keys
     options = broker_options(args, "operator")
     topic = f"{options['prefix'].rstrip('/')}/{args.device}/command"
     with Store(args.db) as store:

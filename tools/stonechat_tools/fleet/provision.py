@@ -2,9 +2,9 @@
 
 One folder holds the fleet: its CA, the devices' secrets, what each device, the broker, the collector and the operator
 get. It is made with mode 0700 and every secret in it with 0600; none is ever printed. Copy `devices/NAME.tar` to the
-device and run `stonechat-agent install` there; copy `broker/` to the broker, `keys/` and `collector/` to the collector's
-machine, `operator/` to the operator's; keep `ca.key`, `secrets/` and `devices/` where none of them is. The collector's
-keys verify and acknowledge; they can't command.
+device and run `stonechat-agent install` there; copy `broker/` to the broker, `keys/` and `collector/` to the
+collector's machine, `operator/` to the operator's; keep `ca.key`, `secrets/` and `devices/` where none of them is. The
+collector's keys verify and acknowledge; they can't command.
 
 Examples:
   stonechat provision init --broker broker.example.org
