@@ -30,6 +30,7 @@ VERBS = {
     "collect": ("stonechat_tools.fleet.collect", "subscribe to the fleet's reports and store them"),
     "report": ("stonechat_tools.fleet.history", "show a device's history as a table or a plot"),
     "command": ("stonechat_tools.fleet.command", "send a device an authenticated command"),
+    "operator": ("stonechat_tools.fleet.operator", "sign the commands that a dashboard or home automation asks for"),
     "provision": ("stonechat_tools.fleet.provision", "make, rotate and revoke device identities"),
     "broker-config": ("stonechat_tools.fleet.broker_config", "write a mosquitto configuration for the fleet"),
     "doctor": (

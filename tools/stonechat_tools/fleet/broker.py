@@ -12,10 +12,13 @@ from ..console import read_toml
 from . import wire
 
 
-def add_broker_arguments(parser: argparse.ArgumentParser) -> None:
+def add_broker_arguments(parser: argparse.ArgumentParser, keys_required: bool = True) -> None:
     """What every verb that talks to the broker takes."""
     parser.add_argument(
-        "--keys", required=True, metavar="FOLDER", help="folder of key files, as `stonechat provision` makes it"
+        "--keys",
+        required=keys_required,
+        metavar="FOLDER",
+        help="folder of key files, as `stonechat provision` makes it",
     )
     parser.add_argument(
         "--broker",

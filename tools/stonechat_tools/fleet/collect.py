@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from stonechat import limits
 from stonechat.errors import ConfigError, StonechatError
 
 from . import keyring, wire
@@ -40,7 +41,7 @@ MAX_WAITING = 4000  # messages between the network thread and the database; the 
 MAX_WAITING_BYTES = 4_000_000  # with all that they take in memory
 MESSAGE_BYTES = 1000  # of memory for a message, beside its payload
 BATCH_WAIT_S = 0.02
-MAX_ACK_RANGES = 16
+MAX_ACK_RANGES = limits.ACK_NUMBERS // 2
 MAX_ACKS_UNSENT = 1000
 RETRY_S = 1.0
 SUBSCRIBE_AGAIN_S = 30.0

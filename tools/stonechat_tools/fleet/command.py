@@ -12,10 +12,12 @@ Examples:
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from stonechat.errors import ConfigError, MQTTError
@@ -28,29 +30,30 @@ HELP = "send a device an authenticated command"
 HOLDS_KEYS = True
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 CONNECT_S = 10.0
+EXPIRES_S = 600
+MAX_AHEAD_S = 31 * 86_400  # no mute or maintenance is longer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("device", help="the device's id")
-    parser.add_argument("command", choices=wire.COMMANDS, help="what the device is to do")
+    parser.add_argument("device", help="id of the device")
+    parser.add_argument("command", choices=wire.COMMANDS, help="what the device should do")
     parser.add_argument("--until", metavar="TIME", help="for mute and maintenance: 90s, 30m, 2h, 1d from now")
     parser.add_argument("--report", type=int, metavar="NUMBER", help="for was-normal: the report's sequence number")
     parser.add_argument("--what", type=int, metavar="NUMBER", help="for release: what to release (default: everything)")
+    parser.add_argument("--expires", default="10m", metavar="TIME", help="not executed later (default 10m)")
+    parser.add_argument("--wait", type=float, default=30.0, metavar="SECONDS", help="for the answer (default 30)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument(
-        "--expires", default="10m", metavar="TIME", help="time after which the device refuses it (default 10m)"
+        "--socket", metavar="PATH", help="of `stonechat operator`, which has the keys and the connection"
     )
-    parser.add_argument(
-        "--wait", type=float, default=30.0, metavar="SECONDS", help="how long to wait for the answer (default 30)"
-    )
-    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
-    add_broker_arguments(parser)
+    add_broker_arguments(parser, keys_required=False)
 
 
 def span_s(text: str) -> int:
     """ "2h" -> 7200. Raises ConfigError."""
     number, unit = text[:-1], text[-1:]
-    if not number.isdigit() or unit not in UNITS_S:
-        raise ConfigError(f"{text!r}: want a time like 90s, 30m, 2h or 1d")
+    if not (number.isascii() and number.isdigit() and len(number) < 10) or unit not in UNITS_S:
+        raise ConfigError(f"{text[:40]!r}: want a time like 90s, 30m, 2h or 1d")
     return int(number) * UNITS_S[unit]
 
 
@@ -64,9 +67,20 @@ def arguments_of(args: argparse.Namespace, now_s: int) -> list[int]:
         return []
     if wants and getattr(args, wants) is None:
         raise ConfigError(f"{args.command} needs --{wants}")
-    if wants == "until":
-        return [now_s + span_s(args.until)]
-    return [getattr(args, wants)] if wants else []
+    found = [now_s + span_s(args.until) if wants == "until" else getattr(args, wants)] if wants else []
+    check_arguments(args.command, found, now_s)
+    return found
+
+
+def check_arguments(command: str, arguments: list[int], now_s: int) -> None:
+    """Raises ConfigError for what no device would carry out."""
+    least, most = {"mute": (1, 1), "maintenance": (1, 1), "was-normal": (1, 1), "release": (0, 1)}.get(command, (0, 0))
+    if not least <= len(arguments) <= most:
+        raise ConfigError(f"{command}: {len(arguments)} arguments, want {least if least == most else '0 or 1'}")
+    if any(not 0 <= argument <= 0xFFFFFFFF for argument in arguments):
+        raise ConfigError(f"{command}: an argument is not a number from 0 to 4294967295")
+    if command in ("mute", "maintenance") and arguments[0] > now_s + MAX_AHEAD_S:
+        raise ConfigError(f"{command}: until a time more than {MAX_AHEAD_S // 86_400} days ahead")
 
 
 def send(options: dict[str, Any], topic: str, payload: bytes) -> None:
@@ -102,24 +116,37 @@ def send(options: dict[str, Any], topic: str, payload: bytes) -> None:
 
 def run(args: argparse.Namespace) -> int:
     now_s = int(time.time())
+    keyring.check_device_id(args.device)
     arguments = arguments_of(args, now_s)
-    keys = keyring.Keys(args.keys).of(keyring.check_device_id(args.device))
-    keys[0].command  # noqa: B018 - raises ConfigError where these are the collector's keys
-    options = broker_options(args, "operator")
-    topic = f"{options['prefix'].rstrip('/')}/{args.device}/command"
-    with Store(args.db) as store:
-        code = wire.COMMANDS[args.command]
-        sequence = store.next_command(args.device, code, arguments)
-        expires_s = now_s + span_s(args.expires)
-        send(options, topic, wire.seal_command(keys[0], sequence, expires_s, code, arguments))
+    code = wire.COMMANDS[args.command]
+    with contextlib.ExitStack() as stack:
+        store = None
+        if args.socket:
+            from .operator import ask
+
+            sequence = ask(Path(args.socket), args.device, args.command, arguments)
+            if Path(args.db).exists():  # the collector's, if it is on this machine
+                store = stack.enter_context(Store(args.db))
+        elif args.keys:
+            keys = keyring.Keys(args.keys).of(args.device)[0]
+            keys.command  # noqa: B018 - raises ConfigError where these are the collector's keys
+            options = broker_options(args, "operator")
+            topic = f"{options['prefix'].rstrip('/')}/{args.device}/command"
+            store = stack.enter_context(Store(args.db))
+            sequence = store.next_command(args.device, code, arguments)
+            expires_s = now_s + span_s(args.expires)
+            send(options, topic, wire.seal_command(keys, sequence, expires_s, code, arguments))
+        else:
+            raise ConfigError("needs --keys (the operator's, such as fleet/operator/keys) or --socket")
         end_s = time.monotonic() + args.wait
-        result = store.answer(args.device, sequence)
-        while result is None and time.monotonic() < end_s:
+        result = store.answer(args.device, sequence) if store else None
+        while store and result is None and time.monotonic() < end_s:
             time.sleep(0.2)
             result = store.answer(args.device, sequence)
-    said = "no answer yet (is `stonechat collect` running?)" if result is None else wire.result_name(result)
+    nobody = "sent; the answer will be in the collector's database" if store is None else "no answer yet"
+    said = nobody + " (is `stonechat collect` running?)" if result is None else wire.result_name(result)
     if args.json:
         print(json.dumps({"device": args.device, "command": args.command, "sequence": sequence, "answer": said}))
     else:
         print(f"{args.device}: {args.command}: {said}", file=sys.stderr if result else sys.stdout)
-    return 0 if result == 0 else 3
+    return 0 if result == 0 or store is None else 3

@@ -13,9 +13,10 @@ import stat
 from pathlib import Path
 
 import cbor2
+from stonechat import limits
 from stonechat.errors import ConfigError, StonechatError
 
-MAX_MESSAGE_BYTES = 512
+MAX_MESSAGE_BYTES = limits.REPORT_BYTES
 MAX_VERIFIED_BYTES = 4096  # a report larger than a message may be is refused by name, if the device has signed it
 SECRET_BYTES = 32
 MAX_FILE_BYTES = 16_384

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import cbor2
+from stonechat import limits
 
 from .keyring import MAX_MESSAGE_BYTES, MAX_VERIFIED_BYTES, DeviceKeys, Rejected
 
 VERSION = 1
-STREAM_BYTES = 4
 PREFIX = "stonechat/1/fleet/"
 LEVELS = ("normal", "watch", "alarm")
 FLAGS = {1: "learning", 2: "muted", 4: "maintenance", 8: "model does not fit"}
@@ -125,20 +125,26 @@ class _Fields:
         return self.count(key, top) if key in self._map else None
 
     def counts(self, key: int, size: int | None) -> tuple[int, ...]:
-        """size: how many, or None for up to 16."""
+        """size: how many, or None for up to limits.CAUSES."""
         value = self._map.get(key)
         if (
             not isinstance(value, (list, tuple))
-            or (len(value) > 16 if size is None else len(value) != size)
+            or (len(value) > limits.CAUSES if size is None else len(value) != size)
             or any(type(item) is not int or not 0 <= item <= _COUNT_MAX for item in value)
         ):
             raise Rejected("malformed", f"key {key}")
         return tuple(value)
 
-    def text(self, key: int, most: int = 64) -> str | None:
+    def text(self, key: int, most_bytes: int) -> str | None:
         value = self._map.get(key)
-        if value is not None and (not isinstance(value, str) or len(value) > most or not value.isprintable()):
+        if value is not None and not isinstance(value, str):
             raise Rejected("malformed", f"key {key}")
+        return None if value is None else _plain(value, most_bytes)
+
+    def detail(self) -> str | None:
+        value = self._map.get(13)
+        if value is not None and (not isinstance(value, str) or value != _plain(value, limits.DETAIL_BYTES)):
+            raise Rejected("malformed", "key 13")
         return value
 
     def octets(self, key: int, most: int) -> bytes | None:
@@ -148,8 +154,8 @@ class _Fields:
         return value
 
     def stream(self) -> bytes:
-        value = self.octets(16, STREAM_BYTES)
-        if value is None or len(value) != STREAM_BYTES:
+        value = self.octets(16, limits.STREAM_BYTES)
+        if value is None or len(value) != limits.STREAM_BYTES:
             raise Rejected("malformed", "key 16")
         return value
 
@@ -186,7 +192,7 @@ def _identity(body: bytes) -> tuple[bytes, int] | None:
         stream, sequence = fields[16], fields[1]
     except Exception:  # as in _Fields
         return None
-    if type(stream) is not bytes or len(stream) != STREAM_BYTES:
+    if type(stream) is not bytes or len(stream) != limits.STREAM_BYTES:
         return None
     return (stream, sequence) if type(sequence) is int and 0 <= sequence <= _COUNT_MAX else None
 
@@ -209,7 +215,7 @@ def _report(device: str, body: bytes) -> Report:
         uptime_s=fields.maybe(4),
         stream=fields.stream(),
         flags=fields.maybe(6, 0xFF) or 0,
-        detail=fields.text(13),
+        detail=fields.detail(),
         lost=fields.maybe(14) or 0,
         body=body,
     )
@@ -231,7 +237,7 @@ def _report(device: str, body: bytes) -> Report:
         return report
     report.score_q8 = report.score_min_q8 = report.score_max_q8 = fields.count(7)
     report.surprise_q8 = fields.count(8)
-    report.features = list(_features(fields.octets(10, 24) or b""))
+    report.features = list(_features(fields.octets(10, limits.FEATURES_BYTES) or b""))
     return report
 
 
@@ -245,12 +251,10 @@ def _features(packed: bytes) -> Iterator[Feature]:
 
 def open_status(device: str, keys: DeviceKeys, message: bytes) -> Status:
     """A status that verifies and fits the CDDL. Raises Rejected."""
-    fields = _Fields(keys.status.open(message))
+    fields = _Fields(keys.status.open(message, limits.STATUS_BYTES))
     sources = fields.raw(11)
     if sources is not None and (
-        not isinstance(sources, (list, tuple))
-        or len(sources) > 32
-        or any(not isinstance(source, str) or len(source) > 32 or not source.isprintable() for source in sources)
+        not isinstance(sources, (list, tuple)) or any(not isinstance(source, str) for source in sources)
     ):
         raise Rejected("malformed", "key 11")
     online = fields.flag(5)
@@ -263,18 +267,26 @@ def open_status(device: str, keys: DeviceKeys, message: bytes) -> Status:
         uptime_s=fields.count(4),
         online=online,
         number=fields.count(6) if online else 0,
-        firmware=fields.text(7),
-        model=fields.octets(8, 32),
-        schema=fields.octets(9, 32),
+        firmware=fields.text(7, limits.FIRMWARE_BYTES),
+        model=fields.octets(8, limits.DIGEST_BYTES),
+        schema=fields.octets(9, limits.DIGEST_BYTES),
         window_ms=fields.maybe(10),
-        sources=tuple(sources or ()),
+        sources=tuple(_plain(source, limits.SOURCE_BYTES) for source in (sources or ())[: limits.SOURCES]),
         adaptation_q8=fields.maybe(12),
         learning=fields.flag(13),
-        agent=fields.text(14),
+        agent=fields.text(14, limits.AGENT_BYTES),
         counters=fields.counts(15, 4) if 15 in fields else (),
         stream=fields.stream(),
         unscored=fields.counts(17, None) if 17 in fields else (),
     )
+
+
+def _plain(text: str, most_bytes: int) -> str:
+    """What a terminal and a page may show of a device's text, cut where it is too long: a status is never refused for
+    a text that its device has signed."""
+    if len(text.encode()) > most_bytes:
+        text = text.encode()[:most_bytes].decode(errors="ignore")
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def seal_ack(
