@@ -18,7 +18,7 @@ from stonechat.delivery import Delivery
 from stonechat.errors import ConfigError, StonechatError
 from stonechat.outbox_memory import MemoryOutbox
 from stonechat_tools.cli import main
-from stonechat_tools.fleet import keyring, operator, provision, wire
+from stonechat_tools.fleet import command, keyring, operator, provision, wire
 from stonechat_tools.fleet.collect import Collector
 from stonechat_tools.fleet.store import Store
 
@@ -68,8 +68,8 @@ def raw(path: Path, data: bytes) -> bytes:
 def test_a_request_becomes_a_command_that_the_device_obeys(fleet: provision.Fleet, door: Path, sent: Sent) -> None:
     secret = keyring.read_secrets(fleet.folder / "devices/pump-1/device.key")[0]
     device = Delivery("pump-1", secret, MemoryOutbox())
-    first = operator.ask(door, "pump-1", "report-now", [])
-    second = operator.ask(door, "pump-1", "mute", [int(time.time()) + 60])
+    first = command.ask(door, "pump-1", "report-now", [])
+    second = command.ask(door, "pump-1", "mute", [int(time.time()) + 60])
     assert second > first
     for topic, payload in sent:
         assert topic == "stonechat/1/fleet/pump-1/command"
@@ -138,7 +138,7 @@ def test_only_a_socket_that_nobody_listens_on_is_replaced(tmp_path: Path, door: 
     operator.Door(tmp_path / "stale", signer).close()
     assert not (tmp_path / "stale").exists()
     with pytest.raises(ConfigError, match="is `stonechat operator` running"):
-        operator.ask(tmp_path / "stale", "pump-1", "report-now", [])
+        command.ask(tmp_path / "stale", "pump-1", "report-now", [])
 
 
 def test_the_collectors_keys_can_not_command(
@@ -162,8 +162,8 @@ def test_from_the_dashboards_side_to_the_device_and_back(tmp_path: Path, broker:
     fleet = provision.Fleet.init(tmp_path / "fleet", settings)
     place = fleet.add("pump-1")
     log = (tmp_path / "log").open("wb")
-    command = [sys.executable, "-m", "stonechat_tools.cli", "operator", "--keys", str(fleet.folder / "operator/keys")]
-    process = subprocess.Popen(command, stderr=log)
+    words = [sys.executable, "-m", "stonechat_tools.cli", "operator", "--keys", str(fleet.folder / "operator/keys")]
+    process = subprocess.Popen(words, stderr=log)
     device = Delivery("pump-1", keyring.read_secrets(place / "device.key")[0], MemoryOutbox(), heartbeat_windows=1)
     peer = Peer(broker.port, "pump-1")
     peer.topics = list(device.subscriptions)

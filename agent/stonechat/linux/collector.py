@@ -10,7 +10,8 @@ from .cgroup_id import GONE, CgroupId
 from .known_peers import KNOWN_AFTER
 from .proc import ProcCollector
 
-_MOST_LACKED = 26  # characters in the status
+_MOST_LACKED = 26  # characters in the status,
+_MOST_LACKS = 4  # of at most this number of things: a status holds limits.SOURCES
 _LINK_HEADER = 14  # bytes of Ethernet, which interfaces count and the programs, one layer higher, do not
 
 
@@ -119,7 +120,7 @@ class LinuxCollector:
         lacks = self.lacks
         if not lacks:
             return self._sources
-        return self._sources + tuple([("lacks", text[:_MOST_LACKED], "") for text in lacks.split("; ")])
+        return self._sources + tuple([("lacks", text[:_MOST_LACKED], "") for text in lacks.split("; ")[:_MOST_LACKS]])
 
     def hold_peers(self, hold: bool) -> None:
         """True while the device is under suspicion: no peer becomes known."""

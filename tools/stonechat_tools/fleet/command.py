@@ -14,6 +14,7 @@ Examples:
 import argparse
 import contextlib
 import json
+import socket
 import sys
 import threading
 import time
@@ -31,6 +32,8 @@ HOLDS_KEYS = True
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 CONNECT_S = 10.0
 EXPIRES_S = 600
+MAX_LINE_BYTES = 4096  # of a request to the operator
+IDLE_S = 30.0  # for its reply
 MAX_AHEAD_S = 31 * 86_400  # no mute or maintenance is longer
 
 
@@ -114,6 +117,25 @@ def send(options: dict[str, Any], topic: str, payload: bytes) -> None:
         client.loop_stop()
 
 
+def ask(path: Path, device: str, command: str, arguments: list[int]) -> int:
+    """Ask the operator at a socket for one command -> its sequence number. Raises ConfigError."""
+    try:
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.connect(str(path))  # before the time limit: with one, a short queue would be an error
+            asking.settimeout(IDLE_S)
+            asking.sendall(json.dumps({"device": device, "command": command, "arguments": arguments}).encode() + b"\n")
+            line = b""
+            while not line.endswith(b"\n") and (got := asking.recv(MAX_LINE_BYTES)):
+                line += got
+        reply = json.loads(line)
+        if "error" in reply:
+            raise ConfigError(str(reply["error"]))
+        return int(reply["sequence"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = getattr(error, "strerror", None) or "no reply"
+        raise ConfigError(f"--socket {path}: {why}; is `stonechat operator` running?") from None
+
+
 def run(args: argparse.Namespace) -> int:
     now_s = int(time.time())
     keyring.check_device_id(args.device)
@@ -122,8 +144,6 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         store = None
         if args.socket:
-            from .operator import ask
-
             sequence = ask(Path(args.socket), args.device, args.command, arguments)
             if Path(args.db).exists():  # the collector's, if it is on this machine
                 store = stack.enter_context(Store(args.db))

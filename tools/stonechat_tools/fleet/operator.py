@@ -35,15 +35,13 @@ from stonechat.errors import ConfigError, StonechatError
 
 from . import keyring, wire
 from .broker import add_broker_arguments, broker_options
-from .command import EXPIRES_S, MAX_AHEAD_S, check_arguments, send
+from .command import EXPIRES_S, IDLE_S, MAX_AHEAD_S, MAX_LINE_BYTES, check_arguments, send
 from .store import Store
 
 HELP = "sign the commands that a dashboard or home automation asks for"
 HOLDS_KEYS = True
-MAX_LINE_BYTES = 4096
 MAX_CONNECTIONS = 8
 MAX_PER_MINUTE = 30
-IDLE_S = 30.0
 
 
 class Operator:
@@ -179,25 +177,6 @@ def _listen(path: Path) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def ask(path: Path, device: str, command: str, arguments: list[int]) -> int:
-    """Ask the operator at a socket for one command -> its sequence number. Raises ConfigError."""
-    try:
-        with socket.socket(socket.AF_UNIX) as asking:
-            asking.connect(str(path))  # before the time limit: with one, a short queue would be an error
-            asking.settimeout(IDLE_S)
-            asking.sendall(json.dumps({"device": device, "command": command, "arguments": arguments}).encode() + b"\n")
-            line = b""
-            while not line.endswith(b"\n") and (got := asking.recv(MAX_LINE_BYTES)):
-                line += got
-        reply = json.loads(line)
-        if "error" in reply:
-            raise ConfigError(str(reply["error"]))
-        return int(reply["sequence"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = getattr(error, "strerror", None) or "no reply"
-        raise ConfigError(f"--socket {path}: {why}; is `stonechat operator` running?") from None
 
 
 def _say(text: str) -> None:
