@@ -255,7 +255,7 @@ def test_the_trace_in_the_page_is_one(tmp_path):
 
 
 def test_the_program_that_embeds_the_agent_runs(tmp_path):
-    """docs/embedding.md's first program, against a real broker, until it is connected and has published."""
+    """docs/embedding.md's first program, against a real broker, until it is connected and has scored a window."""
     from stonechat_tools.fleet.local_broker import LocalBroker
 
     code = _fences((DOCS / "embedding.md").read_text(), "python")[0]
@@ -265,14 +265,15 @@ def test_the_program_that_embeds_the_agent_runs(tmp_path):
             ('"broker.lan")', f'"127.0.0.1", {broker.port})'),
             ('"model.tflite"', repr(str(ROOT / "models/linux-proc-1/model.tflite"))),
             ('"stonechat-data"', repr(str(tmp_path / "data"))),
-            ("while True:", "while agent.reporter.published < 1 and clock() < until:"),
+            ("while True:", "while agent.windows < 1 and clock() < until:"),
         ):
             assert a in code, a
             code = code.replace(a, b)
         names = {"KEY": bytes(range(32)), "clock": time.monotonic, "until": time.monotonic() + 60}
         exec(compile(code, "embedding.md", "exec"), names)
         agent = names["agent"]
-        assert agent.reporter.published == 1 and not agent.errors and not agent.offline
+        assert agent.windows == 1 and not agent.errors, agent.last_error
+        assert agent._client.connected and not agent.offline
         agent.close()
 
 
@@ -342,7 +343,12 @@ def test_modules_named_in_docstrings_and_comments_exist():
         for folder in ("agent", "tools", "firmware_tests", "docs", "examples", "models")
         for path in (ROOT / folder).glob("**/*.py")
     ]
-    known = {"/".join(path.parts[-i:]) for path in files for i in range(1, 6)} | {"boot.py", "main.py", "manifest.py"}
+    known = {"/".join(path.parts[-i:]) for path in files for i in range(1, 6)} | {
+        "_boot.py",
+        "boot.py",
+        "main.py",
+        "manifest.py",
+    }
     gone = {
         f"{path.relative_to(ROOT)}: {name}"
         for path in SOURCES

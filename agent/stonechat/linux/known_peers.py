@@ -32,7 +32,7 @@ class LearnedPeers:
         self._visiting: dict = {}  # the same, of those who may become visitors
         self._window = 0
         self.hold = False  # True: nobody becomes known
-        self.forgotten = 0  # known peers that had to make room
+        self.forgotten = 0  # known peers that were dropped for others
 
     def __len__(self) -> int:
         return len(self._known)

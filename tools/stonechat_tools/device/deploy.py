@@ -205,7 +205,7 @@ def stale(facts: Facts, files: list[tuple[Path, str]], target: str) -> list[str]
 
 
 def check_space(facts: Facts, files: list[Path]) -> None:
-    """Raises ConfigError where `files` have no room on the board."""
+    """Raises ConfigError where `files` do not fit on the board."""
     if facts.free < 0:
         raise ConfigError("the board has no file system at /: flash a firmware with one, or freeze the agent into it")
     needed = sum(-(-path.stat().st_size // BLOCK_BYTES) * BLOCK_BYTES for path in files)

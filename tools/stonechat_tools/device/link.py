@@ -102,7 +102,7 @@ def _mentioned(body: list[ast.stmt]) -> set[str]:
 
 
 def shorten(source: str, kept: Iterable[str]) -> str:
-    """The text of a room that is not linked, with short private names but for those in `kept`."""
+    """The text of a module that is not linked, with short private names except those in `kept`."""
     return ast.unparse(_Shortened({*kept}, private_names(source)).visit(ast.parse(source)))
 
 

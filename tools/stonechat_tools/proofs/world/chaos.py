@@ -96,7 +96,7 @@ class AgentKilled(_OnDevice):
 
 
 class AgentStopped(_OnDevice):
-    """SIGSTOP: the process stands still, its connection stays open."""
+    """SIGSTOP: the process does not run, its connection stays open."""
 
     lasts_s = (2.0, 12.0)
 

@@ -120,7 +120,7 @@ class World:
         self.failures.append(text)
 
     def undisturbed_since(self, device: Device) -> float:
-        """Monotonic seconds since when nothing stands between the device and the table; now, where something does."""
+        """Monotonic seconds since when nothing separates the device from the table; now, where something does."""
         holds, ended_s = self._disturbed.get(device.name, (0, 0.0))
         return time.monotonic() if holds else ended_s
 
