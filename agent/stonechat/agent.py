@@ -91,6 +91,20 @@ class Agent(Loop):
         return self._fuse(verdicts, self._fused) if verdicts[0] else None
 
     @property
+    def model_name(self) -> str:
+        return self.channels[0].scorer.meta.name
+
+    @property
+    def sources(self) -> tuple:
+        """(group, source, note) of the device's own counters."""
+        return self.channels[0].collector.sources
+
+    @property
+    def columns(self) -> list:
+        """Names of the features, as Verdict.explain() counts them: those of all channels, one after the other."""
+        return [column[0] for channel in self.channels for column in channel.collector.schema.columns]
+
+    @property
     def lacks(self) -> str:
         """What the collectors can't read at present, "" where nothing is missing."""
         return "; ".join(

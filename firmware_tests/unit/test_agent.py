@@ -296,3 +296,10 @@ def test_the_state_keeps_nothing_of_models_and_schemas_that_are_gone():
     state.put(b"peers" + b"schema-x", b"gone")
     play([QUIET] * 2, state=state, model=model).save()
     assert sorted(state.sections) == sorted([b"cal" + digest, b"norm" + SCHEMA.id, b"firmware"])
+
+
+def test_what_an_agent_is_made_of_can_be_asked_from_outside():
+    agent = play([QUIET])
+    assert agent.model_name == "echo"
+    assert agent.columns == ["a", "b"]
+    assert [source[0] for source in agent.sources] == ["replay"]

@@ -120,7 +120,8 @@ class Daemon:
         report = config["report"]
         self._where = "broker %s:%d" % (config["mqtt"]["host"], config["mqtt"]["port"])
         key = files.read_key(device["key_file"])
-        model = read_model(config["model"]["file"], config["model"]["backend"])
+        model = self._model = read_model(config["model"]["file"], config["model"]["backend"])
+        self._unfit = False
         user = config["collector"]["user"]
         user_id = privileges.user_ids(user)[0] if os.geteuid() == 0 else None
         credentials = Credentials(config["mqtt"])
@@ -168,10 +169,10 @@ class Daemon:
         self._health_due_ms = ticks_ms()
 
     def plan(self) -> str:
-        scorer = self.agent.channels[0].scorer
-        lines = ["model %s, version %d, digest %s" % (scorer.meta.name, scorer.meta.version, scorer.model.digest.hex())]
-        lines.append("schema %s, windows of %g s" % (scorer.meta.schema_name, self.agent.window_ms / 1000))
-        for group, source, note in self.agent.channels[0].collector.sources:
+        meta = self._model.metadata
+        lines = ["model %s, version %d, digest %s" % (meta.name, meta.version, self._model.digest.hex())]
+        lines.append("schema %s, windows of %g s" % (meta.schema_name, self.agent.window_ms / 1000))
+        for group, source, note in self.agent.sources:
             lines.append("%s: %s%s" % (group, source, " (%s)" % note if note else ""))
         return "\n".join(lines)
 
@@ -181,9 +182,10 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, self._stop if os.isatty(0) or os.isatty(2) else self._reload_soon)
-        scorer = self.agent.channels[0].scorer
-        doing = "learning what is normal here" if scorer.learning else "watching"
-        self.log("info", "%s with model %s, windows of %g s" % (doing, scorer.meta.name, self.agent.window_ms / 1000))
+        doing = "learning what is normal here" if self.agent.learning else "watching"
+        self.log(
+            "info", "%s with model %s, windows of %g s" % (doing, self.agent.model_name, self.agent.window_ms / 1000)
+        )
         self._check_folders()
         while not self.stopping:
             try:
@@ -339,10 +341,19 @@ class Daemon:
         self.agent.connected()
 
     def _on_verdict(self, verdict, agent) -> None:
+        if verdict.unfit != self._unfit:
+            self._unfit = verdict.unfit
+            if verdict.unfit:
+                text = (
+                    "model %s does not fit this device: nothing can alarm while it learns again; if this goes on, train"
+                )
+                self.log(
+                    "warning", text % agent.model_name + " a model on the device's own recordings (stonechat train)"
+                )
+            else:
+                self.log("info", "model %s fits now" % agent.model_name)
         if verdict.changed:
-            columns = []
-            for channel in agent.channels:
-                columns += [column[0] for column in channel.collector.schema.columns]
+            columns = agent.columns
             causes = ["%s %+.1f sd (%d %%)" % (columns[i], z / 16, share) for i, z, share in verdict.explain(3)]
             text = "%s: score %.2f, 1 in 10^%.1f windows; %s" % (
                 LEVEL_NAMES[verdict.level],
