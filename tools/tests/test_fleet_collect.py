@@ -2,19 +2,21 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fleet_support import FakeVerdict, Mosquitto, Peer, broker, needs_mosquitto, wait_for
 from stonechat.delivery import Delivery
 from stonechat.errors import StonechatError
 from stonechat.outbox import Outbox
-from stonechat_tools.fleet import keyring
+from stonechat_tools.fleet import keyring, wire
 from stonechat_tools.fleet.collect import Collector
 from stonechat_tools.fleet.store import Store
 
@@ -201,3 +203,98 @@ def test_the_verbs_work_together(tmp_path: Path, broker: Mosquitto, capsys: pyte
     assert main(["report", "--db", str(db)]) == 1
     said = capsys.readouterr().err
     assert "needs --until" in said and "Traceback" not in said
+
+
+class Line:
+    """A collector without a broker: what a device publishes is taken at once, acknowledgements wait in `pending`."""
+
+    def __init__(self, store: Store, secret: bytes) -> None:
+        self.pending: list[tuple[str, bytes]] = []
+        self.collector = Collector(store, keyring.Keys({"board": secret}))
+        self.collector._client = self  # type: ignore[assignment]
+
+    def ack(self, mid: int, qos: int) -> None:
+        pass
+
+    def publish(self, topic: str, payload: bytes, qos: int) -> None:
+        self.pending.append((topic, payload))
+
+    def take(self, topic: str, payload: bytes, qos: int = 1, retain: bool = False) -> None:
+        self.collector.take([SimpleNamespace(topic=topic, payload=bytes(payload), mid=1, qos=1)])
+
+    def live(self, device: Delivery, windows: int, alarm_from: int = 1 << 30) -> None:
+        """So many windows of 10 s, an alarm from `alarm_from` on."""
+        self.take(device.status_topic, device.status(agent="1.0"))
+        for n in range(windows):
+            device.observe(FakeVerdict(2 if n >= alarm_from else 0, 100 + n % 800), n * 10_000)
+            device.pump(self.take, n * 10_000)
+            while self.pending:
+                device.on_message(*self.pending.pop(0))
+
+
+@pytest.mark.parametrize("clock", ["none", "set"])
+def test_a_board_that_was_flashed_anew_is_heard_at_once(
+    tmp_path: Path, clock: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same id and key, an erased flash: numbers and boots begin again."""
+    for module in ("report", "delivery"):
+        monkeypatch.setattr(f"stonechat.{module}.epoch_s", lambda: 0 if clock == "none" else int(time.time()))
+    secret = keyring.new_secret()
+    with Store(":memory:") as store:
+        line = Line(store, secret)
+        for life in range(3):
+            outbox = Outbox(str(tmp_path / str(life)), 8192)
+            device = Delivery("board", secret, outbox, heartbeat_windows=6, bytes_per_day=0)
+            line.live(device, 600, 300 if life else 1 << 30)
+            assert outbox.after(0) is None and outbox.lost == 0
+            assert store.devices()[0]["level"] == (2 if life else 0)
+        assert store.devices()[0]["conflicts"] == 0 and store.rejections() == {}
+        assert store.count() == line.collector.counts["stored"] >= 300
+        assert sum(row.level == 2 for row in store.history("board", limit=10_000)) >= 100
+
+
+def test_an_image_that_was_restored_is_heard_at_once(tmp_path: Path) -> None:
+    secret = keyring.new_secret()
+    with Store(":memory:") as store:
+        line = Line(store, secret)
+        for life, alarm_from in enumerate((1 << 30, 1 << 30, 20)):
+            folder = tmp_path / str(life)
+            if life:
+                shutil.copytree(tmp_path / "image", folder)  # both later lives start from the same card
+            device = Delivery("board", secret, Outbox(str(folder)), heartbeat_windows=1, bytes_per_day=0)
+            line.live(device, 40, alarm_from)
+            assert device.outbox.after(0) is None
+            if not life:
+                shutil.copytree(folder, tmp_path / "image")
+        assert store.count() == 120 and store.devices()[0]["level"] == 2
+        assert store.rejections() == {}
+
+
+def test_a_device_that_was_rotated_starts_clean_whatever_a_thief_did(tmp_path: Path) -> None:
+    old, new = keyring.new_secret(), keyring.new_secret()
+    folder = tmp_path / "keys"
+    folder.mkdir()
+    (folder / "board.keys").write_text(keyring.derived_text([old], keyring.COLLECTOR_LABELS))
+    with Store(":memory:") as store:
+        line = Line(store, old)
+        line.collector.keys = keyring.Keys(folder)
+        device = Delivery("board", old, Outbox(str(tmp_path / "box")), heartbeat_windows=1, bytes_per_day=0)
+        line.live(device, 20)
+        stolen = keyring.DeviceKeys(old, "board")
+
+        def steal(sequence: int, time_s: int) -> None:
+            fields = {0: 1, 1: sequence, 2: 9, 3: time_s, 5: 0, 7: 1, 8: 1, 9: 1, 16: device.outbox.stream}
+            line.take("stonechat/1/fleet/board/report", stolen.report.seal(wire.encode(fields)))
+
+        now_s = int(time.time())
+        for sequence in (0xFFFFFFFF, *range(21, 200)):
+            steal(sequence, now_s)
+        line.pending.clear()
+        (folder / "board.keys").write_text(keyring.derived_text([new, old], keyring.COLLECTOR_LABELS))
+        device = Delivery("board", new, Outbox(str(tmp_path / "box")), heartbeat_windows=1, bytes_per_day=0)
+        line.live(device, 60, 30)
+        assert device.outbox.after(0) is None
+        steal(500, int(time.time()))  # the old key holds until the rotation is finished, but says nothing of the level
+        found = store.devices()[0]
+        assert found["level"] == 2 and found["conflicts"] == 0
+        assert sum(row.level == 2 for row in store.history("board", limit=10_000)) == 30
