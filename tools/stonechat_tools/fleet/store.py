@@ -636,7 +636,7 @@ class Store:
             " r.flags, r.windows, r.score_q8, r.score_min_q8, r.score_max_q8, r.surprise_q8, r.evidence_q8, r.features,"
             " r.detail, r.lost FROM reports r JOIN streams s ON s.id = r.stream"
             f" WHERE r.device = ? {where} AND r.at_s >= ? AND r.at_s <= ?"
-            " ORDER BY r.at_s DESC, r.stream DESC, r.sequence DESC, r.received_s DESC LIMIT ?",
+            " ORDER BY r.at_s DESC, r.received_s DESC, r.stream DESC, r.sequence DESC LIMIT ?",
             (self._id(device), since_s, 1e12 if until_s is None else until_s, limit),
         )
         return [_row(device, row) for row in reversed(rows)]
