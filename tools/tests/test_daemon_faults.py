@@ -11,11 +11,15 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from agent_process import DEVICE, WINDOW_MS, AgentProcess, is_root, quick_model, wait_for
+from stonechat.detection import ALARM, Verdict
 from stonechat.features import RATE
+from stonechat.linux.daemon import Daemon
 from stonechat.linux.log import Log, Troubles
+from stonechat.linux.schemas import LINUX_PROC_1
 from stonechat.schema import Schema
 from stonechat_tools.fleet.collect import Collector
 from stonechat_tools.fleet.keyring import Keys
@@ -345,3 +349,30 @@ def test_any_clock_will_do(folder: Path, when: str) -> None:
                 goes_on(agent, store, 4)
             finally:
                 agent.stop()
+
+
+def test_a_decoy_does_not_hide_the_next_cause_from_the_log() -> None:
+    lines: list[str] = []
+    names = [name for name, _, _ in LINUX_PROC_1.columns]
+    agent = SimpleNamespace(windows=0, columns=names, model_name="quick")
+    watched = Daemon.__new__(Daemon)
+    watched.agent, watched._named, watched._unfit = agent, {}, False  # type: ignore[assignment]
+    watched.log = lambda level, text: lines.append(text)  # type: ignore[assignment,method-assign]
+    verdict = Verdict(len(LINUX_PROC_1))
+
+    def window(feature: int, changed: bool = False) -> None:
+        agent.windows += 1
+        verdict.level, verdict.changed, verdict.surprise_q8 = ALARM, changed, 1000
+        verdict.parts = [0] * len(verdict.parts)
+        verdict.parts[feature] = 100
+        watched._on_verdict(verdict, agent)
+
+    window(3, changed=True)
+    for _ in range(500):
+        window(3)
+    assert len(lines) == 1
+    window(7)
+    for _ in range(30):
+        window(3)
+        window(7)
+    assert len(lines) == 2 and lines[1].startswith("alarm goes on") and LINUX_PROC_1.columns[7][0] in lines[1]

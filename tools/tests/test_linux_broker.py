@@ -1,5 +1,6 @@
 """Reaching the broker from Linux: name look-ups that nobody waits for, every address, back-off, and plain words."""
 
+import contextlib
 import errno
 import socket
 import ssl
@@ -263,6 +264,21 @@ def test_waits_double_whatever_the_stage_that_fails(kind: Any, behave: Any, peer
     assert 3 <= len(peer.times) <= 4, peer.times  # 0, 1, 3, 7 s at the latest; half of that at the earliest
     assert peer.times[1] - peer.times[0] < 1.5, "the first retry comes within a second"
     assert said and len(set(said)) == 1, said
+
+
+@BOTH
+def test_a_connection_whose_end_publish_meets_first_is_not_made_again_at_once(kind: Any, peers: list[Peer]) -> None:
+    peer = Peer(welcomes_and_closes)
+    peers.append(peer)
+    client = kind("d", "127.0.0.1", peer.port)
+    errors_of(client, 5, lambda: client.connected)
+    time.sleep(0.3)  # the peer has closed
+    for _ in range(3):
+        with contextlib.suppress(OSError, MQTTError):
+            client.publish("t", b"x", 1)
+    errors_of(client, 0.3)
+    assert len(peer.times) == 1
+    client.close()
 
 
 @BOTH

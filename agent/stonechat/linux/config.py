@@ -265,7 +265,7 @@ def check(raw: dict, path: str = "config") -> dict:
     """raw: what the TOML file said -> the whole configuration. Raises ConfigError."""
     for section in raw:
         if section not in KEYS:
-            raise ConfigError("%s: unknown section [%s]%s" % (path, section[:_MAX_SHOWN], _nearest(section, KEYS)))
+            raise ConfigError("%s: unknown section [%s]%s" % (path, _shown(section)[1:-1], _nearest(section, KEYS)))
         if not isinstance(raw[section], dict):
             raise ConfigError("%s: %s must be a section: [%s]" % (path, section, section))
     config: dict = {}
@@ -273,7 +273,9 @@ def check(raw: dict, path: str = "config") -> dict:
         given = raw.get(section, {})
         for name in given:
             if name not in keys:
-                raise ConfigError("%s: [%s] has no key %s%s" % (path, section, name[:_MAX_SHOWN], _nearest(name, keys)))
+                raise ConfigError(
+                    "%s: [%s] has no key %s%s" % (path, section, _shown(name)[1:-1], _nearest(name, keys))
+                )
         config[section] = {}
         for name, key in keys.items():
             value = given.get(name, key.default)
@@ -292,6 +294,7 @@ def _shown(value) -> str:
         text = _toml(value)
     except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
         text = "something of that size"
+    text = "".join([c if c.isprintable() else "?" for c in text[: _MAX_SHOWN + 1]])
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
 
 

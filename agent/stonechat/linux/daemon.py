@@ -28,7 +28,9 @@ from .tflite_runtime import TfliteRuntime
 LEVEL_NAMES = {NORMAL: "normal", WATCH: "watch", ALARM: "alarm"}
 IDLE_MS = 1000  # the longest nap while connected: a message ends it at once, a signal does not
 CONNECTING_MS = 100  # and while a connection is being made
-HEALTH_EVERY_MS = 60_000
+HEALTH_EVERY_MS = 60_000  # at most, for the counts; what is lacking is written at once
+NEWS_Q8 = 768  # surprise, 1 in 1,000 windows, from which on a new cause of an alarm that goes on is logged,
+NEWS_WINDOWS = 60  # where it has not led the explanation for that long: a decoy does not hide what comes after it
 
 # Exit statuses; the unit's RestartPreventExitStatus names those after which a restart can't help.
 EXIT_CONFIG = 1  # configuration, model or sources: somebody must change something
@@ -165,8 +167,10 @@ class Daemon:
         )
         self._connect(credentials)
         self._lacks = ""
-        self._health: tuple = ()
-        self._health_due_ms = ticks_ms()
+        self._named: dict = {}  # feature: window in which it last led the explanation of this alarm
+        self._health: tuple = (None,)
+        self._write_due_ms = ticks_ms()
+        self._look_due_ms = ticks_ms()
 
     def plan(self) -> str:
         meta = self._model.metadata
@@ -219,8 +223,8 @@ class Daemon:
                     sleep_ms(min(agent.due_in_ms, CONNECTING_MS))
         except (StonechatError, OSError) as error:
             self.troubles.say(self._where, explain(error, was_connected))
-        if ticks_diff(ticks_ms(), self._health_due_ms) >= 0:
-            self._health_due_ms = ticks_add(ticks_ms(), min(agent.window_ms, IDLE_MS))
+        if ticks_diff(ticks_ms(), self._look_due_ms) >= 0:
+            self._look_due_ms = ticks_add(ticks_ms(), min(agent.window_ms, IDLE_MS))
             self._look_round()
 
     def _look_round(self) -> None:
@@ -250,9 +254,10 @@ class Daemon:
             else:
                 self.troubles.recovered("sources", 0)
         health = (lacks, tuple(agent.unscored), agent.windows // 360)
-        if health != self._health:
+        now_ms = ticks_ms()
+        if health != self._health and (lacks != self._health[0] or ticks_diff(now_ms, self._write_due_ms) >= 0):
             self._health = health
-            self._health_due_ms = ticks_add(ticks_ms(), max(agent.window_ms, IDLE_MS))
+            self._write_due_ms = ticks_add(now_ms, HEALTH_EVERY_MS)
             self._write_health()
 
     def _write_health(self) -> None:
@@ -353,15 +358,28 @@ class Daemon:
             else:
                 self.log("info", "model %s fits now" % agent.model_name)
         if verdict.changed:
+            self._named = {}
+        leading = [index for index, _, _ in verdict.explain(1)] if verdict.level == ALARM else []
+        new_cause = bool(leading) and verdict.surprise_q8 >= NEWS_Q8 and self._windows_since(leading[0]) >= NEWS_WINDOWS
+        for index in leading:
+            self._named[index] = agent.windows
+        if verdict.changed or new_cause:
             columns = agent.columns
             causes = ["%s %+.1f sd (%d %%)" % (columns[i], z / 16, share) for i, z, share in verdict.explain(3)]
-            text = "%s: score %.2f, 1 in 10^%.1f windows; %s" % (
+            text = "%s%s: score %.2f, 1 in 10^%.1f windows; %s" % (
                 LEVEL_NAMES[verdict.level],
+                "" if verdict.changed else " goes on",
                 verdict.score_q8 / 256,
                 verdict.surprise_q8 / 256,
                 ", ".join(causes),
             )
             self.log("info" if verdict.level == NORMAL else "warning", text)
+
+    def _windows_since(self, index: int) -> int:
+        """Windows since this feature led an alarm's explanation; NEWS_WINDOWS where it has not in this alarm."""
+        if index not in self._named:
+            return NEWS_WINDOWS
+        return int(self.agent.windows - self._named[index])
 
 
 def describe(error: BaseException) -> str:

@@ -17,10 +17,11 @@ def read_regular(path: str, most: int, what: str) -> "tuple[bytes, int]":
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise ConfigError("%s %s: %s" % (what, path, getattr(error, "strerror", None) or error))
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        raise ConfigError("%s %s is not a file" % (what, path))
     with open(fd, "rb") as file:
-        mode = os.fstat(fd).st_mode
-        if not stat.S_ISREG(mode):
-            raise ConfigError("%s %s is not a file" % (what, path))
         try:
             return file.read(most), mode
         except OSError as error:

@@ -122,7 +122,9 @@ class Paho:
         """Move bytes; waits at most wait_s. Raises OSError or MQTTError once when the connection, or a try to make one,
         fails; tries again when that is due."""
         try:
-            if self._client.socket() is None:
+            if self._lost is not None:  # a publish() has met the end of the connection
+                pass
+            elif self._client.socket() is None:
                 self._connect(wait_s)
             else:
                 self._move(wait_s)
