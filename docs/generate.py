@@ -37,9 +37,12 @@ def version() -> str:
 def parsers() -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
     """-> (command, one line of help, its parser) of the agent, each verb, and each of its sub-commands."""
     from stonechat.linux import cli as agent
+    from stonechat.linux import install
     from stonechat_tools import cli
 
     yield from _with_children("stonechat-agent", "the agent as a Linux service", agent.make_parser())
+    for act, line in install.ACTS.items():
+        yield f"stonechat-agent {act}", line, install.make_parser(act)
     for verb, (module, line) in cli.VERBS.items():
         verb_module = importlib.import_module(module)
         parser = argparse.ArgumentParser(description=verb_module.__doc__)

@@ -2,6 +2,7 @@
 
     python firmware_tests/targets.py            list the targets and say why one is missing
     python firmware_tests/targets.py install    fetch what is missing into .targets/ and typings/
+    python firmware_tests/targets.py install system    and what `make test-system` runs
 
 unix-x64 comes with a wheel. The two 32-bit ones are Debian's packages for i386 and armhf, unpacked into a folder with
 the C library they need: nothing on the system changes. The stubs go into typings/, never into site-packages.
@@ -12,7 +13,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +115,11 @@ def apt_source(suite: str = SUITE) -> str:
 
 def install_sysroot(architecture: str) -> None:
     """Download micropython and its libraries for `architecture` and unpack them into .targets/ARCHITECTURE."""
-    destination = SYSROOTS / architecture
+    _unpack("micropython", architecture, SYSROOTS / architecture)
+
+
+def _unpack(package: str, architecture: str, destination: Path) -> None:
+    """A package of SUITE with all that it depends on, downloaded and unpacked; nothing on the system changes."""
     with tempfile.TemporaryDirectory(dir=SYSROOTS) as scratch:
         base = Path(scratch)
         for folder in ("state/lists/partial", "cache/archives/partial", "root"):
@@ -133,19 +140,59 @@ def install_sysroot(architecture: str) -> None:
         apt = ["apt-get", "-q", *[f"-o{key}={value}" for key, value in options.items()]]
         subprocess.run([*apt, "update"], check=True, capture_output=True, text=True)
         plan = subprocess.run(
-            [*apt, "install", "--no-install-recommends", "--simulate", "micropython"],
+            [*apt, "install", "--no-install-recommends", "--simulate", package],
             check=True,
             capture_output=True,
             text=True,
         )
         packages = [line.split()[1] for line in plan.stdout.splitlines() if line.startswith("Inst ")]
         subprocess.run([*apt, "download", *packages], check=True, capture_output=True, text=True, cwd=base)
-        for package in base.glob("*.deb"):
-            subprocess.run(["dpkg-deb", "-x", str(package), str(base / "root")], check=True)
+        for archive in base.glob("*.deb"):
+            subprocess.run(["dpkg-deb", "-x", str(archive), str(base / "root")], check=True)
         if not (base / "root/lib").exists():  # merged /usr: the program names its loader by /lib
             (base / "root/lib").symlink_to("usr/lib")
         shutil.rmtree(destination, ignore_errors=True)
         (base / "root").rename(destination)
+
+
+# --- Python of Debian trixie, which is that of Raspberry Pi OS trixie -------------------------------------------------
+
+PYTHON = "python3.13"
+_WRAPPER = """#!/bin/sh
+# Debian's Python with the C library that it was built for.
+exec {loader} --library-path {libraries} {program} "$@"
+"""
+_SITE = """import sys
+sys.executable = {wrapper!r}  # else a child would start the program itself, with this machine's older C library
+"""
+
+
+def trixie_python() -> Target:
+    wrapper = SYSROOTS / PYTHON / "bin" / PYTHON
+    return Target(PYTHON, [str(wrapper)], None if wrapper.exists() else _why_missing(PYTHON), 64)
+
+
+def install_python() -> None:
+    """Python 3.13 of trixie into .targets/python3.13, with bin/python3.13 to start it by."""
+    root = SYSROOTS / PYTHON
+    if not trixie_python().missing:
+        return
+    print(f"setup: {PYTHON} of Debian {SUITE} into .targets/", flush=True)
+    command = ["dpkg", "--print-architecture"]
+    architecture = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    _unpack(PYTHON, architecture, root)
+    loader = next(path for path in sorted(root.glob("usr/lib*/ld-linux*.so.*")) + sorted(root.glob("usr/lib/*/ld-*")))
+    libraries = next(path.parent for path in root.glob("usr/lib/*/libc.so.6"))
+    wrapper = root / "bin" / PYTHON
+    site = root / "usr/lib" / PYTHON / "sitecustomize.py"
+    site.unlink(missing_ok=True)  # a link to /etc
+    site.write_text(_SITE.format(wrapper=str(wrapper)))
+    (root / "bin").mkdir(exist_ok=True)
+    script = _WRAPPER.format(loader=loader, libraries=libraries, program=root / "usr/bin" / PYTHON)
+    new = wrapper.with_suffix(".new")
+    new.write_text(script)
+    new.chmod(0o755)
+    new.rename(wrapper)
 
 
 def install_stubs() -> None:
@@ -173,26 +220,34 @@ def install_stubs() -> None:
         print("setup: no stubs: " + result.stderr.strip().splitlines()[-1])
 
 
-def install() -> None:
+def install(system: bool = False) -> None:
+    """What is missing; `system`: what `make test-system` needs as well."""
     SYSROOTS.mkdir(exist_ok=True)
-    for architecture, binary in (("i386", unix_i386), ("armhf", unix_armhf)):
-        if (SYSROOTS / architecture / "usr/bin/micropython").exists() or binary().missing is None:
-            continue
-        note = SYSROOTS / (architecture + ".why")
-        print(f"setup: MicroPython for {architecture} into .targets/", flush=True)
-        try:
-            install_sysroot(architecture)
-            note.unlink(missing_ok=True)
-        except (OSError, StopIteration, subprocess.CalledProcessError) as error:
-            said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-            note.write_text("could not be fetched: " + (said[-1] if said else type(error).__name__))
-            print(f"setup: {architecture}: {note.read_text()}")
+    wanted = [("i386", unix_i386), ("armhf", unix_armhf)]
+    for architecture, target in wanted:
+        if not (SYSROOTS / architecture / "usr/bin/micropython").exists() and target().missing:
+            print(f"setup: MicroPython for {architecture} into .targets/", flush=True)
+            _try(architecture, partial(install_sysroot, architecture))
+    if system:
+        _try(PYTHON, install_python)
     install_stubs()
 
 
+def _try(name: str, work: Callable[[], None]) -> None:
+    """Does it, or notes why it could not be done."""
+    note = SYSROOTS / (name + ".why")
+    try:
+        work()
+        note.unlink(missing_ok=True)
+    except (OSError, StopIteration, subprocess.CalledProcessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        note.write_text("could not be fetched: " + (said[-1] if said else type(error).__name__))
+        print(f"setup: {name}: {note.read_text()}")
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] == ["install"]:
-        install()
+    if sys.argv[1:2] == ["install"]:
+        install(system=sys.argv[2:] == ["system"])
     else:
-        for target in targets():
+        for target in [*targets(), trixie_python()]:
             print(f"{target.name:12} {target.missing or 'ready'}")

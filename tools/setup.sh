@@ -112,7 +112,7 @@ fi
 rm -f .venv/unfinished
 if [ "$LEVEL" = demo ]; then
     if ! stamped test && ! stamped demo; then
-        say "installing what the demo needs: 8 MB to download, once"
+        say "installing what the demo needs: 6 MB to download, once"
         broker=""
         command -v mosquitto >/dev/null 2>&1 || [ -x /usr/sbin/mosquitto ] || broker="--group broker"
         pip_install -e '.[linux]' --group demo $broker
@@ -136,4 +136,8 @@ if [ ! -f .venv-cose/stamp ]; then
 fi
 
 # --- MicroPython targets and stubs: said by name when one can't be had ------------------------------------------------
-.venv/bin/python firmware_tests/targets.py install
+if [ "$LEVEL" = system ]; then
+    .venv/bin/python firmware_tests/targets.py install system
+else
+    .venv/bin/python firmware_tests/targets.py install
+fi

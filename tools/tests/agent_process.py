@@ -1,15 +1,20 @@
 """The daemon as a process under test: a quick model, a configuration, and what it said."""
 
+import atexit
+import functools
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import stonechat
 from stonechat.features import RATE, SHARE
 from stonechat.linux.schemas import LINUX_PROC_1
 from stonechat.schema import Schema
@@ -114,3 +119,15 @@ def wait_for(what: Callable[[], object], timeout_s: float = 30.0, say: Callable[
 
 def is_root() -> bool:
     return os.geteuid() == 0
+
+
+@functools.cache
+def readable_agent() -> Path:
+    """The agent's package in a folder that every user can read, wherever the working copy lies."""
+    folder = Path(tempfile.mkdtemp(prefix="stonechat-agent-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    source = Path(stonechat.__file__).parent
+    shutil.copytree(source, folder / "stonechat", ignore=shutil.ignore_patterns("models", "__pycache__"))
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return folder

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import stonechat.linux
+from agent_process import readable_agent
 from stonechat_tools.proofs import kernels, syscall_tables
 from test_linux_bpf import facts, needs_bpf
 
 UNIT = Path(stonechat.linux.__file__).parent / "stonechat-agent.service"
-AGENT = Path(stonechat.linux.__file__).parents[2]
 SYSTEM_PYTHON = "/usr/bin/python3"  # readable by every user, as a venv below a home folder is not
 
 
@@ -56,7 +56,7 @@ def as_the_unit(*arguments: str) -> "subprocess.Popen[bytes]":
     command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]
     command += [f"--inh-caps={capabilities}", f"--ambient-caps={capabilities}", f"--bounding-set=-all,{capabilities}"]
     return subprocess.Popen(
-        [*command, SYSTEM_PYTHON, "-B", "-c", STARTS, str(AGENT), *arguments],
+        [*command, SYSTEM_PYTHON, "-B", "-c", STARTS, str(readable_agent()), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd="/",

@@ -43,6 +43,7 @@ def test_metadata_of_others_and_of_an_older_format() -> None:
 def test_a_big_model_runs(per_channel: bool) -> None:
     data = generated.chain(np.random.default_rng(5), [640, 200, 8, 200, 405, 88], per_channel)
     assert 250_000 < len(data) <= 276_480
+    pytest.importorskip("tflite_runtime")
     x = bytes(range(256)) * 2 + bytes(128)
     assert bytes(load_model(data).run(x)) == bytes(load_model(data, TfliteRuntime).run(x))
 
@@ -67,6 +68,7 @@ def test_memoryviews_and_bytearrays() -> None:
 
 
 def test_tflite_runtime_says_what_it_refuses() -> None:
+    pytest.importorskip("tflite_runtime")
     backend = load_model(small(), TfliteRuntime)
     with pytest.raises(ModelError, match="input: 3 bytes"):
         backend.run(bytes(3))
@@ -125,6 +127,7 @@ def test_work_is_bounded() -> None:
 
 
 def test_the_daemon_can_compute_with_tflite_runtime() -> None:
+    pytest.importorskip("tflite_runtime")
     from stonechat.linux.daemon import read_model
 
     shipped = Path(__file__).resolve().parents[2] / "models" / "micropython-1" / "model.tflite"

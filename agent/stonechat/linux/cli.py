@@ -3,6 +3,7 @@
     stonechat-agent --config /etc/stonechat/stonechat.toml
     stonechat-agent --example-config > stonechat.toml
     stonechat-agent --config stonechat.toml --check      # read everything, say what would run, start nothing
+    stonechat-agent install --bundle sensor-7.tar        # as root: user, files and systemd unit; `uninstall` undoes it
 
 Exit status: 0 stopped by a signal; 1 it can't run before somebody changes something (the message says what and how);
 2 wrong usage; 70 an error that nothing foresaw; 75 it may run later: another instance runs, or the system refused.
@@ -70,6 +71,11 @@ def become_service(config: dict) -> None:
 
 def main(argv: list | None = None) -> int:
     keep_standard_files()
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in ("install", "uninstall"):
+        from . import install
+
+        return install.main(argv)
     args = parse(argv)
     if args.example_config:
         sys.stdout.write(configuration.example())

@@ -5,8 +5,10 @@ that `stonechat-agent --example-config` prints all come from it.
 """
 
 import tomllib
+from os.path import isfile
 
 from ..errors import ConfigError
+from . import shipped
 from .files import read_regular
 
 
@@ -252,13 +254,19 @@ def load(path: str) -> dict:
     if len(data) > MAX_BYTES:
         raise ConfigError("%s is larger than %d bytes" % (path, MAX_BYTES))
     try:
-        return check(tomllib.loads(data.decode("utf-8-sig").replace("\r\n", "\n")), path)
+        config = check(tomllib.loads(data.decode("utf-8-sig").replace("\r\n", "\n")), path)
     except RecursionError:
         raise ConfigError("%s is not TOML that can be read: brackets nested too deeply" % path)
     except UnicodeDecodeError as error:
         raise ConfigError("%s is not TOML: it is not UTF-8 (%s)" % (path, error.reason))
     except ValueError as error:  # tomllib.TOMLDecodeError, and a number of thousands of digits
         raise ConfigError("%s is not TOML: %s" % (path, str(error)[:200]))
+    file = config["model"]["file"]
+    config["model"]["file"] = shipped.path(file)
+    if "/" not in file and config["model"]["file"] == file and not isfile(file):
+        names = ", ".join(shipped.names())
+        raise ConfigError("%s: [model] file %s: no such file; models of the package: %s" % (path, file, names))
+    return config
 
 
 def check(raw: dict, path: str = "config") -> dict:

@@ -4,8 +4,9 @@ import io
 import tarfile
 from pathlib import Path
 
-from stonechat.errors import ConfigError
+from stonechat.errors import ConfigError, ModelError
 from stonechat.linux import bundle
+from stonechat.model import load_model
 
 
 def make_bundle(folder: Path) -> bytes:
@@ -25,3 +26,19 @@ def make_bundle(folder: Path) -> bytes:
     except ValueError as error:
         raise ConfigError(f"{folder}: no bundle can be made of it: {error}") from None
     return packed.getvalue()
+
+
+def check_model(path: Path) -> bytes:
+    """The bytes of a model that an agent will take. Raises ModelError, ConfigError where it will not, OSError."""
+    most = bundle.FILES["model.tflite"][0]
+    with open(path, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ConfigError(f"--model {path}: larger than {most} bytes")
+    try:
+        metadata = load_model(data).metadata
+    except ModelError as error:
+        raise ModelError(f"--model {path}: {error}") from None
+    if metadata is None:
+        raise ModelError(f"--model {path}: it has no stonechat metadata; make one with `stonechat train`")
+    return data

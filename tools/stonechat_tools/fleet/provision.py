@@ -35,7 +35,7 @@ from stonechat.errors import ConfigError
 from ..console import model_path, read_toml, write_atomic
 from . import keyring
 from .broker import split_host
-from .bundle import make_bundle
+from .bundle import check_model, make_bundle
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -143,10 +143,11 @@ class Fleet:
         if (self.folder / "secrets" / (device + ".key")).exists():
             raise ConfigError(f"{device} is in the fleet already; `rotate` gives it new keys")
         secret = keyring.new_secret()
+        data = check_model(model) if model else b""  # before anything is made
         place = self.folder / "devices" / device
         self._issue(device, place)
         if model:
-            write_file(place / "model.tflite", model.read_bytes(), 0o644)
+            write_file(place / "model.tflite", data, 0o644)
         self._hand_out(device, place, secret)
         self._write_keys(device, [secret])
         self.write_broker_lists()

@@ -26,6 +26,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..console import model_path
+
 NAME = "broker.example.org"
 TRANSPORTS = ("auto", "paho")
 MARGIN = 3  # windows: the first only primes, one may be under way at each end
@@ -37,7 +39,6 @@ _SWALLOWING = (  # the other end of the pair takes no packet for a hardware addr
     "link set far0 up",
     "link set out0 up",
 )
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def main() -> int:
     parser.add_argument("--outage", action="append", choices=sorted(OUTAGES), help="this one only (again for more)")
     parser.add_argument("--transport", action="append", help="this one only (again for more)")
     parser.add_argument("--agent", default="", help="the agent's command, in one text (default: stonechat-agent)")
-    default = ROOT / "models" / "linux-proc-1" / "model.tflite"
+    default = model_path("linux-proc-1")
     parser.add_argument("--model", type=Path, default=default, help="with windows of 5 s (default %(default)s)")
     parser.add_argument("command", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args()

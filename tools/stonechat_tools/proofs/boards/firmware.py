@@ -13,7 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[4]
+from stonechat_tools.console import working_copy
+
+ROOT = working_copy()
 BOARDS = ROOT / ".targets/boards"
 SUITE = "trixie"
 SOURCES = ("micropython", "mbedtls", "lwip")

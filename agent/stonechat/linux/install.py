@@ -1,0 +1,488 @@
+"""`stonechat-agent install` and `uninstall`: one device from its bundle to a running service, and back.
+
+    sudo /opt/stonechat/bin/stonechat-agent install --bundle sensor-7.tar
+    sudo /opt/stonechat/bin/stonechat-agent install --bundle sensor-7.tar --dry-run
+    sudo /opt/stonechat/bin/stonechat-agent uninstall            # keeps keys, state and outbox
+    sudo /opt/stonechat/bin/stonechat-agent uninstall --purge
+
+Makes the user `stonechat`, /etc/stonechat with what the bundle holds, /var/lib/stonechat and the systemd unit, enables
+and starts it. What it made is recorded in /etc/stonechat/installed.json, and uninstall takes back nothing else. Both
+may be repeated. No link is followed; what was there before is neither overwritten nor given another owner.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+
+from ..errors import ConfigError, StonechatError
+from . import bundle, config, shipped
+from .tree import Tree
+
+ACTS = {"install": "install the service from a bundle", "uninstall": "take back what install recorded"}
+USER = "stonechat"
+ETC = "/etc/stonechat"
+STATE = "/var/lib/stonechat"
+SERVICE = "stonechat-agent.service"
+UNIT = "/etc/systemd/system/" + SERVICE
+RECORD = ETC + "/installed.json"
+PATHS = [ETC + "/" + name for name in bundle.FILES] + [UNIT]  # the only files that are ever written or removed
+SECRETS = [ETC + "/" + name for name, (_, _, secret) in bundle.FILES.items() if secret] + [ETC + "/client.crt"]
+_START_S = 20.0
+_HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # ProtectHome= and PrivateTmp= of the unit
+_PLAIN = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._+-")
+
+
+class Record:
+    """What install made: read back by the next install and by uninstall."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        data = tree.read(RECORD)
+        self.there = data is not None
+        self.user = self.group = False  # made by install?
+        self.folders: list = []
+        self.files: dict = {}  # path: SHA-256 of what was written
+        if data is None:
+            return
+        try:
+            found = json.loads(data)
+            self.user, self.group = bool(found["user"]), bool(found["group"])
+            self.folders = [path for path in (ETC, STATE) if path in list(found["folders"])]
+            self.files = {path: str(digest) for path, digest in found["files"].items() if path in PATHS}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ConfigError("%s is damaged; remove by hand: %s" % (RECORD, ", ".join([*PATHS, STATE])))
+
+    def save(self) -> None:
+        facts = {"user": self.user, "group": self.group, "folders": sorted(self.folders), "files": self.files}
+        self._tree.write(
+            RECORD, (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode(), 0o600, os.geteuid(), os.getegid()
+        )
+
+    def remove(self) -> None:
+        if self._tree.stat(RECORD) is not None:
+            self._tree.remove(RECORD)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Installer:
+    """Everything is read and checked first; only then is something changed, or with `dry` only printed."""
+
+    def __init__(self, root: str = "/", dry: bool = False, say=print) -> None:
+        self.tree = Tree(os.path.realpath(root))
+        self.live = os.path.realpath(root) == "/"
+        self.dry = dry
+        self.say = say
+        self.changed = False
+
+    # --- install ------------------------------------------------------------------------------------------------------
+
+    def install(self, path: str, start: bool = True) -> bool:
+        """-> does it run (or was it not to be started)? Raises ConfigError, OSError."""
+        files = bundle.read(path)
+        settings = _check_configuration(files)
+        command = agent_command(self.live)
+        record = Record(self.tree)
+        model = ETC + "/model.tflite"
+        if "model.tflite" not in files and settings["model"]["file"] == model and self._read(model) is None:
+            name, why = choose_model()
+            files["model.tflite"] = _shipped_bytes(name)
+            self.say("model: %s (%s)" % (name, why))
+        self._check_named(settings, files)
+        wanted = {ETC + "/" + name: data for name, data in files.items()}
+        wanted[UNIT] = unit_text(command).encode()
+        writes = self._what_differs(wanted, record)
+        if bundle.readable_by_others(path):
+            self.say("%s can be read by others, and holds the device's key: chmod 600 it, or remove it" % path)
+        self._make_folder(ETC, 0o750, 0, 0, record)  # it holds the record of all that follows
+        self._make_user(record)
+        user_id, group_id = self._ids()
+        self._make_folder(STATE, 0o700, user_id, group_id, record)
+        if ETC in record.folders and not self.dry:
+            self._give_group(group_id)
+        self._check_readable(user_id, group_id)
+        for target in writes:
+            self._write(target, wanted[target], user_id, group_id, record)
+        return self._start(record) if start else True
+
+    def _what_differs(self, wanted: dict, record: Record) -> list:
+        """The files to write. Raises ConfigError where one is in the way that install did not make."""
+        writes = []
+        for path, data in wanted.items():
+            there = self._read(path)
+            if there is None:
+                writes.append(path)
+            elif there == data:
+                pass
+            elif path not in record.files:
+                raise ConfigError("%s is there already and not from install; move it away first" % path)
+            elif _digest(there) != record.files[path] and path == ETC + "/stonechat.toml":
+                self.say("keep %s: it was changed since the installation" % path)
+            else:
+                writes.append(path)
+        return writes
+
+    def _read(self, path: str) -> "bytes | None":
+        try:
+            return self.tree.read(path)
+        except PermissionError:
+            if self.dry:  # by an ordinary user
+                return None
+            raise
+
+    def _check_named(self, settings: dict, files: dict) -> None:
+        """Is every file of ETC that the configuration names in the bundle or there? Raises ConfigError."""
+        for section in settings.values():
+            for value in section.values():
+                named = isinstance(value, str) and value.startswith(ETC + "/") and value[len(ETC) + 1 :] not in files
+                if named and self._read(value) is None:
+                    raise ConfigError("the configuration names %s, which the bundle lacks" % value)
+
+    def _make_user(self, record: Record) -> None:
+        if self._entry("passwd") is not None:
+            return
+        command = ["useradd", "--system", "--no-create-home", "--home-dir", "/nonexistent"]
+        command += ["--shell", "/usr/sbin/nologin"]
+        group = self._entry("group")
+        command += ["--gid", USER] if group is not None else ["--user-group"]
+        if not self.live:
+            command += ["--prefix", self.tree.root]
+        self._change("user %s" % USER)
+        if not self.dry:
+            record.user, record.group = True, group is None
+            record.save()
+            _run([*command, USER])
+
+    def _entry(self, name: str) -> "list | None":
+        """The line of /etc/passwd or /etc/group for USER, in its fields."""
+        if self.live:
+            import grp
+            import pwd
+
+            try:
+                found = pwd.getpwnam(USER) if name == "passwd" else grp.getgrnam(USER)
+            except KeyError:
+                return None
+            return [str(field) for field in found]
+        data = self.tree.read("/etc/" + name)
+        for line in (data or b"").decode("utf-8", "replace").splitlines():
+            if line.startswith(USER + ":"):
+                return line.split(":")
+        return None
+
+    def _ids(self) -> "tuple[int, int]":
+        entry = self._entry("passwd")
+        if entry is None:
+            if self.dry:
+                return -1, -1
+            raise ConfigError("the user %s could not be made; useradd did not say why" % USER)
+        if int(entry[2]) == 0:
+            raise ConfigError("the user %s is root; the agent must not be" % USER)
+        return int(entry[2]), int(entry[3])
+
+    def _make_folder(self, path: str, mode: int, user_id: int, group_id: int, record: Record) -> None:
+        found = self.tree.stat(path)
+        if found is not None and not stat.S_ISDIR(found.st_mode):
+            raise ConfigError("%s is a link or no folder; move it away first" % path)
+        if found is not None and path == ETC:
+            if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+                raise ConfigError("%s can be written by others than root: chown root and chmod 750 it first" % path)
+            if stat.S_IMODE(found.st_mode) == mode and found.st_gid == 0 and self.tree.is_empty(path):
+                found = None  # made by an installation that was cut off before its first record
+        if found is not None:
+            return
+        self._change("folder %s, mode %o" % (path, mode))
+        if self.dry:
+            return
+        if path not in record.folders:
+            record.folders.append(path)
+        if path != ETC:
+            record.save()  # before: a power cut between the two leaves nothing that uninstall does not know
+        os.close(self.tree.folder(path, (mode, user_id, group_id)))
+        record.save()
+
+    def _check_readable(self, user_id: int, group_id: int) -> None:
+        """Can the agent's user reach ETC, where that was there before? Raises ConfigError."""
+        found = self.tree.stat(ETC)
+        if found is None or self.dry:
+            return
+        bit = 0o100 if found.st_uid == user_id else 0o010 if found.st_gid == group_id else 0o001
+        if not found.st_mode & bit:
+            raise ConfigError("the user %s can't enter %s: chgrp %s and chmod 750 it first" % (USER, ETC, USER))
+
+    def _give_group(self, group_id: int) -> None:
+        fd = self.tree.folder(ETC)
+        try:
+            os.fchown(fd, 0 if os.geteuid() == 0 else -1, group_id)
+            os.fchmod(fd, 0o750)
+        finally:
+            os.close(fd)
+
+    def _write(self, path: str, data: bytes, user_id: int, group_id: int, record: Record) -> None:
+        name = os.path.basename(path)
+        _, mode, secret = bundle.FILES.get(name, (0, 0o644, False))
+        self._change("file %s, mode %o%s" % (path, mode, ", of " + USER if secret else ""))
+        if not self.dry:
+            record.files[path] = _digest(data)
+            record.save()
+            owner = user_id if secret else 0
+            self.tree.write(path, data, mode, owner, group_id if mode & 0o040 and mode != 0o644 else 0)
+
+    def _start(self, record: Record) -> bool:
+        if not self.live:
+            if shutil.which("systemctl"):
+                self._change("enable %s" % SERVICE)
+                if not self.dry:
+                    _run(["systemctl", "--root", self.tree.root, "enable", SERVICE])
+            return True
+        if not os.path.isdir("/run/systemd/system"):
+            self.say("systemd does not run here; start it so: %s" % " ".join([*agent_command(True), "--config", ETC]))
+            return True
+        active = _answer(["systemctl", "is-active", SERVICE]) == "active"
+        enabled = _answer(["systemctl", "is-enabled", SERVICE]) == "enabled"
+        if active and enabled and not self.changed:
+            self.say("nothing to do: installed and running")
+            return True
+        self._change("enable and start %s" % SERVICE)
+        if self.dry:
+            return True
+        _run(["systemctl", "daemon-reload"])
+        _run(["systemctl", "enable", "--quiet", SERVICE])
+        _run(["systemctl", "restart", SERVICE])
+        return self._comes_up()
+
+    def _comes_up(self) -> bool:
+        """Does it stay up? A wrong configuration ends the agent within a second."""
+        until_s = time.monotonic() + _START_S
+        up_s = None
+        while time.monotonic() < until_s:
+            state = _answer(["systemctl", "show", "--value", "--property=SubState", SERVICE])
+            if state == "running":
+                up_s = up_s or time.monotonic()
+                if time.monotonic() - up_s > 3:
+                    self.say("%s is running; its messages: journalctl -u %s" % (SERVICE, SERVICE))
+                    return True
+            elif state in ("failed", "auto-restart"):
+                break
+            time.sleep(0.2)
+        self.say("%s does not stay up; it says:" % SERVICE)
+        self.say(_answer(["journalctl", "-u", SERVICE, "-n", "5", "-o", "cat", "--no-pager"]))
+        return False
+
+    # --- uninstall ----------------------------------------------------------------------------------------------------
+
+    def uninstall(self, purge: bool = False) -> None:
+        """Raises ConfigError, OSError."""
+        record = Record(self.tree)
+        if not record.there:
+            self.say("nothing to do: no installation is recorded in %s" % RECORD)
+            return
+        self._stop(record)
+        for path in list(record.files):
+            there = self.tree.read(path)
+            if there is None:
+                record.files.pop(path)
+            elif not purge and path in SECRETS:
+                self.say("keep %s" % path)
+            elif not purge and _digest(there) != record.files[path]:
+                self.say("keep %s: it was changed since the installation" % path)
+            else:
+                self._change("remove %s" % path)
+                if not self.dry:
+                    self.tree.remove(path)
+                    record.files.pop(path)
+                    record.save()
+        if self.dry:
+            self._say_what_else(record, purge)
+            return
+        if self.live and os.path.isdir("/run/systemd/system"):
+            _run(["systemctl", "daemon-reload"])
+        self._remove_folders(record, purge)
+
+    def _say_what_else(self, record: Record, purge: bool) -> None:
+        if purge:
+            for path in record.folders:
+                self.say("would remove folder %s" % path)
+            if record.user:
+                self.say("would remove user %s" % USER)
+
+    def _remove_folders(self, record: Record, purge: bool) -> None:
+        if STATE in record.folders and self.tree.remove_folder(STATE, all_of_it=purge):
+            record.folders.remove(STATE)
+        if not record.files and STATE not in record.folders:
+            prefix = [] if self.live else ["--prefix", self.tree.root]
+            if record.user and self._entry("passwd") is not None:
+                self._change("remove user %s" % USER)
+                _run(["userdel", *prefix, USER])
+            if record.group and self._entry("group") is not None:  # userdel removes it on most systems
+                _run(["groupdel", *prefix, USER])
+            record.remove()
+            if ETC in record.folders:
+                self.tree.remove_folder(ETC)
+            return
+        record.save()
+        self.say("kept: keys, state and outbox, and the user %s who owns them; --purge removes them" % USER)
+
+    def _stop(self, record: Record) -> None:
+        if UNIT not in record.files:
+            return
+        if self.live and os.path.isdir("/run/systemd/system"):
+            self._change("stop and disable %s" % SERVICE)
+            if not self.dry:
+                _run(["systemctl", "disable", "--now", "--quiet", SERVICE], may_fail=True)
+        elif not self.live and shutil.which("systemctl") and not self.dry:
+            _run(["systemctl", "--root", self.tree.root, "disable", SERVICE], may_fail=True)
+
+    def _change(self, what: str) -> None:
+        self.changed = True
+        self.say("would make: " + what if self.dry and not what.startswith("remove") else self._verb(what))
+
+    def _verb(self, what: str) -> str:
+        return "would " + what if self.dry else what
+
+
+def _run(command: list, may_fail: bool = False) -> None:
+    """Raises ConfigError with what the command said."""
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90)
+    except FileNotFoundError:
+        raise ConfigError("%s is not installed" % command[0])
+    except subprocess.TimeoutExpired:
+        raise ConfigError("%s takes too long" % " ".join(command))
+    if done.returncode and not may_fail:
+        raise ConfigError("%s: %s" % (" ".join(command), " ".join(done.stderr.split()) or done.returncode))
+
+
+def _answer(command: list) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _check_configuration(files: dict) -> dict:
+    """The bundle's configuration, checked as the agent will. Raises ConfigError."""
+    import tomllib
+
+    try:
+        raw = tomllib.loads(files["stonechat.toml"].decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("the bundle's stonechat.toml is not TOML: %s" % error)
+    settings = config.check(raw, "the bundle's stonechat.toml")
+    if settings["device"]["key_file"] != ETC + "/device.key":
+        raise ConfigError(
+            "the bundle is for a device with its key in %s; install puts it into %s: provision with --install-dir %s"
+            % (settings["device"]["key_file"], ETC + "/device.key", ETC)
+        )
+    try:
+        good = len(bytes.fromhex(files["device.key"].decode().strip())) == 32
+    except ValueError:
+        good = False
+    if not good:
+        raise ConfigError("the bundle's device.key is not 64 hexadecimal digits")
+    return settings
+
+
+def choose_model() -> "tuple[str, str]":
+    """The best shipped model that works here -> (its name, why)."""
+    from .collector import LinuxCollector
+
+    collector = LinuxCollector(use_bpf="auto")
+    try:
+        name = collector.schema.name
+    finally:
+        collector.close()
+    return name, "BPF works here" if name == "linux-1" else "without BPF; `stonechat doctor` says why"
+
+
+def _shipped_bytes(name: str) -> bytes:
+    try:
+        with open(os.path.join(shipped.FOLDER, name, "model.tflite"), "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ConfigError("the package lacks the model %s: %s" % (name, error.strerror))
+
+
+def agent_command(check: bool = True) -> list:
+    """What starts the agent of this very interpreter. Raises ConfigError where the service could not reach it."""
+    script = os.path.join(sys.prefix, "bin", "stonechat-agent")
+    if not os.path.exists(script):  # not in a virtual environment: Debian's own Python, say
+        script = os.path.join(os.path.dirname(os.path.realpath(sys.argv[0])), "stonechat-agent")
+    if check:
+        for path in (script, os.path.realpath(sys.executable), os.__file__, shipped.__file__):
+            _check_reachable(path)
+    if set(script) - _PLAIN:
+        raise ConfigError("%s: the path of the agent must be of plain letters; %s" % (script, _FIX))
+    return [script]
+
+
+_FIX = (
+    "install it so: python3 -m venv /opt/stonechat && /opt/stonechat/bin/pip install 'stonechat[linux]' "
+    "&& /opt/stonechat/bin/stonechat-agent install ..."
+)
+
+
+def _check_reachable(path: str) -> None:
+    if path.startswith(_HIDDEN):
+        raise ConfigError("%s is where the service can't see it (ProtectHome, PrivateTmp); %s" % (path, _FIX))
+    at = path
+    while True:
+        try:
+            mode = os.stat(at).st_mode
+        except OSError as error:
+            raise ConfigError("%s: %s; %s" % (at, error.strerror, _FIX))
+        if not mode & (0o001 if stat.S_ISDIR(mode) else 0o004):
+            raise ConfigError("the user %s can't read %s: chmod o+rX it, or %s" % (USER, at, _FIX))
+        if at == "/":
+            return
+        at = os.path.dirname(at)
+
+
+def unit_text(command: list) -> str:
+    """The unit with the path of this interpreter's agent."""
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), SERVICE)) as file:
+        lines = file.read().splitlines()
+    start = "ExecStart=%s --config %s/stonechat.toml" % (" ".join(command), ETC)
+    return "\n".join(start if line.startswith("ExecStart=") else line for line in lines) + "\n"
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def make_parser(verb: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="stonechat-agent " + verb, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if verb == "install":
+        parser.add_argument("--bundle", required=True, metavar="FILE", help="what `stonechat provision add` made")
+        parser.add_argument("--no-start", action="store_true", help="neither enable nor start the service")
+    else:
+        parser.add_argument("--purge", action="store_true", help="remove keys, state, outbox and user as well")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and do nothing")
+    parser.add_argument("--root", default="/", metavar="DIR", help="the root folder of an image to install into")
+    return parser
+
+
+def main(argv: list) -> int:
+    """argv: ["install" or "uninstall", option ...] -> exit status: 0 done, 1 not (the message says why)."""
+    args = make_parser(argv[0]).parse_args(argv[1:])
+    try:
+        if os.geteuid() and not args.dry_run:
+            raise ConfigError("needs root: sudo %s/bin/stonechat-agent %s" % (sys.prefix, " ".join(argv)))
+        installer = Installer(args.root, args.dry_run)
+        if argv[0] == "uninstall":
+            installer.uninstall(args.purge)
+        elif not installer.install(args.bundle, not args.no_start):
+            return 1
+    except (StonechatError, OSError) as error:
+        sys.stderr.write("stonechat-agent %s: %s\n" % (argv[0], error))
+        return 1
+    return 0
