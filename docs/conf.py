@@ -16,8 +16,8 @@ project = "stonechat"
 author = "the stonechat authors"
 release = generate.version()
 extensions = ["myst_parser"]
-include_patterns = ["docs/**.md", "*.md", "models/**.md"]
-exclude_patterns = [".*", "agent", "build", "dist", "examples", "firmware_tests", "tools", "typings", "**/node_modules"]
+include_patterns = ["docs/**.md", "*.md", "models/**.md", "examples/**.md"]
+exclude_patterns = [".*", "agent", "build", "dist", "firmware_tests", "tools", "typings", "**/node_modules"]
 root_doc = "docs/index"
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4  # the anchors that forges make, so that page.md#heading resolves in both
@@ -34,7 +34,7 @@ NAVIGATION = {
     "Reference": "architecture model-file-format trace-format wire-protocol glossary api",
     "Project": "/README /CONTRIBUTING /SECURITY /CHANGELOG",
 }
-GLOBS = {"docs/api": "api/*", "docs/models-and-detection": "/models/**"}
+GLOBS = {"docs/api": "api/*", "docs/models-and-detection": "/models/**", "docs/embedding": "/examples/**"}
 
 
 def add_navigation(app: Any, name: str, source: list[str]) -> None:

@@ -269,7 +269,7 @@ def prose(text: str) -> str:
 
 def _fence(block: list[str], before: list[str]) -> str:
     body = textwrap.dedent("\n".join(block)).strip("\n")
-    if all(re.match(r"(sudo )?(stonechat|mosquitto)|\(cd ", line) for line in body.split("\n")):
+    if all(re.match(r"(sudo )?(\S*/)?(stonechat|mosquitto)|\(cd ", line) for line in body.split("\n")):
         kind, body = "console", "\n".join("$ " + line for line in body.split("\n"))
     else:
         kind = "text"

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(
     path
-    for folder in (ROOT, DOCS, *(ROOT / "models").glob("**/"), ROOT / ".github")
+    for folder in (ROOT, DOCS, *(ROOT / "models").glob("**/"), *(ROOT / "examples").glob("**/"), ROOT / ".github")
     for path in folder.glob("*.md")
     if folder != ROOT or path.name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 )
@@ -384,7 +384,8 @@ def test_glossary_is_sorted_with_one_sentence_each():
 # --- the build --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_sphinx_builds_without_a_warning(tmp_path):
     pytest.importorskip("sphinx")
     pytest.importorskip("myst_parser")
@@ -395,7 +396,7 @@ def test_sphinx_builds_without_a_warning(tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=800,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "html/docs/index.html").exists()
