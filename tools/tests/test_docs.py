@@ -313,7 +313,7 @@ SOURCES = sorted(
     path
     for folder in ("agent", "tools", "docs", "examples", "models")
     for path in (ROOT / folder).glob("**/*.py")
-    if path.name != "test_docs.py"
+    if path.parent.name != "tests"
 )
 
 
