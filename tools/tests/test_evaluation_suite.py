@@ -184,7 +184,7 @@ def test_evaluate_counts_alarms_and_the_windows_to_them(model):
     assert device["learning_windows"] == 32 and device["benign_windows"] == 568
     assert figures["false_alarms"] == 0 and device["benign_p01"] < 0.05
     storm = device["attacks"]["storm"]
-    assert storm["auc"] > 0.95 and storm["runs"][0]["windows_to_alarm"] == 40
+    assert storm["auc"] > 0.95 and storm["runs"][0]["windows_to_alarm"] == 20
     assert figures["false_alarms_per_30d_at_most"] == pytest.approx(30 * 2.996 / (568 * 50 / 86400), rel=0.01)
 
 

@@ -120,8 +120,7 @@ def test_a_device_that_slept_through_the_calibration_may_wake():
     model = fit(f[:1500], SCHEMA, WINDOW_MS, calibration=f[1500:])
     replay = model.replay()
     replay.run(f[1500:1600])
-    replay.evidence, replay.level = [0], 0
-    assert not replay.run(benign(600, 8)).alarms
+    assert not replay.calm().run(benign(600, 8)).alarms
 
 
 def test_too_little_is_refused():
@@ -168,3 +167,16 @@ def test_a_slow_ramp_can_not_walk_the_centre_away(model):
     result = replay.run(f)
     assert result.alarms and result.alarms[0] < 2000
     assert np.abs(replay.drift).max() <= model.meta.drift_cap << model.meta.drift_shift
+
+
+def test_tied_scores_are_as_usual_as_the_most_usual_of_them():
+    """A silent or periodic device has one score, or a few: none of them may be as surprising as the rarest share."""
+    for scores in (np.full(2000, 700), np.r_[np.full(1900, 700), np.full(100, 900)], np.tile([500, 600, 700], 700)):
+        knots, tail_q8 = table([np.sort(scores)], 0)
+        surprise = {
+            int(score): np.interp(score, [k[0] for k in knots], [k[1] for k in knots]) / 256 for score in scores
+        }
+        for score, told in surprise.items():
+            share = float((scores >= score).mean())
+            assert told <= max(-np.log10(share), 0.31) + 0.31, (score, told, share)
+        assert tail_q8 > 0

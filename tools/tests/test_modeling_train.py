@@ -162,7 +162,7 @@ def test_each_class_resumes_where_it_was(tmp_path: Path, capsys: pytest.CaptureF
         (["SHORT", "-o", "X", "--record"], "--recipe"),
         (["--each", "SHORT", "SHORT", "-o", "X"], "same name"),
         (["--recipe", "MISSING"], "No such file"),
-        (["ATTACK", "-o", "X"], "no benign windows"),
+        (["ATTACK", "-o", "X"], "0 benign windows"),
     ],
 )
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:

@@ -1,8 +1,9 @@
 """Measure a model on recordings, or the whole method on public captures of real devices.
 
 A model on traces: every device is replayed as in the field, with learning, drift and evidence. Benign windows give the
-number of false alarms and the bound that their length allows. For each run of windows with an attack's label, the
-windows from its start to the alarm are counted.
+number of false alarms, the bound that their length allows and the share of time in alarm. For each run of windows with
+an attack's label, the windows from its start to the alarm are counted, from a state without evidence: an alarm that was
+there before catches nothing. A recording must not begin with an attack, which the device would learn as its normal.
 
 The suite: trains on the benign windows of each set and measures stonechat beside IsolationForest, robust z,
 Mahalanobis, KitNET and a float autoencoder on the same windows. Missing sets are left out and listed.
@@ -91,18 +92,20 @@ def evaluate(data: bytes, trace: Trace, learn: bool = True) -> dict[str, Any]:
         "benign_windows": windows,
         "device_days": days,
         "false_alarms": alarms,
+        "alarm_share": sum(one["alarm_windows"] for one in devices.values()) / windows if windows else None,
         "false_alarms_per_30d_at_most": 30 * poisson_bound(alarms) / days if days else None,
     }
 
 
 def _device(meta: Metadata, network: Network, part: Trace, learn: bool) -> dict[str, Any]:
-    """Benign windows take the living state further; each run of attack windows is tried on a copy of it, because an
-    attack that was caught is cleaned up and must not count against the benign windows after it."""
+    """Benign windows take the living state further; each run of attack windows is tried on a copy of it without
+    evidence: an attack that was caught is cleaned up and does not count against the benign windows after it, and a
+    false alarm before it is not its discovery."""
     f_q8 = to_features(part)
     replay = Replay(meta, network, learn)
     benign_scores: list[int] = []
     benign_windows = false_alarms = learning = 0
-    strange = 0
+    strange = in_alarm = 0
     attacks: dict[str, list[dict[str, Any]]] = {}
     for start, stop in _runs(part.labels.tolist()):
         label = part.labels[start]
@@ -112,13 +115,21 @@ def _device(meta: Metadata, network: Network, part: Trace, learn: bool) -> dict[
             benign_windows += int(judged.sum())
             learning += int((~judged).sum())
             false_alarms += len(result.alarms)
+            in_alarm += result.alarm_windows
             strange += int((result.surprise_q8[judged] >= 512).sum())
             benign_scores += result.score_q8[judged].tolist()
         else:
-            result = replay.fork().run(f_q8[start:stop])
+            if replay.seen < meta.learn_windows:
+                raise TraceError(
+                    f"device {part.devices[start] or 'without a name'}: {label} comes after {replay.seen} of the "
+                    f"{meta.learn_windows} windows in which it learns its normal. Put the device's benign windows "
+                    "first (stonechat dataset append BENIGN ATTACK), or give --learned if the model was trained on it"
+                )
+            result = replay.calm().run(f_q8[start:stop])
             row = {
                 "windows": stop - start,
                 "windows_to_alarm": result.alarms[0] + 1 if result.alarms else None,
+                "alarm_share": result.alarm_windows / (stop - start),
                 "recall_p01": float((result.surprise_q8 >= 512).mean()),
                 "scores": result.score_q8,
             }
@@ -127,6 +138,8 @@ def _device(meta: Metadata, network: Network, part: Trace, learn: bool) -> dict[
         "learning_windows": learning,
         "benign_windows": benign_windows,
         "false_alarms": false_alarms,
+        "alarm_windows": in_alarm,
+        "alarm_share": in_alarm / benign_windows if benign_windows else None,
         "benign_p01": strange / benign_windows if benign_windows else None,
         "attacks": {},
     }
@@ -155,7 +168,10 @@ def _print(figures: dict[str, Any]) -> None:
     for name, one in figures["devices"].items():
         share = one["benign_p01"]
         shown = "-" if share is None else f"{share:.3f} (benign)"
-        grid.add_row(name, f"{one['benign_windows']} benign", "", shown, f"{one['false_alarms']} false alarms")
+        rung = f"{one['false_alarms']} false alarms"
+        if one["alarm_windows"]:
+            rung += f", {100 * one['alarm_share']:.1f} % of the time in alarm"
+        grid.add_row(name, f"{one['benign_windows']} benign", "", shown, rung)
         for label, attack in one["attacks"].items():
             for row in attack["runs"]:
                 score = "-" if attack["auc"] is None else f"{attack['auc']:.3f}"
@@ -164,7 +180,9 @@ def _print(figures: dict[str, Any]) -> None:
     Console().print(grid)
     bound = figures["false_alarms_per_30d_at_most"]
     proven = "" if bound is None else f": at most {bound:.1f} per 30 days (95 %)"
-    print(f"{figures['false_alarms']} false alarms in {figures['device_days']:.2f} device-days{proven}")
+    share = figures["alarm_share"]
+    in_alarm = "" if share is None else f", {100 * share:.2f} % of the time in alarm"
+    print(f"{figures['false_alarms']} false alarms in {figures['device_days']:.2f} device-days{in_alarm}{proven}")
 
 
 # ---------------------------------------------------------------------------------------------------------- the suite

@@ -41,7 +41,8 @@ def page(figures: dict[str, Any], command: str, later: dict[str, Any] | None = N
         devices = ", ".join(later["devices"])
         lines += [
             f"On later benign recordings of other devices ({devices}) it raised {later['false_alarms']} alarms in "
-            f"{later['benign_windows']} windows after learning, {later['device_days']:.2f} device-days: at most "
+            f"{later['benign_windows']} windows after learning, {later['device_days']:.2f} device-days, "
+            f"{100 * (later['alarm_share'] or 0.0):.2f} % of them in alarm: at most "
             f"{later['false_alarms_per_30d_at_most']:.0f} in 30 days (95 %): "
             "a recording of this length proves no more.",
             "",

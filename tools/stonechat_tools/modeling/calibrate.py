@@ -5,8 +5,9 @@ extrapolate. Each device in it is replayed as in the field, with learning, drift
 rule that keeps the budget is written into the model. The output states what the recording is long enough to prove: D
 silent device-days bound the rate at 3/D a day (95 %).
 
---fastest chooses for speed instead: the alarm rule that alarms in the fewest windows among those whose evidence stays
-well below the threshold on the recording, however short it is. What that proves is stated as well.
+--fastest chooses for speed instead: of the rules whose evidence stays well below the threshold on the recording, the
+one that alarms soonest over attacks from faint to loud. The recording must be long enough to prove a tenth of the
+budget; where no rule stays silent, no model is written.
 
 A budget is alarms per time: 1/30d, 2/7d, 1/12h.
 
@@ -23,7 +24,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,9 +34,9 @@ from stonechat.linux import shipped
 from stonechat.metadata import Metadata
 from stonechat.model import load_model
 
-from stonechat_tools.console import read_file
+from stonechat_tools.console import read_file, write_atomic
 from stonechat_tools.modeling.device_path import Network, Replay, to_features
-from stonechat_tools.modeling.fit import table
+from stonechat_tools.modeling.fit import DEFAULT_ALARM_RULES, table
 from stonechat_tools.modeling.options import LATER_WINDOWS, TABLE_WINDOWS
 from stonechat_tools.modeling.seal import seal
 from stonechat_tools.traces.files import read_all
@@ -54,43 +54,50 @@ class CalibrationError(StonechatError):
 
 @dataclass(frozen=True)
 class AlarmRule:
-    """An alarm rule, and the benign windows that justify it. `windows`: the fewest in which it can alarm. `needs`:
-    later benign windows; `margin`: the greatest share of the threshold that their evidence may have."""
+    """Alarm rules that a device runs in parallel, and the benign windows that justify them. rules: (allowance, cap,
+    threshold) each; `windows`: the fewest in which one can alarm. `needs`: later benign windows; `margin`: the greatest
+    share of a threshold that their evidence may have."""
 
     name: str
-    k: float
-    cap: float
-    alarm: float
+    rules: tuple[tuple[float, float, float], ...]
     needs: int
     margin: float
 
     @property
     def windows(self) -> int:
-        return math.ceil(self.alarm / (self.cap - self.k))
+        return min(math.ceil(alarm / (cap - k)) for k, cap, alarm in self.rules)
 
     @property
-    def constants(self) -> tuple[int, int, int]:
-        return round(256 * self.k), round(256 * self.cap), round(256 * self.alarm)
+    def mean_windows(self) -> float:
+        """The windows to an alarm, on average over attacks from faint to loud (_SUSTAINED)."""
+        soonest = [min(alarm / (min(cap, level) - k) for k, cap, alarm in self.rules) for level in _SUSTAINED]
+        return sum(map(math.ceil, soonest)) / len(soonest)
+
+    @property
+    def constants(self) -> AlarmRules:
+        return tuple((round(256 * k), round(256 * cap), round(256 * alarm)) for k, cap, alarm in self.rules)
 
 
 # Slowest first. Benign bursts as loud as any attack lasted up to 24 windows in the recordings that the list of alarm
 # rules was made on (an access point's outage, seen from the device), so what alarms in fewer windows has to be earned
-# by a recording long enough to hold such bursts if the product has them.
+# by a recording long enough to hold such bursts if the product has them. `steady` is the default.
 ALARM_RULES = (
-    AlarmRule("patient", 1.0, 1.5, 30.0, 0, 1.0),
-    AlarmRule("steady", 1.0, 1.5, 20.0, 0, 0.75),
-    AlarmRule("ready", 1.25, 1.5, 8.0, 3000, 0.75),
-    AlarmRule("brisk", 1.0, 1.5, 11.0, 3000, 0.5),
-    AlarmRule("quick", 1.0, 2.0, 12.0, 6000, 0.5),
-    AlarmRule("eager", 1.0, 3.0, 10.0, 20000, 0.5),
+    AlarmRule("patient", ((1.0, 1.5, 30.0),), 0, 1.0),
+    AlarmRule("calm", ((1.0, 1.5, 20.0),), 0, 0.75),
+    AlarmRule("steady", tuple((k / 256, cap / 256, alarm / 256) for k, cap, alarm in DEFAULT_ALARM_RULES), 0, 0.5),
+    AlarmRule("brisk", ((1.0, 1.5, 11.0), (1.0, 3.0, 20.0)), 3000, 0.5),
+    AlarmRule("quick", ((1.0, 2.0, 12.0),), 6000, 0.5),
+    AlarmRule("eager", ((1.0, 3.0, 10.0),), 20000, 0.5),
 )
 # Behind it, for who asks for the fastest: no length earns these, only that the product's own benign windows stay below
 # three quarters of the line.
 FASTEST = (
-    AlarmRule("swift", 1.0, 3.5, 7.5, 0, 0.75),
-    AlarmRule("instant", 1.0, 4.0, 6.0, 0, 0.75),
+    AlarmRule("swift", ((1.0, 3.5, 7.5),), 0, 0.75),
+    AlarmRule("instant", ((1.0, 4.0, 6.0),), 0, 0.75),
 )
 _FASTEST_MARGIN = 0.75
+_NEAR = 10.0  # a silence that proves a rate up to this many times the budget is long enough for --fastest
+_SUSTAINED = (1.25, 1.5, 2.0, 3.0, 4.0)  # surprise of attacks from faint to loud, window after window
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ class Choice:
         seen = f"{self.alarms} alarms in {self.device_days:.1f} benign device-days"
         bound = f"at most {self.bound_per_30d:.1f} per 30 days (95 %)"
         claim = "proves the budget" if self.proven else "is too short to prove the budget"
-        why = ", the fastest that stayed silent" if self.fastest else ""
+        why = ", the soonest of those that stayed silent" if self.fastest else ""
         return (
             f"alarm rule {self.rule}{why}: {self.windows_to_alarm} windows to an alarm; {seen}: {bound}, which {claim}"
         )
@@ -196,19 +203,20 @@ def choose(
 
     Where the streams are long enough to show the budget (at least one alarm would be due), the rate of excursions
     above the alarm rule's threshold decides; where they are not, the alarm rule's own conditions do. fastest: of the
-    list of alarm rules and of FASTEST, the one with the fewest windows to an alarm whose evidence stays at or below
-    three quarters of the threshold."""
+    list of alarm rules and of FASTEST, the one that alarms soonest over attacks from faint to loud, of those whose
+    evidence stays at or below three quarters of the threshold. Raises CalibrationError where there is none, or where
+    the streams are too short to prove anything near the budget."""
     windows = sum(len(np.asarray(stream)) for stream in streams)
     if not windows:
         raise CalibrationError("no windows to calibrate on")
     days = windows * window_ms / 1000 / DAY_S
     shows = days * budget.per_day >= 1
-    tried = []
-    best = rules[0]
+    if fastest:
+        _need_length(days, budget)
+    tried: list[dict[str, Any]] = []
+    kept_rules: list[AlarmRule] = []
     for rule in (*rules, *FASTEST) if fastest else rules:
-        peaks = [peak for stream in streams for peak in excursions(stream, rule.constants)]
-        share = max(peaks, default=0) / rule.constants[2]
-        rate = rate_above(peaks, rule.constants[2], days)
+        share, rate = _seen(streams, rule.constants, days)
         if fastest:
             kept = share <= _FASTEST_MARGIN
         elif shows:
@@ -218,18 +226,25 @@ def choose(
         tried.append(
             {"alarm_rule": rule.name, "kept": bool(kept), "peak_share": round(share, 3), "per_day": round(rate, 4)}
         )
-        if kept and rule.windows <= best.windows:
-            best = rule
-    k, cap, alarm = best.constants
-    top = max((peak for stream in streams for peak in excursions(stream, best.constants)), default=0)
-    if best is rules[0] and top > 0.75 * alarm:  # not even the slowest: raise its line over what was seen
-        alarm = math.ceil(top / 0.75)
-    alarms = sum(_alarms(stream, (k, cap, alarm)) for stream in streams)
+        if kept:
+            kept_rules.append(rule)
+    if fastest and not kept_rules:
+        least, name = min((row["peak_share"], row["alarm_rule"]) for row in tried)
+        raise CalibrationError(
+            f"no alarm rule stays silent on this recording (the calmest, {name}, reaches {least:.2f} of its threshold; "
+            f"{_FASTEST_MARGIN:g} is the most). Record more and train again, or leave out --fastest"
+        )
+    best = min(kept_rules, key=lambda rule: (rule.mean_windows, rule.windows), default=rules[0])
+    constants = best.constants
+    if best is rules[0] and (share := _seen(streams, constants, days)[0]) > 0.75:
+        # not even the slowest: raise its threshold over what was seen
+        constants = tuple((k, cap, math.ceil(alarm * share / 0.75)) for k, cap, alarm in constants)
+    alarms = sum(_alarms(stream, constants) for stream in streams)
     bound = poisson_bound(alarms) / days
     return Choice(
         best.name,
-        ((k, cap, alarm),),
-        math.ceil(alarm / (cap - k)),
+        constants,
+        min(math.ceil(alarm / (cap - k)) for k, cap, alarm in constants),
         days,
         windows,
         alarms,
@@ -241,14 +256,38 @@ def choose(
     )
 
 
-def _alarms(surprise_q8: npt.ArrayLike, constants: tuple[int, int, int]) -> int:
+def _need_length(days: float, budget: Budget) -> None:
+    """Raises CalibrationError where even silence over so many device-days proves nothing near the budget."""
+    bound = poisson_bound(0) / days
+    if bound > _NEAR * budget.per_day:
+        near, full = poisson_bound(0) / (_NEAR * budget.per_day), poisson_bound(0) / budget.per_day
+        raise CalibrationError(
+            f"{days:.2f} benign device-days after the learning prove at most {30 * bound:.0f} alarms in 30 days, and "
+            f"the budget is {30 * budget.per_day:g}: --fastest needs at least {near:.1f} device-days ({full:.0f} prove "
+            f"the budget), or a --budget that this recording can come near, such as {math.ceil(bound / _NEAR)}/1d"
+        )
+
+
+def _seen(streams: Sequence[npt.ArrayLike], constants: AlarmRules, days: float) -> tuple[float, float]:
+    """-> the greatest share of a threshold that the streams' evidence reached, and the alarms a day."""
+    share = rate = 0.0
+    for rule in constants:
+        peaks = [peak for stream in streams for peak in excursions(stream, rule)]
+        share = max(share, max(peaks, default=0) / rule[2])
+        rate += rate_above(peaks, rule[2], days)
+    return share, rate
+
+
+def _alarms(surprise_q8: npt.ArrayLike, constants: AlarmRules) -> int:
     """Alarms with hysteresis, as detection.Detector counts them."""
-    k, cap, alarm = constants
-    e = count = 0
+    evidence = [0] * len(constants)
+    count = 0
     ringing = False
     for surprise in np.asarray(surprise_q8, dtype=np.int64).tolist():
-        e = min(max(0, e + min(surprise, cap) - k), alarm + (alarm >> 1))
-        share = (e << 8) // alarm
+        share = 0
+        for i, (k, cap, alarm) in enumerate(constants):
+            evidence[i] = min(max(0, evidence[i] + min(surprise, cap) - k), alarm + (alarm >> 1))
+            share = max(share, (evidence[i] << 8) // alarm)
         if share >= 256 and not ringing:
             ringing, count = True, count + 1
         elif share < 64:
@@ -332,7 +371,7 @@ def run(args: argparse.Namespace) -> int:
     budget = parse_budget(args.budget)
     data, choice = calibrate(read_file(args.model), read_all(args.recordings), budget, args.table, args.fastest)
     if args.output:
-        Path(args.output).write_bytes(data)
+        write_atomic(args.output, data)
     if args.json:
         print(json.dumps({"model": args.output, **asdict(choice)}))
         return 0

@@ -227,6 +227,11 @@ class Result:
         up = (self.level == ALARM) & (np.concatenate([[NORMAL], self.level[:-1]]) != ALARM)
         return [int(i) for i in np.flatnonzero(up)]
 
+    @property
+    def alarm_windows(self) -> int:
+        """How many windows it was in alarm."""
+        return int((self.level == ALARM).sum())
+
 
 class Replay:
     """One device's living state; `run` takes it further. `fork()` gives a copy to try something from here."""
@@ -263,6 +268,12 @@ class Replay:
         other.learned, other.drift = self.learned.copy(), self.drift.copy()
         other.evidence, other._rows = list(self.evidence), list(self._rows)
         other._low_q8 = self._low_q8.copy()
+        return other
+
+    def calm(self) -> "Replay":
+        """A copy without evidence: what an attack meets on an ordinary day, whatever happened before."""
+        other = self.fork()
+        other.evidence, other.level = [0] * len(self.meta.alarm_rules), NORMAL
         return other
 
     @property

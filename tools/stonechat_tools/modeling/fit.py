@@ -53,7 +53,8 @@ _OWN_LATENT = 0.8  # share of one feature in a component that then is that featu
 _REACH_CODES = 5
 _CHECKED_ROWS = 200
 _REACH_SLACK = 2
-DEFAULT_ALARM_RULES = ((256, 384, 20 * 256),)  # k 1, cap 1.5, alarm at 20: 40 windows of p < .03 in a row
+# (allowance, cap, threshold) in Q8: 25 windows of p < .03 in a row, or 20 of p < .01
+DEFAULT_ALARM_RULES = ((256, 384, 25 * 128), (256, 512, 20 * 256))
 
 
 class FitError(StonechatError):
@@ -307,9 +308,7 @@ def table(scores: Sequence[Ints], n: int) -> tuple[tuple[tuple[int, int], ...], 
     knots: list[tuple[int, int]] = []
     for p, score in zip(usable.tolist(), curve.astype(int).tolist(), strict=True):
         surprise = round(-256 * math.log10(p))
-        if knots and score <= knots[-1][0]:
-            knots[-1] = (knots[-1][0], surprise)
-        else:
+        if not knots or score > knots[-1][0]:  # tied scores are as usual as the most usual of them
             knots.append((score, surprise))
     if len(knots) < 2:
         knots.append((knots[-1][0] + 64, knots[-1][1] + 77))

@@ -7,9 +7,14 @@ from typing import Any
 import numpy as np
 
 from stonechat_tools.evaluation.suite.protocol import OWN
+from stonechat_tools.modeling.fit import DEFAULT_ALARM_RULES
 
 _PEERS_SHOWN = ("Mahalanobis", "KitNET", "float autoencoder", "IsolationForest", "robust z")
 _TIE = 0.005  # AUC: closer than this is called a tie
+
+_RULE = "; ".join(
+    f"allowance {k / 256:g}, cap {cap / 256:g}, threshold {alarm / 256:g}" for k, cap, alarm in DEFAULT_ALARM_RULES
+)
 
 
 def page(figures: dict[str, Any], command: str) -> str:
@@ -173,14 +178,16 @@ def _alarms(figures: dict[str, Any]) -> list[str]:
     rows = []
     for name, one in figures["alarms"].items():
         days, alarms = one["device_days"], one["alarms"]
-        rows.append((name, f"{alarms:.0f}", f"{days:.1f}", _number(alarms / days, 2), f"{one['bound_per_30d']:.1f}"))
+        share = f"{100 * one['alarm_days'] / days:.2f} %"
+        bound = f"{one['bound_per_30d']:.1f}"
+        rows.append((name, f"{alarms:.0f}", f"{days:.1f}", _number(alarms / days, 2), share, bound))
     text = (
         "All benign windows outside training and calibration. Every detector's score goes through the same table and "
-        "the same alarm rule (k 1, cap 1.5, alarm at 20), so the difference is the detector and, for stonechat, "
+        f"the same alarm rules ({_RULE}), so the difference is the detector and, for stonechat, "
         "its bounded adaptation. The bound is Poisson's, 95 %, one-sided: a silence of D device-days proves no "
         "more than 90/D alarms per 30 days."
     )
-    head = ("detector", "false alarms", "device-days", "per device-day", "proven: at most per 30 days")
+    head = ("detector", "false alarms", "device-days", "per device-day", "time in alarm", "proven: at most per 30 days")
     return ["## False alarms after the alarm logic", "", text, "", *_grid(head, rows)]
 
 
@@ -204,6 +211,7 @@ def _devices(figures: dict[str, Any]) -> list[str]:
             ]
             rows.append(["*FPR*", *[_number(row[name]["fpr"]) for name in names]])
             rows.append(["*alarms, benign*", *[f"{row[name]['alarms']:.0f}" for name in names]])
+            rows.append(["*time in alarm*", *[f"{100 * row[name]['alarm_share']:.1f} %" for name in names]])
             out += _grid(["attack", *names], rows)
     return out
 
@@ -225,9 +233,13 @@ def _overlay_rows(devices: dict[str, Any]) -> list[str]:
             recall = float(np.mean([one["recall"] for one in attacks]))
             wait = f"{max(seen):.0f}" if seen else "-"
             alarmed = f"{len(seen)}/{len(attacks)} in {wait}"
-            cells.append(f"{_number(mean_auc)} / {_number(recall, 2)} / {alarmed}; {row[name]['alarms']:.0f}")
+            cells.append(
+                f"{_number(mean_auc)} / {_number(recall, 2)} / {alarmed}; {row[name]['alarms']:.0f} "
+                f"({100 * row[name]['alarm_share']:.1f} %)"
+            )
         rows.append(cells)
-    text = "Mean AUC / mean recall / overlays alarmed, windows to the slowest alarm; false alarms on benign windows."
+    text = "Mean AUC / mean recall / overlays alarmed, windows to the slowest alarm; false alarms on benign windows "
+    text += "(time in alarm)."
     return [text, "", *_grid(["device", *names], rows)]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from stonechat_tools.evaluation.suite.protocol import Subject, auc, calm, make_model
+from stonechat_tools.evaluation.suite.protocol import Subject, auc, make_model
 
 
 def plots(groups: dict[str, list[Subject]], folder: Path) -> list[str]:
@@ -31,7 +31,7 @@ def plots(groups: dict[str, list[Subject]], folder: Path) -> list[str]:
             left.legend(fontsize=6)
             replay.run(one.table)
             results = [replay.run(part) for part in [one.rest, *one.later]]
-            results += [calm(replay).run(f_q8) for f_q8 in one.attacks.values()]
+            results += [replay.calm().run(f_q8) for f_q8 in one.attacks.values()]
             at = 0
             for result, name in zip(results, [*(["benign"] * (1 + len(one.later))), *one.attacks], strict=True):
                 colour = "tab:blue" if name == "benign" else "tab:red"

@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from stonechat.detection import NORMAL
 
 from stonechat_tools.evaluation.suite import baselines, captures
 from stonechat_tools.evaluation.suite.captures import Device
-from stonechat_tools.modeling import calibrate
 from stonechat_tools.modeling.calibrate import Budget, choose
-from stonechat_tools.modeling.device_path import Replay, Result, to_features
-from stonechat_tools.modeling.fit import FittedModel, fit, table
+from stonechat_tools.modeling.device_path import Result, to_features
+from stonechat_tools.modeling.fit import DEFAULT_ALARM_RULES, FittedModel, fit, table
 from stonechat_tools.traces.trace import Trace
 
 Ints = npt.NDArray[np.int64]
@@ -47,6 +45,7 @@ class Subject:
     later: list[Ints]  # further benign sessions
     attacks: dict[str, Ints]
     pitch_s: float  # seconds from one window to the next
+    overlaid: bool = False  # its attacks lie on its own last benign windows
 
     @property
     def test(self) -> Ints:
@@ -71,6 +70,7 @@ def with_overlays(device: Device, malware: dict[str, Trace]) -> Subject:
     """A home device whose attacks are its own test windows with real malware's traffic on top: each capture's windows
     that carry traffic, over and over for two hours, from two starts."""
     one = subject("iot-lan", device)
+    one.overlaid = True
     base = device.benign[0]
     n = len(base)
     for name, trace in malware.items():
@@ -144,13 +144,6 @@ def first_alarm(result: Result) -> int | None:
     return result.alarms[0] + 1 if result.alarms else None
 
 
-def calm(replay: Replay) -> Replay:
-    """A copy of a living state without evidence: what an attack meets on an ordinary day."""
-    other = replay.fork()
-    other.evidence, other.level = [0] * len(other.evidence), NORMAL
-    return other
-
-
 def make_model(one: Subject, train: Ints | None = None, **options: Any) -> FittedModel:
     return fit(one.train if train is None else train, one.schema, one.window_ms, calibration=one.table, **options)
 
@@ -169,19 +162,21 @@ def own_figures(one: Subject, model: FittedModel) -> tuple[dict[str, Any], dict[
     attacks = {}
     for name, f_q8 in one.attacks.items():
         # an overlay lies on the rest itself, so its living state is that before the rest
-        state = model.replay() if one.group in ("iot-lan", "iot23") else calm(replay)
-        if one.group in ("iot-lan", "iot23"):
+        state = model.replay() if one.overlaid else replay
+        if one.overlaid:
             state.run(one.table)
-        result = state.run(f_q8)
+        result = state.calm().run(f_q8)
         streams[name] = result
         scores = np.maximum(floor, result.score_q8).astype(np.float64)
         attacks[name] = _attack_row(benign, scores, max(threshold, floor), first_alarm(result))
-    windows = sum(len(result) for name, result in streams.items() if name not in attacks)
-    peak = max(int(result.evidence_q8.max()) for name, result in streams.items() if name not in attacks) / 256
+    benign_results = [result for name, result in streams.items() if name not in attacks]
+    windows = sum(map(len, benign_results))
+    peak = max(int(result.evidence_q8.max()) for result in benign_results) / 256
     figures = {
         "fpr": float((lived > threshold).mean()),
         "attacks": attacks,
-        "alarms": sum(len(result.alarms) for name, result in streams.items() if name not in attacks),
+        "alarms": sum(len(result.alarms) for result in benign_results),
+        "alarm_share": sum(result.alarm_windows for result in benign_results) / windows,
         "device_days": one.days(windows),
         "evidence_peak": peak,
         "drift_at_bound": float((np.abs(replay.drift) >= (model.meta.drift_cap << model.meta.drift_shift)).mean()),
@@ -201,12 +196,14 @@ def peer_figures(one: Subject, name: str, seed: int) -> dict[str, Any]:
     attacks = {}
     for attack, f_q8 in one.attacks.items():
         scores = model.score(f_q8 / 256)
-        alarms = _evidence_alarms(curve(scores))
+        alarms, _ = _evidence_alarms(curve(scores))
         attacks[attack] = _attack_row(benign, scores, threshold, alarms[0] + 1 if alarms else None)
+    heard = [_evidence_alarms(curve(part)) for part in benign_parts]
     return {
         "fpr": float((benign > threshold).mean()),
         "attacks": attacks,
-        "alarms": sum(len(_evidence_alarms(curve(part))) for part in benign_parts),
+        "alarms": sum(len(alarms) for alarms, _ in heard),
+        "alarm_share": sum(windows for _, windows in heard) / sum(map(len, benign_parts)),
         "device_days": one.days(sum(len(part) for part in benign_parts)),
     }
 
@@ -231,17 +228,23 @@ def _peer_table(parts: Sequence[Floats]) -> Callable[[Floats], Ints]:
     return look_up
 
 
-def _evidence_alarms(surprise_q8: Ints) -> list[int]:
-    k, cap, alarm = calibrate.ALARM_RULES[1].constants
-    alarms, e, ringing = [], 0, False
-    for i, step in enumerate((np.minimum(surprise_q8, cap) - k).tolist()):
-        e = min(max(0, e + step), alarm + alarm // 2)
-        if e >= alarm and not ringing:
+def _evidence_alarms(surprise_q8: Ints) -> tuple[list[int], int]:
+    """The default alarm rules over a peer's surprise -> the windows at which the level became alarm, and how many
+    windows it was in alarm."""
+    evidence = [0] * len(DEFAULT_ALARM_RULES)
+    alarms, ringing, windows = [], False, 0
+    for i, surprise in enumerate(surprise_q8.tolist()):
+        share = 0.0
+        for j, (k, cap, alarm) in enumerate(DEFAULT_ALARM_RULES):
+            evidence[j] = min(max(0, evidence[j] + min(surprise, cap) - k), alarm + alarm // 2)
+            share = max(share, evidence[j] / alarm)
+        if share >= 1 and not ringing:
             ringing = True
             alarms.append(i)
-        elif 4 * e < alarm:
+        elif share < 0.25:
             ringing = False
-    return alarms
+        windows += ringing
+    return alarms, windows
 
 
 # --------------------------------------------------------------------------------------------------------- the suite
@@ -299,11 +302,9 @@ def _budget_row(one: Subject, budget: Budget) -> dict[str, Any]:
     seen = replay.run(stream[:half])
     choice = choose([seen.surprise_q8], round(one.pitch_s * 1000), budget)
     model.meta.alarm_rules = choice.alarm_rules
-    replay.evidence = [0]
-    judged = calm(replay).run(stream[half:])
-    after = calm(replay)
-    after.run(stream[half:])
-    to_alarm = [first_alarm(calm(after).run(f_q8)) for f_q8 in one.attacks.values()] if one.later else []
+    after = replay.calm()
+    judged = after.run(stream[half:])
+    to_alarm = [first_alarm(after.calm().run(f_q8)) for f_q8 in one.attacks.values()] if one.later else []
     days = one.days(len(stream) - half)
     return {
         "group": one.group,

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stonechat_tools.evaluation.suite import baselines, captures
-from stonechat_tools.evaluation.suite.protocol import Show, Subject, auc, calm, first_alarm, make_model
+from stonechat_tools.evaluation.suite.protocol import Show, Subject, auc, first_alarm, make_model
 from stonechat_tools.modeling.device_path import EXCESS_MAX, Replay, to_features
 from stonechat_tools.modeling.fit import STEP, FittedModel, fit
 
@@ -32,8 +32,8 @@ def ramps(subjects: Sequence[Subject], show: Show, lengths: Sequence[int] = (100
             row: dict[str, Any] = {"device": one.name, "attack": name}
             for length in lengths:
                 strength = np.minimum(1.0, np.arange(length + 200) / length)
-                row[str(length)] = first_alarm(calm(replay).run(_mixed(base, attack, strength)))
-            row["largest_unseen"] = _largest_unseen(calm(replay), base, attack)
+                row[str(length)] = first_alarm(replay.calm().run(_mixed(base, attack, strength)))
+            row["largest_unseen"] = _largest_unseen(replay.calm(), base, attack)
             rows.append(row)
     return rows
 
@@ -164,7 +164,7 @@ def fresh_device(subjects: Sequence[Subject], show: Show, learn_windows: int = 1
                 "learn_windows": learn_windows,
                 "alarms": len(result.alarms),
                 "device_days": one.days(int((~result.learning).sum())),
-                "attacks": {name: first_alarm(calm(replay).run(f_q8)) for name, f_q8 in one.attacks.items()},
+                "attacks": {name: first_alarm(replay.calm().run(f_q8)) for name, f_q8 in one.attacks.items()},
             }
         )
     return rows
@@ -186,7 +186,7 @@ def unseen_devices(
         result = replay.run(np.concatenate([one.train, one.table]))
         living = replay.fork()
         rest = living.run(one.rest)
-        waits = {name: first_alarm(calm(replay).run(f_q8)) for name, f_q8 in one.attacks.items()}
+        waits = {name: first_alarm(replay.calm().run(f_q8)) for name, f_q8 in one.attacks.items()}
         watched = int((~result.learning).sum()) + len(rest)
         alarms = len(result.alarms) + len(rest.alarms)
         rows.append({"device": one.name, "alarms": alarms, "device_days": one.days(watched), "attacks": waits})
@@ -196,7 +196,7 @@ def unseen_devices(
             show(f"unseen device: {device.name}")
             replay = _class_model(homes, quiet // 2 * 2).replay(learn=True)
             replay.run(to_features(device.benign[0]))
-            waits = {name: first_alarm(calm(replay).run(to_features(trace))) for name, trace in device.attacks.items()}
+            waits = {name: first_alarm(replay.calm().run(to_features(trace))) for name, trace in device.attacks.items()}
             rows.append(
                 {
                     "device": f"{device.name} (learned {quiet} windows)",

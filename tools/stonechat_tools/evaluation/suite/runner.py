@@ -16,8 +16,9 @@ def summary_of_alarms(comparison: dict[str, Any]) -> dict[str, dict[str, float]]
     for devices in comparison.values():
         for row in devices.values():
             for name, figures in row.items():
-                one = totals.setdefault(name, {"alarms": 0.0, "device_days": 0.0})
+                one = totals.setdefault(name, {"alarms": 0.0, "device_days": 0.0, "alarm_days": 0.0})
                 one["alarms"] += figures["alarms"]
+                one["alarm_days"] += figures["alarm_share"] * figures["device_days"]
                 one["device_days"] += figures["device_days"]
     for one in totals.values():
         one["bound_per_30d"] = 30 * poisson_bound(round(one["alarms"])) / one["device_days"]
