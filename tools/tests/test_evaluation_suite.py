@@ -14,6 +14,7 @@ from stonechat_tools.evaluation.suite import ablations, baselines, captures, pag
 from stonechat_tools.modeling.device_path import features_q8
 from stonechat_tools.modeling.fit import fit
 from stonechat_tools.traces.files import write_trace
+from stonechat_tools.traces.format import TraceError
 from stonechat_tools.traces.trace import join, make_trace
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data"
@@ -112,7 +113,7 @@ def test_the_suite_runs_and_reports(folder, tmp_path, capsys):
     ]
     assert cli.main(args) == 0
     captured = capsys.readouterr()
-    assert "left out" in captured.err and "pi-spectrum: no alarm on benign days: 0 in" in captured.out
+    assert "left out" in captured.err and "(an outage), which ends by itself, on benign days: 0 in" in captured.out
     read = json.loads(figures.read_text())
     own = read["comparison"]["pi-spectrum"]["made-up"][protocol.OWN]
     assert own["alarms"] == 0 and own["attacks"]["storm"]["windows_to_alarm"] <= 60
@@ -133,17 +134,17 @@ def test_a_suite_without_captures_says_so(tmp_path, capsys):
 def test_the_checks_notice_what_is_not_met(folder):
     figures = runner.run_suite(folder, 1, lambda what: None)
     met = {text: ok for text, _, ok in page.checks(figures)}
-    assert met["pi-spectrum: no alarm on benign days"]
+    assert met["pi-spectrum: at most one alarm (an outage), which ends by itself, on benign days"]
     own = figures["comparison"]["pi-spectrum"]["made-up"][protocol.OWN]
-    own["alarms"] = 1
+    own["alarms"] = 2
     own["attacks"]["storm"]["windows_to_alarm"] = None
     figures["float"][0]["int8"] -= 0.01
     figures["contamination"][0]["trimmed"] = figures["contamination"][0]["clean"] - 0.02
     figures["explanation"][0] |= {"top_three": 0.9, "mahalanobis": 0.99}
     broken = {text: ok for text, _, ok in page.checks(figures)}
     for text in (
-        "pi-spectrum: no alarm on benign days",
-        "pi-spectrum: every attack alarmed within 60 windows",
+        "pi-spectrum: at most one alarm (an outage), which ends by itself, on benign days",
+        "pi-spectrum: every attack alarmed within 30 windows, median at most 25",
         "int8 against its own float: AUC loss at most .002",
     ):
         assert met[text] and not broken[text]
@@ -188,6 +189,64 @@ def test_evaluate_counts_alarms_and_the_windows_to_them(model):
     assert figures["false_alarms_per_30d_at_most"] == pytest.approx(30 * 2.996 / (568 * 50 / 86400), rel=0.01)
 
 
+def test_an_alarm_that_was_there_before_catches_nothing_and_counts_as_time(model):
+    loud = recording("", 60, 5, 30.0)  # benign by its label, and as loud as can be: a false alarm, and it stays
+    figures = evaluate(model, join([recording("", 200, 2), loud, recording("nothing", 10, 6)]))
+    device = figures["devices"]["d"]
+    assert device["false_alarms"] == 1 and device["alarm_windows"] >= 40
+    assert device["alarm_share"] == figures["alarm_share"] == device["alarm_windows"] / device["benign_windows"]
+    (quiet,) = device["attacks"]["nothing"]["runs"]
+    assert quiet["windows_to_alarm"] is None and quiet["alarm_share"] == 0
+
+
+def test_a_device_that_begins_with_an_attack_is_refused(model):
+    """It would learn the attack as its normal."""
+    with pytest.raises(TraceError, match="storm comes after 0 of the 32 windows.*dataset append"):
+        evaluate(model, join([recording("storm", 100, 3, 30.0), recording("", 200, 4)]))
+    with pytest.raises(TraceError, match="after 20 of the 32"):
+        evaluate(model, join([recording("", 20, 4), recording("storm", 100, 3, 30.0)]))
+    assert evaluate(model, recording("storm", 100, 3, 30.0), learn=False)["devices"]["d"]["attacks"]["storm"]
+
+
+def test_the_suite_takes_anybody_s_captures(tmp_path, capsys):
+    """A manifest in place of file names, sessions chosen, lengths said, overlays, progress without a terminal."""
+    for name, trace in {
+        "day-1": recording("", 60, 1),
+        "day-2": recording("", 600, 2),
+        "day-3": recording("", 300, 3),
+        "storm": recording("storm", 80, 4, 30.0),
+        "short": recording("", 90, 5),
+    }.items():
+        write_trace(trace, tmp_path / f"{name}.csv.gz")
+    manifest = tmp_path / "mine.toml"
+    manifest.write_text(
+        '[[device]]\nset = "pumps"\nname = "pump-1"\nbenign = ["day-1.csv.gz", "day-2.csv.gz", "day-3.csv.gz"]\n'
+        'train = ["day-1.csv.gz", "day-2.csv.gz"]\nattacks = {storm = "storm.csv.gz"}\n'
+        'overlays = {more = "storm.csv.gz"}\n[[device]]\nname = "pump-2"\nbenign = ["short.csv.gz"]\n'
+    )
+    report = tmp_path / "report.md"
+    assert cli.main(["evaluate", "--manifest", str(manifest), "--seeds", "1", "--report", str(report), "--json"]) == 0
+    told = capsys.readouterr()
+    figures = json.loads(told.out)
+    assert figures["comparison"]["pumps"]["pump-1"][protocol.OWN]["attacks"]["storm"]["windows_to_alarm"] == 20
+    assert set(figures["comparison"]["pumps, overlays"]["pump-1"][protocol.OWN]["attacks"]) == {"more #1", "more #2"}
+    assert "pumps pump-1: 396 windows to train, 132 for the table, 300 to judge (0.17 days)" in told.err
+    assert "left out: own pump-2: 54 windows to train" in told.err and "pump-1: KitNET" in told.err
+    assert "pump-1" in report.read_text()
+    for text, word in (
+        ("[[device]]\nname = 3\n", "'name' is 3"),
+        ("x = 1\n", "needs"),
+        ('[[device]]\nname = "a"\n', "needs name and benign"),
+        ('[[device]]\nname = "a"\nbenign = ["day-1.csv.gz"]\ntrain = ["other"]\n', "train names"),
+        ('[[device]]\nname = "a"\nbenign = ["storm.csv.gz"]\n', "labelled as an attack"),
+        ('[[device]]\nname = "a"\nbenign = ["short.csv.gz"]\n', "enough windows"),
+        ('[[device]]\nname = "a"\nbenign = ["day-1.csv.gz"]\nmore = 1\n', "more"),
+    ):
+        manifest.write_text(text)
+        assert cli.main(["evaluate", "--manifest", str(manifest)]) == 1
+        assert word in capsys.readouterr().err
+
+
 def test_evaluate_of_the_training_device_needs_no_learning(model):
     device = evaluate(model, recording("benign", 300, 2), learn=False)["devices"]["d"]
     assert device["learning_windows"] == 0 and device["benign_windows"] == 300
@@ -212,4 +271,4 @@ def test_pi_spectrum_keeps_its_silence_and_its_eight_alarms():
     figures, _ = protocol.own_figures(one, protocol.make_model(one))
     assert figures["alarms"] == 0 and figures["device_days"] > 5
     waits = [row["windows_to_alarm"] for row in figures["attacks"].values()]
-    assert len(waits) == 8 and all(wait is not None and wait <= 60 for wait in waits)
+    assert len(waits) == 8 and all(wait is not None and wait <= 30 for wait in waits)

@@ -8,7 +8,7 @@ import pytest
 from stonechat.features import RATE
 from stonechat.schema import Schema
 from stonechat_tools.cli import main
-from stonechat_tools.traces.dataset import append, label_windows, parse_moment, split
+from stonechat_tools.traces.dataset import append, label_windows, overlay, parse_moment, split
 from stonechat_tools.traces.files import read_trace, write_trace
 from stonechat_tools.traces.format import TraceError
 from stonechat_tools.traces.trace import Trace, join, make_trace
@@ -107,3 +107,17 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: lis
     assert main(["dataset", *[files.get(word, word) for word in words]]) == 1
     message = capsys.readouterr().err
     assert said in message and "Traceback" not in message
+
+
+def test_an_overlay_adds_counts_and_keeps_the_higher_reading() -> None:
+    schema = Schema("overlay-1", (("n", "1", "rate"), ("free", "B", "level"), ("busy", "%", "share")))
+    base = make_trace(schema, 1000, [(float(i), 1000, "benign", [10, 500, 2560]) for i in range(5)], "d")
+    attack = make_trace(schema, 1000, [(float(i), 1000, "scan", [7, 900, 25600]) for i in range(2)], "e")
+    both = overlay(base, attack, 1)
+    assert both.deltas.tolist() == [[10, 500, 2560], *[[17, 900, 25600]] * 2, *[[10, 500, 2560]] * 2]
+    assert both.labels.tolist() == ["benign", "scan", "scan", "benign", "benign"] and both.device_names == ["d"]
+    assert base.deltas.tolist() == [[10, 500, 2560]] * 5 and overlay(base, attack, 4).labels.tolist()[4] == "scan"
+    assert overlay(base, base.select(slice(0, 2)), 0, "mirai").labels.tolist()[:3] == ["mirai", "mirai", "benign"]
+    for after in (-1, 5):
+        with pytest.raises(TraceError, match="--after"):
+            overlay(base, attack, after)

@@ -14,10 +14,14 @@ Examples:
   stonechat evaluate model.tflite same-device-later.csv --learned
   stonechat evaluate --suite --data ../shared/data --report models/REPORT.md --json suite.json
   stonechat evaluate --suite --data captures/ --seeds 1
+  stonechat evaluate --manifest my-captures.toml --report my-report.md
 """
 
 import argparse
+import contextlib
 import json
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--learned", action="store_true", help="the devices are those the model was trained on: no learning first")
     add("--suite", action="store_true", help="the whole method on public captures, beside its peers")
     add("--data", default=DEFAULT_DATA, metavar="DIR", help=f"where the captures are (default {DEFAULT_DATA})")
+    add("--manifest", metavar="TOML", help="the suite on your own captures, as this file describes them")
     add("--seeds", type=int, default=5, help="how many, where a seed plays a part (default 5)")
     add(
         "--report",
@@ -55,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.suite:
+    if args.suite or args.manifest is not None:
         return _suite(args)
     if not args.model or not args.traces:
         raise ConfigError("name a model and at least one trace, or --suite")
@@ -189,9 +194,11 @@ def _print(figures: dict[str, Any]) -> None:
 
 
 def _suite(args: argparse.Namespace) -> int:
+    if not 1 <= args.seeds <= 1000:
+        raise ConfigError(f"--seeds {args.seeds}: want 1 to 1000")
     root = Path(args.data)
     there = [name for name in SETS if (root / name).is_dir()]
-    if not there:
+    if not there and args.manifest is None:
         raise ConfigError(f"{root}: none of {', '.join(SETS)} is there; name the folder of the captures with --data")
     from rich.console import Console
 
@@ -199,17 +206,20 @@ def _suite(args: argparse.Namespace) -> int:
 
     console = Console(stderr=True)
     for name in SETS:
-        if name not in there:
+        if name not in there and args.manifest is None:
             console.print(f"left out: {root / name} is not there")
-    with console.status("evaluating") as status:
-        figures = runner.run_suite(root, args.seeds, lambda what: status.update(what))
-        if args.report:
-            status.update("plots")
+    with _progress(console) as show:
+        manifest = None if args.manifest is None else Path(args.manifest)
+        figures = runner.run_suite(root, args.seeds, show, manifest)
+        if args.report and manifest is None:
+            show("plots")
             plots.plots(protocol.load(root), Path(args.report).parent / "report")
     if args.report:
-        command = f"stonechat evaluate --suite --seeds {args.seeds} --report {args.report}"
-        Path(args.report).write_text(page.page(figures, command))
+        of = "--suite" if args.manifest is None else f"--manifest {args.manifest}"
+        command = f"stonechat evaluate {of} --seeds {args.seeds} --report {args.report}"
         beside = Path(args.report).parent / "report/figures.json"
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        Path(args.report).write_text(page.page(figures, command))
         beside.write_text(json.dumps(page.compact(figures), separators=(",", ":"), default=float) + "\n")
     if args.json:
         _write_json(figures, args.json)
@@ -219,6 +229,27 @@ def _suite(args: argparse.Namespace) -> int:
                 f"{'[green]yes[/]' if met else '[red]no [/]'} {text}: {got}", highlight=False, soft_wrap=True
             )
     return 0
+
+
+@contextlib.contextmanager
+def _progress(console: Any) -> Iterator[Callable[[str], None]]:
+    """One line that changes on a terminal, and lines one below the other elsewhere (a log, a pipe). Lengths and what is
+    left out stay to be read on a terminal too."""
+
+    def lines(what: str) -> None:
+        print(what, file=sys.stderr, flush=True)
+
+    if not console.is_terminal:
+        yield lines
+        return
+    with console.status("evaluating") as status:
+
+        def show(what: str) -> None:
+            if " windows to train" in what or what.startswith("left out"):
+                console.print(what, highlight=False)
+            status.update(what)
+
+        yield show
 
 
 def _write_json(figures: dict[str, Any], where: str) -> None:

@@ -10,6 +10,7 @@ Examples:
   stonechat dataset join monday.csv.gz tuesday.csv.gz -o week.csv.gz
   stonechat dataset label week.csv.gz -o labelled.csv.gz --intervals attacks.csv
   stonechat dataset append week.csv.gz scan.csv.gz -o stream.csv.gz --after 500
+  stonechat dataset overlay week.csv.gz mirai.csv.gz -o infected.csv.gz --after 500
   stonechat dataset split week.csv.gz -o parts/ --fractions train=0.6,threshold=0.2,test=0.2
   stonechat dataset split fleet.csv.gz -o parts/ --hold-out camera-3
   stonechat dataset info parts/*.csv.gz
@@ -27,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stonechat.features import RATE
+from stonechat.window import DELTA_MAX
 
 from .files import read_all, read_trace, write_trace
 from .format import BENIGN, TraceError, check_label, is_benign, opened_text, parse_moment
@@ -256,6 +259,31 @@ def append(benign: Trace, attack: Trace, after: int | None = None) -> Trace:
     follow.devices = follow.devices.copy()
     follow.devices[:] = first.devices[-1]
     return join([first, follow])
+
+
+def _overlay(args: argparse.Namespace) -> list[Outcome]:
+    if args.label is not None:
+        check_label(args.label)
+    return [_write(overlay(read_trace(args.benign), read_trace(args.attack), args.after, args.label), args.output)]
+
+
+def overlay(benign: Trace, attack: Trace, after: int = 0, label: str | None = None) -> Trace:
+    """`benign` with the counts of `attack` added from its window `after` on, as long as both last: rates add up, of
+    levels and shares the higher one counts. Raises TraceError."""
+    if benign.schema.id != attack.schema.id or benign.window_ms != attack.window_ms:
+        raise TraceError("the two traces differ in schema or window")
+    if not 0 <= after < len(benign) or not len(attack):
+        raise TraceError(f"--after {after}: the benign trace has {len(benign)} windows, the attack {len(attack)}")
+    out = benign.select(slice(None))
+    out.deltas, out.labels = out.deltas.copy(), out.labels.copy()
+    n = min(len(benign) - after, len(attack))
+    rows = slice(after, after + n)
+    both, rates = out.deltas[rows], [kind == RATE for _, _, kind in benign.schema.columns]
+    added = np.minimum(both + attack.deltas[:n], DELTA_MAX)
+    out.deltas[rows] = np.where(rates, added, np.maximum(both, attack.deltas[:n]))
+    own = [label or (text if not is_benign(text) else "overlay") for text in attack.labels[:n]]
+    out.labels[rows] = own
+    return out
 
 
 # -------------------------------------------------------------------------------------------------------------- split

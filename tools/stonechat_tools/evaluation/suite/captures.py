@@ -7,6 +7,16 @@
     ipcam/                Joy flows as JSON lines, benign and anomaly-... (NEMEA-SIoT)
 
 What a folder holds is found by its files, not by a list here: other captures of the same kinds are read as well.
+Anybody's captures are described by a manifest, a TOML file; its paths are traces (`stonechat dataset import`), from its
+folder:
+
+    [[device]]
+    set = "pumps"                              # heading in the report (default: own)
+    name = "pump-1"
+    benign = ["day-1.csv.gz", "day-2.csv.gz"]  # sessions in the order of time
+    train = ["day-1.csv.gz"]                   # those that the model is made from (default: the first)
+    attacks = {scan = "scan.csv.gz"}           # recordings of attacks on this device
+    overlays = {mirai = "mirai.csv.gz"}        # traffic that is laid over its own last benign windows
 """
 
 import csv
@@ -21,11 +31,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from stonechat.errors import StonechatError
+from stonechat.errors import ConfigError, StonechatError
 from stonechat.features import RATE
 from stonechat.schema import Schema
 from stonechat.window import DELTA_MAX
 
+from stonechat_tools.console import clipped, read_toml
+from stonechat_tools.traces.files import read_trace
 from stonechat_tools.traces.trace import Trace, make_trace
 
 FLOW_COLUMNS = (
@@ -48,6 +60,55 @@ class Device:
     name: str
     benign: list[Trace]
     attacks: dict[str, Trace] = field(default_factory=dict)
+    overlays: dict[str, Trace] = field(default_factory=dict)
+    train: tuple[int, ...] = (0,)  # the sessions that the model is made from
+
+
+_KEYS = {"set": str, "name": str, "benign": list, "train": list, "attacks": dict, "overlays": dict}
+
+
+def manifest(path: Path) -> dict[str, list[Device]]:
+    """The devices of a manifest, by set. Raises ConfigError, TraceError or OSError."""
+    table = read_toml(path)
+    rows = table.get("device")
+    if not isinstance(rows, list) or not rows or set(table) != {"device"}:
+        raise ConfigError(f"{path}: it needs [[device]] tables and nothing else")
+    groups: dict[str, list[Device]] = {}
+    for row in rows:
+        if not isinstance(row, dict):
+            raise ConfigError(f"{path}: device is {clipped(row)}, want a table")
+        for key, value in row.items():
+            if key not in _KEYS or not isinstance(value, _KEYS[key]):
+                raise ConfigError(f"{path}: {clipped(key)} is {clipped(value)} (keys: {', '.join(_KEYS)})")
+        device = _manifest_device(row, path)
+        groups.setdefault(row.get("set", "own"), []).append(device)
+    return groups
+
+
+def _manifest_device(row: dict[str, Any], path: Path) -> Device:
+    names = row.get("benign", [])
+    name = row.get("name")
+    if not name or not names:
+        raise ConfigError(f"{path}: each device needs name and benign")
+    train = row.get("train", names[:1])
+    unknown = [one for one in train if one not in names]
+    if unknown or not train:
+        raise ConfigError(f"{path}: {name}: train names {clipped(unknown[:1])}, which is not one of benign")
+
+    def trace(file: Any) -> Trace:
+        if not isinstance(file, str):
+            raise ConfigError(f"{path}: {name}: {clipped(file)} is not the name of a file")
+        return read_trace(path.parent / file)
+
+    benign = [trace(file) for file in names]
+    more = [{key: trace(file) for key, file in row.get(part, {}).items()} for part in ("attacks", "overlays")]
+    for other in [*benign[1:], *more[0].values(), *more[1].values()]:
+        if other.schema.id != benign[0].schema.id or other.window_ms != benign[0].window_ms:
+            raise ConfigError(f"{path}: {name}: its traces differ in schema or window")
+    for session in benign:
+        if not session.benign.all():
+            raise ConfigError(f"{path}: {name}: a benign session has windows labelled as an attack")
+    return Device(name, benign, more[0], more[1], tuple(names.index(one) for one in train))
 
 
 def _rows(path: Path) -> tuple[list[str], list[list[str]]]:

@@ -96,27 +96,28 @@ def checks(figures: dict[str, Any]) -> list[tuple[str, str, bool]]:
             if "idle" in name:
                 text = f"AUC {_number(row['auc'])}; Mahalanobis {_number(rival['attacks'][name]['auc'])} here"
                 rows.append(("pi3-malware: the idle backdoor, no target", text, True))
-    for group, limit in (("pi-spectrum", 60.0), ("iot-lan", math.inf)):
+    for group, limit, outages in (("pi-spectrum", 30.0, 1), ("iot-lan", 30.0, 0)):
         devices = comparison.get(group, {})
         if not devices:
             continue
         owns = [device[OWN] for device in devices.values()]
         alarms, days = sum(one["alarms"] for one in owns), sum(one["device_days"] for one in owns)
-        rows.append((f"{group}: no alarm on benign days", f"{alarms:.0f} in {days:.1f} device-days", alarms == 0))
+        share = sum(one["alarm_share"] * one["device_days"] for one in owns) / days
+        asked = "no alarm" if not outages else "at most one alarm (an outage), which ends by itself,"
+        text = f"{alarms:.0f} in {days:.1f} device-days, {100 * share:.2f} % of the time in alarm"
+        rows.append((f"{group}: {asked} on benign days", text, alarms <= outages and share <= 0.02))
         waits = [row["windows_to_alarm"] for one in owns for row in one["attacks"].values()]
         seen = [wait for wait in waits if wait is not None]
-        text = f"{len(seen)} of {len(waits)}, in {min(seen, default=0):.0f} to {max(seen, default=0):.0f} windows"
-        met = len(seen) == len(waits) and max(seen, default=0) <= limit
-        asked = f" within {limit:.0f} windows" if math.isfinite(limit) else ""
-        rows.append((f"{group}: every attack alarmed{asked}", text, met))
+        slowness = float(np.median([math.inf if wait is None else wait for wait in waits])) if waits else math.inf
+        text = f"{len(seen)} of {len(waits)}, in {min(seen, default=0):.0f} to {max(seen, default=0):.0f} windows, "
+        text += f"median {slowness:.0f}"
+        met = len(seen) == len(waits) and max(seen, default=0) <= limit and slowness <= 25
+        rows.append((f"{group}: every attack alarmed within {limit:.0f} windows, median at most 25", text, met))
         if group == "pi-spectrum":
-            quick = sum(wait <= 25 for wait in seen)
             earned = {budget: _earned(figures, group, budget) for budget in ("1/30d", "1/1d")}
-            text = (
-                f"{quick} of {len(waits)} with the default alarm rule; with those that the devices earn "
-                f"{earned['1/30d']} for a budget of one alarm in 30 days, {earned['1/1d']} for one a day"
-            )
-            rows.append((f"{group}: goal of 25 windows", text, earned["1/30d"] == len(waits)))
+            text = f"{earned['1/30d']} for a budget of one alarm in 30 days, {earned['1/1d']} for one a day"
+            asked = f"{group}: attacks alarmed in 25 windows by the rules that the devices earn"
+            rows.append((asked, f"{text}, of {len(waits)}", earned["1/30d"] == len(waits)))
         else:
             recall = float(np.mean([row["recall"] for one in owns for row in one["attacks"].values()]))
             rows.append((f"{group}: window recall at least .95", _number(recall), recall >= 0.95))
@@ -435,10 +436,10 @@ def _limits(figures: dict[str, Any]) -> list[str]:
         f"{total['bound_per_30d']:.1f} per 30 days. One alarm per device and month is not proven by them.",
         "- The constants (bottleneck, floors, alarm rules) were chosen while looking at these recordings; expect a "
         "little less on others.",
-        "- An outage of the network is as loud as an attack. It lasted 24 windows in one recording, which is why the "
-        "default alarm rule takes 40: a product whose recordings are quieter earns a faster one by "
-        "`stonechat calibrate`.",
-        "- The idle backdoor is not detected by anything here.",
+        "- An outage of the network is as loud as an attack. In one recording it lasted 24 windows and raises an "
+        "alarm, which ends by itself. A product with such outages needs a calmer rule, one whose recordings are "
+        "quieter earns a faster one: `stonechat calibrate`.",
+        "- The idle backdoor is near chance in every window by itself.",
         "- Quiet attacks inside half a deviation per feature are absorbed by the adaptation (see the ramps).",
         "",
     ]

@@ -19,6 +19,8 @@ from stonechat_tools.evaluation.suite.captures import Device
 from stonechat_tools.modeling.calibrate import Budget, choose
 from stonechat_tools.modeling.device_path import Result, to_features
 from stonechat_tools.modeling.fit import DEFAULT_ALARM_RULES, FittedModel, fit, table
+from stonechat_tools.modeling.options import FIT_WINDOWS, TABLE_WINDOWS
+from stonechat_tools.traces.format import TraceError
 from stonechat_tools.traces.trace import Trace
 
 Ints = npt.NDArray[np.int64]
@@ -27,6 +29,7 @@ Show = Callable[[str], None]
 OWN = "stonechat int8"
 MONTH, DAY = Budget(1, 30), Budget(1, 1)
 _OVERLAY_WINDOWS = 120
+_SHORT_ATTACK = 40
 
 _DAY_S = 86_400
 
@@ -57,28 +60,66 @@ class Subject:
 
 
 def subject(group: str, device: Device) -> Subject:
-    first = device.benign[0]
-    f = to_features(first)
-    a, b = int(0.6 * len(f)), int(0.8 * len(f))
-    later = [to_features(trace) for trace in device.benign[1:]]
+    """Each session that the model is made from is cut 60/20/20; the other sessions are the test stream."""
+    parts: list[list[Ints]] = [[], [], []]
+    for number in device.train:
+        f = to_features(device.benign[number])
+        a, b = int(0.6 * len(f)), int(0.8 * len(f))
+        for part, rows in zip(parts, (f[:a], f[a:b], f[b:]), strict=True):
+            part.append(rows)
+    train, table_part, rest = (np.concatenate(part) for part in parts)
+    later = [to_features(trace) for number, trace in enumerate(device.benign) if number not in device.train]
     attacks = {name: to_features(trace) for name, trace in device.attacks.items()}
-    pitch = float(np.median(np.diff(first.t_s)))
-    return Subject(group, device.name, first.schema, first.window_ms, f[:a], f[a:b], f[b:], later, attacks, pitch)
+    first = device.benign[device.train[0]]
+    pitch = float(np.median(np.diff(first.t_s))) if len(first) > 1 else first.window_ms / 1000
+    return Subject(group, device.name, first.schema, first.window_ms, train, table_part, rest, later, attacks, pitch)
 
 
-def with_overlays(device: Device, malware: dict[str, Trace]) -> Subject:
-    """A home device whose attacks are its own test windows with real malware's traffic on top: each capture's windows
-    that carry traffic, over and over for two hours, from two starts."""
-    one = subject("iot-lan", device)
+def with_overlays(group: str, device: Device, malware: dict[str, Trace]) -> Subject:
+    """A device whose attacks are its own test windows with real malware's traffic on top: each capture's windows that
+    carry traffic, over and over for two hours, from two starts."""
+    one = subject(group, device)
     one.overlaid = True
-    base = device.benign[0]
+    base = device.benign[device.train[-1]]
     n = len(base)
     for name, trace in malware.items():
         active = trace.select(trace.deltas[:, 0] > 0)
+        if not len(active):
+            raise TraceError(f"overlay {name}: no window of it carries traffic")
         repeated = active.select(np.arange(_OVERLAY_WINDOWS) % len(active))
         for number, start in enumerate((int(0.8 * n), (int(0.8 * n) + n) // 2)):
             one.attacks[f"{name} #{number + 1}"] = to_features(captures.lay_over(base, repeated, start))
     return one
+
+
+def load_manifest(path: Path, show: Show) -> dict[str, list[Subject]]:
+    """The devices of a manifest; one that is too short to train on is left out, and show() says so."""
+    groups: dict[str, list[Subject]] = {}
+    for group, devices in captures.manifest(path).items():
+        for device in devices:
+            for one in [subject(group, device)] if device.attacks or not device.overlays else []:
+                groups.setdefault(group, []).append(one)
+            if device.overlays:
+                overlaid = with_overlays(f"{group}, overlays", device, device.overlays)
+                overlaid.attacks = {name: f for name, f in overlaid.attacks.items() if name not in device.attacks}
+                groups.setdefault(overlaid.group, []).append(overlaid)
+    return long_enough(groups, show)
+
+
+def long_enough(groups: dict[str, list[Subject]], show: Show) -> dict[str, list[Subject]]:
+    """The subjects that can be trained on and judged; show() names every length, and what is left out."""
+    kept: dict[str, list[Subject]] = {}
+    for group, subjects in groups.items():
+        for one in subjects:
+            lengths = f"{len(one.train)} windows to train, {len(one.table)} for the table, {len(one.test)} to judge"
+            told = f"{group} {one.name}: {lengths} ({one.days(len(one.test)):.2f} days)"
+            if len(one.train) < FIT_WINDOWS or len(one.table) < TABLE_WINDOWS or not len(one.rest):
+                show(f"left out: {told}; at least {FIT_WINDOWS} and {TABLE_WINDOWS} are needed")
+                continue
+            short = [f"{name} {len(f_q8)}" for name, f_q8 in one.attacks.items() if len(f_q8) < _SHORT_ATTACK]
+            show(told + (f"; attacks of fewer than {_SHORT_ATTACK} windows: {', '.join(short)}" if short else ""))
+            kept.setdefault(group, []).append(one)
+    return kept
 
 
 def load(root: Path) -> dict[str, list[Subject]]:
@@ -87,16 +128,14 @@ def load(root: Path) -> dict[str, list[Subject]]:
     groups = {
         "pi3-malware": [subject("pi3-malware", device) for device in captures.pi3_malware(root)],
         "pi-spectrum": [subject("pi-spectrum", device) for device in captures.pi_spectrum(root)],
-        "iot-lan": [with_overlays(device, malware) for device in captures.iot_lan(root)],
+        "iot-lan": [with_overlays("iot-lan", device, malware) for device in captures.iot_lan(root)],
         "iot23": [
-            with_overlays(device, malware)
+            with_overlays("iot23", device, malware)
             for device in captures.iot23(root)
             if not device.attacks and len(device.benign[0]) >= 500
         ],
         "ipcam": [subject("ipcam", _one_session(device)) for device in captures.ipcam(root)],
     }
-    for one in groups["iot23"]:
-        one.group = "iot23"
     return {name: subjects for name, subjects in groups.items() if subjects}
 
 

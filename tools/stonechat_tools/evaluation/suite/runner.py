@@ -3,8 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+from stonechat.errors import ConfigError
+
 from stonechat_tools.evaluation.suite import ablations, robustness
-from stonechat_tools.evaluation.suite.protocol import Show, Subject, budgets, compare, load, make_model
+from stonechat_tools.evaluation.suite.protocol import (
+    Show,
+    Subject,
+    budgets,
+    compare,
+    load,
+    load_manifest,
+    long_enough,
+    make_model,
+)
 from stonechat_tools.modeling.calibrate import poisson_bound
 
 _CONTAMINATED_SEEDS = 3
@@ -25,10 +36,13 @@ def summary_of_alarms(comparison: dict[str, Any]) -> dict[str, dict[str, float]]
     return totals
 
 
-def run_suite(root: Path, seeds: int, show: Show) -> dict[str, Any]:
-    """Everything. root: the folder with the sets; seeds: how many where a seed plays a part."""
+def run_suite(root: Path, seeds: int, show: Show, manifest: Path | None = None) -> dict[str, Any]:
+    """Everything. root: the folder with the sets; seeds: how many where a seed plays a part. manifest: anybody's
+    captures instead, of which what is about particular sets is left out."""
     show("reading the recordings")
-    groups = load(root)
+    if manifest is not None:
+        return _own_captures(load_manifest(manifest, show), seeds, show)
+    groups = long_enough(load(root), show)
     pis = groups.get("pi-spectrum", [])
     comparison = compare(groups, seeds, show)
     return {
@@ -43,6 +57,26 @@ def run_suite(root: Path, seeds: int, show: Show) -> dict[str, Any]:
         "fresh": robustness.fresh_device([*pis, *groups.get("pi3-malware", [])], show),
         "unseen": robustness.unseen_devices(groups, root, show),
         "tried": ablations.tried([*groups.get("pi3-malware", []), *pis], show),
+        "models": {one.name: _model_facts(one) for group in groups.values() for one in group},
+    }
+
+
+def _own_captures(groups: dict[str, list[Subject]], seeds: int, show: Show) -> dict[str, Any]:
+    if not groups:
+        raise ConfigError("the manifest has no device with enough windows")
+    comparison = compare(groups, seeds, show)
+    return {
+        "seeds": seeds,
+        "comparison": comparison,
+        "alarms": summary_of_alarms(comparison),
+        "budgets": budgets(groups, show),
+        "ramps": [],
+        "float": robustness.against_float(groups),
+        "contamination": [],
+        "explanation": robustness.explanation(groups, seeds),
+        "fresh": [],
+        "unseen": [],
+        "tried": [],
         "models": {one.name: _model_facts(one) for group in groups.values() for one in group},
     }
 
