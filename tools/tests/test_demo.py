@@ -81,7 +81,7 @@ def test_beats_tell_a_busy_machine_from_an_idle_one() -> None:
         give_up_s = time.monotonic() + 60
         while beats._last == "0 0" and time.monotonic() < give_up_s:
             time.sleep(0.1)
-        assert int(beats._last.split()[0]) >= 10
+        assert int(beats._last.split()[0]) >= 4
 
 
 # --- the scenario, on a device that does what the test says ----------------------------------------------------------
@@ -98,6 +98,7 @@ class ScriptedDevice:
     columns = ["a", "b"]
     infections = [Infection("loud", "is loud", ("b",)), Infection("mute", "is mute", ("a",))]
     starved = False
+    disturbed = False
 
     def __init__(self, after: dict[str, int], false: tuple[int, ...] = ()) -> None:
         self._after = after
@@ -153,6 +154,21 @@ def test_an_alarm_in_ordinary_windows_is_a_false_one() -> None:
 def test_what_an_attack_leaves_is_no_false_alarm() -> None:
     got, _ = scripted({"loud": 2, "mute": 2}, false=tuple(range(14, 17)))
     assert got.false_alarms == 0
+
+
+def test_an_alarm_of_a_disturbed_window_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScriptedDevice, "disturbed", property(lambda self: self.windows in (7, 12)))
+    got, _ = scripted({"loud": 2, "mute": 2}, false=(8, 9))
+    assert got.false_alarms == 0 and got.disturbed_windows >= 3
+    assert got.caught == 2
+    got, _ = scripted({"loud": 2, "mute": 2}, false=(11,))  # long after the disturbance
+    assert got.false_alarms == 1
+
+
+def test_only_whole_windows_count_against_an_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScriptedDevice, "disturbed", property(lambda self: self.windows % 20 == 14))
+    got, _ = scripted({"loud": ATTACK_WINDOWS + 3})
+    assert [outcome.alarmed for outcome in got.attacks] == [True, False]
 
 
 # --- what it prints -------------------------------------------------------------------------------------------------

@@ -177,6 +177,8 @@ def table(figures: Figures) -> Iterator[str]:
         f"{figures.benign_windows} ordinary windows of {figures.window_s:g} s."
     )
     yield (f"  {figures.reports_received} of {figures.reports_published} reports reached the collector's database.")
+    if figures.disturbed_windows:
+        yield f"  {figures.disturbed_windows} windows in which this machine withheld the processor are not counted."
     if figures.verdict != "passed":
         yield f"  {figures.verdict.upper()}: {figures.why}"
 

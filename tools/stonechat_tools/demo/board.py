@@ -76,6 +76,7 @@ class Board:
         self.columns = [column[0] for column in COLUMNS]
         self.infections = INFECTIONS
         self.starved = False  # its time is virtual: only a machine that gives it nearly none can starve it
+        self.disturbed = False
         self._feed = feed
         self._stack = contextlib.ExitStack()
         self._folder = folder

@@ -106,14 +106,15 @@ def preferred() -> Iterator[None]:
 
 _BEATS = """
 import sys, time
-beats = late = 0
+beats = late = told = 0
 beat_s, late_s = float(sys.argv[1]), float(sys.argv[2])
 while True:
     before_s = time.monotonic()
     time.sleep(beat_s)
     beats += 1
     late += time.monotonic() - before_s - beat_s > late_s
-    if beats % 10 == 0:
+    if beats % 4 == 0 or late != told:
+        told = late
         print(beats, late, flush=True)
 """
 
@@ -136,6 +137,10 @@ class Beats:
         if self._process:
             self._process.kill()
             self._process.wait()
+
+    def late(self) -> int:
+        """How many were late so far."""
+        return int(self._last.split()[1])
 
     def late_share(self) -> float:
         beats, late = map(int, self._last.split())
@@ -172,6 +177,8 @@ class Gateway:
         self._agent: subprocess.Popen[bytes] | None = None
         self._attack: subprocess.Popen[str] | None = None
         self._beats = Beats()
+        self._late = 0
+        self.disturbed = False
         self.cpu_percent = 0.0
         self.rss_bytes = 0
 
@@ -200,7 +207,10 @@ class Gateway:
         return self._beats.late_share() > LATE_SHARE
 
     def window(self) -> Report:
-        return self._feed.next(PATIENCE_S, self._why_dead)
+        report = self._feed.next(PATIENCE_S, self._why_dead)
+        before, self._late = self._late, self._beats.late()
+        self.disturbed = self._late > before
+        return report
 
     def infect(self, name: str) -> None:
         at_device = attacks.ATTACKS[name].at_device

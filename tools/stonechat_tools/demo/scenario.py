@@ -17,6 +17,8 @@ from stonechat_tools.fleet.wire import Report
 ALARM = 2
 LEARNING = 1  # the flag of a report
 ATTACK_WINDOWS = 12  # that an attack may last before it counts as missed
+MOST_WINDOWS = 24  # of an attack, those in which the host disturbed the device included
+SHADOW_WINDOWS = 3  # in which what a disturbed window leaves in the evidence may still alarm
 CALM_WINDOWS = 24  # after an attack at most, until the level is normal and the evidence gone
 CALM_EVIDENCE_Q8 = 13  # 5 % of an alarm
 _POLL_S = 0.25
@@ -65,7 +67,8 @@ class Infection:
 
 class Device(Protocol):
     """A simulated device with an agent. `ordinary`: benign windows before the first attack; `starved`: whether the
-    host was too busy to give this device its time, so that nothing follows from what its agent said."""
+    host was too busy to give this device its time, so that nothing follows from what its agent said; `disturbed`: the
+    same of the window that window() gave last."""
 
     name: str
     title: str
@@ -77,6 +80,8 @@ class Device(Protocol):
 
     @property
     def starved(self) -> bool: ...
+    @property
+    def disturbed(self) -> bool: ...
     def window(self) -> Report: ...
     def infect(self, name: str) -> None: ...
     def recover(self) -> None: ...
@@ -104,6 +109,7 @@ class Figures:
     window_s: float
     learning_windows: int = 0
     benign_windows: int = 0
+    disturbed_windows: int = 0  # ordinary ones in which the host withheld the processor: no alarm in them is judged
     false_alarms: int = 0
     false_alarm_features: list[list[str]] = field(default_factory=list)  # what the agent named, of each
     attacks: list[Outcome] = field(default_factory=list)
@@ -126,6 +132,7 @@ class Scenario:
         self._device = device
         self._say = say
         self._in_alarm = False
+        self._shadow = 0
         self._last: Report | None = None
         self.figures = Figures(device.name, device.title, device.window_s)
 
@@ -156,6 +163,7 @@ class Scenario:
 
     def _window(self) -> Report:
         self._last = self._device.window()
+        self._shadow = SHADOW_WINDOWS if self._device.disturbed else max(0, self._shadow - 1)
         return self._last
 
     def _ordinary(self, windows: int) -> None:
@@ -165,8 +173,11 @@ class Scenario:
     def _count(self, report: Report) -> None:
         """An ordinary window: a rise to an alarm is a false one. What an attack has left is not."""
         alarm = report.level == ALARM
-        self.figures.benign_windows += 1
-        if alarm and not self._in_alarm:
+        if self._shadow:
+            self.figures.disturbed_windows += 1
+        else:
+            self.figures.benign_windows += 1
+        if alarm and not self._in_alarm and not self._shadow:
             self.figures.false_alarms += 1
             self.figures.false_alarm_features.append(self._named(report))
         self._in_alarm = alarm
@@ -185,13 +196,16 @@ class Scenario:
         outcome = Outcome(infection.name, infection.what)
         self._device.infect(infection.name)
         try:
-            for window in range(1, ATTACK_WINDOWS + 1):
+            whole = 0
+            for window in range(1, MOST_WINDOWS + 1):
                 report = self._window()
+                whole += not self._shadow
                 if report.features:
                     outcome.top_features = self._named(report)
                 if report.level == ALARM:
                     outcome.alarmed = self._in_alarm = True
                     outcome.windows_to_alarm = window
+                if outcome.alarmed or whole == ATTACK_WINDOWS:
                     break
         finally:
             self._device.recover()
