@@ -12,6 +12,7 @@ inside() is for other tests: the command that runs an agent, or any program, in 
 """
 
 import argparse
+import os
 import re
 import signal
 import socket
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ _SWALLOWING = (  # the other end of the pair takes no packet for a hardware addr
     "link set far0 up",
     "link set out0 up",
 )
+AGENT = str(Path(sys.executable).parent / "stonechat-agent")
+MODEL = model_path("linux-proc-1")
 
 
 @dataclass(frozen=True)
@@ -206,23 +209,35 @@ def main() -> int:
     parser.add_argument("--outage", action="append", choices=sorted(OUTAGES), help="this one only (again for more)")
     parser.add_argument("--transport", action="append", help="this one only (again for more)")
     parser.add_argument("--agent", default="", help="the agent's command, in one text (default: stonechat-agent)")
-    default = model_path("linux-proc-1")
-    parser.add_argument("--model", type=Path, default=default, help="with windows of 5 s (default %(default)s)")
+    parser.add_argument("--model", type=Path, default=MODEL, help="with windows of 5 s (default %(default)s)")
     parser.add_argument("command", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside:
         return _run_inside(args.inside, args.command)
-    agent = args.agent.split() or [str(Path(sys.executable).parent / "stonechat-agent")]
-    pairs = [(name, way) for name in args.outage or OUTAGES for way in args.transport or TRANSPORTS]
+    agent = args.agent.split() or [AGENT]
+    return 0 if run(args.outage or list(OUTAGES), args.transport or TRANSPORTS, args.model, args.seconds, agent) else 1
+
+
+def run(names: Sequence[str], transports: Sequence[str], model: Path, seconds: float, agent: list[str]) -> bool:
+    """Every outage with every transport, all at once, printed -> whether all windows were scored."""
+    pairs = [(name, way) for name in names for way in transports]
     with ThreadPoolExecutor(len(pairs)) as pool:  # each waits nearly all of the time
-        started = [pool.submit(trial, name, way, args.model, 5.0, args.seconds, agent) for name, way in pairs]
+        started = [pool.submit(trial, name, way, model, 5.0, seconds, agent) for name, way in pairs]
         trials = [future.result() for future in started]
     for (name, way), one in zip(pairs, trials, strict=True):
         verdict = "holds" if one.holds else "FAILS"
         print(f"{name:18} {way:6} {one.windows:5} of {one.possible:5} windows, stop {one.stop_s:5.1f} s  {verdict}")
         if not one.holds:
             print("    " + "\n    ".join(one.log.strip().splitlines()[-3:]))
-    return 0 if all(one.holds for one in trials) else 1
+    return all(one.holds for one in trials)
+
+
+def soak(scale: float) -> bool:
+    """Fifteen minutes of each outage."""
+    if os.geteuid() != 0:
+        print("left out: network namespaces need root")
+        return True
+    return run(list(OUTAGES), TRANSPORTS, MODEL, max(30.0, 900 * scale), [AGENT])
 
 
 if __name__ == "__main__":

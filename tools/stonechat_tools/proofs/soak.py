@@ -16,6 +16,7 @@ SOAKS = {
     "wire": "stonechat_tools.proofs.fuzz_wire:soak",
     "power": "stonechat_tools.proofs.power_cuts:soak",
     "mqtt": "stonechat_tools.proofs.mqtt:soak",
+    "outages": "stonechat_tools.proofs.outages:soak",
     "world": "stonechat_tools.proofs.world.run:soak",
 }
 
