@@ -58,6 +58,8 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """-> the exit status: 0; 1 for an error (one line on stderr); 130, 143 or 129 for ^C, SIGTERM or SIGHUP."""
+    if argv is None:
+        console.keep_standard_files()
     with console.ended_by_signals():
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a file's name that is not UTF-8 can be printed, too

@@ -191,6 +191,18 @@ def write_atomic(
         raise
 
 
+def keep_standard_files() -> None:
+    """Where 0, 1 or 2 is closed, the next file opened would get its number: a database, and our output in it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
+
+
 def protect_process() -> None:
     """Keep the keys of this process out of core dumps and away from other processes of its user."""
     import ctypes

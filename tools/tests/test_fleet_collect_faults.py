@@ -168,6 +168,31 @@ def test_whoever_reads_the_lines_may_go_away_or_sleep(tmp_path: Path, broker: Mo
         assert "Traceback" not in collector.said() and "Exception" not in collector.said()
 
 
+@needs_mosquitto
+@pytest.mark.parametrize("closed", ["0", "1", "2", "12"])
+def test_closed_standard_files_are_not_taken_for_the_database(tmp_path: Path, broker: Mosquitto, closed: str) -> None:
+    words = [sys.executable, "-m", "stonechat_tools.cli", "collect", "--plain", "--broker", f"127.0.0.1:{broker.port}"]
+    with Process(tmp_path, broker.port, "--for", "0") as first:
+        first.process.wait(30)
+    words += ["--keys", str(first.keys), "--db", str(first.db), "--json"]
+    shell = " ".join(f"{number}>&-" if number != "0" else "0<&-" for number in closed)
+    process = subprocess.Popen(
+        ["sh", "-c", f'exec "$0" "$@" {shell}', *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        with ready(first, broker.port) as sender:
+            send(sender, "dev-0/report", message(0, 1))
+            assert wait_for(lambda: first.stored() == [1])
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        with Store(first.db) as store:
+            assert store.sequences("dev-0") == [1]
+    finally:
+        process.kill()
+        process.wait()
+
+
 class HostileBroker:
     """Accepts everybody, answers CONNECT and SUBSCRIBE, then sends `packets` and reads nothing more."""
 
@@ -252,6 +277,7 @@ def test_packets_that_no_broker_sends_end_only_the_connection(tmp_path: Path) ->
         b"\x30\x01\x00",  # shorter than its topic's length
         b"\x32\x02\x00\x00",
         b"\x3f\x02\x00\x00",
+        publish_packet((PREFIX + "dev-0/report").encode(), message(0, 9), 2),  # QoS 2, which nobody has asked for
         b"\xd0\xff\xff\xff\xff\x01",
         b"\x00\x00",
         b"\xf0\x00",

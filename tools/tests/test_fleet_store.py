@@ -216,6 +216,39 @@ def test_a_database_that_is_moved_away_is_followed_by_a_new_one(tmp_path: Path) 
     assert lines and "moved" in lines[0]
 
 
+def test_a_log_that_somebody_removed_loses_nothing(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with Store(tmp_path / "db", lines.append) as store:
+        store.put([report(1)])
+        (tmp_path / "db-wal").unlink()
+        assert store.put([report(2)]) == [STORED]
+        with sqlite3.connect(f"file:{tmp_path}/db?mode=ro&immutable=1", uri=True) as file:  # what a crash would leave
+            assert file.execute("SELECT sequence FROM reports").fetchall() == [(1,), (2,)]
+        assert store.put([report(3)]) == [STORED]
+    assert "was removed" in lines[0]
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "link to itself", "device"])
+def test_what_can_not_be_a_database_is_an_error_of_one_line(tmp_path: Path, kind: str) -> None:
+    with Store(tmp_path / "db") as store:
+        store.put([report(1)])
+        os.rename(tmp_path / "db", tmp_path / "kept")
+        if kind == "folder":
+            (tmp_path / "db").mkdir()
+        elif kind == "fifo":
+            os.mkfifo(tmp_path / "db")
+        else:
+            (tmp_path / "db").symlink_to("/dev/full" if kind == "device" else tmp_path / "db")
+        for _ in range(2):
+            with pytest.raises(StoreError) as error:
+                store.put([report(2)])
+            assert "\n" not in str(error.value)
+        (tmp_path / "db").rmdir() if kind == "folder" else (tmp_path / "db").unlink(missing_ok=True)
+        assert store.put([report(2)]) == [STORED]
+    with Store(tmp_path / "kept") as kept:
+        assert kept.sequences("pump-1") == [1]
+
+
 def test_a_folder_that_is_gone_for_a_while_costs_nothing(tmp_path: Path) -> None:
     home = tmp_path / "disk"
     home.mkdir()
@@ -327,6 +360,9 @@ def test_one_collector_for_each_database(tmp_path: Path) -> None:
             pass
         with Store(tmp_path / "other") as third, third.collecting():
             pass
-    with Store(tmp_path / "db") as store, store.collecting():
-        pass
+    (tmp_path / "link").symlink_to(tmp_path / "db")
+    with Store(tmp_path / "db") as store, store.collecting(), Store(tmp_path / "link") as alias:
+        held = alias.collecting()
+        with pytest.raises(StoreError, match="another collector"):
+            held.__enter__()
     assert (tmp_path / "db").stat().st_mode & 0o777 == 0o600

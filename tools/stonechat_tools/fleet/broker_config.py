@@ -24,6 +24,7 @@ from ..console import write_atomic
 from .provision import Fleet, pem, pem_key
 
 HELP = "write a mosquitto configuration for the fleet"
+HOLDS_KEYS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,6 +148,8 @@ def closed_folder(place: Path, user: str) -> Path | None:
 def run(args: argparse.Namespace) -> int:
     fleet = Fleet(Path(args.dir))
     there = Path(args.install_dir) if args.install_dir else None
+    if there and not there.is_absolute():
+        raise ConfigError(f"--install-dir {there}: want an absolute path")
     path = write(fleet, args.listen, args.name or None, args.user, there)
     if there:
         print(f"{path.parent}: copy its files to {there} and give them to {args.user}: chown {args.user}: {there}/*")

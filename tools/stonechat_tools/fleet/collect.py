@@ -469,6 +469,8 @@ def _wait(collector: Collector, lines: JsonLines | None, stop: threading.Event, 
             now.add("no connection to the broker yet")
         for text in sorted(now - said):
             _say(text)
+        if said and not now and collector.connected.is_set():
+            _say("well again: connected, and the database takes reports")
         said = now
 
 

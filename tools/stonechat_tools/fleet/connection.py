@@ -52,6 +52,8 @@ class BoundedClient(paho.Client):
         return super()._sock_recv(bufsize)
 
     def _packet_handle(self) -> MQTTErrorCode:
+        if self._in_packet["command"] & 0xF4 == 0x34:  # QoS 2, which we never ask for, is kept until a release comes
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
         try:
             return super()._packet_handle()
         except Exception:  # whatever the parser raises on a packet that is none

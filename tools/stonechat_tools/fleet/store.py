@@ -184,7 +184,7 @@ class Store:
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:
         """Held by the collector that fills this database. Raises StoreError while another one does."""
-        path = self.path + ".lock"
+        path = os.path.realpath(self.path) + ".lock"  # the same by whatever link it is called
         try:
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         except OSError as error:
@@ -262,7 +262,7 @@ class Store:
         return self._connection
 
     def _leave(self) -> None:
-        """Close a database that is no longer at the path, with everything that was committed in it."""
+        """Close a database that is no longer at the path, or has lost its log, with all that was committed in it."""
         assert self._connection is not None
         with contextlib.suppress(sqlite3.Error):  # closing alone would leave the log at the old path
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -308,6 +308,9 @@ class Store:
                 raise self._failed(error) from None
             if self._file != self._file_now()[0]:
                 raise StoreError(f"{self.path}: moved while it was written to")
+            if self._file is not None and not os.path.exists(self.path + "-wal"):
+                self._say(f"{self.path}-wal: was removed; what it held is written to the database")
+                self._leave()
 
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Raises StoreError."""
