@@ -115,8 +115,10 @@ def test_every_wire_topic_code_and_result_is_in_the_page():
     page = (DOCS / "wire-protocol.md").read_text()
     for name, code in wire.COMMANDS.items():
         assert f"| {code} | {name} |" in page
-    for result in wire.RESULTS:
-        assert result in page, result
+    for word in (*wire.RESULTS, *wire.FLAGS.values()):
+        assert word in page, word
+    for number, name in wire.FLAGS.items():
+        assert f"| {number} | {name} |" in page
 
 
 def test_api_pages_hold_every_documented_public_name(tmp_path):
