@@ -1,14 +1,24 @@
-"""Runs the portable tests of one file on any runtime: `micropython run.py unit/test_cbor.py`.
+"""Runs the portable tests of one file on any runtime, from any folder: `micropython firmware_tests/run.py
+unit/test_cbor.py`.
 
 A portable test is a function `test_*` without arguments that asserts. No pytest there: a board has none.
 """
 
+import os
 import sys
+
+HERE = __file__.rsplit("/", 1)[0] if "/" in __file__ else "."
 
 
 def main(path: str) -> int:
+    """path: of a test file, from here or from where the interpreter was started -> the exit status."""
+    try:
+        os.stat(path)
+    except OSError:
+        path = HERE + "/" + path
     folder, _, name = path.rpartition("/")
-    sys.path.insert(0, folder or ".")
+    for place in (HERE, HERE + "/../tools", HERE + "/../agent", folder or "."):
+        sys.path.insert(0, place)
     module = __import__(name[:-3])
     failed = 0
     names = sorted(n for n in dir(module) if n.startswith("test_"))

@@ -1,5 +1,7 @@
 """Runs every portable test file of unit/ on every MicroPython target. (pytest itself runs them on CPython.)"""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,3 +22,14 @@ def test_unit_on_target(name: str, target: Target) -> None:
         pytest.skip(f"{target.name}: {target.missing}")
     done = target.run("run.py", "unit/" + name)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("target", [target for target in targets() if target.name == "unix-x64"], ids=["unix-x64"])
+def test_the_runner_finds_the_agent_by_itself(target: Target, tmp_path: Path) -> None:
+    if target.missing:
+        pytest.skip(f"{target.name}: {target.missing}")
+    environment = {name: value for name, value in os.environ.items() if name != "MICROPYPATH"}
+    for folder, path in ((tmp_path, "unit/test_cbor.py"), (HERE.parent, "firmware_tests/unit/test_cbor.py")):
+        command = [*target.command, str(HERE / "run.py"), path]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder, env=environment)
+        assert done.returncode == 0 and ", 0 failed" in done.stdout, done.stdout + done.stderr

@@ -1,7 +1,6 @@
-from stonechat.detection import ALARM, NORMAL, WATCH, Verdict
+from stonechat.detection import ALARM, NORMAL
 from stonechat.errors import ModelError
 from stonechat.features import LEVEL
-from stonechat.fusion import fuse
 from stonechat.metadata import Metadata
 from stonechat.model_file import RECONSTRUCTION, pack_normalization
 from stonechat.schema import Schema
@@ -175,37 +174,3 @@ def test_golden_vectors_are_run():
     assert refused(model)
     model.metadata.golden = ((bytes((1, 0, 0)), bytes(3), 257),)
     assert refused(model)
-
-
-def verdict_of(level, evidence, n=2):
-    verdict = Verdict(n)
-    verdict.level = level
-    verdict.evidence_q8 = evidence
-    verdict.surprise_q8 = evidence
-    for i in range(n):
-        verdict.parts[i] = i + 1
-        verdict.x[i] = 16
-    return verdict
-
-
-def test_heads_are_fused_by_their_worst():
-    calm = verdict_of(NORMAL, 10)
-    watch = verdict_of(WATCH, 140, 3)
-    fused = fuse([calm, watch])
-    assert fused.level == WATCH and fused.evidence_q8 == 140 and fused.changed
-    assert fused.explain(1) == [(4, 16, 50)]
-    assert not fuse([calm, watch], fused).changed
-    alarm = verdict_of(ALARM, 300)
-    fuse([alarm, watch], fused)
-    assert fused.level == ALARM and fused.changed and fused.explain(1)[0][0] == 1
-    fuse([calm, calm], fused)
-    assert fused.level == NORMAL and fused.changed
-
-
-def test_fused_learning_only_while_all_learn():
-    one = verdict_of(NORMAL, 0)
-    other = verdict_of(NORMAL, 0)
-    one.learning = True
-    assert not fuse([one, other]).learning
-    other.learning = True
-    assert fuse([one, other]).learning
