@@ -338,6 +338,17 @@ def test_sources_do_without_the_avoided_words():
     assert not found, "\n".join(sorted(found))
 
 
+def test_other_files_that_users_read_do_without_the_avoided_words():
+    files = [ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / "tools/setup.sh"]
+    for pattern in ("agent/**/*.pyi", "agent/**/*.cddl", "agent/**/*.service", "models/*/*.toml", "examples/**/*.toml"):
+        files += sorted(ROOT.glob(pattern))
+    assert len(files) > 15
+    found = {
+        f"{file.relative_to(ROOT)}: {word} ({AVOIDED[word]})" for file in files for word in avoided(file.read_text())
+    }
+    assert not found, "\n".join(sorted(found))
+
+
 def test_modules_named_in_docstrings_and_comments_exist():
     """A file that was renamed leaves no reference behind: "features.py", "int8/network.py"."""
     files = [
