@@ -223,7 +223,7 @@ class Line:
         self.collector.take([SimpleNamespace(topic=topic, payload=bytes(payload), mid=1, qos=1)])
 
     def live(self, device: Delivery, windows: int, alarm_from: int = 1 << 30) -> None:
-        """So many windows of 10 s, an alarm from `alarm_from` on."""
+        """windows: of 10 s each, an alarm from `alarm_from` on."""
         self.take(device.status_topic, device.status(agent="1.0"))
         for n in range(windows):
             device.observe(FakeVerdict(2 if n >= alarm_from else 0, 100 + n % 800), n * 10_000)
