@@ -46,6 +46,7 @@ MAX_ACKS_UNSENT = 1000
 RETRY_S = 1.0
 SUBSCRIBE_AGAIN_S = 30.0
 SAY_AFTER_S = 10.0
+LISTENED_S = 10.0
 MAX_LINES = 10_000  # of --json that wait for whoever reads them
 
 OnReport = Callable[[wire.Report], None]
@@ -139,6 +140,8 @@ class Collector:
         self._unsubscribed_s: float | None = None  # since when the broker has refused the subscription
         self._repeat = False  # something was dropped that the broker has to send again
         self._acks: deque[MQTTMessageInfo] = deque()  # on their way out
+        self._since_s = 0.0  # when this connection was subscribed
+        self._listened_s = 0.0  # when that was last noted in the database
         client = BoundedClient(
             client_id, username=username, password=password, tls=tls, clean_session=False, manual_ack=True
         )
@@ -210,6 +213,8 @@ class Collector:
         self._unsubscribed_s = None
         self._network_error = None
         self.ever_connected = True
+        if not self.connected.is_set():
+            self._since_s = time.time()
         self.connected.set()
 
     def _on_disconnect(self, _client: Any, _user: Any, _flags: Any, reason: Any, _properties: Any) -> None:
@@ -244,6 +249,7 @@ class Collector:
                     self._store(batch)
                 else:
                     self._care()
+                self._note_listening()
         except BaseException as error:
             self.failure = error
             self._client.disconnect()
@@ -256,6 +262,14 @@ class Collector:
         if self._unsubscribed_s is not None and time.monotonic() - self._unsubscribed_s > SUBSCRIBE_AGAIN_S:
             self._unsubscribed_s = time.monotonic()
             self._subscribe(self._client)
+
+    def _note_listening(self) -> None:
+        """Every LISTENED_S: that whoever was silent until now was silent."""
+        now_s = time.time()
+        if self.connected.is_set() and not 0 <= now_s - self._listened_s < LISTENED_S:
+            self._listened_s = now_s
+            with contextlib.suppress(StoreError):
+                self.store.listened(self._since_s, now_s)
 
     def _store(self, batch: list[Any]) -> None:
         """Take a batch, however long the database needs to be well again; a message that it can't hold costs only

@@ -4,24 +4,36 @@ import time
 from typing import Any
 
 from . import wire
+from .presence import common_cause, presence
 from .store import Store
 
+STALE_S = 60.0  # after the collector's last sign of life
 COLOURS = ("green", "yellow", "bold red")  # of the levels
 
 
 def fleet_table(store: Store, caption: str = "") -> Any:
     """The fleet as a rich table, one line a device. What devices say is never read as markup."""
+    now_s = time.time()
+    since_s, until_s = store.listening() or (now_s, now_s)
+    if now_s - until_s > STALE_S:  # no collector runs: what was so when the last one did
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(until_s))
+        caption = f"as of {when}, when a collector was last connected" + (f"; {caption}" if caption else "")
+        now_s = until_s
     from rich.table import Table
     from rich.text import Text
 
+    devices = [(device, presence(device, now_s, since_s)) for device in store.devices()]
+    together = common_cause(devices)
+    if together:
+        caption = f"{together}; {caption}" if caption else together
     table = Table(caption=Text(caption))
-    for name in ("device", "link", "level", "score", "evidence", "reports", "lost", "last seen", "notes"):
+    for name in ("device", "presence", "level", "score", "evidence", "reports", "lost", "last seen", "notes"):
         table.add_column(name, justify="right" if name in ("score", "evidence", "reports", "lost") else "left")
-    for device in store.devices():
+    for device, found in devices:
         level = device["level"]
         table.add_row(
             Text(device["device"]),
-            {True: "online", False: "offline", None: "?"}[device["online"]],
+            Text(found.state, "" if found.state in ("reporting", "unknown") else "bold red"),
             Text(wire.LEVELS[level], COLOURS[level]) + (" (learning)" if device.get("learning") else ""),
             figure(device["score"]),
             figure(device["evidence"]),

@@ -44,6 +44,9 @@ CREATE TABLE IF NOT EXISTS devices (
     last_seen_s REAL NOT NULL,
     key TEXT NOT NULL DEFAULT '',
     online INTEGER,
+    online_since_s REAL,
+    conflict_s REAL,
+    heartbeat_windows INTEGER NOT NULL DEFAULT 0,
     status_stream INTEGER,
     status_json TEXT NOT NULL DEFAULT '{}',
     reports INTEGER NOT NULL DEFAULT 0,
@@ -113,10 +116,15 @@ CREATE TABLE IF NOT EXISTS rejections (
     last_s REAL NOT NULL,
     PRIMARY KEY (device, reason)
 ) WITHOUT ROWID;
-PRAGMA user_version = 2;
+CREATE TABLE IF NOT EXISTS listening (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    since_s REAL NOT NULL,
+    until_s REAL NOT NULL
+);
+PRAGMA user_version = 3;
 COMMIT;
 """
-_VERSION = 2
+_VERSION = 3
 _DAY_S = 86_400
 _MAX_CACHED = 10_000
 _BUSY_S = 10.0
@@ -436,7 +444,13 @@ class Store:
         db.execute("UPDATE devices SET reports = reports + 1, last_seen_s = ? WHERE id = ?", (now_s, device))
         trusted = self._trust(db, device, report)
         if result == CONFLICT:
-            db.execute("UPDATE devices SET conflicts = conflicts + 1 WHERE id = ?", (device,))
+            db.execute("UPDATE devices SET conflicts = conflicts + 1, conflict_s = ? WHERE id = ?", (now_s, device))
+        if report.windows:  # how many windows pass between reports: at once where it grows, slowly where it shrinks
+            db.execute(
+                "UPDATE devices SET heartbeat_windows = max(?, heartbeat_windows - (heartbeat_windows + 7) / 8)"
+                " WHERE id = ? AND heartbeat_windows != ?",
+                (report.windows, device, report.windows),
+            )
         if report.windows and trusted:
             db.execute(
                 "UPDATE devices SET newest_s = ?, newest_sequence = ?, level = ?, score_q8 = ?, evidence_q8 = ?"
@@ -507,10 +521,16 @@ class Store:
         if current not in (None, stream) and (not status.online or status.number == number):
             raise Rejected("stale", "of an earlier start")
         if not status.online:  # the last will was written before the connection: it only says that it ended
-            db.execute("UPDATE devices SET online = 0, status_stream = ? WHERE id = ?", (stream, device))
+            db.execute(
+                "UPDATE devices SET online_since_s = iif(online = 0, online_since_s, ?), online = 0, status_stream = ?"
+                " WHERE id = ?",
+                (now_s, stream, device),
+            )
             return
         if status.number == number:
             return  # the broker's retained copy once more: it does not say that the device is there now
+        if number and current not in (None, stream):  # a start that another one had followed: two of them run
+            db.execute("UPDATE devices SET conflicts = conflicts + 1, conflict_s = ? WHERE id = ?", (now_s, device))
         if status.time_s is not None and status.time_s <= now_s + _DAY_S:
             self._began(db, stream, status.time_s - status.uptime_s)
         facts = {
@@ -529,8 +549,9 @@ class Store:
         }
         db.execute("UPDATE streams SET status_number = ? WHERE id = ?", (status.number, stream))
         db.execute(
-            "UPDATE devices SET online = 1, status_stream = ?, status_json = ?, last_seen_s = ? WHERE id = ?",
-            (stream, json.dumps(facts), now_s, device),
+            "UPDATE devices SET online_since_s = iif(online = 1, online_since_s, ?), online = 1, status_stream = ?,"
+            " status_json = ?, last_seen_s = ? WHERE id = ?",
+            (now_s, stream, json.dumps(facts), now_s, device),
         )
 
     def _began(self, db: sqlite3.Connection, stream: int, began_s: int) -> None:
@@ -559,6 +580,11 @@ class Store:
             " ON CONFLICT (device, reason) DO UPDATE SET count = count + excluded.count, last_s = excluded.last_s",
             (device, reason, count, now_s),
         )
+
+    def listened(self, since_s: float, until_s: float) -> None:
+        """Note that a collector was subscribed from since_s to until_s: only then does silence say something."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO listening VALUES (1, ?, ?)", (since_s, until_s))
 
     def next_command(self, device: str, code: int, arguments: Sequence[int], now_s: float | None = None) -> int:
         """Note a command that is about to be sent -> its sequence number: the clock's seconds, or one more than the
@@ -601,7 +627,8 @@ class Store:
         found = []
         for row in self._rows(
             "SELECT name, online, last_seen_s, reports, level, score_q8, evidence_q8, lost, status_json,"
-            " newest_sequence, conflicts, refused FROM devices ORDER BY name"
+            " newest_sequence, conflicts, refused, online_since_s, conflict_s, heartbeat_windows"
+            " FROM devices ORDER BY name"
         ):
             found.append(
                 {
@@ -617,6 +644,10 @@ class Store:
                     "boot": None,
                     "conflicts": row[10],
                     "refused": row[11],
+                    "online_since_s": row[12],
+                    "conflict_s": row[13],
+                    "heartbeat_windows": row[14],
+                    "window_ms": None,
                     **json.loads(row[8]),
                 }
             )
@@ -643,6 +674,11 @@ class Store:
             (self._id(device), since_s, 1e12 if until_s is None else until_s, limit),
         )
         return [_row(device, row) for row in reversed(rows)]
+
+    def listening(self) -> tuple[float, float] | None:
+        """(since, until): when a collector was subscribed last; None before the first one was."""
+        rows = self._rows("SELECT since_s, until_s FROM listening")
+        return (rows[0][0], rows[0][1]) if rows else None
 
     def rejections(self) -> dict[str, dict[str, int]]:
         """device -> reason -> count."""
