@@ -106,15 +106,15 @@ def preferred() -> Iterator[None]:
 
 _BEATS = """
 import sys, time
-beats = late = told = 0
+beats = late = written = 0
 beat_s, late_s = float(sys.argv[1]), float(sys.argv[2])
 while True:
     before_s = time.monotonic()
     time.sleep(beat_s)
     beats += 1
     late += time.monotonic() - before_s - beat_s > late_s
-    if beats % 4 == 0 or late != told:
-        told = late
+    if beats % 4 == 0 or late != written:
+        written = late
         print(beats, late, flush=True)
 """
 

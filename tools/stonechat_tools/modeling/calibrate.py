@@ -257,7 +257,7 @@ def choose(
 
 
 def _need_length(days: float, budget: Budget) -> None:
-    """Raises CalibrationError where even silence over so many device-days proves nothing near the budget."""
+    """Raises CalibrationError where even silence over N device-days proves nothing near the budget."""
     bound = poisson_bound(0) / days
     if bound > _NEAR * budget.per_day:
         near, full = poisson_bound(0) / (_NEAR * budget.per_day), poisson_bound(0) / budget.per_day

@@ -62,6 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _output(sub)
     sub.add_argument("--after", type=int, metavar="N", help="how many benign windows come first (default: all)")
 
+    sub = _action(actions, "overlay", "add an attack's counts to benign windows", _overlay)
+    sub.add_argument("benign", help="the benign trace")
+    sub.add_argument("attack", help="the trace of the attack")
+    _output(sub)
+    sub.add_argument("--after", type=int, default=0, metavar="N", help="how many benign windows stay alone (default 0)")
+    sub.add_argument("--label", help="label of these windows (default: the attack's own)")
+
     sub = _action(actions, "split", "split by device and time", _split)
     sub.add_argument("traces", nargs="+", help="the traces to read")
     _output(sub, "the folder for the parts")
