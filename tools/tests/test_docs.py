@@ -248,6 +248,13 @@ def test_python_in_the_pages_imports_names_that_exist():
     assert seen >= 6
 
 
+def test_every_fault_of_the_world_is_in_the_page():
+    from stonechat_tools.proofs.world import chaos
+
+    rows = set(re.findall(r"^\| (\w+) \|", (DOCS / "faults.md").read_text(), flags=re.MULTILINE))
+    assert set(chaos.KINDS) <= rows, set(chaos.KINDS) - rows
+
+
 def test_the_trace_in_the_page_is_one(tmp_path):
     from stonechat_tools.traces.files import read_trace
 

@@ -4,7 +4,7 @@ reporting   messages arrive as often as they did before
 silent      nothing for two intervals, while a collector listened
 gone        the broker published the device's last will: its connection has ended
 lying       its key is used twice: one identity and number with other bytes, or two starts that run side by side
-unknown     nothing that would tell how often it reports
+unknown     nothing is known of how often it reports
 An interval is as many windows as the device lately put into one report. A collector that was not connected has heard
 nobody, so its own absence makes no device silent.
 """
