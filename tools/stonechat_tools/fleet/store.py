@@ -124,6 +124,11 @@ CREATE TABLE IF NOT EXISTS listening (
 PRAGMA user_version = 3;
 COMMIT;
 """
+_INSERT = (
+    "INSERT OR IGNORE INTO reports (variant, device, stream, sequence, boot, time_s, uptime_s, at_s, at_known,"
+    " received_s, late_s, level, flags, windows, score_q8, score_min_q8, score_max_q8, surprise_q8, evidence_q8,"
+    " features, detail, lost, body) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+)
 _VERSION = 3
 _DAY_S = 86_400
 _MAX_CACHED = 10_000
@@ -172,6 +177,8 @@ class Store:
         self._bytes = 0  # its size when it was last looked at
         self._ids: dict[str, int] = {}
         self._streams: dict[tuple[int, bytes], int] = {}
+        self._clocks: dict[int, tuple[int | None, int | None]] = {}  # stream: began_s, behind_s
+        self._trusted: dict[int, str] = {}  # device: fingerprint of the key that says its level
         try:
             self._open()
         except sqlite3.Error as error:
@@ -239,7 +246,7 @@ class Store:
                     raise StoreError(f"{self.path}: a database of something else; choose another --db")
                 db.executescript(_SCHEMA)
             self._ids = dict(db.execute("SELECT name, id FROM devices"))
-            self._streams = {}
+            self._streams, self._trusted, self._clocks = {}, {}, {}
         except BaseException:
             db.close()
             raise
@@ -307,7 +314,7 @@ class Store:
                     yield db
                     db.execute("COMMIT")
                 except BaseException:
-                    self._ids, self._streams = {}, {}
+                    self._ids, self._streams, self._trusted, self._clocks = {}, {}, {}, {}
                     with contextlib.suppress(sqlite3.Error):
                         if db.in_transaction:  # a full disk has ended it already
                             db.execute("ROLLBACK")
@@ -386,48 +393,40 @@ class Store:
     def _put_report(self, db: sqlite3.Connection, report: Report, now_s: float) -> str:
         device = self._device(db, report.device, now_s)
         stream = self._stream(db, device, report.stream, report.boot, now_s)
-        variant, result = 0, STORED
-        first = db.execute(
-            "SELECT body FROM reports WHERE stream = ? AND sequence = ? AND variant = 0", (stream, report.sequence)
-        ).fetchone()
-        if first is not None:
-            if first[0] == report.body:
-                return DUPLICATE
-            variant = 1 + (int.from_bytes(hashlib.sha256(report.body).digest()[:8]) >> 2)
-            result = CONFLICT
         at_s, known, order_s = self._when(db, stream, report, int(now_s))
-        inserted = db.execute(
-            "INSERT OR IGNORE INTO reports VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-            (
-                device,
-                stream,
-                report.sequence,
-                variant,
-                report.boot,
-                report.time_s,
-                report.uptime_s,
-                at_s,
-                known,
-                now_s,
-                report.late_s,
-                report.level,
-                report.flags,
-                report.windows,
-                report.score_q8,
-                report.score_min_q8,
-                report.score_max_q8,
-                report.surprise_q8,
-                report.evidence_q8,
-                json.dumps([[f.index, f.deviation, f.share_percent] for f in report.features])
-                if report.features
-                else None,
-                report.detail,
-                report.lost,
-                report.body,
-            ),
-        ).rowcount
-        if not inserted:
-            return DUPLICATE
+        values = (
+            device,
+            stream,
+            report.sequence,
+            report.boot,
+            report.time_s,
+            report.uptime_s,
+            at_s,
+            known,
+            now_s,
+            report.late_s,
+            report.level,
+            report.flags,
+            report.windows,
+            report.score_q8,
+            report.score_min_q8,
+            report.score_max_q8,
+            report.surprise_q8,
+            report.evidence_q8,
+            json.dumps([[f.index, f.deviation, f.share_percent] for f in report.features]) if report.features else None,
+            report.detail,
+            report.lost,
+            report.body,
+        )
+        result = STORED
+        if not db.execute(_INSERT, (0, *values)).rowcount:
+            (body,) = db.execute(
+                "SELECT body FROM reports WHERE stream = ? AND sequence = ? AND variant = 0", (stream, report.sequence)
+            ).fetchone()
+            variant = 1 + (int.from_bytes(hashlib.sha256(report.body).digest()[:8]) >> 2)
+            if body == report.body or not db.execute(_INSERT, (variant, *values)).rowcount:
+                return DUPLICATE
+            result = CONFLICT
         if report.answer:
             db.execute(
                 "INSERT INTO commands (device, sequence, result, answered_s) VALUES (?, ?, ?, ?)"
@@ -441,16 +440,15 @@ class Store:
                 "UPDATE devices SET lost = (SELECT sum(lost) FROM streams WHERE device = ?) WHERE id = ?",
                 (device, device),
             )
-        db.execute("UPDATE devices SET reports = reports + 1, last_seen_s = ? WHERE id = ?", (now_s, device))
         trusted = self._trust(db, device, report)
+        # How many windows pass between reports: known at once where it grows, slowly where it shrinks.
+        db.execute(
+            "UPDATE devices SET reports = reports + 1, last_seen_s = ?, heartbeat_windows = iif(? = 0,"
+            " heartbeat_windows, max(?, heartbeat_windows - (heartbeat_windows + 7) / 8)) WHERE id = ?",
+            (now_s, report.windows, report.windows, device),
+        )
         if result == CONFLICT:
             db.execute("UPDATE devices SET conflicts = conflicts + 1, conflict_s = ? WHERE id = ?", (now_s, device))
-        if report.windows:  # how many windows pass between reports: at once where it grows, slowly where it shrinks
-            db.execute(
-                "UPDATE devices SET heartbeat_windows = max(?, heartbeat_windows - (heartbeat_windows + 7) / 8)"
-                " WHERE id = ? AND heartbeat_windows != ?",
-                (report.windows, device, report.windows),
-            )
         if report.windows and trusted:
             db.execute(
                 "UPDATE devices SET newest_s = ?, newest_sequence = ?, level = ?, score_q8 = ?, evidence_q8 = ?"
@@ -474,13 +472,22 @@ class Store:
         The device's own clock counts where it is plausible: not ahead of ours, and not behind it by more than the
         delay of the stream's promptest report. No event is later than its arrival, so a wrong clock, or a report that
         was made up, doesn't outlive the next one."""
-        began_s, behind_s = db.execute("SELECT began_s, behind_s FROM streams WHERE id = ?", (stream,)).fetchone()
+        clock = self._clocks.get(stream)
+        if clock is None:
+            clock = db.execute("SELECT began_s, behind_s FROM streams WHERE id = ?", (stream,)).fetchone()
+            if len(self._clocks) >= _MAX_CACHED:
+                self._clocks.clear()
+            self._clocks[stream] = clock
+        began_s, behind_s = clock
         if report.time_s is not None:
             if report.time_s > received_s + _DAY_S:
                 return received_s, False, received_s
             if report.late_s is None:
-                behind_s = min(received_s - report.time_s, received_s if behind_s is None else behind_s)
-                db.execute("UPDATE streams SET behind_s = ? WHERE id = ?", (behind_s, stream))
+                delay_s = received_s - report.time_s
+                if behind_s is None or delay_s < behind_s:
+                    behind_s = delay_s
+                    db.execute("UPDATE streams SET behind_s = ? WHERE id = ?", (behind_s, stream))
+                    self._clocks[stream] = (began_s, behind_s)
             behind_s = max(0, behind_s or 0)
             order_s = min(received_s, report.time_s + behind_s)
             return (order_s, False, order_s) if behind_s > _DAY_S else (report.time_s, True, order_s)
@@ -501,14 +508,18 @@ class Store:
         then on none under the old key does."""
         if not report.key:
             return True
+        if self._trusted.get(device) == report.key:
+            return True
         (key,) = db.execute("SELECT key FROM devices WHERE id = ?", (device,)).fetchone()
         if key == report.key:
+            self._trusted[device] = key
             return True
         if key and not report.current:
             return False
         db.execute(
             "UPDATE devices SET key = ?, newest_s = NULL, conflicts = 0, refused = 0 WHERE id = ?", (report.key, device)
         )
+        self._trusted.pop(device, None)
         return True
 
     def _put_status(self, db: sqlite3.Connection, status: Status, now_s: float) -> None:
@@ -559,6 +570,7 @@ class Store:
         (before,) = db.execute("SELECT began_s FROM streams WHERE id = ?", (stream,)).fetchone()
         if before == began_s:
             return
+        self._clocks.pop(stream, None)
         if before is not None and began_s < before - 60:  # its clock was put back: how far it is behind, nobody knows
             db.execute("UPDATE streams SET behind_s = NULL WHERE id = ?", (stream,))
         db.execute("UPDATE streams SET began_s = ? WHERE id = ?", (began_s, stream))
