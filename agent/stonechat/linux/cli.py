@@ -12,12 +12,13 @@ Exit status: 0 stopped by a signal; 1 it can't run before somebody changes somet
 import argparse
 import marshal
 import os
+import resource
 import sys
 
 from .. import __version__, model_file
 from ..errors import ModelError, StonechatError
 from . import config as configuration
-from .daemon import EXIT_CONFIG, EXIT_UNFORESEEN, Daemon, describe, exit_status, forbid_core_dumps, keep_standard_files
+from .daemon import EXIT_CONFIG, EXIT_UNFORESEEN, Daemon, describe, exit_status, keep_standard_files
 from .files import read_file
 from .log import Log
 
@@ -67,6 +68,17 @@ def become_service(config: dict) -> None:
     flags = ["-I"] if sys.flags.isolated else ["-P"]  # never a module from the folder that we happen to be in
     code = "from stonechat.linux.daemon import main; raise SystemExit(main(%d))" % handed_fd
     os.execv(sys.executable, [sys.executable, *flags, "-c", code])
+
+
+def forbid_core_dumps() -> None:
+    """A core dump would hold the device's key. A limit of 1 byte also keeps a core_pattern that is a pipe from getting
+    one; 0 does not (core(5)). The daemon inherits it."""
+    for limit in (1, 0):
+        try:
+            resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
+            return
+        except (ValueError, OSError):
+            continue
 
 
 def main(argv: list | None = None) -> int:

@@ -4,10 +4,11 @@ The program that reads the command line and the configuration (cli.py) replaces 
 process never holds argparse, tomllib and re (3.5 MB).
 """
 
+import _signal as signal  # type: ignore[import-not-found]  # signal itself loads enum and collections, 0.7 MB
+import gc
 import marshal
 import os
-import resource
-import signal
+import sys
 
 from .. import __version__, cose
 from ..agent import Agent
@@ -191,6 +192,7 @@ class Daemon:
             "info", "%s with model %s, windows of %g s" % (doing, self.agent.model_name, self.agent.window_ms / 1000)
         )
         self._check_folders()
+        give_memory_back()
         while not self.stopping:
             try:
                 self._turn()
@@ -382,6 +384,14 @@ class Daemon:
         return int(self.agent.windows - self._named[index])
 
 
+def give_memory_back() -> None:
+    """What the start has used and freed, where glibc can and ctypes is there anyway."""
+    gc.collect()
+    trim = "ctypes" in sys.modules and getattr(sys.modules["ctypes"].CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
+
+
 def describe(error: BaseException) -> str:
     """An exception that nothing foresaw, and where it came from, in one line."""
     where = ""
@@ -399,17 +409,6 @@ def exit_status(error: Exception) -> int:
     )
 
 
-def forbid_core_dumps() -> None:
-    """A core dump would hold the device's key. A limit of 1 byte also keeps a core_pattern that is a pipe from getting
-    one; 0 does not (core(5))."""
-    for limit in (1, 0):
-        try:
-            resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
-            return
-        except (ValueError, OSError):
-            continue
-
-
 def keep_standard_files() -> None:
     """Where 0, 1 or 2 is closed, the next file opened would get its number, and the log."""
     for fd in range(3):
@@ -423,7 +422,6 @@ def main(config_fd: int) -> int:
     """config_fd: an open file that holds the checked configuration, marshalled (cli.become_service) -> the exit
     status."""
     keep_standard_files()
-    forbid_core_dumps()
     with open(config_fd, "rb") as file:
         config = marshal.loads(file.read())
     log = Log(config["log"]["level"])

@@ -21,6 +21,7 @@ class OwnClient(Client):
             resolver = Resolver(host, port, socket)
         Client.__init__(self, client_id, host, port, socket=resolver, **options)
         self._backoff = RoundBackoff(resolver)
+        self._where = (resolver.host,) + self._where[1:]  # bytes: ssl would load the idna codec for a text
 
     def poll(self, wait_s: float = 0) -> None:
         if not self._socket and not (self._backoff.due() and self._net.ready()):

@@ -57,7 +57,6 @@ class Paho:
     ) -> None:
         paho: Any = load()
         self._paho = paho
-        self._host = host
         self._tls = tls
         self._resolver = resolver or Resolver(host, port, socket)
         self._backoff = RoundBackoff(self._resolver)
@@ -198,7 +197,7 @@ class Paho:
             if self._tls is None:
                 return True
             self._stream = self._tls.wrap_socket(
-                self._stream, server_hostname=self._host, do_handshake_on_connect=False
+                self._stream, server_hostname=self._resolver.host, do_handshake_on_connect=False
             )
             self._wrapped = True
         try:

@@ -27,7 +27,8 @@ class Resolver:
 
     def __init__(self, host: str, port: int, module) -> None:
         self.socket = module.socket
-        self._host = host.encode("idna")  # here: the codec is a file, which the thread may not be allowed to read
+        # The codec takes 1 MB, and is a file that can't be read any more once the user has been changed.
+        self.host = host.encode() if host.isascii() else host.encode("idna")
         self._port = port
         self._answer: list = []  # (family, socket address)
         self._tried: dict = {}  # socket address: how often, since one of them worked
@@ -100,7 +101,7 @@ class Resolver:
     def _look_up(self) -> None:
         """In the thread: touches nothing but _result."""
         try:
-            self._result.append(_socket.getaddrinfo(self._host, self._port, 0, self.SOCK_STREAM))
+            self._result.append(_socket.getaddrinfo(self.host, self._port, 0, self.SOCK_STREAM))
         except OSError as error:
             self._result.append(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the loop must get an answer
