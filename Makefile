@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup setup-demo setup-system demo test test-fast test-system check lint types docs bench soak world kernels clean
+.PHONY: help setup setup-demo setup-system demo test test-fast test-system check lint types docs bench soak world kernels boards clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -53,6 +53,9 @@ world: setup    ## a fleet of real agents, brokers and collectors under seeded f
 
 kernels: setup  ## the BPF programs on Debian kernels 5.10 to 6.12, amd64, arm64 and armhf, in qemu (slow)
 	@$(BIN)/python -m stonechat_tools.proofs.kernels
+
+boards: setup   ## MicroPython built for five emulated boards, and the unit tests and golden vectors on each (slow)
+	@$(BIN)/python -m stonechat_tools.proofs.boards.prove
 
 clean:          ## removes what setup made
 	rm -rf .venv .venv-cose .targets typings build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,114 @@
+// node rp2040.mjs FIRMWARE.bin: a Raspberry Pi Pico in rp2040js, its USB serial port on stdin and stdout.
+// The flash behind the SSI takes erase and program commands, which rp2040js does not have; littlefs needs them.
+import fs from 'fs';
+import { Simulator, USBCDC, ConsoleLogger, LogLevel } from 'rp2040js';
+
+const sim = new Simulator();
+const mcu = sim.rp2040;
+mcu.loadBootrom(new Uint32Array(JSON.parse(fs.readFileSync(new URL('bootrom.json', import.meta.url)))));
+mcu.logger = new ConsoleLogger(LogLevel.Error);
+mcu.flash.fill(0xff);
+mcu.flash.set(fs.readFileSync(process.argv[2]), 0);
+
+const ssi = mcu.peripherals[0x18000];
+let writable = false, sent = [], received = [], selected = false, override = 0;
+function shift(value) {
+  sent.push(value);
+  const at = sent.length - 1, command = sent[0];
+  if (at === 0) {
+    if (command === 6) writable = true;
+    else if (command === 4) writable = false;
+    return 0xff;
+  }
+  if (command === 5) return writable ? 2 : 0;
+  if (command === 0x35) return 2;
+  if (command === 1) return 0;
+  if (command === 0x9f) return [0xef, 0x40, 0x15][at - 1] || 0;
+  if (command === 3 && at >= 4) {
+    const address = (sent[1] << 16 | sent[2] << 8 | sent[3]) + at - 4;
+    return address < mcu.flash.length ? mcu.flash[address] : 0xff;
+  }
+  return 0xff;
+}
+function apply() {
+  if (!sent.length) return;
+  const command = sent[0], address = sent[1] << 16 | sent[2] << 8 | sent[3];
+  if ((command === 0x20 || command === 0xd8) && sent.length >= 4) {
+    const size = command === 0x20 ? 4096 : 65536;
+    if (writable) mcu.flash.fill(0xff, address & ~(size - 1), (address & ~(size - 1)) + size);
+    writable = false;
+  } else if (command === 2 && sent.length > 4) {
+    const data = sent.slice(4, 260);
+    if (writable) for (let i = 0; i < data.length; i++) mcu.flash[address + i] &= data[i];
+    writable = false;
+  } else if (command === 1) writable = false;
+  sent = [];
+}
+const read = ssi.readUint32.bind(ssi), write = ssi.writeUint32.bind(ssi);
+ssi.readUint32 = (offset) => {
+  if (offset === 0x24) return received.length;
+  if (offset === 0x28) return 6 | (received.length ? 8 : 0);
+  if (offset === 0x60) return received.length ? received.shift() : 0;
+  return read(offset);
+};
+ssi.writeUint32 = (offset, value) => {
+  if (offset === 0x60) {
+    if (ssi.ssienr) {
+      if (override === 0 && !received.length) { apply(); sent = []; }
+      received.push(override !== 3 ? shift(value & 0xff) : 0xff);
+    }
+    return;
+  }
+  if (offset === 0x24) return;
+  if (offset === 0x08 && !(value & 1)) { received = []; if (override === 0) apply(); }
+  write(offset, value);
+};
+const pads = mcu.peripherals[0x40018], registers = new Uint32Array(16);
+pads.readUint32 = (offset) => offset < 0x40 ? registers[offset >> 2] : 0;
+pads.writeUint32 = (offset, value) => {
+  if (offset < 0x40) registers[offset >> 2] = value;
+  if (offset === 0x0c) {
+    override = (value >> 8) & 3;
+    const now = override === 2;
+    if (now && !selected) { sent = []; received = []; } else if (selected && !now) apply();
+    selected = now;
+  }
+};
+
+const cdc = new USBCDC(mcu.usbCtrl);
+let wanted = null;
+const waiting = [];
+const endpointRead = mcu.usbCtrl.onEndpointRead;
+function pump() {
+  if (wanted === null || !waiting.length) return;
+  const size = Math.min(wanted, waiting.length, 64);
+  wanted = null;
+  mcu.usbCtrl.endpointReadDone(cdc.outEndpoint, Uint8Array.from(waiting.splice(0, size)));
+}
+mcu.usbCtrl.onEndpointRead = (endpoint, size) => {
+  if (endpoint === cdc.outEndpoint) { wanted = size; pump(); } else if (endpointRead) endpointRead(endpoint, size);
+};
+const early = [];
+let connected = false;
+cdc.onDeviceConnected = () => { connected = true; waiting.push(...early.splice(0)); };
+cdc.onSerialData = (data) => process.stdout.write(Buffer.from(data));
+process.stdin.on('data', (data) => { (connected ? waiting : early).push(...data); });
+process.stdin.on('end', () => process.exit(0));
+mcu.peripherals[0x40058].onWatchdogTrigger = () => process.exit(9);
+
+mcu.core.PC = 0x10000000;
+const nanos = 1e9 / 125e6;
+function loop() {
+  for (let k = 0; k < 50; k++) {
+    pump();
+    for (let i = 0; i < 10000; i++) {
+      if (mcu.core.waiting) {
+        const idle = sim.clock.nanosToNextAlarm;
+        sim.clock.tick(idle);
+        i += idle / nanos;
+      } else sim.clock.tick(mcu.core.executeInstruction() * nanos);
+    }
+  }
+  setImmediate(loop);
+}
+loop();
