@@ -17,12 +17,13 @@ Reconnects wait with exponential back-off and jitter, so that a fleet does not c
 "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 """
 
-import select
 from errno import EAGAIN, EINPROGRESS
 
 from .compat import const, ticks_add, ticks_diff, ticks_ms, urandom
 from .errors import MQTTError
 
+_POLLIN = const(1)  # as every port and Linux have them
+_POLLOUT = const(4)
 _CONNECT_MS = const(10_000)  # from the start of TCP to CONNACK
 _READS_PER_POLL = const(48)  # some twenty packets
 _STRIKES = const(3)  # half keep-alives that a publish may stay unacknowledged while pings are answered
@@ -117,7 +118,7 @@ class Client:
                 self._backoff.failed()
                 self._drop()
                 raise
-        self._poller.register(stream, select.POLLOUT)
+        self._poller.register(stream, _POLLOUT)
         self._timer_ms = ticks_ms()
         while wait and not self.connected:
             self.poll(0.02)
@@ -180,7 +181,9 @@ class Client:
         self._socket = self._write = None
         if not self.resend:
             self.in_flight = []
-        self._poller = select.poll()
+        from select import poll  # here, because a board without a network may lack it
+
+        self._poller = poll()
         self.connected = False
         self._queue = []  # packets to write; _sent bytes of the first one are written
         self._sent = 0
@@ -190,7 +193,7 @@ class Client:
 
     def _open(self, stream):
         """TCP is connected (or failed: the first write shows it): begin TLS and send CONNECT."""
-        self._poller.modify(stream, select.POLLIN)
+        self._poller.modify(stream, _POLLIN)
         if self._tls:
             stream = self._tls.wrap_socket(stream, server_hostname=self._where[0], do_handshake_on_connect=False)
             self._socket = stream

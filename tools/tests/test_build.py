@@ -371,3 +371,43 @@ def test_deploy_refuses_outputs_that_are_not_the_reference(
 def test_deploy_tells_a_board_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["deploy", "--port", "/dev/no-such-board"]) == 1
     assert "stonechat deploy: " in capsys.readouterr().err
+
+
+WITHOUT_NETWORK = """
+import sys
+sys.path[:] = sys.argv[1:3]
+from stonechat.board import hooks
+counter = hooks.install()
+from stonechat.board import core
+try:
+    import socket
+    print("a network")
+except ImportError:
+    print("no network")
+open(sys.argv[3] + ".txt", "w").close()
+seen = counter.counts[19], counter.counts[20]
+sent = []
+def publish(topic, payload, qos, retain): sent.append(topic)
+watch = core.start("sensor-7", bytes(32), publish=publish, folder=sys.argv[3])
+for _ in range(3):
+    watch.tick()
+hooks.remove()
+print(seen, len(sent) > 0, watch.errors, watch.last_error)
+"""
+
+
+@pytest.mark.parametrize("target", targets()[:2], ids=lambda target: target.name)
+def test_a_board_without_a_network_module_is_watched(target: Target, tmp_path: Path) -> None:
+    """A plain Pico, or a sensor on LoRa or a UART: files, memory and the loop are counted; it brings publish=."""
+    if target.missing:
+        pytest.skip(target.missing)
+    built = tmp_path / "lib"
+    builder.build(ARCHITECTURE[target.name], built, model=MODEL, profile="core")
+    lacking = tmp_path / "lacking"  # a file comes before the built-in module of its name
+    lacking.mkdir()
+    for name in ("socket", "select", "asyncio"):
+        (lacking / f"{name}.py").write_text(f"raise ImportError('no module named {name}')\n")
+    script = tmp_path / "start.py"
+    script.write_text(WITHOUT_NETWORK)
+    done = run_bare(target, str(script), str(lacking), str(built), str(tmp_path / "data"))
+    assert done.stdout.splitlines() == ["no network", "(1, 1) True 0 "], done.stdout + done.stderr

@@ -19,14 +19,18 @@ import builtins
 import errno
 import io
 import os
-import select
-import socket as _socket
 import sys
 from struct import pack, unpack
 
 from ..compat import const, mem_alloc, mem_free, sha256, ticks_diff
 from ..errors import CollectorError
 from . import hooked_socket
+
+try:
+    import select
+    import socket as _socket
+except ImportError:  # a board without a network: files, memory and the lag of its loop remain
+    _socket = None  # type: ignore[assignment]
 
 _MAX_KNOWN = const(48)
 _MAX_CANDIDATES = const(48)
@@ -292,7 +296,8 @@ def install():
     if open is not _opened:
         active = FirmwareCollector()
         names = hooked_socket.__dict__
-        names.update(real_socket.__dict__)
+        if real_socket is not None:
+            names.update(real_socket.__dict__)
         names.pop("__file__", None)  # it would be printed; a frozen module has none
         names["getaddrinfo"] = _getaddrinfo
         names["socket"] = socket
@@ -307,7 +312,8 @@ def remove():
 
 
 def _put(module, opener):
-    sys.modules["socket"] = sys.modules["usocket"] = module
+    if real_socket is not None:
+        sys.modules["socket"] = sys.modules["usocket"] = module
     builtins.open = opener
 
 
@@ -322,7 +328,7 @@ def _opened(*args, **options):
 def _getaddrinfo(*args, **options):
     active.add(_LOOKUPS)
     try:
-        return real_socket.getaddrinfo(*args, **options)
+        return real_socket.getaddrinfo(*args, **options)  # pyright: ignore[reportOptionalMemberAccess]
     except OSError:
         active.add(_LOOKUP_FAIL)
         raise
@@ -347,14 +353,14 @@ class socket(io.IOBase):
     protocol, which only that class passes on to Python. Its attributes never grow in number: two threads may use it.
     The __init__ of a class derived from it must call this one's."""
 
-    _real: _socket.socket
+    _real: _socket.socket  # pyright: ignore[reportInvalidTypeForm]
     _notes: list
 
     def __init__(self, *args, **options):
         if args and args[0] is _unlocked:
             real = args[1]
         else:
-            real = real_socket.socket(*args, **options)
+            real = real_socket.socket(*args, **options)  # pyright: ignore[reportOptionalMemberAccess]
             active.add(_SOCKETS)
         _setattr(self, "_real", real)
         _setattr(self, "_notes", [None, False, None])
@@ -425,7 +431,7 @@ class socket(io.IOBase):
 def _through(name, place):
     """The method `name` of the real socket; what it moves is counted in the column `place`, _READS or _WRITES."""
     # one variable, not four: a call with more than five values, these among them, takes memory
-    how = getattr(real_socket.socket, name), place, name
+    how = getattr(real_socket.socket, name), place, name  # pyright: ignore[reportOptionalMemberAccess]
 
     def call(self, first=_unlocked, *more):
         method, place, name = how

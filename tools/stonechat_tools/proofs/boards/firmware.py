@@ -179,6 +179,21 @@ uint64_t mp_hal_time_ns(void) {
     return 0;
 }
 """
+TIME = """MICROPY_PY_TIME (1)
+#define MICROPY_PY_TIME_GMTIME_LOCALTIME_MKTIME (1)
+#define MICROPY_PY_TIME_TIME_TIME_NS (1)
+#define MICROPY_PY_TIME_INCLUDEFILE "ports/qemu/modtime.c"
+"""
+CALENDAR = """// These machines have no clock that is set: the time is the first of the epoch.
+#include "py/obj.h"
+#include "shared/timeutils/timeutils.h"
+static void mp_time_localtime_get(timeutils_struct_time_t *tm) {
+    timeutils_seconds_since_epoch_to_struct_time(0, tm);
+}
+static mp_obj_t mp_time_time_get(void) {
+    return MP_OBJ_NEW_SMALL_INT(0);
+}
+"""
 
 
 def run(command: list[str], folder: Path, **environment: str) -> None:
@@ -281,7 +296,12 @@ def patch(tree: Path, source: Path) -> None:
     (tree / "lib/micropython-lib/README.md").touch()
     port = tree / "ports/qemu"
     _edit(port / "mphalport.c", lambda text: text + CLOCK)
-    _edit(port / "mpconfigport.h", lambda text: text.replace("MICROPY_PY_TIME             (0)", "MICROPY_PY_TIME (1)"))
+    _edit(port / "mpconfigport.h", lambda text: text.replace("MICROPY_PY_TIME             (0)", TIME))
+    (port / "modtime.c").write_text(CALENDAR)
+    _edit(
+        port / "Makefile",
+        lambda text: text.replace("SRC_C += \\\n\tmain.c", "SRC_C += shared/timeutils/timeutils.c main.c", 1),
+    )
     _edit(
         port / "main.c",
         lambda text: text.replace("mp_init();\n", 'mp_init();\n        pyexec_frozen_module("_boot.py", false);\n', 1),
