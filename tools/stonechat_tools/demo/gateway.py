@@ -37,9 +37,10 @@ PATIENCE_S = 60.0
 NICE = -10  # of the device, its peers and its agent, as root: the machine's other work takes no time from them
 _BEAT_S = 0.05
 _LATE_S = 0.1  # a process that sleeps for _BEAT_S and wakes up so much later has waited for a processor
+LOAD_EACH = 4.0  # processes that want each processor, by the load average: a compiler and a busy loop are 1 on two
 LATE_SHARE = 0.03  # of the beats: where more are late, the device did not get its time, and nothing follows from it
 ATTACKS_BY_SCHEMA = {
-    "linux-1": ("scan_connect", "exfil_burst", "ransom", "miner", "brute_in"),
+    "linux-1": ("scan_connect", "exfil_burst", "ransom", "miner", "portsweep_in"),
     "linux-proc-1": ("scan_connect", "udp_flood", "exfil_burst", "portsweep_in", "brute_in"),
 }
 APART = {
@@ -178,6 +179,7 @@ class Gateway:
         self._attack: subprocess.Popen[str] | None = None
         self._beats = Beats()
         self._late = 0
+        self._load = 0.0  # the highest
         self.disturbed = False
         self.cpu_percent = 0.0
         self.rss_bytes = 0
@@ -204,12 +206,13 @@ class Gateway:
 
     @property
     def starved(self) -> bool:
-        return self._beats.late_share() > LATE_SHARE
+        return self._beats.late_share() > LATE_SHARE or self._load > LOAD_EACH * (os.cpu_count() or 1)
 
     def window(self) -> Report:
         report = self._feed.next(PATIENCE_S, self._why_dead)
         before, self._late = self._late, self._beats.late()
         self.disturbed = self._late > before
+        self._load = max(self._load, os.getloadavg()[0])
         return report
 
     def infect(self, name: str) -> None:
