@@ -26,6 +26,7 @@ from stonechat_tools.fleet.collect import Collector
 from stonechat_tools.fleet.store import Store
 
 __all__ = ["broker"]
+pytestmark = pytest.mark.slow
 PREFIX = "stonechat/1/fleet/"
 
 
