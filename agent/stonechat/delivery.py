@@ -115,6 +115,8 @@ class Delivery(Reporter):
             outbox.append(body)
         except OutboxError:
             self.unsaved += 1
+            if self._changed and len(self._spill) >= _BURST:
+                self._spill.pop(0)  # a change of level takes the place of the oldest
             if len(self._spill) < _BURST:
                 self._spill.append(body)
         self.sequence = outbox.sequence

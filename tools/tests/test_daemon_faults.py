@@ -15,9 +15,15 @@ from types import SimpleNamespace
 
 import pytest
 from agent_process import DEVICE, WINDOW_MS, AgentProcess, is_root, quick_model, wait_for
+from stonechat.cbor_decode import loads
+from stonechat.compat import ticks_ms
+from stonechat.cose import Mac
+from stonechat.cose_open import unseal
+from stonechat.delivery import Delivery
 from stonechat.detection import ALARM, Verdict
 from stonechat.features import RATE
 from stonechat.linux.daemon import Daemon
+from stonechat.linux.disk_outbox import DiskOutbox
 from stonechat.linux.log import Log, Troubles
 from stonechat.linux.schemas import LINUX_PROC_1
 from stonechat.schema import Schema
@@ -376,3 +382,25 @@ def test_a_decoy_does_not_hide_the_next_cause_from_the_log() -> None:
         window(3)
         window(7)
     assert len(lines) == 2 and lines[1].startswith("alarm goes on") and LINUX_PROC_1.columns[7][0] in lines[1]
+
+
+def test_an_alarm_is_not_lost_behind_the_heartbeats_of_a_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "outbox").write_text("a file where the folder should be")
+    outbox = DiskOutbox(str(tmp_path / "outbox"))
+    assert "can't write" in outbox.trouble
+    delivery = Delivery("d", bytes(32), outbox, bytes_per_day=0, heartbeat_windows=1)
+    verdict = Verdict(3)
+    for now_ms in range(0, 500_000, 5_000):  # offline
+        verdict.level, verdict.changed = (
+            (2, now_ms == 250_000) if 250_000 <= now_ms < 300_000 else (0, now_ms == 300_000)
+        )
+        delivery.observe(verdict, now_ms)
+    sent: list[bytes] = []
+    delivery.pump(lambda topic, payload, *_: sent.append(bytes(payload)), 500_000)
+    levels = [loads(unseal(Mac(bytes(32), b"report", "d"), message))[5] for message in sent]
+    assert 2 in levels, levels
+    (tmp_path / "outbox").unlink()
+    outbox._due_ms = ticks_ms()
+    delivery.observe(verdict, 505_000)
+    assert outbox.trouble == "" and list((tmp_path / "outbox").glob("*.seg"))
+    assert delivery.sequence == 102, "numbers go on"
