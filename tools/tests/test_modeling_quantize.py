@@ -186,7 +186,7 @@ def test_a_recording_by_recipe_that_is_terminated_leaves_nothing_and_goes_on(tmp
         time.sleep(0.1)
     process.terminate()
     process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 143
     assert 0 < len(read_trace(trace)) < 400
     places = ("/run/netns", "/dev/shm", "/tmp")
     assert not [name for place in places for name in os.listdir(place) if name.startswith(f"stonechat-{process.pid}-")]
