@@ -248,6 +248,17 @@ def test_python_in_the_pages_imports_names_that_exist():
     assert seen >= 6
 
 
+def test_the_bounds_in_the_page_are_those_of_the_source():
+    row = r"^\| [^|]+ \| ([\d,]+) \| `(\w+)` \| \[[^\]]+\]\(([^)]+)\) \|$"
+    rows = re.findall(row, (DOCS / "limits.md").read_text(), flags=re.MULTILINE)
+    assert len(rows) >= 10
+    for number, name, path in rows:
+        found = re.search(rf"^{name} = (?:const\()?([\d_ <]+)", (DOCS / path).read_text(), flags=re.MULTILINE)
+        assert found, f"{path} has no {name}"
+        value = eval(found.group(1))  # digits and shifts only
+        assert value == int(number.replace(",", "")), f"{name} is {value}, docs/limits.md says {number}"
+
+
 def test_every_fault_of_the_world_is_in_the_page():
     from stonechat_tools.proofs.world import chaos
 
