@@ -6,8 +6,8 @@
     client.poll()                                   # often: reads, writes, pings, reconnects; does not block
 
 Only the look-up of the broker's name can block longer, as MicroPython gives it no time-out: it happens in connect() and
-in a poll() that reconnects; an address in place of a name avoids it. A name with several addresses is tried one address
-an attempt. A TLS handshake goes on in poll() step by step; its arithmetic takes a slow board a second or two.
+in a poll() that reconnects, after the address of the last connection was tried; an address in place of a name avoids
+it. A name with several addresses is tried one address an attempt. A TLS handshake goes on in poll() step by step; its arithmetic takes a slow board a second or two.
 
 A QoS 1 publish stays in RAM until the broker acknowledges it, and is sent again, marked as a duplicate, after a
 reconnect: wait until `in_flight` is empty before a reset or a deep sleep. The session is persistent (clean session
@@ -90,6 +90,7 @@ class Client:
         self._login = (client_id, user, password)
         self._backoff = Backoff()
         self._tries = urandom(1)[0]  # a fleet spreads over the addresses
+        self._last = None  # the address of the last connection that worked: tried once more without a look-up
         self.in_flight = []  # (packet id, packet) of each QoS 1 publish that is not acknowledged
         self._most = max_in_flight
         self._id = 0
@@ -107,9 +108,13 @@ class Client:
         poll() tries again, after a jittered back-off."""
         self._drop()
         try:
-            infos = sorted(self._net.getaddrinfo(*self._where))  # name servers rotate them
-            info = infos[self._tries % len(infos)]
-            self._tries += 1
+            info = self._last
+            if not info:
+                infos = sorted(self._net.getaddrinfo(*self._where))  # name servers rotate them
+                info = infos[self._tries % len(infos)]
+                self._tries += 1
+            self._last = None
+            self._info = info
             stream = self._socket = self._net.socket(info[0], info[1])
             stream.setblocking(False)
             stream.connect(info[-1])
@@ -327,6 +332,7 @@ class Client:
             # 1 protocol, 2 client id, 3 unavailable, 4 user or password, 5 no right to connect
             raise MQTTError("refused, code %d" % code)
         self.connected = True
+        self._last = self._info
         self._awaited = False
         self._timer_ms = ticks_ms()
         for topic, qos in self._topics:

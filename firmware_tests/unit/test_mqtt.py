@@ -217,6 +217,38 @@ def test_subscriptions_hold_for_every_connection():
     client.close()
 
 
+class CountingNet:
+    """The socket module, counting look-ups."""
+
+    def __init__(self):
+        self.socket = socket.socket
+        self.SOCK_STREAM = socket.SOCK_STREAM
+        self.lookups = 0
+
+    def getaddrinfo(self, *where):
+        self.lookups += 1
+        return socket.getaddrinfo(*where)
+
+
+def test_a_lost_connection_comes_back_without_a_look_up():
+    net = CountingNet()
+    broker = Broker()
+    client = client_of(broker.port, socket=net)
+    broker.welcome(client)
+    broker.stream.close()
+    fails(client.poll)
+    broker.welcome(client)
+    assert net.lookups == 1
+    broker.stream.close()
+    fails(client.poll)
+    broker.greet(client)  # the known address is tried once; what follows asks again
+    broker.stream.close()
+    fails(client.poll)
+    broker.welcome(client)
+    assert net.lookups == 2
+    broker.close()
+
+
 def test_one_byte_at_a_time():
     taken = []
     broker, client, _ = pair(on_message=lambda topic, payload: taken.append((topic, payload)))

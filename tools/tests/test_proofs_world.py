@@ -46,6 +46,7 @@ def world(tmp_path: Path) -> Any:
         unsaved={},
         revoked={},
         cut=defaultdict(list),
+        unresolved=[],
         control=SimpleNamespace(stalls=[]),
         has_faketime=True,
         harmed=[],

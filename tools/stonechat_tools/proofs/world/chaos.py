@@ -20,6 +20,7 @@ from stonechat_tools.proofs.world.fleet import World
 from stonechat_tools.proofs.world.parts import Device, LinuxAgent, Site, token
 from stonechat_tools.proofs.world.sandbox import DEAD, MUTE
 
+LOOK_UP_S = 20.0  # a stub resolver's own time-outs, after which a board's loop goes on
 CLOCKS = (-1_790_000_000, 5_000_000_000)  # about 1970, about 2185
 
 
@@ -237,11 +238,13 @@ class _OnResolver(Fault):
         return self.world.devices
 
     def begin(self) -> None:
+        self.begun_s = time.time()
         self.spoil()
         self.site.broker.kill()
         self.site.broker.start()
 
     def end(self) -> None:
+        self.world.unresolved.append((self.begun_s, time.time() + LOOK_UP_S))
         self.world.names.silent = False
         self.world.names.addresses = ["127.0.0.1"]
 

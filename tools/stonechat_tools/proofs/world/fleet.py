@@ -65,6 +65,7 @@ class World:
         self.unsaved: dict[str, list[tuple[float, float]]] = {}
         self.revoked: dict[str, list[tuple[float, float]]] = {}
         self.harmed: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        self.unresolved: list[tuple[float, float]] = []  # when a look-up could block: boards can't avoid it
         self.cut: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self._disturbed: dict[str, tuple[int, float]] = {}  # faults that hold now, when the last one ended
         self.has_faketime = faketime() is not None

@@ -181,12 +181,10 @@ def judge(world: World, levels: LevelWatch, began_s: float, ended_s: float) -> V
                         verdict.failures.append(f"{device.name}: report {number} of {identity.hex()} is missing")
             for begin_s, end_s in _silences(found, began_s, ended_s, 2 * window_s + 2 * _SECOND_S):
                 gaps += 1
-                if (
-                    overlaps(begin_s, end_s, world.excuses(device))
-                    or isinstance(device, Board)
-                    and device.profile == "core"
-                    and overlaps(begin_s, end_s, world.cut[device.name])
-                ):
+                spans = world.excuses(device)
+                if isinstance(device, Board):
+                    spans += world.cut[device.name] if device.profile == "core" else world.unresolved
+                if overlaps(begin_s, end_s, spans):
                     excused += 1
                 else:
                     verdict.failures.append(
