@@ -7,7 +7,8 @@
 
 Only the look-up of the broker's name can block longer, as MicroPython gives it no time-out: it happens in connect() and
 in a poll() that reconnects, after the address of the last connection was tried; an address in place of a name avoids
-it. A name with several addresses is tried one address an attempt. A TLS handshake goes on in poll() step by step; its arithmetic takes a slow board a second or two.
+it. A name with several addresses is tried one address an attempt. A TLS handshake goes on in poll() step by step; its
+arithmetic takes a slow board a second or two.
 
 A QoS 1 publish stays in RAM until the broker acknowledges it, and is sent again, marked as a duplicate, after a
 reconnect: wait until `in_flight` is empty before a reset or a deep sleep. The session is persistent (clean session
