@@ -445,7 +445,8 @@ def certificate(folder: Path, name: str, authority: Any = None, days: tuple[int,
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), False)
         .add_extension(x509.BasicConstraints(name == "ca", None), True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
-        # Python 3.13 refuses a certificate without it (ssl.VERIFY_X509_STRICT).
+        # Python 3.13 refuses certificates without these (ssl.VERIFY_X509_STRICT).
+        .add_extension(x509.KeyUsage(True, False, False, False, False, name == "ca", name == "ca", False, False), True)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), False)
         .sign(signer, hashes.SHA256())
     )
