@@ -105,9 +105,8 @@ def downloads(python: Path, version: str, wheels: Path) -> Path:
     """What `stonechat[tools]` needs from pip for this Python, fetched once."""
     folder = WHEELS / version
     stamp = folder / "stamp"
-    wanted = hashlib.sha256(
-        b"".join((ROOT / f).read_bytes() for f in ("pyproject.toml", "constraints.txt"))
-    ).hexdigest()
+    lists = [ROOT / name for name in ("pyproject.toml", "constraints.txt", "tools/stonechat-lab/hatch_build.py")]
+    wanted = hashlib.sha256(b"".join(path.read_bytes() for path in lists)).hexdigest()
     if not stamp.exists() or stamp.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
         wheel = next(wheels.glob("stonechat-*.whl"))
