@@ -63,6 +63,7 @@ BASE = {
     "trial": [MODEL, "--figures", "object.json"],
     "inspect": [MODEL],
     "report": ["d-1", "--db", "r.db"],
+    "command": ["d-1", "calibrate", "--keys", "folder"],
     "broker-config": ["folder"],
     "top": ["--once", "--interval", "0.1", "--collector", "proc", "--no-model"],
     "build": ["--out", "b", "--model", "missing"],
@@ -73,7 +74,7 @@ BASE = {
     "dataset append": ["good.csv", "good.csv", "-o", "o.csv"],
     "dataset": ["good.csv", "-o", "o.csv"],
 }
-NOT_HERE = {"demo", "collect", "command", "provision", "bench", "soak"}  # they wait for others or work for minutes
+NOT_HERE = {"demo", "collect", "bench", "soak"}  # they wait for others or work for minutes
 PATIENCE_S = 20.0
 
 
