@@ -510,3 +510,11 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith(f"stonechat dataset: {path}") and len(err) < 500
     assert "unexpected" not in err and not (tmp_path / "o.csv").exists() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_attack_imported_as_a_device_of_its_own_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = _written(tmp_path, "".join(zeek_line(1000.0 + 60 * i) for i in range(5)).encode())
+    arguments = ["dataset", "import", "--format", "zeek", path, "-o", str(tmp_path / "o.csv")]
+    assert main([*arguments, "--label", "scan"]) == 0
+    assert "every window of 192.168.1.10 is labelled as an attack" in capsys.readouterr().err
+    assert main(arguments) == 0 and capsys.readouterr().err == ""

@@ -21,6 +21,7 @@ import csv
 import json
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -160,7 +161,15 @@ def _import(args: argparse.Namespace) -> list[Outcome]:
         traces = import_pcap(args.files, window_ms, _selection(args), args.label)
     else:
         traces = _import_csv(args)
-    return [_write(join(traces), args.output)]
+    whole = join(traces)
+    for name in whole.device_names:
+        if not whole.of_device(name).benign.any():
+            print(
+                f"stonechat dataset: note: every window of {name or args.output} is labelled as an attack. A device "
+                "would learn it as its normal: put benign windows of the same device first (stonechat dataset append)",
+                file=sys.stderr,
+            )
+    return [_write(whole, args.output)]
 
 
 def _selection(args: argparse.Namespace) -> Any:
