@@ -187,8 +187,13 @@ TIME = """MICROPY_PY_TIME (1)
 CALENDAR = """// These machines have no clock that is set: the time is the first of the epoch.
 #include "py/obj.h"
 #include "shared/timeutils/timeutils.h"
-static void mp_time_localtime_get(timeutils_struct_time_t *tm) {
-    timeutils_seconds_since_epoch_to_struct_time(0, tm);
+static mp_obj_t mp_time_localtime_get(void) {
+    static const int first[8] = {2000, 1, 1, 0, 0, 0, 5, 1};
+    mp_obj_t tuple[8];
+    for (int i = 0; i < 8; ++i) {
+        tuple[i] = MP_OBJ_NEW_SMALL_INT(first[i]);
+    }
+    return mp_obj_new_tuple(8, tuple);
 }
 static mp_obj_t mp_time_time_get(void) {
     return MP_OBJ_NEW_SMALL_INT(0);

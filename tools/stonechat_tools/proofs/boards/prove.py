@@ -124,7 +124,8 @@ def load(machine: Machine, scratch: Path, files: list[Path]) -> None:
         machine.put(f"/lib/stonechat/{module}.mpy", (scratch / f"agent/stonechat/{module}.mpy").read_bytes())
     machine.put("/prelude.py", PRELUDE.encode())
     machine.put("/run.mpy", compiled(root / "firmware_tests/run.py", architecture, scratch))
-    for file in [*files, *[path for path in files[0].parent.glob("*.py") if not path.stem.startswith("test_")]]:
+    units = root / "firmware_tests/unit"
+    for file in [*files, *[path for path in units.glob("*.py") if not path.stem.startswith("test_")]]:
         machine.put(f"/unit/{file.stem}.mpy", compiled(file, architecture, scratch))
     vectors = [*(root / "firmware_tests/golden").glob("*/*"), *(root / "models").glob("*/model.tflite")]
     vectors += (root / "models").glob("*/golden.json")
@@ -134,14 +135,15 @@ def load(machine: Machine, scratch: Path, files: list[Path]) -> None:
         machine.put(f"/{where}", path.read_bytes())
 
 
-def golden(machine: Machine, result: Result) -> None:
-    """Every golden vector of the tests' models and of the shipped ones, with each kernel that the board has."""
+def golden(machine: Machine, result: Result, names: list[str] | None = None) -> None:
+    """Every golden vector of the tests' models and of the shipped ones (names: of those models), with each kernel that
+    the board has."""
     root = working_copy()
     paths = [*(root / "firmware_tests/golden").glob("*/golden.json"), *(root / "models").glob("*/golden.json")]
     machine.restart()
     machine.run(GOLDEN)
     for kernels in ("plain", "viper"):
-        for path in sorted(paths):
+        for path in sorted(path for path in paths if names is None or path.parent.name in names):
             vectors = [vector[:2] for vector in json.loads(path.read_text())["vectors"]]
             where = f"/{'golden' if 'firmware_tests' in path.parts else 'models'}/{path.parent.name}/model.tflite"
             for at in range(0, len(vectors), BATCH):
