@@ -34,7 +34,7 @@ TARGETS = [unix_x64(), unix_i386()]
 ARCHITECTURE = {"unix-x64": "x64", "unix-i386": "x86"}
 # The heap in which a whole life passes, everything loaded from .mpy, the simulated product beside it: (profile, TLS).
 HEAP = {
-    "unix-i386": {("full", False): "84k", ("core", False): "64k", ("full", True): "100k", ("core", True): "84k"},
+    "unix-i386": {("full", False): "88k", ("core", False): "64k", ("full", True): "100k", ("core", True): "84k"},
     "unix-x64": {("full", False): "192k", ("core", False): "144k", ("full", True): "288k", ("core", True): "240k"},
 }
 PROFILES = ("full", "core")
@@ -407,7 +407,8 @@ def test_what_a_tick_an_inference_and_a_report_allocate(target: Target, profile:
     need(target)
     told = measure(target.command, built / profile / ARCHITECTURE[target.name], MODEL, profile, "all", 4096)
     assert told is not None
-    assert told["tick_idle"][0] == 0
+    # Where the thread's number is no small int, as on the unix port in 32 bits, asking for it allocates.
+    assert told["tick_idle"][0] <= (64 if target.name == "unix-i386" else 0)
     assert told["inference"][0] == 0
     assert told["features"][0] == told["window_push"][0] == 0
     if target.bits == 32:
