@@ -8,7 +8,7 @@ while True:
 """
 
 from .commands import CALIBRATE, WAS_NORMAL
-from .compat import sleep_ms, ticks_ms
+from .compat import sleep_ms, ticks_diff, ticks_ms
 from .delivery import Delivery
 from .detection import Verdict
 from .errors import StonechatError
@@ -29,6 +29,10 @@ class Agent(Loop):
         channels = [Channel(collector, model, state)]
         for more_collector, more_model in extra:
             channels.append(Channel(more_collector, more_model, state))
+        ids = [channel.collector.schema.id for channel in channels]
+        for section in list(state.sections):  # of a schema that is no longer in use
+            if len(section) > 8 and section[-8:] not in ids:
+                del state.sections[section]
         self._fused = None
         if extra:
             from .fusion import fuse  # a board has it only where it was built --with counters
@@ -61,6 +65,12 @@ class Agent(Loop):
             self.offline = repr(error)
         if not client.connected:
             sleep_ms(int(min(wait_s, 0.1) * 1000))
+
+    @property
+    def due_in_ms(self) -> int:
+        """Milliseconds until tick() has something to do; never negative."""
+        now_ms = ticks_ms()
+        return max(0, min(ticks_diff(self._due_ms, now_ms), ticks_diff(self._pump_due_ms, now_ms)))
 
     async def run(self) -> None:
         """tick() for ever under asyncio; cancel the task to stop."""

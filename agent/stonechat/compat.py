@@ -23,13 +23,8 @@ except ImportError:
     except ImportError:  # a port without a random source: whatever differs from one start to the next
 
         def urandom(n):
-            """n bytes, at most 32, that another start or another device will hardly draw again. No secret."""
-            try:
-                from machine import unique_id as unique
-            except ImportError:
-                unique = ticks_us
-            noise = (unique(), mem_free(), time.time(), id([]), ticks_us())
-            return sha256(repr(noise).encode()).digest()[:n]
+            """n bytes, at most 32, that another start will hardly draw again. No secret."""
+            return sha256(repr((id([]), mem_free(), time.time(), ticks_us())).encode()).digest()[:n]
 
     _OFFSET_S = 946_684_800 if time.gmtime(0)[0] == 2000 else 0
 

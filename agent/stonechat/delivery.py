@@ -43,6 +43,7 @@ class Delivery(Reporter):
         key: bytes,
         outbox,
         *,
+        prefix: str = "stonechat/1/fleet/",
         bytes_per_day: int = 40_000,
         state=None,
         free_on_publish: bool = False,
@@ -50,9 +51,8 @@ class Delivery(Reporter):
         **options,
     ) -> None:
         self.outbox = outbox
-        Reporter.__init__(
-            self, device_id, key, sequence=outbox.sequence, boot=outbox.boot, stream=outbox.stream, **options
-        )
+        options.update(prefix=prefix, sequence=outbox.sequence, boot=outbox.boot, stream=outbox.stream)
+        Reporter.__init__(self, device_id, key, **options)
         self.ack_topic = self.topic + "ack"
         self.command_topic = self.topic + "command"
         self.subscriptions = (self.ack_topic, self.command_topic)

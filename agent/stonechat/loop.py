@@ -82,16 +82,10 @@ class Loop:
         self.window_ms = channels[0].scorer.window_ms
         self.windows = 0
         self.unscored = [0, 0, 0, 0]
-        self._reported = 0  # windows not scored that the status has counted
         self._report_from = 0
         self.errors = 0
         self.last_error = ""
         self.offline = ""  # why the last try to publish failed; empty when it worked
-        ids = [channel.scorer.model.digest for channel in channels]
-        ids += [channel.collector.schema.id for channel in channels]
-        for section in list(state.sections):  # of a model or a schema that is no longer in use
-            if len(section) > 8 and section[-8:] not in ids:
-                del state.sections[section]
         release = firmware.encode()
         if state.get(b"firmware", release) != release:
             self.recalibrate()
@@ -99,12 +93,6 @@ class Loop:
         self._learning = self.learning
         self._due_ms = ticks_ms()
         self.connected()
-
-    @property
-    def due_in_ms(self) -> int:
-        """Milliseconds until tick() has something to do; never negative."""
-        now_ms = ticks_ms()
-        return max(0, min(ticks_diff(self._due_ms, now_ms), ticks_diff(self._pump_due_ms, now_ms)))
 
     def tick(self):
         """Do what is due and return at once otherwise -> the Verdict of a window that has just ended, else None.
@@ -152,16 +140,10 @@ class Loop:
                     self.save()
         except (StonechatError, OSError) as error:
             self._failed(error)
-        unscored = self.unscored
         if verdict is None:
-            unscored[self.channels[0].cause] += 1
-        # The status gives these counts: at the first window that failed, and when windows are scored again.
-        count = unscored[_DROPPED] + unscored[_UNREAD] + unscored[_OTHERWISE]
-        if count != self._reported:
-            if verdict is None:
-                self._status_due = self._status_due or count == self._reported + 1
-            elif self.windows >= self._report_from:
-                self._reported = count
+            cause = self.channels[0].cause
+            self.unscored[cause] += 1
+            if cause != _PRIMING and self.windows >= self._report_from:  # the status has these counts
                 self._report_from = self.windows + _STATUS_EVERY_WINDOWS
                 self._status_due = True
         return verdict

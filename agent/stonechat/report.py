@@ -34,18 +34,15 @@ class Reporter:
         device_id: str,
         key: bytes,
         *,
-        prefix: str = "stonechat/1/fleet/",
+        prefix: str,
         heartbeat_windows: int = 30,
         sequence: int = 1,
         boot: int = 0,
         stream: bytes = b"",
     ) -> None:
-        plain = 0
-        for c in device_id:
-            if c not in "-_.":
-                plain += 1 if "0" <= c <= "9" or "A" <= c <= "Z" or "a" <= c <= "z" else 1 + _MAX_ID
-        if not 0 < plain <= len(device_id) <= _MAX_ID:
-            raise WireError("device id %r" % device_id)
+        for c in device_id + "/" * (len(device_id) - _MAX_ID) + "/" * (not device_id.strip("-_.")):
+            if c not in "-_." and not ("0" <= c <= "9" or "A" <= c <= "Z" or "a" <= c <= "z"):
+                raise WireError("device id %r" % device_id)
         self.topic = prefix.rstrip("/") + "/" + device_id + "/"
         self.report_topic = self.topic + "report"
         self.status_topic = self.topic + "status"
@@ -100,7 +97,7 @@ class Reporter:
                     out.append(share)
         else:
             fields[11] = windows
-            fields[12] = (self._low, self._median(), self._high)
+            fields[12] = (self._low, sorted(self._scores[: min(windows, _RING)])[min(windows, _RING) >> 1], self._high)
         self._encode()
         self._keep(news > 1)
 
@@ -150,20 +147,6 @@ class Reporter:
                 self._named |= 1 << causes[i]
         self._level = fields[5]
         self._windows = 0
-
-    def _median(self) -> int:
-        """Of the scores in the ring, without a sorted copy."""
-        scores = self._scores
-        count = min(self._windows, _RING)
-        i = 0
-        while True:
-            below = same = 0
-            for j in range(count):
-                below += scores[j] < scores[i]
-                same += scores[j] == scores[i]
-            if below <= count >> 1 < below + same:
-                return scores[i]
-            i += 1
 
     def pass_time(self, now_ms: int) -> int:
         """-> the milliseconds since it was last called, 0 the first time."""

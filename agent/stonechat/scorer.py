@@ -29,10 +29,10 @@ class Scorer:
     def __init__(self, model, schema, state=None):
         meta = model.metadata
         if meta is None:
-            raise ModelError("no stonechat metadata")
+            raise ModelError("no metadata")
         n = len(meta)
         if meta.schema_id != schema.id or not n == len(schema) == model.input_size == model.output_size:
-            raise ModelError("the model is for schema %s, %d features" % (meta.schema_name, n))
+            raise ModelError("model for schema %s, %d features" % (meta.schema_name, n))
         self.model = model
         self.meta = meta
         self.window_ms = meta.window_ms
@@ -132,21 +132,19 @@ class Scorer:
 
     def save(self):
         """Put what was learned into the state's sections; the caller saves the state."""
-        if not self._state:
-            return
         detector = self.detector
         centred = self.seen >= self.meta.learn_windows >> 1
         self._state.put(b"norm" + self.meta.schema_id, self.adaptation.dump() if centred else b"")
         level = self.verdict.level | self.verdict.unfit << 8
         kept = array("i", [self.seen, detector.location_q8, detector.scale_q8, level] + detector.evidence)
-        self._state.put(b"cal" + self.model.digest, bytes(kept) + self._rows)
+        self._state.put(b"cal" + self.meta.schema_id, self.model.digest + bytes(kept) + self._rows)
 
     def _restore(self, state, half):
         centred = self.adaptation.restore(state.get(b"norm" + self.meta.schema_id, b""))
-        size = 16 + 4 * len(self.detector.evidence)
-        kept = state.get(b"cal" + self.model.digest, b"")
-        if len(kept) >= size:
-            numbers = array("i", kept[:size])
+        size = 24 + 4 * len(self.detector.evidence)
+        kept = state.get(b"cal" + self.meta.schema_id, b"")
+        if len(kept) >= size and kept[:8] == self.model.digest:
+            numbers = array("i", kept[8:size])
             if centred or numbers[0] < half:
                 self.seen = numbers[0]
                 self._set(numbers[1], numbers[2])

@@ -1,7 +1,7 @@
 """What the device has learned, as one atomic record: it survives a restart, a power cut and a full disk.
 
 The record is a run of sections, each '<BH' length of its name, length of its value, then both; a CRC-32 ends it. Names
-are bytes: b"norm" and b"peers" + schema id, b"cal" + model digest, b"device", b"firmware", b"command".
+are bytes: b"norm", b"cal" and b"peers" + schema id, b"device", b"firmware", b"command".
 """
 
 import os

@@ -265,12 +265,9 @@ def test_windows_that_were_not_scored_are_counted_by_cause_and_reported():
             agent.end_window(now_ms)
         except TypeError:
             assert at == 10
-        if at == 6:
-            assert agent._status_due  # at once
-        elif at == 7:
-            assert not agent._status_due
+        if at in (6, 7):
+            assert agent._status_due is (at == 6)  # at once, and not each time
     assert agent.unscored[:3] == [1, 3, 2]  # the first window after the gap was too long
-    assert agent._reported == 3 or agent._reported == 4
     agent._status_due = True
     agent._pump_due_ms = agent._due_ms
     agent.tick()
@@ -289,13 +286,13 @@ def test_a_loop_that_stalls_counts_the_windows_that_it_missed():
 
 def test_the_state_keeps_nothing_of_models_and_schemas_that_are_gone():
     state = State()
-    for digest in (b"model--1", b"model--2", b"model--3"):
+    for digest in (b"model--1", b"model--2", b"model--3"):  # learning is not over in any of them
         model = EchoModel(learn_windows=4)
         model.digest = digest
         play([QUIET] * 2, state=state, model=model).save()
     state.put(b"peers" + b"schema-x", b"gone")
     play([QUIET] * 2, state=state, model=model).save()
-    assert sorted(state.sections) == sorted([b"cal" + digest, b"norm" + SCHEMA.id, b"firmware"])
+    assert sorted(state.sections) == sorted([b"cal" + SCHEMA.id, b"norm" + SCHEMA.id, b"firmware"])
 
 
 def test_what_an_agent_is_made_of_can_be_asked_from_outside():

@@ -104,7 +104,7 @@ def test_run_ticks_under_asyncio():
 
 def test_what_the_broker_holds_for_the_full_profile_does_not_end_the_cores_connections():
     agent = Agent()
-    agent.reporter = Reporter("sensor-" * 9 + "7", bytes(32))
+    agent.reporter = Reporter("sensor-" * 9 + "7", bytes(32), prefix="stonechat/1/fleet")
     agent.connect = lambda client: client
     broker = Broker()
     try:

@@ -29,7 +29,7 @@ class Bench:
     """A Reporter, and a broker that can be cut; without a clock, unless one is given."""
 
     def __init__(self, **options):
-        self.reporter = Reporter("pump-1", SECRET, **options)
+        self.reporter = Reporter("pump-1", SECRET, prefix="stonechat/1/fleet/", **options)
         self.verdict = Verdict()
         self.heard = []
         self.cut = False
@@ -194,7 +194,7 @@ def test_a_clock_dates_the_reports():
 def test_a_device_id_that_is_no_topic_level_is_refused():
     for bad in ("", "..", "a/b", "x" * 65):
         try:
-            Reporter(bad, SECRET)
+            Reporter(bad, SECRET, prefix="p")
             assert False, bad
         except WireError:
             pass

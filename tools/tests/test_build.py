@@ -1,5 +1,6 @@
 """`stonechat build` and `stonechat deploy`: what they make is what a board can run."""
 
+import ast
 import functools
 import http.server
 import json
@@ -411,3 +412,51 @@ def test_a_board_without_a_network_module_is_watched(target: Target, tmp_path: P
     script.write_text(WITHOUT_NETWORK)
     done = run_bare(target, str(script), str(lacking), str(built), str(tmp_path / "data"))
     assert done.stdout.splitlines() == ["no network", "(1, 1) True 0 "], done.stdout + done.stderr
+
+
+def names_in(path: Path) -> set[str]:
+    """Of variables, attributes, functions, arguments and keywords."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    found = {getattr(node, field, None) for node in nodes for field in ("id", "attr", "name", "arg")}
+    return {name for name in found if isinstance(name, str)}
+
+
+def test_inner_names_are_used_by_the_linked_modules_only() -> None:
+    """What the linker renames is used by no module apart, and by nothing that runs beside a built package."""
+    apart = builder.needed(builder.APART)
+    paths = [builder.PACKAGE / (name + ".py") for name in apart]
+    paths += [ROOT / "models/micropython-1/main.py", ROOT / "examples/embed_board.py"]
+    paths += [ROOT / "firmware_tests/life" / name for name in ("device.py", "measure.py")]
+    for path in paths:
+        assert not names_in(path) & link.INNER, (path, names_in(path) & link.INNER)
+    linked = [name for name in builder.modules(profile="core") if name not in apart]
+    used = set().union(*[names_in(builder.PACKAGE / (name + ".py")) for name in linked])
+    assert used >= link.INNER, link.INNER - used
+
+
+def test_arguments_that_no_call_names_become_short() -> None:
+    source = """
+def start(device_id, *, host=None):
+    return _outer(device_id, "5", named=host)
+
+def _outer(first, second, named, other="3"):
+    def inner(first, unused=other):
+        try:
+            return first + second + named + unused
+        except OSError as error:
+            return error
+    return [inner(first) for first in (first, second)]
+
+class Thing:
+    def method(self, error, value):
+        return lambda value: (self, error, value)
+"""
+    text = link.link("entry", ["entry"], {"entry": source})
+    assert "def start(device_id, *, host=None)" in text and "named" in text
+    for gone in ("unused", "value"):
+        assert gone not in text, text
+    names: dict[str, Any] = {}
+    exec(compile(text, "linked", "exec"), names)
+    assert names["start"]("a", host="c") == ["a5c3", "55c3"]
+    thing = names["Thing"]()
+    assert thing.method("e", 1)(2) == (thing, "e", 2)

@@ -62,7 +62,7 @@ def test_what_devices_spell_out_is_in_the_table() -> None:
 
 def status_of(sources: list[str], **more: Any) -> wire.Status:
     """What an agent says of these sources with every other field at its longest, through the real reader."""
-    reporter = Reporter("pump-1", bytes(32), boot=0xFFFFFFFF)
+    reporter = Reporter("pump-1", bytes(32), prefix="stonechat/1/fleet", boot=0xFFFFFFFF)
     reporter.uptime_s = reporter._status_number = 0xFFFFFFFE
     reporter.trouble = (0xFFFFFFFF,) * 4  # type: ignore[assignment]
     facts: dict[str, Any] = {
@@ -167,7 +167,7 @@ def test_no_group_or_source_that_the_agent_can_name_is_too_long() -> None:
 
 
 def test_a_status_is_never_refused_for_its_texts() -> None:
-    reporter = Reporter("pump-1", bytes(32))
+    reporter = Reporter("pump-1", bytes(32), prefix="stonechat/1/fleet")
     message = bytes(reporter.status(firmware="\x1b[2J" + "\u00e9" * 60, sources=["\u202e" + "x" * 50] * 14, agent="\n"))
     opened = wire.open_status("pump-1", KEYS, message)
     assert opened.firmware and opened.firmware.startswith("\ufffd[2J") and len(opened.firmware.encode()) <= 70

@@ -93,7 +93,14 @@ def test_the_core_profile_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None
         for now_s in (0, int(time.time())):
             set_clock(monkeypatch, now_s)
             sent: list[bytes] = []
-            reporter = Reporter("pump-1", SECRET, heartbeat_windows=3, sequence=now_s + 1, boot=1 + bool(now_s))
+            reporter = Reporter(
+                "pump-1",
+                SECRET,
+                prefix="stonechat/1/fleet/",
+                heartbeat_windows=3,
+                sequence=now_s + 1,
+                boot=1 + bool(now_s),
+            )
             status = bytes(
                 reporter.status(
                     firmware="1.2.3",
@@ -345,7 +352,7 @@ def test_nothing_personal_is_in_what_leaves_the_device(monkeypatch: pytest.Monke
 
 
 def test_secrets_do_not_show(tmp_path: Path) -> None:
-    ours = (Reporter("pump-1", SECRET), cose.Mac(SECRET, b"x", "d"))
+    ours = (Reporter("pump-1", SECRET, prefix="stonechat/1/fleet"), cose.Mac(SECRET, b"x", "d"))
     for thing in (KEYS, KEYS.report, keyring.Keys({"pump-1": SECRET}), *ours):
         assert SECRET.hex()[:16] not in repr(thing) and repr(SECRET)[2:20] not in repr(thing)
     for call in (lambda: cose.derive(SECRET[:31], b"x"), lambda: keyring.DeviceKeys(SECRET[:31], "d")):

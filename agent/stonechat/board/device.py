@@ -52,7 +52,7 @@ class Watch:
 
         while True:
             self.tick()
-            await sleep(min(self.agent.due_in_ms, 200) / 1000)
+            await sleep(0.1)
 
     def save(self):
         """Write down what was learned: before a reset or a deep sleep. Counts what goes wrong like tick()."""

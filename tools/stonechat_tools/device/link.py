@@ -3,7 +3,7 @@
 The sources of the modules follow one another, imported ones first; imports between them are removed, `module.name`
 becomes `name`, and constants get the underscore by which mpy-cross knows that no other module reads them. What would
 become ambiguous (two modules that define the same name, a local variable that hides one) is refused. Private names that
-no other module uses become short ones.
+no other module uses become short ones, and so do arguments that no call names.
 """
 
 import ast
@@ -15,6 +15,44 @@ from typing import TypeGuard
 
 from stonechat.errors import ConfigError
 
+# Attributes and methods that only the linked modules use: they become private. A test looks for other uses of them.
+INNER = {
+    "adaptation_q8",
+    "max_in_flight",
+    "max_packet",
+    "alarm_rules",
+    "cause",
+    "centre_q8",
+    "chunk",
+    "clear_evidence",
+    "digests",
+    "distance",
+    "drift_cap",
+    "drift_shift",
+    "encode_fields",
+    "evidence",
+    "excess",
+    "forget",
+    "golden",
+    "in_file",
+    "knots",
+    "learned_q8",
+    "load_plan",
+    "location_q8",
+    "offset_q8",
+    "pass_time",
+    "primed",
+    "reconnected",
+    "rows_at_once",
+    "scale_q8",
+    "schema_id",
+    "schema_name",
+    "seen",
+    "send_status",
+    "tail_q8",
+    "trouble",
+    "worked",
+}
 PUBLIC = {"load_model"}  # what a firmware may take from the linked module beside what its entry defines
 _NAMED = ("id", "attr", "name", "arg")  # fields of syntax nodes that hold a name
 
@@ -59,6 +97,7 @@ def link(entry: str, order: list[str], sources: dict[str, str], kept: Iterable[s
     for name, (module, _) in imported.items():
         if name in owners:
             raise ConfigError(f"link: {name} is in {owners[name]} and comes from {module or 'outside'}")
+    body = [_Inner().visit(statement) for statement in body]
     constants = _Constants(body)
     for name in constants.public:
         if private(name) in owners:
@@ -67,7 +106,8 @@ def link(entry: str, order: list[str], sources: dict[str, str], kept: Iterable[s
     own = {name for statement in body for name in _defines(statement)} - set(_defined_in(sources[entry])) - PUBLIC
     inner = _Globals({name for name in own if not _is_private(name)} - _mentioned(body))
     shortened = _Shortened({*kept, *imported})
-    body = [shortened.visit(inner.visit(statement)) for statement in body]
+    arguments = _Arguments(body, {*_defined_in(sources[entry]), *PUBLIC})
+    body = [shortened.visit(inner.visit(arguments.visit(statement))) for statement in body]
     lines = []
     for module in sorted({module for module, _ in imported.values()}):
         pairs = sorted((name, real) for name, (source, real) in imported.items() if source == module)
@@ -169,6 +209,66 @@ class _Shortened(ast.NodeTransformer):
         if name not in self._names:
             self._names[name] = next(self._free)
         return self._names[name]
+
+
+class _Inner(ast.NodeTransformer):
+    """Makes the names of INNER private, whatever they name."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        for field in _NAMED:
+            if getattr(node, field, None) in INNER:
+                setattr(node, field, private(getattr(node, field)))
+        return node
+
+
+class _Arguments(ast.NodeTransformer):
+    """Gives the arguments of functions the names A, B, C ..., but for those that a call names, and those of `kept`
+    functions: a board stores the name of every argument, once for each name."""
+
+    def __init__(self, body: list[ast.stmt], kept: set[str]) -> None:
+        nodes = [node for statement in body for node in ast.walk(statement)]
+        self._named = {node.arg for node in nodes if isinstance(node, ast.keyword)}
+        self._named |= {node.name for node in nodes if isinstance(node, ast.ExceptHandler)}
+        self._named |= {node.asname or node.name for node in nodes if isinstance(node, ast.alias)}
+        functions = [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+        inner = [one for node in functions for one in ast.walk(node) if one is not node]
+        self._named |= {one.name for one in inner if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef))}
+        self._taken = {node.id for node in nodes if isinstance(node, ast.Name)}
+        self._kept = kept
+        self._scopes: list[dict[str, str]] = []
+
+    def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> ast.AST:
+        signature = node.args
+        defaults = [*signature.defaults, *[default for default in signature.kw_defaults if default is not None]]
+        for default in defaults:
+            self.visit(default)
+        names: dict[str, str] = {}
+        if getattr(node, "name", "") not in self._kept:
+            free = (a for a in string.ascii_uppercase if a not in self._taken and a not in self._used())
+            for argument in [*signature.posonlyargs, *signature.args]:
+                if argument.arg not in self._named:
+                    names[argument.arg] = argument.arg = next(free)
+        for argument in [*signature.posonlyargs, *signature.args, *signature.kwonlyargs]:
+            names.setdefault(argument.arg, argument.arg)  # it hides an outer one
+        self._scopes.append(names)
+        body = node.body if isinstance(node.body, list) else [node.body]
+        for statement in body:
+            self.visit(statement)
+        self._scopes.pop()
+        return node
+
+    visit_FunctionDef = visit_AsyncFunctionDef = visit_Lambda = _function
+
+    def _used(self) -> set[str]:
+        return {new for scope in self._scopes for new in scope.values()}
+
+    def visit_Name(self, node: ast.Name) -> ast.Name:
+        for scope in reversed(self._scopes):
+            if node.id in scope:
+                node.id = scope[node.id]
+                break
+        return node
 
 
 class _Globals(ast.NodeTransformer):
