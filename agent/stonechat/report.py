@@ -42,7 +42,7 @@ class Reporter:
     ) -> None:
         for c in device_id + "/" * (len(device_id) - _MAX_ID) + "/" * (not device_id.strip("-_.")):
             if c not in "-_." and not ("0" <= c <= "9" or "A" <= c <= "Z" or "a" <= c <= "z"):
-                raise WireError("device id %r" % device_id)
+                raise WireError("device %r" % device_id)
         self.topic = prefix.rstrip("/") + "/" + device_id + "/"
         self.report_topic = self.topic + "report"
         self.status_topic = self.topic + "status"

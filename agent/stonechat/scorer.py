@@ -48,7 +48,7 @@ class Scorer:
         self._rows = bytearray()
         for x, y, score_q8 in meta.golden:
             if bytes(model.run(x)) != y or self.detector.score(x, y) != score_q8:
-                raise ModelError("golden vector: other bytes")
+                raise ModelError("golden vector differs")
         meta.golden = ()  # verified; drop them to free 400 bytes
         if state:
             self._restore(state, meta.learn_windows >> 1)
@@ -134,10 +134,10 @@ class Scorer:
         """Put what was learned into the state's sections; the caller saves the state."""
         detector = self.detector
         centred = self.seen >= self.meta.learn_windows >> 1
-        self._state.put(b"norm" + self.meta.schema_id, self.adaptation.dump() if centred else b"")
+        self._state.put(b"norm" + self.meta.schema_id, self.adaptation.dump() if centred else b"")  # pyright: ignore[reportOptionalMemberAccess]
         level = self.verdict.level | self.verdict.unfit << 8
         kept = array("i", [self.seen, detector.location_q8, detector.scale_q8, level] + detector.evidence)
-        self._state.put(b"cal" + self.meta.schema_id, self.model.digest + bytes(kept) + self._rows)
+        self._state.put(b"cal" + self.meta.schema_id, self.model.digest + bytes(kept) + self._rows)  # pyright: ignore[reportOptionalMemberAccess]
 
     def _restore(self, state, half):
         centred = self.adaptation.restore(state.get(b"norm" + self.meta.schema_id, b""))
