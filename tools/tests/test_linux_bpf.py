@@ -1005,6 +1005,6 @@ def test_a_benign_recording_begins_once_the_peers_are_learned(tmp_path):
 
     for label, first in (("benign", 5**2 - 4**2), ("beacon", 2**2 - 1**2)):
         path = str(tmp_path / (label + ".csv"))
-        with TraceWriter(path, Counting.schema, 50, "here", {}, False) as writer:
-            assert record(Counting(), Window(Counting.schema, 50), writer, label, 2, lambda n: None)
+        with TraceWriter(path, Counting.schema, 300, "here", {}, False) as writer:
+            assert record(Counting(), Window(Counting.schema, 300), writer, label, 2, lambda n: None)
         assert read_trace(path).deltas[0][0] == first
