@@ -220,7 +220,7 @@ def build(
                 others = [
                     private_names((PACKAGE / (one + ".py")).read_text()) for one in built.modules if one != module
                 ]
-                text = shorten(source.read_text(), set().union(*others))
+                text = shorten(source.read_text(), set().union(*others), module == "board/hooks")
                 source = Path(scratch) / source.name
                 source.write_text(text)
             target = folder / "stonechat" / (module + ".mpy")

@@ -141,9 +141,13 @@ def _mentioned(body: list[ast.stmt]) -> set[str]:
     return found
 
 
-def shorten(source: str, kept: Iterable[str]) -> str:
-    """The text of a module that is not linked, with short private names except those in `kept`."""
-    return ast.unparse(_Shortened({*kept}, private_names(source)).visit(ast.parse(source)))
+def shorten(source: str, kept: Iterable[str], arguments: bool = False) -> str:
+    """The text of a module that is not linked, with short private names except those in `kept`. arguments: those of its
+    functions too, where nobody names one in a call."""
+    tree = ast.parse(source)
+    if arguments:
+        tree = _Arguments(tree.body, set()).visit(tree)
+    return ast.unparse(_Shortened({*kept}, private_names(source)).visit(tree))
 
 
 def _defines(statement: ast.stmt) -> list[str]:
