@@ -12,7 +12,6 @@ from .window import Window
 _PUMP_EVERY_MS = const(1000)  # how often the reporter is asked between windows and messages
 _PUMP_AGAIN_MS = const(2000)  # the same while the broker can't be reached
 _SAVE_EVERY_WINDOWS = const(360)  # an hour at 10 s: bounds the wear of the flash
-_STATUS_EVERY_WINDOWS = const(30)  # at most, for windows that were not scored
 
 # Why a window was not scored: indexes of Loop.unscored
 _DROPPED = const(0)  # too long: a suspend, a stalled loop
@@ -82,7 +81,7 @@ class Loop:
         self.window_ms = channels[0].scorer.window_ms
         self.windows = 0
         self.unscored = [0, 0, 0, 0]
-        self._report_from = 0
+        self._quiet_until = 0
         self.errors = 0
         self.last_error = ""
         self.offline = ""  # why the last try to publish failed; empty when it worked
@@ -143,8 +142,8 @@ class Loop:
         if verdict is None:
             cause = self.channels[0].cause
             self.unscored[cause] += 1
-            if cause != _PRIMING and self.windows >= self._report_from:  # the status has these counts
-                self._report_from = self.windows + _STATUS_EVERY_WINDOWS
+            if cause != _PRIMING and self.windows >= self._quiet_until:  # the status has these counts
+                self._quiet_until = self.windows + 30
                 self._status_due = True
         return verdict
 
