@@ -192,3 +192,20 @@ def test_the_daemon_watches_what_its_configuration_says(group):
     notes = {part: note for part, _, note in collector.sources}
     assert notes["disks"] == "counts " + name
     assert group in notes["cgroup"] and group in notes["connections"]
+
+
+def test_a_file_is_opened_before_privileges_are_dropped(tmp_path, monkeypatch):
+    """Without this the agent, by then an ordinary user, read a processor share of 0 from a folder that is root's."""
+    from stonechat.linux import cgroup
+
+    (tmp_path / "cpu.stat").write_text("usage_usec 5\n")
+    file = cgroup.CgroupFile(str(tmp_path / "cpu.stat"))
+
+    def refuse(_path):
+        raise PermissionError
+
+    monkeypatch.setattr(cgroup, "ProcFile", refuse)
+    try:
+        assert bytes(file.read()).startswith(b"usage_usec 5")
+    finally:
+        file.close()

@@ -17,6 +17,10 @@ class CgroupFile:
     def __init__(self, path: str) -> None:
         self._path = path
         self._file: ProcFile | None = None
+        try:
+            self._file = ProcFile(path)  # now: later the agent may be a user that can't open it
+        except OSError:
+            pass
 
     def read(self) -> "bytes | None":
         """The text; None while it is not there."""

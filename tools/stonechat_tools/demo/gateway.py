@@ -35,6 +35,9 @@ MODELS = {"linux-1": "linux-1-demo", "linux-proc-1": "linux-proc-1-demo"}
 LONGEST_S = 1800.0  # the workload ends by itself, whatever becomes of the demo
 PATIENCE_S = 60.0
 NICE = -10  # of the device, its peers and its agent, as root: the machine's other work takes no time from them
+# A session of its own, because the kernel may share the processors out among sessions first (sched_autogroup): a nice
+# value then counts within the session only.
+OWN_SESSION = ("setsid", "sh", "-c", f'(echo {NICE} > /proc/self/autogroup) 2>/dev/null; exec "$@"', "sh")
 _BEAT_S = 0.05
 _LATE_S = 0.1  # a process that sleeps for _BEAT_S and wakes up so much later has waited for a processor
 LOAD_EACH = 4.0  # processes that want each processor, by the load average: a compiler and a busy loop are 1 on two
@@ -61,7 +64,7 @@ WHAT = {
 @dataclass(frozen=True)
 class Place:
     """Where the device lives. inside, watching: command prefixes of its processes and of its agent; cgroup, disk: empty
-    where it has none of its own; folder: where it writes."""
+    where it has none of its own; folder: where it writes; before: the prefix of what comes from outside."""
 
     schema: str
     net: netns.Pair
@@ -70,6 +73,7 @@ class Place:
     cgroup: str
     disk: str
     folder: str
+    before: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -78,9 +82,10 @@ def place(scratch: Path) -> Iterator[Place]:
     with contextlib.ExitStack() as stack:
         if os.geteuid() == 0:
             with preferred():
-                made = stack.enter_context(box.box(LONGEST_S))
+                made = stack.enter_context(box.box(LONGEST_S, before=OWN_SESSION))
             _, disk, _, cgroup = made.options
-            yield Place("linux-1", made.net, made.inside, made.watching, cgroup, disk, made.folder)
+            watching = (*made.watching, *OWN_SESSION)
+            yield Place("linux-1", made.net, made.inside, watching, cgroup, disk, made.folder, OWN_SESSION)
         else:
             net = stack.enter_context(netns.pair(LONGEST_S))
             folder = scratch / "gateway"
@@ -129,7 +134,8 @@ class Beats:
 
     def __enter__(self) -> "Beats":
         with preferred():
-            words = [sys.executable, "-c", _BEATS, str(_BEAT_S), str(_LATE_S)]
+            before = OWN_SESSION if os.geteuid() == 0 else ()
+            words = [*before, sys.executable, "-c", _BEATS, str(_BEAT_S), str(_LATE_S)]
             self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         threading.Thread(target=self._read, daemon=True).start()
         return self
@@ -218,7 +224,7 @@ class Gateway:
     def infect(self, name: str) -> None:
         at_device = attacks.ATTACKS[name].at_device
         net = self._there.net
-        prefix = net.outside if at_device else self._there.inside
+        prefix = (*net.outside, *self._there.before) if at_device else self._there.inside
         target = net.address if at_device else net.network
         with preferred():
             self._attack = attacks.spawn(name, LONGEST_S, target, folder=self._there.folder, prefix=prefix)

@@ -41,12 +41,13 @@ class Box:
 
 
 @contextlib.contextmanager
-def box(seconds: float, in_cgroup: bool = True) -> Iterator[Box]:
-    """A box whose peers end after `seconds` at the latest. in_cgroup: whether BPF is to see its processes alone.
+def box(seconds: float, in_cgroup: bool = True, before: tuple[str, ...] = ()) -> Iterator[Box]:
+    """A box whose peers end after `seconds` at the latest. in_cgroup: whether BPF is to see its processes alone;
+    before: a command prefix for what runs inside and for the peers.
     Raises ConfigError where this machine or user can't make one."""
     need_root()
     with contextlib.ExitStack() as stack:
-        net = stack.enter_context(netns.pair(seconds))
+        net = stack.enter_context(netns.pair(seconds, before))
         name, folder = stack.enter_context(disk())
         inside = (*net.device, "env", f"TMPDIR={folder}")
         options: tuple[str, ...] = ("--disks", name)
@@ -54,7 +55,7 @@ def box(seconds: float, in_cgroup: bool = True) -> Iterator[Box]:
             group = stack.enter_context(cgroup())
             inside += ("sh", "-c", _JOIN, str(group / "cgroup.procs"))
             options += ("--cgroup", str(group))
-        yield Box(net, inside, net.device, options, folder)
+        yield Box(net, (*inside, *before), net.device, options, folder)
 
 
 @contextlib.contextmanager
@@ -92,6 +93,7 @@ def cgroup() -> Iterator[Path]:
     except (OSError, CollectorError) as error:
         raise ConfigError(f"no cgroup can be made: {error}") from None
     try:
+        folder.chmod(0o755)  # as systemd's are: an agent reads it as an ordinary user
         yield folder
     finally:
         _remove(folder)

@@ -44,8 +44,9 @@ class Pair:
 
 
 @contextlib.contextmanager
-def pair(seconds: float = 3600) -> Iterator[Pair]:
-    """Raises ConfigError where this process may not make namespaces. The peers end after `seconds` at the latest."""
+def pair(seconds: float = 3600, before: tuple[str, ...] = ()) -> Iterator[Pair]:
+    """Raises ConfigError where this process may not make namespaces. The peers end after `seconds` at the latest;
+    before: a command prefix that they run under."""
     with contextlib.ExitStack() as stack:
         outside, device = stack.enter_context(_named_spaces() if os.geteuid() == 0 else _user_spaces())
         peer = ("type", "veth", "peer", "name", INTERFACE, "netns", device.name)
@@ -56,7 +57,7 @@ def pair(seconds: float = 3600) -> Iterator[Pair]:
         _ip(device.enter, "link", "set", INTERFACE, "up")
         for words in ROUTES:
             _ip(device.enter, "route", "add", *words, "dev", INTERFACE)
-        stack.enter_context(_serving(outside.enter, INTERFACE, seconds))
+        stack.enter_context(_serving(outside.enter, INTERFACE, seconds, before))
         yield Pair(device.enter, outside.enter)
 
 
@@ -128,14 +129,14 @@ def _held(command: tuple[str, ...]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _serving(outside: tuple[str, ...], interface: str, seconds: float) -> Iterator[None]:
+def _serving(outside: tuple[str, ...], interface: str, seconds: float, before: tuple[str, ...] = ()) -> Iterator[None]:
     """The outside takes every address of the network for its own, except the device's, and serves there."""
     _ip(outside, "addr", "add", PEERS + "/16", "dev", interface)
     _ip(outside, "link", "set", interface, "up")
     _ip(outside, "route", "add", DEVICE, "dev", interface, "table", "local")
     _ip(outside, "route", "add", "local", NETWORK, "dev", "lo", "table", "local")
     module = "stonechat_tools.lab.peers"
-    peers = started([*outside, sys.executable, "-m", module, "--bind", "0.0.0.0", "--seconds", str(seconds)])
+    peers = started([*outside, *before, sys.executable, "-m", module, "--bind", "0.0.0.0", "--seconds", str(seconds)])
     try:
         yield
     finally:
