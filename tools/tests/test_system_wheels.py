@@ -214,7 +214,7 @@ def test_the_tools_work(environment: Environment) -> None:
     assert (environment.folder / "board/armv6m/model.tflite").exists()
     environment.done("stonechat", "provision", "init", "--broker", "localhost")
     environment.done("stonechat", "provision", "add", "sensor-7")
-    assert (environment.folder / "fleet/keys/sensor-7.key").exists()
+    assert (environment.folder / "fleet/devices/sensor-7.tar").exists()
 
 
 def test_the_laboratory_says_what_it_needs_outside_of_a_working_copy(environment: Environment) -> None:
