@@ -411,6 +411,16 @@ def test_what_was_learned_survives_and_means_nothing_elsewhere():
         assert reading(other)["new_peers"] == new
 
 
+def test_a_peer_that_was_met_before_the_agent_started_has_the_devices_own_key():
+    counter = counter_with(b"boot")
+    address = ("10.0.0.1", 80)
+    before = counter.meet(address)
+    assert counter.meet(address) == before
+    counter.secret = b"k"  # as start() does
+    reading(counter)
+    assert counter.meet(address) == counter_with(b"k").meet(address) != before
+
+
 def test_damaged_peers_are_refused():
     counter = counter_with(b"k")
     for damaged in (b"abc", bytes(4 * MAX_KNOWN + 4)):

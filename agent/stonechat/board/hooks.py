@@ -104,6 +104,7 @@ except ImportError:  # a port without threads
 
 real_socket = _socket  # without the hook: for the agent's own connection
 _unlocked = _Aside()  # also what no firmware hands in: before what accept() gave, and for no argument at all
+_nobody = (_unlocked, None, (None, None))
 
 
 class Columns:
@@ -140,7 +141,11 @@ class FirmwareCollector:
         self._sent = self._writes = 0  # as of the window before
         self._lag_ms = 0
         self._beat_ms = None
-        self._last = (None, None)  # the last host and its key: a flood needs no second hash
+        self._last: tuple = (
+            _unlocked,
+            None,
+            (None, None),
+        )  # the last address if it can't change, its host, what it met
 
     def read(self, values):
         """Fill `values` (len(schema) ints) and begin the next window."""
@@ -157,6 +162,7 @@ class FirmwareCollector:
                     self._sighted(key)
                 self._peers.clear()
                 self._ports.clear()
+                self._last = _nobody  # it was met with another secret perhaps
             finally:
                 if not again:
                     self._owner = None
@@ -202,7 +208,7 @@ class FirmwareCollector:
         """packed: what dump() gave. Raises CollectorError for anything else."""
         number = len(packed) // 4
         if number > _MAX_KNOWN or len(packed) != 4 * number:
-            raise CollectorError("learned peers: %d bytes" % len(packed))
+            raise CollectorError("learned peers: damaged")
         self.known = {key & _MASK: 0 for key in unpack(">%dI" % number, packed)}  # a new one: other threads look it up
 
     def close(self):
@@ -219,17 +225,20 @@ class FirmwareCollector:
         """address: whatever connect() or sendto() was given, (host, port) as boards have it or the unix port's packed
         sockaddr -> (key, port); (None, None) for anything else: the call itself says what is wrong with it."""
         try:
+            known, last, met = self._last
+            if address is known:
+                return met  # a flood, or a sensor's only server: no second look
             host, port = address[:2]
             if isinstance(address, (bytes, bytearray)):
                 host = bytes(address[4:8] if host == 2 else address[8:24]) or bytes(address)
                 port = address[2] << 8 | address[3]
-            port &= 0xFFFF
-            last, key = self._last
+            key = met[0]
             if type(last) is not type(host) or last != host:
                 digest = sha256(self.secret + (host.encode() if isinstance(host, str) else host)).digest()
                 key = unpack(">I", digest[:4])[0] & _MASK
-                self._last = host, key
-            return key, port
+            met = key, port & 0xFFFF
+            self._last = address if isinstance(address, tuple) else _unlocked, host, met
+            return met
         except Exception:  # of a kind that the address chose, or no memory
             return None, None
 
