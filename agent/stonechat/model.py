@@ -51,7 +51,7 @@ def load_model(data, backend=None, resident_bytes=16384):
             try:
                 from .int8.interpreter import read
             except ImportError:
-                raise ModelError("no plan; build --with int8")
+                raise ModelError("no plan (--with int8)")
             model = read(data, backend, resident_bytes)
     except MemoryError:
         raise ModelError("out of memory")

@@ -67,6 +67,7 @@ class Client:
 
     will = on_message = on_connect = on_published = None
     resend = True
+    connected = False
 
     def __init__(
         self,
@@ -91,7 +92,6 @@ class Client:
         self._login = (client_id, user, password)
         self._backoff = Backoff()
         self._tries = urandom(1)[0]  # a fleet spreads over the addresses
-        self._last = None  # the address of the last connection that worked: tried once more without a look-up
         self.in_flight = []  # (packet id, packet) of each QoS 1 publish that is not acknowledged
         self._most = max_in_flight
         self._id = 0
@@ -107,15 +107,14 @@ class Client:
     def connect(self, wait=True):
         """Connect and wait for the broker's answer, or leave that to poll(). Raises OSError or MQTTError; a later
         poll() tries again, after a jittered back-off."""
+        info = self._info
         self._drop()
         try:
-            info = self._last
             if not info:
                 infos = sorted(self._net.getaddrinfo(*self._where))  # name servers rotate them
                 info = infos[self._tries % len(infos)]
                 self._tries += 1
-            self._last = None
-            self._info = info
+            self._info = info  # kept as long as a connection to it worked
             stream = self._socket = self._net.socket(info[0], info[1])
             stream.setblocking(False)
             stream.connect(info[-1])
@@ -185,6 +184,8 @@ class Client:
         if self._socket:
             self._socket.close()
         self._socket = self._write = None
+        if not self.connected:
+            self._info = None
         if not self.resend:
             self.in_flight = []
         from select import poll  # here, because a board without a network may lack it
@@ -333,7 +334,6 @@ class Client:
             # 1 protocol, 2 client id, 3 unavailable, 4 user or password, 5 no right to connect
             raise MQTTError("refused, code %d" % code)
         self.connected = True
-        self._last = self._info
         self._awaited = False
         self._timer_ms = ticks_ms()
         for topic, qos in self._topics:

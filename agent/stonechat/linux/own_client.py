@@ -40,7 +40,7 @@ class OwnClient(Client):
     def _welcome(self, code) -> None:
         self.refused = 0  # of this connection
         Client._welcome(self, code)
-        self._last = None  # the Resolver knows the address that worked
+        self._info = None  # the Resolver knows the address that worked
 
     def _open(self, stream) -> None:
         code = stream.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
