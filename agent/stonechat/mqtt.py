@@ -68,6 +68,7 @@ class Client:
     will = on_message = on_connect = on_published = None
     resend = True
     connected = False
+    _info: tuple | None  # address of the connection, as getaddrinfo gave it
 
     def __init__(
         self,
