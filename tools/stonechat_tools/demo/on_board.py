@@ -21,6 +21,14 @@ _PATIENCE_S = 240  # for the collector's acknowledgement: real time, an overload
 _BACK_OFF_MS = 50  # of virtual time that each look at a lost connection takes
 
 
+def _complete(hooks):
+    """CPython's socket has most of its methods from a base class, where the hook, made for boards, does not look."""
+    for name in dir(hooks.real_socket.socket):
+        if name[0] != "_" and not hasattr(hooks.socket, name):
+            place = {"send": hooks._WRITES, "recv": hooks._READS}.get(name[:4])
+            setattr(hooks.socket, name, hooks._through(name, place))
+
+
 def main(arguments):
     from stonechat import compat
 
@@ -29,6 +37,8 @@ def main(arguments):
 
     from stonechat.board import hooks
 
+    if sys.implementation.name == "cpython":
+        _complete(hooks)
     hooks.install()
     import socket
 
