@@ -39,9 +39,9 @@ def summary_of_alarms(comparison: dict[str, Any]) -> dict[str, dict[str, float]]
 def run_suite(root: Path, seeds: int, show: Show, manifest: Path | None = None) -> dict[str, Any]:
     """Everything. root: the folder with the sets; seeds: how many where a seed plays a part. manifest: anybody's
     captures instead, of which what is about particular sets is left out."""
-    show("reading the recordings")
-    if manifest is not None:
+    if manifest is not None:  # what is wrong with it is said in one line, before any progress
         return _own_captures(load_manifest(manifest, show), seeds, show)
+    show("reading the recordings")
     groups = long_enough(load(root), show)
     pis = groups.get("pi-spectrum", [])
     comparison = compare(groups, seeds, show)
