@@ -66,6 +66,70 @@ def test_what_is_refused(tmp_path: Path) -> None:
         provision.Fleet.init(tmp_path / "f", provision.Settings("b", 8883))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"fleet": "a/b"},
+        {"fleet": "x" * 65},
+        {"fleet": "x\udcff"},
+        {"fleet": "x\ny"},
+        {"prefix": "$SYS/x"},
+        {"prefix": "x" * 129},
+        {"alpn": "x" * 300},
+        {"broker": "h h"},
+        {"broker": "a..b"},
+        {"install_dir": "relative"},
+        {"install_dir": "/a\nb"},
+        {"username_file": "/a\nb"},
+    ],
+)
+def test_settings_that_the_agent_would_refuse_make_no_fleet(settings: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        provision.Fleet.init(tmp_path / "f", provision.Settings(**{"broker": "b", "port": 8883, **settings}))  # type: ignore[arg-type]
+    assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize("fleet", ["x" * 64, "\u00e9" * 32])
+def test_the_longest_name_of_a_fleet(fleet: str, tmp_path: Path) -> None:
+    place = provision.Fleet.init(tmp_path / "f", provision.Settings("b", 8883, fleet=fleet)).add("pump-1")
+    assert config.load(str(place / "stonechat.toml"))["device"]["fleet"] == fleet
+
+
+def test_no_device_has_the_place_of_another_ones_bundle(tmp_path: Path) -> None:
+    fleet = provision.Fleet.init(tmp_path / "f", provision.Settings("b", 8883, auth="plain"))
+    fleet.add("a")
+    for bad in ("a.tar", "b.tar"):
+        with pytest.raises(ConfigError, match="bundle"):
+            fleet.add(bad)
+    (fleet.folder / "devices" / "c.tar").mkdir()  # of a fleet that was made before
+    with pytest.raises(ConfigError, match="bundle"):
+        fleet.add("c")
+    assert fleet.devices == ["a"] and not (fleet.folder / "devices" / "c").exists()
+
+
+def test_agent_and_collector_take_the_same_device_ids() -> None:
+    check = config.KEYS["device"]["id"].check
+    for device in ("a", "7", "a.", ".a", "-x", "A_b-C.9", "x" * 64, "", ".", "..", "-", "_", "x" * 65, "a b", "\u00e9"):
+        try:
+            keyring.check_device_id(device)
+            taken = True
+        except ConfigError:
+            taken = False
+        assert (check(device) is None) == taken, device
+
+
+def test_the_name_of_a_broker_in_its_certificate(tmp_path: Path) -> None:
+    from cryptography import x509
+
+    fleet = provision.Fleet.init(tmp_path / "f", provision.Settings("b", 8883))
+    certificate, _ = fleet.certificate("broker", ["b\u00fccher.example", "::1"])
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["xn--bcher-kva.example"]
+    for bad in ("a b", "a..b", "x" * 70, "", "\udcff"):
+        with pytest.raises(ConfigError, match="host"):
+            fleet.certificate("broker", [bad])
+
+
 def test_the_collector_and_the_operator_hold_only_what_they_need(tmp_path: Path) -> None:
     fleet = provision.Fleet.init(tmp_path / "f", provision.Settings("b", 8883, auth="plain"))
     place = fleet.add("pump-1")

@@ -53,8 +53,10 @@ def _filled(value) -> str | None:
 
 
 def _device_id(value) -> str | None:
-    good = _is_text(value, 64) and value and not set(value) - _ID_CHARACTERS
-    return None if good else "a text of 1 to 64 letters, digits, - _ . without / + # (it becomes part of an MQTT topic)"
+    good = _is_text(value, 64) and not set(value) - _ID_CHARACTERS and set(value) - set("-_.")
+    return (
+        None if good else "a text of 1 to 64 letters, digits, - _ . with a letter or digit (it is part of MQTT topics)"
+    )
 
 
 def _fleet(value) -> str | None:

@@ -31,8 +31,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stonechat.errors import ConfigError
+from stonechat.linux import config
 
-from ..console import model_path, read_toml, write_atomic
+from ..console import clipped, model_path, read_toml, write_atomic
 from . import keyring
 from .broker import split_host
 from .bundle import check_model, make_bundle
@@ -78,6 +79,39 @@ class Settings:
     def topics(self) -> str:
         return f"{self.prefix}/{self.fleet}/"
 
+    def check(self) -> None:
+        """Raises ConfigError for what the agent would refuse in its configuration."""
+        if not self.install_dir.startswith("/"):
+            raise ConfigError(f"--install-dir {self.install_dir}: want an absolute path")
+        try:
+            config.check(self.device_sections("x"), "the devices' configuration")
+        except UnicodeEncodeError:
+            raise ConfigError("the devices' configuration: want UTF-8 text in every setting") from None
+
+    def device_sections(self, device: str) -> dict[str, dict[str, Any]]:
+        """The agent's configuration for one device; what is not named has its default."""
+        where = self.install_dir
+        mqtt: dict[str, Any] = {"host": self.broker, "port": self.port, "prefix": self.prefix}
+        if self.auth == "plain":
+            mqtt["tls"] = False
+        if self.auth in ("mtls", "passwords"):
+            mqtt["ca_file"] = f"{where}/ca.crt"
+        if self.auth in ("mtls", "managed"):
+            mqtt |= {"cert_file": f"{where}/client.crt", "cert_key_file": f"{where}/client.key"}
+        if self.auth == "passwords":
+            mqtt["password_file"] = f"{where}/password"
+            if not self.username_file:
+                mqtt["username"] = device
+        if self.username_file:
+            mqtt["username_file"] = self.username_file
+        if self.alpn:
+            mqtt["alpn"] = self.alpn
+        return {
+            "device": {"id": device, "fleet": self.fleet, "key_file": f"{where}/device.key"},
+            "model": {"file": f"{where}/model.tflite"},
+            "mqtt": mqtt,
+        }
+
     def to_toml(self) -> str:
         lines = ["# Made by `stonechat provision init`; shared by all devices of this fleet."]
         return "\n".join(lines + [f"{name} = {json.dumps(value)}" for name, value in vars(self).items()]) + "\n"
@@ -105,10 +139,11 @@ class Fleet:
             raise ConfigError(f"{folder}: there is a fleet already")
         if folder.is_symlink() or folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: is there already and not empty; choose a new folder")
+        settings.check()
         for name in ("", "keys", "secrets", "issued", "devices", "broker", "revoked", "operator", "operator/keys"):
             make_folder(folder / name)
         if settings.auth != "plain":
-            certificate, key = new_ca(f"stonechat fleet {settings.fleet}")
+            certificate, key = new_ca(f"stonechat fleet {settings.fleet}".encode()[:64].decode(errors="ignore"))
             write_file(folder / "ca.key", pem_key(key))
             write_file(folder / "ca.crt", pem(certificate), 0o644)
         for place in (folder, folder / "keys", folder / "operator/keys"):
@@ -142,6 +177,8 @@ class Fleet:
             raise ConfigError(f"{device} is the name of an account at the broker; choose another")
         if (self.folder / "secrets" / (device + ".key")).exists():
             raise ConfigError(f"{device} is in the fleet already; `rotate` gives it new keys")
+        if device.endswith(".tar") or self.bundle(device).is_dir():
+            raise ConfigError(f"{device}: its files would have the place of another device's bundle; choose another id")
         secret = keyring.new_secret()
         data = check_model(model) if model else b""  # before anything is made
         place = self.folder / "devices" / device
@@ -224,31 +261,8 @@ class Fleet:
         return self.folder / "devices" / f"{device}.tar"
 
     def device_toml(self, device: str) -> str:
-        """The agent's configuration for one device; what is not named has its default."""
-        settings = self.settings
-        where = settings.install_dir
-        mqtt: dict[str, Any] = {"host": settings.broker, "port": settings.port, "prefix": settings.prefix}
-        if settings.auth == "plain":
-            mqtt["tls"] = False
-        if settings.auth in ("mtls", "passwords"):
-            mqtt["ca_file"] = f"{where}/ca.crt"
-        if settings.auth in ("mtls", "managed"):
-            mqtt |= {"cert_file": f"{where}/client.crt", "cert_key_file": f"{where}/client.key"}
-        if settings.auth == "passwords":
-            mqtt["password_file"] = f"{where}/password"
-            if not settings.username_file:
-                mqtt["username"] = device
-        if settings.username_file:
-            mqtt["username_file"] = settings.username_file
-        if settings.alpn:
-            mqtt["alpn"] = settings.alpn
-        sections = {
-            "device": {"id": device, "fleet": settings.fleet, "key_file": f"{where}/device.key"},
-            "model": {"file": f"{where}/model.tflite"},
-            "mqtt": mqtt,
-        }
         lines = [f"# {device}, made by `stonechat provision`; `stonechat-agent --example-config` explains every key."]
-        for section, values in sections.items():
+        for section, values in self.settings.device_sections(device).items():
             lines += ["", f"[{section}]"] + [f"{name} = {json.dumps(value)}" for name, value in values.items()]
         return "\n".join(lines) + "\n"
 
@@ -389,7 +403,14 @@ def _general_name(address: str) -> "x509.GeneralName":
     try:
         return x509.IPAddress(ipaddress.ip_address(address))
     except ValueError:
-        return x509.DNSName(address)
+        pass
+    try:
+        name = address.encode("idna").decode()
+    except UnicodeError:
+        name = ""
+    if not re.fullmatch(r"[A-Za-z0-9_.*-]+", name):
+        raise ConfigError(f"{clipped(address)}: not the name or the address of a host")
+    return x509.DNSName(name)
 
 
 def _builder(subject: Any, issuer: Any, public_key: Any, days: int) -> "x509.CertificateBuilder":
