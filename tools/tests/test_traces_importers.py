@@ -254,6 +254,9 @@ def test_elapsed_labels_and_dropped_rows(tmp_path: Path) -> None:
         ("t,n\n1,2\n2,3\n", Layout("t", elapsed="n", columns=[("m", "1", "rate")]), "no column 'm'"),
         ("t,n,s\n1,2,1\n2,3,0\n", Layout("t", elapsed="s"), ":3: s is 0"),
         ("t,n\n1,2\n2,101\n", Layout("t", columns=[("n", "%", "share")]), ":3: n is 101"),
+        ("t,t,n\n1,2,3\n2,3,4\n", Layout("t"), ":1: column 't' comes twice"),
+        ("t,s,n\n1,1e17,3\n2,1e17,4\n", Layout("t", elapsed="s"), ":2: s is 1e"),
+        ("t,n\n9999-12-31T23:00:00-02:00,3\n9999-12-31T23:00:00-03:00,4\n", Layout("t"), ":2: t: .* years 1 to 9999"),
     ],
 )
 def test_csv_mistakes(tmp_path: Path, text: str, layout: Layout, word: str) -> None:
@@ -261,6 +264,30 @@ def test_csv_mistakes(tmp_path: Path, text: str, layout: Layout, word: str) -> N
     path.write_text(text)
     with pytest.raises(TraceError, match=word):
         import_csv(str(path), "x", layout)
+
+
+@pytest.mark.parametrize("label", ["scan\r\nof us", 'scan "of", us', "scan\0of us", "\tscan of us", "scan\u2028of us"])
+def test_a_label_of_any_text_can_be_read_again(tmp_path: Path, label: str) -> None:
+    quoted = label.replace('"', '""')
+    (tmp_path / "c.csv").write_text(f't,n,l\n1,2,"{quoted}"\n2,3,\n3,4,"{quoted}"\n', newline="")
+    words = f"dataset import --format csv {tmp_path}/c.csv -o {tmp_path}/o.csv --time t --label-column l"
+    assert main(words.split()) == 0
+    assert [text.replace(";", "").split() for text in read_trace(tmp_path / "o.csv").labels][0] == ["scan", "of", "us"]
+
+
+@pytest.mark.parametrize("name", ["x\ny", "x\ry", "x\0y", "x\udcff"])
+@pytest.mark.parametrize("option", ["--device", "--schema"])
+@pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".parquet"])
+def test_what_no_trace_can_hold_leaves_the_file_that_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, option: str, ending: str
+) -> None:
+    (tmp_path / "c.csv").write_text("t,n\n1,2\n2,3\n3,4\n")
+    out = tmp_path / ("o" + ending)
+    out.write_bytes(b"mine")
+    words = ["dataset", "import", "--format", "csv", str(tmp_path / "c.csv"), "-o", str(out), "--time", "t"]
+    assert main([*words, option, name]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and ("line breaks" in said or "NUL" in said) and out.read_bytes() == b"mine"
 
 
 def test_a_column_with_decimals_is_kept_by_its_scale_or_refused(tmp_path: Path) -> None:

@@ -54,9 +54,7 @@ def _filled(value) -> str | None:
 
 def _device_id(value) -> str | None:
     good = _is_text(value, 64) and not set(value) - _ID_CHARACTERS and set(value) - set("-_.")
-    return (
-        None if good else "a text of 1 to 64 letters, digits, - _ . with a letter or digit (it is part of MQTT topics)"
-    )
+    return None if good else "a text of 1 to 64 letters, digits, - _ . without / + # and not of - _ . alone"
 
 
 def _fleet(value) -> str | None:

@@ -24,6 +24,7 @@ from .format import (
     LAST_S,
     TraceError,
     check_columns,
+    check_line,
     check_window,
     header_lines,
     parse_header,
@@ -167,6 +168,9 @@ def write_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     name = os.fspath(path)
     if not name.endswith((".csv", ".csv.gz", ".parquet")):
         raise TraceError(f"{name}: name a trace .csv, .csv.gz or .parquet")
+    for what, found in (("schema", [trace.schema.name]), ("device", trace.devices), ("label", trace.labels)):
+        for text in set(found):
+            check_line(text, what)
     if name.endswith(".parquet"):
         with replacing(name) as temporary:
             _write_parquet(trace, temporary)

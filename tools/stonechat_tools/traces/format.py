@@ -55,6 +55,18 @@ def check_label(label: str) -> None:
         raise TraceError(f"label {clipped(label)}: no commas, quotes or what is not printable")
 
 
+def plain_label(text: str) -> str:
+    """A label as somebody's capture has it -> one that a line of the file can hold."""
+    text = text.replace(",", ";").replace('"', "")
+    return "".join(letter if letter.isprintable() else " " for letter in text).strip()
+
+
+def check_line(text: str, what: str) -> None:
+    """Raises TraceError for a text with which no line of the file could be read again."""
+    if any(letter in "\r\n\0" or 0xD800 <= ord(letter) < 0xE000 for letter in text):
+        raise TraceError(f"{what} {clipped(text)}: no line breaks, no NUL, only UTF-8")
+
+
 def check_columns(columns: Iterable[Sequence[str]], where: str) -> tuple[tuple[str, str, str], ...]:
     """columns: (name, unit, kind) each -> the same as a tuple of tuples. Raises TraceError for an unknown kind, a name
     that a CSV header can't hold, or one that comes twice."""
@@ -131,7 +143,10 @@ def parse_moment(text: str, unit_s: float | None = None) -> float:
             moment = datetime.fromisoformat(text.strip())
         except ValueError:
             raise TraceError(f"{clipped(text)} is neither a number of seconds nor an ISO 8601 time") from None
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        if not FIRST_S <= seconds <= LAST_S:  # by its zone
+            raise TraceError(f"{clipped(text)} is not a time of the years 1 to 9999 in UTC") from None
+        return seconds
     if unit_s is None:
         unit_s = next((unit for least, unit in _UNITS if abs(number) >= least), 1.0)
     if not FIRST_S <= number * unit_s <= LAST_S:

@@ -16,13 +16,14 @@ from stonechat.schema import Schema
 from stonechat.window import DELTA_MAX, Window
 
 from ...console import clipped
-from ..format import TraceError, check_columns, opened_text, parse_moment
+from ..format import TraceError, check_columns, opened_text, parse_moment, plain_label
 from ..trace import Trace, make_trace
 
 Rows = list[tuple[int, dict[str, str]]]
 _TOO_MANY = "\0more"
 _GREATEST = 1e18
 _EPOCH_S = 978_307_200.0
+_LONGEST_ROW_S = 366 * 86_400.0
 _CLOCK_ROWS = 1000
 _ROWS_A_STEP = 100  # a clock that goes back in more than one of N rows is a file out of order
 
@@ -108,7 +109,7 @@ def import_csv(path: str, schema_name: str, layout: Layout, device: str = "", la
         now_ms += cover_s * 1000
         if window.push(totals, round(now_ms)):
             text = label or (row.get(layout.label) or "" if layout.label else "")
-            out.append((t_s, window.elapsed_ms, text.replace(",", ";").replace('"', ""), list(window.deltas)))
+            out.append((t_s, window.elapsed_ms, plain_label(text), list(window.deltas)))
     notes = {"source": "csv", "dropped": str(window.dropped), "resets": str(window.resets)}
     notes |= {f"scale of {name}": str(scale) for name, scale in layout.scales.items()}
     return make_trace(schema, window_ms, out, device, notes)
@@ -117,6 +118,9 @@ def import_csv(path: str, schema_name: str, layout: Layout, device: str = "", la
 def _columns(names: list[str], layout: Layout, rows: Rows, path: str) -> tuple[tuple[str, str, str], ...]:
     special = {layout.time, layout.elapsed, layout.label} - {None}
     missing = [name for name in special if name not in names]
+    twice = [name for name in special if names.count(name or "") > 1]
+    if twice:
+        raise TraceError(f"{path}:1: column {clipped(twice[0])} comes twice")
     chosen = layout.columns
     if not missing and chosen is None:
         chosen = [(name, "1", RATE) for name in names if name not in special and not _is_clock(name, layout, rows)]
@@ -156,8 +160,8 @@ def _covers(rows: Rows, times_s: list[float], layout: Layout, path: str) -> list
     if layout.elapsed is not None:
         covers_s = [_number(row, layout.elapsed, path, line) for line, row in rows]
         for (line, _), cover_s in zip(rows, covers_s, strict=True):
-            if cover_s <= 0:
-                raise TraceError(f"{path}:{line}: {layout.elapsed} is {cover_s}, not a length of time")
+            if not 0 < cover_s <= _LONGEST_ROW_S:
+                raise TraceError(f"{path}:{line}: {layout.elapsed} is {cover_s:g}, not the seconds that a row covers")
         return covers_s
     covers_s = [later - earlier for earlier, later in zip(times_s, times_s[1:], strict=False)]
     usual_s = statistics.median(covers_s)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ...console import clipped, reason
-from ..format import BENIGN, TraceError, opened_text, parse_moment
+from ..format import BENIGN, TraceError, opened_text, parse_moment, plain_label
 from ..trace import Trace
 from .network import Recorder, Selection, busiest, is_local
 
@@ -127,7 +127,7 @@ def _label(row: dict[str, str]) -> str:
     if label.lower() in ("", "-", "(empty)", "benign"):
         return BENIGN
     detailed = row.get("detailed-label", "")
-    return (detailed if detailed not in ("", "-", "(empty)") else label).replace(",", ";").replace('"', "")
+    return plain_label(detailed if detailed not in ("", "-", "(empty)") else label)
 
 
 def import_zeek(paths: Sequence[str], window_ms: int, selection: Selection | None = None) -> list[Trace]:
