@@ -81,7 +81,7 @@ def _run(argv: list[str], own_process: bool) -> int:
     """own_process: not called by a program that goes on afterwards."""
     parser = Parser(
         prog="stonechat",
-        description="A canary in every device: build models, collect reports, look at the fleet.",
+        description="Anomaly detection on the device itself: build models, collect reports, look at the fleet.",
     )
     parser.add_argument("--version", action="version", version="stonechat " + __version__)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -107,7 +107,9 @@ def _run(argv: list[str], own_process: bool) -> int:
         return _not_installed(args.verb, error)
     except BrokenPipeError:
         raise
-    except (StonechatError, OSError) as error:
+    except OSError as error:
+        return _failed(args.verb, console.os_error(error))
+    except StonechatError as error:
         return _failed(args.verb, str(error))
     except Exception as error:
         if os.environ.get("STONECHAT_TRACEBACK"):

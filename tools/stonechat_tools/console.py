@@ -60,7 +60,16 @@ def needs(error: ModuleNotFoundError) -> str | None:
 
 def install_command(extra: str) -> str:
     """The pip command of this very interpreter: in a virtual environment it needs no root, and PEP 668 allows it."""
-    return f"{sys.executable} -m pip install 'stonechat[{extra}]'"
+    in_a_clone = "'.[tools]' ./tools/stonechat-lab" if extra == "lab" else f"'.[{extra}]'"
+    return f"{sys.executable} -m pip install 'stonechat[{extra}]' (in a clone: {in_a_clone})"
+
+
+def os_error(error: OSError) -> str:
+    """`FILE: No such file or directory`, as other commands write it, where the error names its file."""
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    return f"{' -> '.join(names)}: {error.strerror}" if names else str(error)
 
 
 def model_path(text: str) -> Path:

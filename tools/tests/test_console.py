@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from stonechat_tools import console
-from stonechat_tools.cli import VERBS
+from stonechat_tools.cli import VERBS, main
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools" / "stonechat_tools"
@@ -46,6 +46,24 @@ def test_a_verb_without_any_package_prints_its_help_or_one_line(verb: str) -> No
         assert done.returncode == 1 and done.stdout == ""
         assert done.stderr.startswith(f"stonechat {verb}: needs ") and done.stderr.count("\n") == 1
         assert "-m pip install 'stonechat[" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("inspect", "none.x"),
+        ("train", "none.x", "-o", "out"),
+        ("calibrate", "none.x", "none.x", "--budget", "1/30d", "-o", "out"),
+        ("evaluate", "none.x", "none.x"),
+        ("record", "out.csv.gz", "--counters", "none.x"),
+    ],
+)
+def test_a_file_that_is_not_there_is_named_as_other_commands_name_it(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(list(words)) == 1
+    assert capsys.readouterr().err == f"stonechat {words[0]}: none.x: No such file or directory\n"
 
 
 NOT_ON_A_DEVICE = ",".join(name for name in console.EXTRAS if name not in ("paho", "stonechat_tools"))

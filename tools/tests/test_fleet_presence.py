@@ -143,6 +143,17 @@ def test_devices_behind_one_dead_router_are_one_line() -> None:
         assert common_cause(pairs).startswith("30 of 40 devices left together")
 
 
+def test_the_table_cuts_off_no_name_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    with Store(":memory:") as store:
+        fleet = Fleet(store, 12)
+        fleet.live(INTERVAL_S)
+        Console(width=80).print(overview.fleet_table(store))
+    text = capsys.readouterr().out
+    assert "…" not in text and text.count("reporting") == 12
+    for heading in ("device", "presence"):
+        assert heading in text
+
+
 def test_the_table_says_when_no_collector_runs(capsys: pytest.CaptureFixture[str]) -> None:
     with Store(":memory:") as store:
         fleet = Fleet(store)

@@ -140,7 +140,8 @@ def test_a_dry_run_changes_nothing_and_says_all(root: Path, fleet: provision.Fle
         "enable",
     ):
         assert word in text
-    assert all(line.startswith("would ") for line in said)
+    assert any(line.startswith("the unit starts /") for line in said)
+    assert all(line.startswith(("would ", "the unit starts ")) for line in said)
     installer(root)[0].install(bundle(fleet))
     made = files(root)
     dry, said = installer(root, dry=True)
@@ -320,6 +321,31 @@ def test_an_interrupted_installation_is_finished_or_taken_back(
         if not stopped:
             return
     raise AssertionError("it never ends")
+
+
+@pytest.mark.parametrize("path", ["etc", "etc/systemd/system", "var/lib"])
+@pytest.mark.parametrize("dry", [False, True])
+def test_a_folder_that_is_no_image_is_refused_before_anything_is_made(
+    root: Path, fleet: provision.Fleet, path: str, dry: bool
+) -> None:
+    shutil.rmtree(root / path)
+    before = files(root)
+    with pytest.raises(ConfigError, match=f"/{path.partition('/')[0]}.* is missing below {root}: --root must be"):
+        installer(root, dry)[0].install(bundle(fleet))
+    assert files(root) == before
+
+
+def test_without_systemd_the_command_by_hand_names_the_configuration(
+    root: Path, fleet: provision.Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, said = installer(root)
+    there.install(bundle(fleet), start=False)
+    there.live = True
+    monkeypatch.setattr(install, "agent_command", lambda check: ["/opt/stonechat/bin/stonechat-agent"])
+    monkeypatch.setattr(os.path, "isdir", lambda path: path != "/run/systemd/system")
+    assert there._start(install.Record(there.tree))
+    _, _, named = said[-1].partition(" --config ")
+    assert (root / named.lstrip("/")).is_file(), said[-1]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -90,6 +90,7 @@ class Installer:
         files = bundle.read(path)
         settings = _check_configuration(files)
         command = agent_command(self.live)
+        self._check_parents()
         record = Record(self.tree)
         model = ETC + "/model.tflite"
         if "model.tflite" not in files and settings["model"]["file"] == model and self._read(model) is None:
@@ -112,6 +113,15 @@ class Installer:
         for target in writes:
             self._write(target, wanted[target], user_id, group_id, record)
         return self._start(record) if start else True
+
+    def _check_parents(self) -> None:
+        """Raises ConfigError where a folder is missing that every Linux system with systemd has."""
+        for path in (os.path.dirname(ETC), os.path.dirname(STATE), os.path.dirname(UNIT)):
+            if self.tree.stat(path) is None:
+                hint = "install is for a system with systemd; start the agent by hand with --config FILE"
+                if not self.live:
+                    hint = "--root must be the root folder of a system's image"
+                raise ConfigError("the folder %s is missing below %s: %s" % (path, self.tree.root, hint))
 
     def _what_differs(self, wanted: dict, record: Record) -> list:
         """The files to write. Raises ConfigError where one is in the way that install did not make."""
@@ -238,13 +248,15 @@ class Installer:
 
     def _start(self, record: Record) -> bool:
         if not self.live:
+            self.say("the unit starts %s: the image must have it at this path" % agent_command(False)[0])
             if shutil.which("systemctl"):
                 self._change("enable %s" % SERVICE)
                 if not self.dry:
                     _run(["systemctl", "--root", self.tree.root, "enable", SERVICE])
             return True
         if not os.path.isdir("/run/systemd/system"):
-            self.say("systemd does not run here; start it so: %s" % " ".join([*agent_command(True), "--config", ETC]))
+            command = " ".join([*agent_command(True), "--config", ETC + "/stonechat.toml"])
+            self.say("systemd does not run here; start it so: %s" % command)
             return True
         active = _answer(["systemctl", "is-active", SERVICE]) == "active"
         enabled = _answer(["systemctl", "is-enabled", SERVICE]) == "enabled"

@@ -28,7 +28,12 @@ def fleet_table(store: Store, caption: str = "") -> Any:
         caption = f"{together}; {caption}" if caption else together
     table = Table(caption=Text(caption))
     for name in ("device", "presence", "level", "score", "evidence", "reports", "lost", "last seen", "notes"):
-        table.add_column(name, justify="right" if name in ("score", "evidence", "reports", "lost") else "left")
+        table.add_column(
+            name,
+            justify="right" if name in ("score", "evidence", "reports", "lost") else "left",
+            overflow="fold",  # in 80 columns a name goes on in the next line; it is never cut off
+            no_wrap=name == "presence",
+        )
     for device, found in devices:
         level = device["level"]
         table.add_row(
