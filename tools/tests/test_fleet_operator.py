@@ -156,6 +156,16 @@ def test_the_collectors_keys_can_not_command(
     assert "the operator has it" in said and "--socket" in said
 
 
+@pytest.mark.parametrize("keys", ["fleet/operator/keys", "keys"])
+def test_a_folder_of_keys_that_is_not_there_is_named(
+    keys: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["operator", "--keys", keys]) == 1
+    expected = f"stonechat operator: {keys}: no such folder of keys; `stonechat provision` makes one\n"
+    assert capsys.readouterr().err == expected and not list(tmp_path.iterdir())
+
+
 @needs_mosquitto
 def test_from_the_dashboards_side_to_the_device_and_back(tmp_path: Path, broker: Mosquitto) -> None:
     settings = provision.Settings("127.0.0.1", broker.port, auth="plain")

@@ -91,7 +91,7 @@ def test_the_rate_is_counted_and_beyond_it_extrapolated():
 def test_a_short_recording_earns_the_default_rung_and_claims_nothing():
     choice = choose([quiet(1000)], MINUTE_MS, parse_budget("1/30d"))
     assert choice.rule == "steady" and choice.windows_to_alarm == 20
-    assert not choice.proven and "too short" in choice.sentence()
+    assert not choice.proven and "too short" in choice.sentence() and "raised" not in choice.sentence()
     assert choice.bound_per_30d == pytest.approx(30 * 2.996 / (1000 / 1440), rel=0.01)
 
 
@@ -119,6 +119,7 @@ def test_what_even_the_slowest_rung_can_not_keep_is_raised():
     stream[1000:1080] = 1000
     choice = choose([stream], MINUTE_MS, parse_budget("1/30d"))
     assert choice.rule == "patient" and choice.alarm_rules[0][2] > ALARM_RULES[0].constants[0][2]
+    assert "patient, its threshold raised" in choice.sentence()
     assert choice.alarms == 0
 
 

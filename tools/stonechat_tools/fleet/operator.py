@@ -199,6 +199,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    keys = keyring.Keys(args.keys)  # first: a wrong folder is named before anything is made beside it
     home = Path(args.keys).resolve().parent
     options = broker_options(args, "operator")
     stop = threading.Event()
@@ -206,7 +207,7 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: stop.set())
     with Store(args.db or home / "operator.db", _say) as store:
         operator = Operator(
-            keyring.Keys(args.keys),
+            keys,
             store,
             lambda topic, payload: send(options, topic, payload),
             prefix=options["prefix"],

@@ -148,6 +148,8 @@ class Choice:
         bound = f"at most {self.bound_per_30d:.1f} per 30 days (95 %)"
         claim = "proves the budget" if self.proven else "is too short to prove the budget"
         why = ", the soonest of those that stayed silent" if self.fastest else ""
+        if any(rule.name == self.rule and rule.constants != self.alarm_rules for rule in ALARM_RULES):
+            why += ", its threshold raised above the evidence seen"
         return (
             f"alarm rule {self.rule}{why}: {self.windows_to_alarm} windows to an alarm; {seen}: {bound}, which {claim}"
         )
@@ -379,7 +381,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     asked = "stays silent" if args.fastest else "keeps the budget"
-    grid = Table("alarm_rule", "windows to alarm", "peak of its line", "alarms a day", asked)
+    grid = Table("alarm rule", "fewest windows", "peak / threshold", "alarms a day", asked)
     for rule, row in zip((*ALARM_RULES, *FASTEST) if args.fastest else ALARM_RULES, choice.tried, strict=True):
         kept = "yes" if row["kept"] else "no"
         grid.add_row(rule.name, str(rule.windows), f"{row['peak_share']:.2f}", f"{row['per_day']:.3f}", kept)
