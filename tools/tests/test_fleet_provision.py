@@ -78,6 +78,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
         {"alpn": "x" * 300},
         {"broker": "h h"},
         {"broker": "a..b"},
+        {"broker": "[::1]"},
+        {"broker": "mqtts://b"},
         {"install_dir": "relative"},
         {"install_dir": "/a\nb"},
         {"username_file": "/a\nb"},

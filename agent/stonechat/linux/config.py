@@ -4,6 +4,7 @@ KEYS is the only list of keys there is: what the daemon accepts, its defaults, i
 that `stonechat-agent --example-config` prints all come from it.
 """
 
+import socket
 import tomllib
 from os.path import isfile
 
@@ -73,10 +74,13 @@ def _firmware(value) -> str | None:
 
 def _host(value) -> str | None:
     try:
-        good = _is_text(value, 253) and value and " " not in value and len(value.encode("idna")) <= 253
-    except UnicodeError:
+        good = _is_text(value, 253) and value and not set(value) & set(" /[]@") and len(value.encode("idna")) <= 253
+        if good and ":" in value:
+            socket.inet_pton(socket.AF_INET6, value.split("%")[0])
+    except (UnicodeError, OSError):
         good = False
-    return None if good else "a name or an address (no name of a host has a blank, an empty or a long part)"
+    words = "a name or an address without scheme, port and [] (a host's name has no blank, no empty or long part)"
+    return None if good else words
 
 
 def _user(value) -> str | None:
