@@ -339,6 +339,36 @@ def test_a_full_disk_loses_nothing_and_confuses_no_device(tmp_path: Path) -> Non
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+def test_a_disk_that_is_full_at_the_start_is_named_and_holds_up_no_lock(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(tmp_path)], check=True)
+    try:
+        with Store(tmp_path / "db") as store:
+            store.put([report(1)])
+        with (tmp_path / "fill").open("wb", buffering=0) as fill, pytest.raises(OSError, match="No space"):
+            while True:
+                fill.write(bytes(4096))
+        with pytest.raises(StoreError, match=r"db: .*full"):
+            Store(tmp_path / "db")
+        with Store(":memory:") as store:
+            store.path = str(tmp_path / "other")
+            with store.collecting():
+                pass
+        (tmp_path / "fill").unlink()
+        with Store(tmp_path / "db") as store:
+            assert store.sequences("pump-1") == [1]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo"])
+def test_what_is_no_file_is_named(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "db"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(StoreError, match="db: .*not a file"):
+        Store(path)
+
+
 def test_a_locked_database_is_only_a_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stonechat_tools.fleet.store._BUSY_S", 0.1)
     with Store(tmp_path / "db") as store:

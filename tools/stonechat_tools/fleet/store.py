@@ -213,8 +213,9 @@ class Store:
                     f"{self.path}: another collector (process {holder or 'unknown'}) fills this database;"
                     " stop it or choose another --db"
                 ) from None
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+            with contextlib.suppress(OSError):  # a full disk: who holds it is only for the message
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, b"%d\n" % os.getpid(), 0)
             yield
         finally:
             os.close(lock)
@@ -284,7 +285,17 @@ class Store:
         self.close()
 
     def _error(self, error: sqlite3.Error) -> StoreError:
-        return StoreError(f"{self.path}: {error}")
+        """SQLite says `disk I/O error` for a full disk, too, and no more of a folder than that it can't be opened."""
+        why = ""
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+            folder = os.path.dirname(os.path.abspath(self.path))
+            if os.path.exists(self.path) and not os.path.isfile(self.path):
+                why = "; it is not a file"
+            elif os.path.isdir(folder) and os.statvfs(folder).f_bavail == 0:
+                why = "; its disk is full"
+            elif not os.access(folder, os.W_OK):
+                why = f"; no right to write in {folder}"
+        return StoreError(f"{self.path}: {error}{why}")
 
     def _failed(self, error: sqlite3.Error) -> StoreError:
         """After a write failed: set a damaged file aside, and begin with a new connection unless it is only a wait."""
