@@ -143,15 +143,27 @@ def test_devices_behind_one_dead_router_are_one_line() -> None:
         assert common_cause(pairs).startswith("30 of 40 devices left together")
 
 
-def test_the_table_cuts_off_no_name_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_cuts_off_nothing_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "living-room-camera-0123456789-9876543210-0123456789"
     with Store(":memory:") as store:
         fleet = Fleet(store, 12)
         fleet.live(INTERVAL_S)
+        rows = store.devices()
+        rows[3].update(device=name, conflicts=31, refused=4217, learning=True, reports=123_456, lost=9_999)
+        monkeypatch.setattr(store, "devices", lambda: rows)
         Console(width=80).print(overview.fleet_table(store))
-    text = capsys.readouterr().out
-    assert "…" not in text and text.count("reporting") == 12
-    for heading in ("device", "presence"):
-        assert heading in text
+    lines = capsys.readouterr().out.splitlines()
+    text = "\n".join(lines)
+    assert "…" not in text and text.count("reporting") == 11 and text.count("lying") == 1
+    assert all(len(line) <= 80 for line in lines)
+    for word in ("device", "presence", "(learning)", "123456", "9999", "last seen", "notes"):
+        assert word in text
+    first = next(n for n, line in enumerate(lines) if line.startswith(name[:10]))
+    assert "".join(line[:10].strip() for line in lines[first : first + 5]).startswith(name[:45])
+    words = " ".join(line[70:] for line in lines[first : first + 5]).split()
+    assert words[:6] == ["key", "used", "twice", "(31),", "4217", "refused"]
 
 
 def test_the_table_says_when_no_collector_runs(capsys: pytest.CaptureFixture[str]) -> None:

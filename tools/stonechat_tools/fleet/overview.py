@@ -19,6 +19,7 @@ def fleet_table(store: Store, caption: str = "") -> Any:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(until_s))
         caption = f"as of {when}, when a collector was last connected" + (f"; {caption}" if caption else "")
         now_s = until_s
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
@@ -26,13 +27,16 @@ def fleet_table(store: Store, caption: str = "") -> Any:
     together = common_cause(devices)
     if together:
         caption = f"{together}; {caption}" if caption else together
-    table = Table(caption=Text(caption))
+    table = Table(caption=Text(caption), box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     for name in ("device", "presence", "level", "score", "evidence", "reports", "lost", "last seen", "notes"):
+        number = name in ("score", "evidence", "reports", "lost")
+        # In 80 columns a device's name goes on in the next line; it is never cut off.
         table.add_column(
             name,
-            justify="right" if name in ("score", "evidence", "reports", "lost") else "left",
-            overflow="fold",  # in 80 columns a name goes on in the next line; it is never cut off
-            no_wrap=name == "presence",
+            justify="right" if number else "left",
+            overflow="fold",
+            no_wrap=number or name in ("presence", "last seen"),
+            min_width={"device": 10, "level": 10, "notes": 10}.get(name),
         )
     for device, found in devices:
         level = device["level"]
