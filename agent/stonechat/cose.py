@@ -27,7 +27,7 @@ def derive(secret: bytes, label: bytes) -> bytes:
     """The 32-byte key of `label`: HKDF-SHA256 with the salt "stonechat/1". Raises WireError unless `secret` has 32
     bytes."""
     if len(secret) != 32:
-        raise WireError("secret of %d bytes" % len(secret))
+        raise WireError("secret: %d bytes, not 32" % len(secret))
     return hmac_sha256(hmac_sha256(b"stonechat/1", secret), label + b"\x01")
 
 

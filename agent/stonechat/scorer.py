@@ -32,7 +32,7 @@ class Scorer:
             raise ModelError("no metadata")
         n = len(meta)
         if meta.schema_id != schema.id or not n == len(schema) == model.input_size == model.output_size:
-            raise ModelError("model for %s, %d features" % (meta.schema_name, n))
+            raise ModelError("model for schema %s, %d features" % (meta.schema_name, n))
         self.model = model
         self.meta = meta
         self.window_ms = meta.window_ms
@@ -48,7 +48,7 @@ class Scorer:
         self._rows = bytearray()
         for x, y, score_q8 in meta.golden:
             if bytes(model.run(x)) != y or self.detector.score(x, y) != score_q8:
-                raise ModelError("golden vector")
+                raise ModelError("golden vector differs")
         meta.golden = ()  # verified; drop them to free 400 bytes
         if state:
             self._restore(state, meta.learn_windows >> 1)

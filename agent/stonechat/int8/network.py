@@ -193,4 +193,4 @@ def choose(kernels):
             return plain
     except ImportError:
         pass
-    raise ModelError("no %s kernels" % (kernels or "plain"))
+    raise ModelError("no %s kernels here" % (kernels or "plain"))
