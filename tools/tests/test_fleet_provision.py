@@ -109,6 +109,34 @@ def test_no_device_has_the_place_of_another_ones_bundle(tmp_path: Path) -> None:
     assert fleet.devices == ["a"] and not (fleet.folder / "devices" / "c").exists()
 
 
+@pytest.mark.parametrize("name", [*provision.FOLDERS, "devices/a", "devices/b"])
+def test_nothing_is_written_through_a_link(name: str, tmp_path: Path) -> None:
+    fleet = provision.Fleet.init(tmp_path / "f", provision.Settings("b", 8883))
+    fleet.add("a")
+    away = tmp_path / "away"
+    if (fleet.folder / name).exists():
+        (fleet.folder / name).rename(away)
+    else:
+        away.mkdir()
+    (fleet.folder / name).symlink_to(away)
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    before = files()
+    for act, device in ((fleet.add, "b"), (fleet.rotate, "a"), (fleet.finish_rotation, "a"), (fleet.revoke, "a")):
+        if name.startswith("devices/") and not (act.__name__ in ("add", "rotate") and name[-1] == device):
+            continue  # the other device's, or nothing is written there
+        with pytest.raises(ConfigError, match="is a link"):
+            act(device)
+        assert files() == before
+    if name == "devices/a":
+        behind = sorted(os.listdir(away))
+        fleet.revoke("a")
+        assert sorted(os.listdir(away)) == behind and not os.path.lexists(fleet.folder / name)
+        assert fleet.devices == []
+
+
 def test_agent_and_collector_take_the_same_device_ids() -> None:
     check = config.KEYS["device"]["id"].check
     for device in ("a", "7", "a.", ".a", "-x", "A_b-C.9", "x" * 64, "", ".", "..", "-", "_", "x" * 65, "a b", "\u00e9"):

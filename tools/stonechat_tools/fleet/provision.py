@@ -49,6 +49,7 @@ CA_DAYS = 3650
 CERTIFICATE_DAYS = 1825
 ACCOUNTS = ("collector", "operator")  # the collector may read reports and acknowledge; the operator may command
 AUTHS = ("mtls", "passwords", "managed", "plain")
+FOLDERS = ("keys", "secrets", "issued", "devices", "broker", "revoked", "operator", "operator/keys")
 
 
 def write_file(path: Path, data: bytes | str, mode: int = 0o600) -> None:
@@ -56,8 +57,15 @@ def write_file(path: Path, data: bytes | str, mode: int = 0o600) -> None:
     write_atomic(path, data, mode)
 
 
+def no_link(path: Path) -> None:
+    """Raises ConfigError for a link: what lies behind it is not the fleet's."""
+    if path.is_symlink():
+        raise ConfigError(f"{path}: is a link; put a folder of the fleet's own in its place")
+
+
 def make_folder(path: Path) -> None:
     """A new folder is private; one that is there keeps its owner and mode."""
+    no_link(path)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
@@ -140,7 +148,7 @@ class Fleet:
         if folder.is_symlink() or folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: is there already and not empty; choose a new folder")
         settings.check()
-        for name in ("", "keys", "secrets", "issued", "devices", "broker", "revoked", "operator", "operator/keys"):
+        for name in ("", *FOLDERS):
             make_folder(folder / name)
         if settings.auth != "plain":
             certificate, key = new_ca(f"stonechat fleet {settings.fleet}".encode()[:64].decode(errors="ignore"))
@@ -170,6 +178,11 @@ class Fleet:
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from None
 
+    def _check_folders(self, *more: Path) -> None:
+        """Before anything is changed: no folder that will be written to is a link. Raises ConfigError."""
+        for path in (*(self.folder / name for name in FOLDERS), *more):
+            no_link(path)
+
     def add(self, device: str, model: Path | None = None) -> Path:
         """A new device -> the folder to copy to it."""
         keyring.check_device_id(device)
@@ -179,9 +192,10 @@ class Fleet:
             raise ConfigError(f"{device} is in the fleet already; `rotate` gives it new keys")
         if device.endswith(".tar") or self.bundle(device).is_dir():
             raise ConfigError(f"{device}: its files would have the place of another device's bundle; choose another id")
+        place = self.folder / "devices" / device
+        self._check_folders(place)
         secret = keyring.new_secret()
         data = check_model(model) if model else b""  # before anything is made
-        place = self.folder / "devices" / device
         self._issue(device, place)
         if model:
             write_file(place / "model.tflite", data, 0o644)
@@ -198,6 +212,7 @@ class Fleet:
                 f"{device} is being rotated already; run `stonechat provision finish-rotation {device}` first"
             )
         place = self.folder / "devices" / device
+        self._check_folders(place)
         secret = keyring.new_secret()
         self._write_keys(device, [secret, current[0]])  # the collector knows the new keys before the device has them
         self._issue(device, place)
@@ -207,6 +222,7 @@ class Fleet:
 
     def finish_rotation(self, device: str) -> None:
         current = self.secrets(device)
+        self._check_folders()
         self._write_keys(device, current[:1])
         serials = self._serials(device)
         self._revoke(device, serials[1:])
@@ -221,11 +237,15 @@ class Fleet:
         serials = self._serials(device) if device not in RESERVED else []
         if not serials:
             self.secrets(device)
+        self._check_folders()
+        place = self.folder / "devices" / device
+        if place.is_symlink():
+            place.unlink()
         for name in ("secrets/%s.key", "keys/%s.keys", "operator/keys/%s.keys"):
             (self.folder / (name % device)).unlink(missing_ok=True)
         self._revoke(device, serials)
         (self.folder / "issued" / device).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "devices" / device, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
         self.bundle(device).unlink(missing_ok=True)
         self.write_broker_lists()
 
