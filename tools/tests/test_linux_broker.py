@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import socket
 import ssl
 import struct
@@ -506,3 +507,32 @@ def test_tls_troubles_have_the_same_words_in_both_transports(
         said += errors_of(client, 0.05, lambda: client.connected)
     assert (words in said[0]) if words else client.connected, said
     client.close()
+
+
+@pytest.mark.parametrize(
+    ("which", "kind"),
+    [(which, kind) for which in ("ca_file", "cert_file", "key_file") for kind in ("fifo", "folder", "device")]
+    + [("key_file", "encrypted")],
+)
+def test_tls_files_that_would_be_waited_for_are_refused(tmp_path: Path, which: str, kind: str) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from stonechat.errors import ConfigError
+    from stonechat.linux.tls import tls_context
+    from stonechat_tools.fleet import provision
+
+    place = provision.Fleet.init(tmp_path / "f", provision.Settings("b", 8883)).add("d")
+    files = {"ca_file": place / "ca.crt", "cert_file": place / "client.crt", "key_file": place / "client.key"}
+    tls_context(**{name: str(path) for name, path in files.items()})
+    bad = files[which] = tmp_path / "bad"
+    if kind == "fifo":
+        os.mkfifo(bad)
+    elif kind == "folder":
+        bad.mkdir()
+    elif kind == "device":
+        bad.symlink_to("/dev/zero")
+    else:
+        key = serialization.load_pem_private_key((place / "client.key").read_bytes(), None)
+        form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        bad.write_bytes(key.private_bytes(*form, serialization.BestAvailableEncryption(b"x")))
+    with pytest.raises(ConfigError, match="bad is encrypted" if kind == "encrypted" else "bad is not a file"):
+        tls_context(**{name: str(path) for name, path in files.items()})

@@ -3,19 +3,28 @@
 import ssl
 
 from ..errors import ConfigError
+from .files import read_regular
 
 
 def tls_context(ca_file: str = "", cert_file: str = "", key_file: str = "", alpn: str = "") -> ssl.SSLContext:
     """A context of TLS 1.2 or later that verifies the broker. Empty ca_file: the system's authorities. Raises
     ConfigError naming the file that can't be used."""
+    for name, path in (("ca_file", ca_file), ("cert_file", cert_file), ("cert_key_file", cert_file and key_file)):
+        if path:
+            read_regular(path, 1, "[mqtt] " + name)  # OpenSSL would wait for a FIFO
     try:
         context = ssl.create_default_context(cafile=ca_file or None)
     except (OSError, ValueError) as error:
         raise ConfigError("[mqtt] ca_file %s: %s" % (ca_file, error))
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if cert_file:
+
+        def encrypted() -> str:  # OpenSSL would ask whoever sits at the terminal
+            text = "[mqtt] cert_key_file %s is encrypted, and nobody types its pass phrase here: store it without one"
+            raise ConfigError(text % (key_file or cert_file))
+
         try:
-            context.load_cert_chain(cert_file, key_file or None)
+            context.load_cert_chain(cert_file, key_file or None, encrypted)
         except (OSError, ValueError) as error:
             raise ConfigError("[mqtt] cert_file %s, cert_key_file %s: %s" % (cert_file, key_file, error))
     if alpn:
