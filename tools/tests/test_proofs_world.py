@@ -34,7 +34,7 @@ def world(tmp_path: Path) -> Any:
     site = SimpleNamespace(name="site-plain", auth="plain", collector=collector)
     devices = [
         part(LinuxAgent, name="pi", site=site, bpf=False, cgroup="", can_alarm=True),
-        part(Board, name="board", site=site, profile="core", can_alarm=False),
+        part(Board, name="board", site=site, profile="core", client="own", can_alarm=False),
     ]
     return SimpleNamespace(
         sites=[site],

@@ -212,7 +212,7 @@ class DatabaseLocked(_OnSite):
 
         code = (
             "import sqlite3,sys,time\nd=sqlite3.connect(sys.argv[1],timeout=5,isolation_level=None)\n"
-            "d.execute('BEGIN IMMEDIATE')\nprint('locked',flush=True)\ntime.sleep(60)\n"
+            "d.execute('BEGIN IMMEDIATE')\ntime.sleep(60)\n"
         )
         uid = self.site.collector.uid()
         command = [sys.executable, "-c", code, str(self.site.collector.database)]
