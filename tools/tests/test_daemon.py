@@ -1,12 +1,14 @@
 """The daemon on this machine's real counters, with a real broker and a real collector."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import stonechat
 from agent_process import DEVICE, WINDOW_MS, AgentProcess, is_root, quick_model, wait_for
 from stonechat import model_file
 from stonechat.features import RATE
@@ -75,6 +77,25 @@ def test_a_killed_broker_loses_nothing(folder: Path) -> None:
         broker.stop()
 
 
+@pytest.mark.root
+@pytest.mark.skipif(not is_root(), reason="needs root")
+def test_nothing_is_imported_after_the_change_of_user(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package lies where only root may read; the product's counters need the modules that others don't."""
+    closed = folder / "closed"
+    closed.mkdir(mode=0o700)
+    shutil.copytree(Path(stonechat.__file__).parent, closed / "stonechat", ignore=shutil.ignore_patterns("models"))
+    monkeypatch.setenv("PYTHONPATH", str(closed))
+    (folder / "openings").write_text("7\n")
+    quick_model(folder / "door.tflite", Schema("door-1", (("openings", "1", RATE),)))
+    row = f'{{name = "openings", unit = "1", kind = "rate", path = "{folder}/openings"}}'
+    more = f'[counters]\nschema = "door-1"\nmodel = "{folder}/door.tflite"\nlist = [{row}]\n'
+    with LocalBroker() as broker, Store(folder / "fleet.db") as store:
+        agent = AgentProcess(folder, broker.port, more=more)
+        with collector_for(agent, store, broker.port), agent:
+            wait_for(lambda: store.count() >= 3, say=agent.said)
+        assert "ModuleNotFoundError" not in agent.said() and "Traceback" not in agent.said()
+
+
 def test_a_restart_goes_on_with_what_was_learned(folder: Path) -> None:
     quick_model(folder / "model.tflite", learn_windows=4)
     with LocalBroker() as broker, Store(folder / "fleet.db") as store:
@@ -117,7 +138,7 @@ def other_host(path: Path) -> None:
         (lambda folder: (folder / "device.key").chmod(0o644), "chmod 600"),
         (lambda folder: (folder / "device.key").write_text("abc\n"), "64 hexadecimal digits"),
         (lambda folder: (folder / "device.key").unlink(), "key_file"),
-        (lambda folder: other_host(folder / "stonechat.toml"), "no name of a host"),
+        (lambda folder: other_host(folder / "stonechat.toml"), "[mqtt] host must be a name"),
     ],
     ids=[
         "toml",

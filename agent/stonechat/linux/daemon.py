@@ -81,6 +81,7 @@ def open_counters(config: dict, model) -> list:
     rows = config["counters"]["list"]
     if not rows:
         return []
+    from .. import fusion  # noqa: F401 - now: Agent asks for it after the change of user, when only root may read it
     from ..custom_counters import from_config
     from .counter_files import CounterFiles
 
