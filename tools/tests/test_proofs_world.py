@@ -1,7 +1,6 @@
 """The rig with a real fleet for two minutes, and its oracle on databases made up to be wrong."""
 
 import json
-import random
 import sqlite3
 import subprocess
 import sys
@@ -135,7 +134,7 @@ def test_a_real_fleet_for_two_minutes(tmp_path: Path) -> None:
     why = why_not()
     if why:
         pytest.skip(why)
-    seed = random.SystemRandom().randrange(1, 100_000)
+    seed = 38469  # the same faults in every run of the tests; `make world` draws another seed each time
     figures = tmp_path / "world.json"
     command = [sys.executable, "-m", "stonechat_tools.proofs.world", "--minutes", "2", "--seed", str(seed)]
     done = subprocess.run([*command, "--json", str(figures)], capture_output=True, text=True, timeout=840)
