@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "firmware_tests"))
+from targets import apt_source  # noqa: E402
+
 STORE = ROOT / ".targets" / "debian"
 PACKAGES = "systemd,systemd-sysv,dbus,python3,python3-venv"
 BOOT_S = 120.0
@@ -35,7 +39,8 @@ def root_folder(suite: str) -> Path:
         STORE.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(STORE / "new", ignore_errors=True)
         command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", suite, str(STORE / "new")]
-        made = subprocess.run([*command, "http://deb.debian.org/debian"], capture_output=True, text=True)
+        command.append(apt_source(suite).split()[1])  # the mirror that this machine's own apt uses
+        made = subprocess.run(command, capture_output=True, text=True)
         if made.returncode:
             pytest.skip("debootstrap could not fetch Debian: " + made.stdout.strip().splitlines()[-1])
         (STORE / "new").rename(folder)
