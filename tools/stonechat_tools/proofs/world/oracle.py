@@ -201,7 +201,7 @@ def judge(world: World, levels: LevelWatch, began_s: float, ended_s: float) -> V
         "agents": len(world.devices) + len(world.victims),
         "reports stored": stored,
         "missing": missing,
-        "lost while a disk was full, counted by the device": counted,
+        "lost while a disk was full": counted,
         "doubled": doubled,
         "silences": gaps,
         "of them caused by the schedule or the machine": excused,
