@@ -46,12 +46,13 @@ def encode(value, out: bytearray) -> None:
 
 
 def encode_fields(fields: list, out: bytearray) -> None:
-    """fields: at most 24 values, the index is the key, None is absent -> appends the map, without a dict or a sort."""
-    start = len(out)
-    out.append(0xA0)
+    """fields: values whose index is their key, None is absent -> appends the map, without a dict or a sort."""
+    pairs = 0
+    for value in fields:
+        pairs += value is not None
+    head(out, 5, pairs)
     for key in range(len(fields)):  # enumerate() would allocate a tuple for each
         value = fields[key]
         if value is not None:
-            out[start] += 1
-            out.append(key)
+            head(out, 0, key)
             encode(value, out)

@@ -22,6 +22,7 @@ _FLAG_MAINTENANCE = const(4)
 _IN_FLIGHT = const(30)  # numbers on their way; what the outbox can acknowledge out of order
 _BURST = const(16)  # reports that one pump() sends
 _LATE_S = const(60)
+_LATE_KEY = const(23)  # the highest that takes one byte: a report's other keys are below it
 _SEAL_BYTES = const(17)
 _RESEND_MAX_MS = const(3_600_000)
 
@@ -220,7 +221,7 @@ class Delivery(Reporter):
             return value
         value = bytearray(value)
         value[0] += 1  # one more pair; its key is the highest, so the order is kept
-        value.append(17)
+        value.append(_LATE_KEY)
         cbor.encode(age_s, value)
         return value
 

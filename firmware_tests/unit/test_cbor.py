@@ -65,6 +65,9 @@ def encoded(fields):
 def test_fields_are_a_map_without_the_absent():
     fields = [1, None, 70000, None, (1, 2)]
     assert encoded(fields) == dumps({0: 1, 2: 70000, 4: [1, 2]})
+    many = list(range(31))  # keys and a count of more than one byte
+    assert encoded(many) == dumps(dict(zip(many, many)))
+    assert encoded([None] * 25 + [7]) == dumps({25: 7})
 
 
 def test_anything_but_one_deterministic_item_is_refused():

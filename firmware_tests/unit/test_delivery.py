@@ -419,7 +419,7 @@ def test_history_says_so_and_how_old_it_is():
         bench.window()
     bench.cut = False
     bench.pump()
-    ages = [fields.get(17) for fields in bench.heard]
+    ages = [fields.get(23) for fields in bench.heard]
     assert ages == [90, 80, 70, 60, None, None, None, None, None, None]
 
 
@@ -435,7 +435,7 @@ def test_clock_unset_gives_uptime_and_the_status_tells_when_that_was():
     bench.pump(100_000)
     assert [fields.get(3) for fields in bench.heard] == [None, None, None, NOW_S + 10]
     assert [fields.get(4) for fields in bench.heard] == [0, 10, 20, None]
-    assert [fields.get(17) for fields in bench.heard] == [130, 120, 110, 100]
+    assert [fields.get(23) for fields in bench.heard] == [130, 120, 110, 100]
     status = loads(unseal(Mac(SECRET, b"status", "pump-1"), bench.reporter.status()))
     began_s = status[3] - status[4]
     assert began_s == NOW_S - 20  # so the first one was at began_s + 0

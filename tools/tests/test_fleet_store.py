@@ -54,7 +54,7 @@ def level(store: Store) -> int:
 def test_a_report_sent_again_with_its_age_is_a_duplicate(tmp_path: Path) -> None:
     with Store(":memory:") as store:
         assert store.put([report(1), report(1)]) == [STORED, DUPLICATE]
-        assert store.put([report(1, k17=90), report(1, k17=True)]) == [DUPLICATE] * 2
+        assert store.put([report(1, k23=90), report(1, k23=True)]) == [DUPLICATE] * 2
         assert store.count() == 1
 
 
@@ -91,7 +91,7 @@ def test_the_level_is_that_of_the_newest_event_whatever_its_number() -> None:
         assert level(store) == 2
         store.put([report(6, 0, time_s=NOW_S + 5)], now_s=NOW_S + 6)
         assert level(store) == 0
-        store.put([report(1, 2, time_s=NOW_S - 3600, stream=B, k17=3600)], now_s=NOW_S + 9)
+        store.put([report(1, 2, time_s=NOW_S - 3600, stream=B, k23=3600)], now_s=NOW_S + 9)
         assert level(store) == 0
 
 
@@ -121,7 +121,7 @@ def test_a_device_with_a_wrong_clock_after_a_restart_is_believed(clock: int | No
 def test_history_without_a_clock_does_not_set_the_level() -> None:
     with Store(":memory:") as store:
         store.put([report(1, 0, stream=B, time_s=None, k4=5)], now_s=NOW_S)
-        store.put([report(9, 2, time_s=None, k4=500, k17=True)], now_s=NOW_S + 1)  # of an earlier start
+        store.put([report(9, 2, time_s=None, k4=500, k23=True)], now_s=NOW_S + 1)  # of an earlier start
         assert level(store) == 0
 
 
@@ -160,7 +160,7 @@ def test_what_a_real_device_sends_is_stored_once(tmp_path: Path) -> None:
 
 def test_history_of_a_device_without_a_clock_gets_its_time_later() -> None:
     with Store(":memory:") as store:
-        store.put([report(1, time_s=None, k4=101), report(2, time_s=None, k4=102, k17=50)], now_s=NOW_S)
+        store.put([report(1, time_s=None, k4=101), report(2, time_s=None, k4=102, k23=50)], now_s=NOW_S)
         rows = {row.sequence: row for row in store.history("pump-1")}
         assert [rows[n].time_known for n in (1, 2)] == [False, True]
         assert rows[2].time_s == NOW_S - 50

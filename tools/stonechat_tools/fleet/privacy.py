@@ -20,7 +20,7 @@ PRIVACY_REPORT = {
     14: ("lost", "how many reports a full outbox has dropped"),
     15: ("answer", "number of a command and its result"),
     16: ("stream", "which start of the device made the report: a random number"),
-    17: ("late", "how old the report was as it was sent"),
+    23: ("late", "how old the report was as it was sent"),
 }
 PRIVACY_STATUS = {
     0: ("version", "nothing"),

@@ -30,6 +30,7 @@ COMMANDS = {
 }
 
 _COUNT_MAX = 0xFFFFFFFF
+LATE_KEY = 23  # of a report; appended last, by the device, as it sends
 
 
 def result_name(result: int) -> str:
@@ -199,7 +200,7 @@ def _identity(body: bytes) -> tuple[bytes, int] | None:
 
 def _undated(body: bytes, late: int | bool) -> bytes:
     """The report as the device keeps it: without the age, its last pair."""
-    pair = b"\x11" + encode(late)
+    pair = bytes((LATE_KEY,)) + encode(late)
     if body.endswith(pair) and 0xA1 < body[0] <= 0xB7:
         return bytes((body[0] - 1,)) + body[1 : -len(pair)]
     return body
@@ -221,9 +222,9 @@ def _report(device: str, body: bytes) -> Report:
     )
     if report.time_s is None and report.uptime_s is None:
         raise Rejected("malformed", "no time")
-    if 17 in fields:
-        report.late_s = -1 if fields.raw(17) is True else fields.count(17)
-        report.body = _undated(body, fields.raw(17))
+    if LATE_KEY in fields:
+        report.late_s = -1 if fields.raw(LATE_KEY) is True else fields.count(LATE_KEY)
+        report.body = _undated(body, fields.raw(LATE_KEY))
     if 15 in fields:
         command, result = fields.counts(15, 2)
         report.answer = (command, result)
