@@ -150,8 +150,9 @@ class Trial:
         levels = ["", *(self._window(BENIGN)["level"] for _ in range(windows))]
         return sum(level == "alarm" and before != "alarm" for before, level in zip(levels, levels[1:], strict=False))
 
-    def attack(self, name: str, windows: int) -> dict[str, Any]:
-        """Run the attack for at most N windows, until the alarm; then let the device come to rest."""
+    def attack(self, name: str, windows: int, whole: bool = False) -> dict[str, Any]:
+        """Run the attack for at most N windows, until the alarm (whole: for N windows); then let the device come to
+        rest."""
         outcome: dict[str, Any] = {"device": self.name, "attack": name, "windows_to_alarm": None, "top_features": []}
         outcome["windows"] = windows
         peak = 0.0
@@ -161,9 +162,10 @@ class Trial:
                 if verdict["evidence"] >= peak:
                     peak = verdict["evidence"]
                     outcome["top_features"] = [shown["feature"] for shown in verdict["explain"]]
-                if verdict["level"] == "alarm":
+                if verdict["level"] == "alarm" and outcome["windows_to_alarm"] is None:
                     outcome["windows_to_alarm"] = n
-                    break
+                    if not whole:
+                        break
         outcome["peak_evidence"] = peak
         outcome["explained"] = bool(set(outcome["top_features"]) & set(attacks.ATTACKS[name].features))
         rested = 0
@@ -231,7 +233,7 @@ class Trials:
         self._show(f"{trial.name}: {calm} benign windows, {alarms} false alarms")
         outcomes = []
         for name in names:
-            outcome = trial.attack(name, self._args.windows)
+            outcome = trial.attack(name, self._args.windows, self._args.whole)
             outcomes.append(outcome)
             after = outcome["windows_to_alarm"]
             shown = f"alarm after {after}" if after else f"no alarm, {outcome['peak_evidence']:.2f} of one"
@@ -312,6 +314,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--loopback", action="store_true", help="everything on the device's loopback")
     add("--calm", type=int, default=CALM_WINDOWS, help="benign windows first (default %(default)s)")
     add("--windows", type=int, default=WINDOWS, help="an attack lasts at most (default %(default)s)")
+    add("--whole", action="store_true", help="an attack goes on after its alarm, for all its windows: for recordings")
     add("--traces", metavar="DIR", help="keep the windows, labelled, as traces: for `stonechat evaluate`")
     add("--json", metavar="FILE", help="write the outcome to FILE")
     add("--page", metavar="FILE", help="write it as a page of Markdown")
