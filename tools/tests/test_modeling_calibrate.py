@@ -8,6 +8,7 @@ import pytest
 from stonechat.errors import ModelError
 from stonechat.features import RATE
 from stonechat.model import load_model
+from stonechat.own_model_file import replace_metadata
 from stonechat.schema import Schema
 from stonechat_tools import cli
 from stonechat_tools.modeling import calibrate
@@ -24,7 +25,6 @@ from stonechat_tools.modeling.calibrate import (
 )
 from stonechat_tools.modeling.device_path import features_q8
 from stonechat_tools.modeling.fit import DEFAULT_ALARM_RULES, fit
-from stonechat_tools.modeling.seal import replace_metadata
 from stonechat_tools.traces.files import write_trace
 from stonechat_tools.traces.trace import make_trace
 

@@ -33,12 +33,12 @@ from stonechat.errors import ModelError, StonechatError
 from stonechat.linux import shipped
 from stonechat.metadata import Metadata
 from stonechat.model import load_model
+from stonechat.own_model_file import seal
 
 from stonechat_tools.console import read_file, write_atomic
 from stonechat_tools.modeling.device_path import Network, Replay, to_features
 from stonechat_tools.modeling.fit import DEFAULT_ALARM_RULES, table
 from stonechat_tools.modeling.options import LATER_WINDOWS, TABLE_WINDOWS
-from stonechat_tools.modeling.seal import seal
 from stonechat_tools.traces.files import read_all
 from stonechat_tools.traces.trace import Trace
 

@@ -25,11 +25,11 @@ from stonechat.features import Normalization
 from stonechat.metadata import Metadata
 from stonechat.model import load_model
 from stonechat.model_file import BUFFER, INFO_BUFFER, pack_normalization
+from stonechat.own_model_file import PLACEHOLDER, seal
 from stonechat.schema import Schema
 
 from .device_path import Network, Replay
 from .options import FIT_WINDOWS, TABLE_WINDOWS
-from .seal import PLACEHOLDER, seal
 from .tflite_writer import Layer, write
 
 Ints = npt.NDArray[np.int64]
