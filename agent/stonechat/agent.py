@@ -126,6 +126,16 @@ class Agent(Loop):
         self._status_due = True
         self._pump_due_ms = ticks_ms()
 
+    def announce_sleep(self, seconds: int) -> bool:
+        """Send a status: the device sleeps now, and the next one follows within `seconds`. Let the client send it
+        (in_flight empty), save() and sleep -> False where the byte budget does not allow it. Raises what publish
+        raises. A sleep longer than two heartbeats that is not announced makes the device silent."""
+        self.reporter.sleep_s = seconds
+        try:
+            return self.reporter.send_status(self.publish, self.status)
+        finally:
+            self.reporter.sleep_s = None
+
     def on_message(self, topic, payload: bytes) -> None:
         """Take a message from the broker: acknowledgements and commands that authenticate are carried out."""
         self._pump_due_ms = ticks_ms()  # an acknowledgement frees space for what waits

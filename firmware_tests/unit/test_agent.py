@@ -244,6 +244,16 @@ def test_connect_does_all_that_a_client_needs():
     assert client.polls == 1 and "111" in agent.offline and agent.errors == 0
 
 
+def test_a_planned_sleep_is_in_one_status_only():
+    agent = play([QUIET] * 2)
+    agent.connect(Client())
+    seen = []
+    agent.reporter.status = lambda **facts: seen.append(agent.reporter.sleep_s) or b"status"
+    assert agent.announce_sleep(3600) and agent.reporter.sleep_s is None
+    agent.reporter.send_status(agent.publish, agent.status)
+    assert seen == [3600, None]
+
+
 def test_windows_that_were_not_scored_are_counted_by_cause_and_reported():
     class Flaky(Replay):
         warmup_windows = 2

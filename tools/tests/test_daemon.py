@@ -14,7 +14,7 @@ from stonechat import model_file
 from stonechat.features import RATE
 from stonechat.model import END_BYTES
 from stonechat.schema import Schema
-from stonechat_tools.fleet import keyring
+from stonechat_tools.fleet import keyring, wire
 from stonechat_tools.fleet.collect import Collector
 from stonechat_tools.fleet.local_broker import LocalBroker, free_port
 from stonechat_tools.fleet.store import Store
@@ -53,6 +53,25 @@ def test_every_window_reaches_the_database_once(folder: Path, transport: str) ->
     assert "connected to" in agent.said()
     assert "reports published" in agent.said().splitlines()[-1]
     assert "Traceback" not in agent.said()
+
+
+def test_the_status_announces_heartbeat_and_sleep(folder: Path) -> None:
+    with LocalBroker() as broker, Store(folder / "fleet.db") as store:
+        agent = AgentProcess(folder, broker.port)
+        collector = collector_for(agent, store, broker.port)
+        statuses: list[wire.Status] = []
+        collector.on_status = statuses.append
+        with collector, agent:
+            wait_for(lambda: store.count() >= 2, say=agent.said)
+            done = subprocess.run([*agent.command, "--announce-sleep", "3600"], timeout=30, check=False)
+            assert done.returncode == 0, agent.said()
+            wait_for(lambda: any(status.sleep_s == 3600 for status in statuses), say=agent.said)
+            assert {status.heartbeat_s for status in statuses if status.online} <= {0, 1}  # one window of 400 ms
+            refused = subprocess.run([*agent.command, "--announce-sleep", "0"], capture_output=True, timeout=30)
+            assert refused.returncode == 1 and refused.stderr.count(b"\n") == 1
+        nobody = subprocess.run([*agent.command, "--announce-sleep", "60"], capture_output=True, text=True, timeout=60)
+        assert nobody.returncode == 1 and "no agent runs with this configuration" in nobody.stderr
+        assert not (folder / "state" / "state.sleep").exists()
 
 
 def test_a_killed_broker_loses_nothing(folder: Path) -> None:

@@ -3,6 +3,7 @@
     stonechat-agent --config /etc/stonechat/stonechat.toml
     stonechat-agent --example-config > stonechat.toml
     stonechat-agent --config stonechat.toml --check      # read everything, say what would run, start nothing
+    stonechat-agent --config /etc/stonechat/stonechat.toml --announce-sleep 3600   # before the machine is suspended
     stonechat-agent install --bundle sensor-7.tar        # as root: user, files and systemd unit; `uninstall` undoes it
 
 Exit status: 0 stopped by a signal; 1 it can't run before somebody changes something (the message says what and how);
@@ -21,6 +22,7 @@ from . import config as configuration
 from .daemon import EXIT_CONFIG, EXIT_UNFORESEEN, Daemon, describe, exit_status, keep_standard_files
 from .files import read_file
 from .log import Log
+from .planned_sleep import announce
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -30,6 +32,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="FILE", help="the configuration, TOML")
     parser.add_argument("--check", action="store_true", help="read and attach everything, say what would run, and stop")
     parser.add_argument("--example-config", action="store_true", help="print a configuration with every key explained")
+    parser.add_argument(
+        "--announce-sleep",
+        type=int,
+        metavar="SECONDS",
+        help="let the running agent announce that the device sleeps now, and for how long; returns once the broker"
+        " has it",
+    )
     parser.add_argument("--version", action="version", version="stonechat-agent " + __version__)
     return parser
 
@@ -96,6 +105,9 @@ def main(argv: list | None = None) -> int:
     forbid_core_dumps()
     try:
         config = configuration.load(args.config)
+        if args.announce_sleep is not None:
+            announce(config["device"]["state_file"], args.announce_sleep)
+            return 0
         prove_models(config)
         if args.check:
             print(Daemon(config, Log(config["log"]["level"]), check=True).plan())

@@ -24,6 +24,7 @@ from .broker import Credentials, prepare
 from .broker_errors import explain
 from .disk_outbox import DiskOutbox
 from .log import Log, Troubles
+from .planned_sleep import Announcements
 from .tflite_runtime import TfliteRuntime
 
 LEVEL_NAMES = {NORMAL: "normal", WATCH: "watch", ALARM: "alarm"}
@@ -170,6 +171,7 @@ class Daemon:
         self._connect(credentials)
         self._lacks = ""
         self._named: dict = {}  # feature: window in which it last led the explanation of this alarm
+        self._sleep = Announcements(device["state_file"])
         self._health: tuple = (None,)
         self._write_due_ms = ticks_ms()
         self._look_due_ms = ticks_ms()
@@ -256,6 +258,10 @@ class Daemon:
                 self.troubles.say("sources", "lacking " + lacks)
             else:
                 self.troubles.recovered("sources", 0)
+        try:
+            self._sleep.turn(agent, self.transport)
+        except (StonechatError, OSError) as error:
+            self.troubles.say("planned sleep", str(error))
         health = (lacks, tuple(agent.unscored), agent.windows // 360)
         now_ms = ticks_ms()
         if health != self._health and (lacks != self._health[0] or ticks_diff(now_ms, self._write_due_ms) >= 0):

@@ -40,4 +40,6 @@ PRIVACY_STATUS = {
     15: ("counters", "messages rejected, reports not written down, changes of level held back, reports refused"),
     16: ("stream", "which start this is: a random number"),
     17: ("unscored", "how many windows were not scored, by cause"),
+    20: ("heartbeat", "how often it reports"),
+    21: ("planned sleep", "that it sleeps now, and until when"),
 }

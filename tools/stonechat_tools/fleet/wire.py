@@ -97,6 +97,8 @@ class Status:
     agent: str | None = None
     counters: tuple[int, ...] = ()
     unscored: tuple[int, ...] = ()
+    heartbeat_s: int | None = None
+    sleep_s: int | None = None  # the device sleeps now, for so long
 
 
 class _Fields:
@@ -279,6 +281,8 @@ def open_status(device: str, keys: DeviceKeys, message: bytes) -> Status:
         counters=fields.counts(15, 4) if 15 in fields else (),
         stream=fields.stream(),
         unscored=fields.counts(17, None) if 17 in fields else (),
+        heartbeat_s=fields.maybe(20),
+        sleep_s=fields.maybe(21),
     )
 
 
