@@ -46,6 +46,7 @@ class Source:
             if not self.in_file:
                 return self._view[at : at + size]
             out = bytearray(size) if out is None else out
+            self._file.seek(0)  # littlefs up to 2.8 reads another block behind a read that ended with one
             self._file.seek(at)
             if self._file.readinto(out) == size:
                 return out

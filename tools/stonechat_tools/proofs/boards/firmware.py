@@ -1,10 +1,14 @@
-"""Builds MicroPython for emulated boards from Debian's sources into .targets/boards: RP2040, Cortex-M0, M3, M7, RV32.
+"""Builds MicroPython for emulated boards from Debian's sources into .targets/boards: RP2040 with a network and without
+one (a plain Pico), Cortex-M0, M3, M7, RV32.
 
 Sources and tools are Debian packages: trixie's `micropython`, `mbedtls`, `lwip`, `pico-sdk-source` and
 `tinyusb-source`; the compilers of this machine's own Debian. Debian's source has an empty lib/, which is linked to
-those packages. What is patched is in `patch()`: the ports' own behaviour stays.
+those packages. What is patched is in `patch()`: the ports' own behaviour stays. A firmware that was built by another
+recipe (its board here, or what `patch()` does) counts as missing.
 """
 
+import hashlib
+import inspect
 import os
 import shutil
 import subprocess
@@ -54,11 +58,28 @@ class Board:
 
     @property
     def missing(self) -> str | None:
-        return None if self.path.exists() else "not built; run `make boards`"
+        note = self.path.parent / "recipe"
+        built = self.path.exists() and note.exists() and note.read_text() == self.recipe
+        return None if built else "not built; run `make boards`"
+
+    @property
+    def recipe(self) -> str:
+        """Changes with whatever this firmware is made by."""
+        what = (self.make, recipe())
+        return hashlib.sha256(repr(what).encode()).hexdigest()
 
 
 def _qemu(board: str, *more: str) -> tuple[str, ...]:
-    return (f"BOARD={board}", f"FROZEN_MANIFEST=boards/{board}/manifest.py", "MICROPY_VFS_LFS2=1", *more)
+    heap = f"MICROPY_HEAP_SIZE={192 * 1024}"  # about what a Pico has
+    return (f"BOARD={board}", f"FROZEN_MANIFEST=boards/{board}/manifest.py", "MICROPY_VFS_LFS2=1", heap, *more)
+
+
+def _rp2(board: str) -> tuple[str, ...]:
+    folder = "{port}/boards/" + board
+    return (
+        f"BOARD={board}",
+        f"CMAKE_ARGS=-DMICROPY_BOARD={board} -DMICROPY_BOARD_DIR={folder} -DPICO_NO_PICOTOOL=1",
+    )
 
 
 RV32 = "RV32_ARCH=rv32imc -misa-spec=2.2"
@@ -67,24 +88,15 @@ BUILDS = (
     Board("m3", "Cortex-M3", "qemu", _qemu("MPS2_AN385"), "build-MPS2_AN385/firmware.elf", "armv7m"),
     Board("m7", "Cortex-M7", "qemu", _qemu("MPS2_AN500"), "build-MPS2_AN500/firmware.elf", "armv7m"),
     Board("rv32", "RV32IMC", "qemu", _qemu("VIRT_RV32", RV32), "build-VIRT_RV32/firmware.elf", "rv32imc"),
-    Board(
-        "rp2040",
-        "Cortex-M0+",
-        "rp2",
-        (
-            "BOARD=SIM",
-            "CMAKE_ARGS=-DMICROPY_BOARD=SIM -DMICROPY_BOARD_DIR={port}/boards/SIM -DPICO_NO_PICOTOOL=1",
-        ),
-        "build-SIM/firmware.bin",
-        "armv6m",
-    ),
+    Board("rp2040", "Cortex-M0+", "rp2", _rp2("SIM"), "build-SIM/firmware.bin", "armv6m"),
+    Board("pico", "Cortex-M0+, no network", "rp2", _rp2("PLAIN"), "build-PLAIN/firmware.bin", "armv6m"),
 )
 
 
 # Where qemu's boards have their disks, in memory: of ROMFS (where the machine is given an image), and of littlefs with
 # its blocks of 512 bytes.
 DISKS = {  # port's board: (ROMFS at, littlefs at, blocks)
-    "MICROBIT": (0x80000, 0x20028000, 120),
+    "MICROBIT": (0x80000, 0x20100000, 2048),
     "MPS2_AN385": (0x21000000, 0x21400000, 2048),
     "MPS2_AN500": (0x60000000, 0x60400000, 2048),
     "VIRT_RV32": (0x84000000, 0x86000000, 2048),
@@ -184,6 +196,9 @@ TIME = """MICROPY_PY_TIME (1)
 #define MICROPY_PY_TIME_TIME_TIME_NS (1)
 #define MICROPY_PY_TIME_INCLUDEFILE "ports/qemu/modtime.c"
 """
+LOOPBACK = """
+#define LWIP_NETIF_LOOPBACK 1
+#define LWIP_IPV4 """
 CALENDAR = """// These machines have no clock that is set: the time is the first of the epoch.
 #include "py/obj.h"
 #include "shared/timeutils/timeutils.h"
@@ -236,6 +251,23 @@ def tools() -> None:
     )
 
 
+def recipe() -> str:
+    """What `patch()` does, and whatever it writes."""
+    parts = (
+        inspect.getsource(patch),
+        _patch_qemu,
+        _patch_rp2,
+        DISKS,
+        ROMFS_MOST,
+        BOOT,
+        CLOCK,
+        TIME,
+        CALENDAR,
+        LOOPBACK,
+    )
+    return "".join(inspect.getsource(part) if callable(part) else repr(part) for part in parts)
+
+
 def fetch() -> Path:
     """Downloads and unpacks the sources -> the folder of MicroPython's. Raises BuildError."""
     sys.path.insert(0, str(ROOT / "firmware_tests"))
@@ -243,7 +275,7 @@ def fetch() -> Path:
 
     source = BOARDS / "source"
     done = source / "complete"
-    if not done.exists():
+    if not done.exists() or done.read_text() != recipe():
         shutil.rmtree(source, ignore_errors=True)
         apt = BOARDS / "apt"
         for folder in ("state/lists/partial", "cache/archives/partial"):
@@ -273,7 +305,7 @@ def fetch() -> Path:
         for package in source.glob("*.deb"):
             run(["dpkg-deb", "-x", package.name, "packages"], source)
         patch(source / "micropython", source)
-        done.touch()
+        done.write_text(recipe())
     return source / "micropython"
 
 
@@ -299,7 +331,11 @@ def patch(tree: Path, source: Path) -> None:
     (packages / "pico-sdk/README.md").touch()
     (tree / "lib/micropython-lib").mkdir(exist_ok=True)
     (tree / "lib/micropython-lib/README.md").touch()
-    port = tree / "ports/qemu"
+    _patch_qemu(tree / "ports/qemu")
+    _patch_rp2(tree / "ports/rp2")
+
+
+def _patch_qemu(port: Path) -> None:
     _edit(port / "mphalport.c", lambda text: text + CLOCK)
     _edit(port / "mpconfigport.h", lambda text: text.replace("MICROPY_PY_TIME             (0)", TIME))
     (port / "modtime.c").write_text(CALENDAR)
@@ -323,21 +359,39 @@ def patch(tree: Path, source: Path) -> None:
         boot = f"ROM = {rom:#x}\nROMFS_MOST = {ROMFS_MOST}\nDISK = {disk:#x}\nBLOCKS = {blocks}\n{BOOT}"
         (port / "boards" / name / "_boot.py").write_text(boot)
         (port / "boards" / name / "manifest.py").write_text('freeze(".", "_boot.py")\n')
-    # a Pico with sockets over the loopback interface, and a ROM partition
-    board = tree / "ports/rp2/boards/SIM"
-    shutil.copytree(tree / "ports/rp2/boards/RPI_PICO", board)
+
+
+def _patch_rp2(port: Path) -> None:
+    """SIM: a Pico with sockets over lwIP's loopback interface and over PPP on a UART, and a ROM partition. PLAIN: a
+    Pico as MicroPython builds it, but for frozen drivers that Debian's source lacks."""
+    for name in ("SIM", "PLAIN"):
+        board = port / "boards" / name
+        shutil.copytree(port / "boards/RPI_PICO", board)
+        lwip = "set(MICROPY_PY_LWIP ON)\n" if name == "SIM" else ""
+        manifest = "set(MICROPY_FROZEN_MANIFEST ${MICROPY_BOARD_DIR}/manifest.py)\n"
+        _edit(board / "mpconfigboard.cmake", lambda text, more=lwip + manifest: text + more)  # type: ignore[misc]
+        (board / "manifest.py").write_text('freeze("$(PORT_DIR)/modules")\ninclude("$(MPY_DIR)/extmod/asyncio")\n')
+    sim = port / "boards/SIM"
+    with (sim / "manifest.py").open("a") as file:
+        file.write('require("mip")\n')
     _edit(
-        board / "mpconfigboard.cmake",
-        lambda text: text + "set(MICROPY_PY_LWIP ON)\nset(MICROPY_FROZEN_MANIFEST ${MICROPY_BOARD_DIR}/manifest.py)\n",
-    )
-    (board / "manifest.py").write_text('freeze("$(PORT_DIR)/modules")\ninclude("$(MPY_DIR)/extmod/asyncio")\n')
-    _edit(
-        board / "mpconfigboard.h",
+        sim / "mpconfigboard.h",
         lambda text: (
             text
             + "\n#define MICROPY_PY_NETWORK 1\n"
+            + "#define MICROPY_PY_NETWORK_PPP_LWIP 1\n"
             + '#define MICROPY_PY_NETWORK_HOSTNAME_DEFAULT "sim"\n'
             + "#define MICROPY_HW_ROMFS_BYTES (128 * 1024)\n"
+        ),
+    )
+    # lwIP asks for its loopback interface to be polled; it is looked at each 8 ms in place of 64
+    _edit(port / "lwip_inc/lwipopts.h", lambda text: text.replace("\n#define LWIP_IPV4 ", LOOPBACK, 1))
+    _edit(
+        port / "mpnetworkport.c",
+        lambda text: (
+            text.replace("LWIP_TICK_RATE_MS 64", "LWIP_TICK_RATE_MS 8", 1)
+            .replace('#include "lwip/timeouts.h"', '#include "lwip/timeouts.h"\n#include "lwip/netif.h"', 1)
+            .replace("    sys_check_timeouts();\n", "    sys_check_timeouts();\n    netif_poll_all();\n", 1)
         ),
     )
 
@@ -355,6 +409,7 @@ def build(board: Board, jobs: int = 1) -> None:
     run([*nice, "-C", str(port), *[word.format(port=port) for word in board.make]], tree, **release)
     board.path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(port / board.image, board.path)
+    (board.path.parent / "recipe").write_text(board.recipe)
 
 
 def build_all(names: list[str]) -> list[Board]:

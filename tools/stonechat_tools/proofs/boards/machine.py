@@ -23,7 +23,7 @@ from stonechat_tools.proofs.boards.firmware import BOARDS, DISKS, ROMFS_MOST, Bo
 
 MACHINES = {  # port's board: qemu's command
     "m0": ("qemu-system-arm", "-machine", "microbit", "-global", "nrf51-soc.flash-size=1048576")
-    + ("-global", "nrf51-soc.sram-size=262144"),
+    + ("-global", "nrf51-soc.sram-size=4194304"),
     "m3": ("qemu-system-arm", "-machine", "mps2-an385"),
     "m7": ("qemu-system-arm", "-machine", "mps2-an500"),
     "rv32": ("qemu-system-riscv32", "-machine", "virt", "-bios", "none", "-cpu", "rv32"),
