@@ -332,7 +332,7 @@ def test_a_full_disk_loses_nothing_and_confuses_no_device(tmp_path: Path) -> Non
                 store.put([of(name, n) for n in range(5)])
             for name in "bc":
                 assert store.sequences(name)[:5] == list(range(5))
-            rows = store._rows("SELECT count(*) FROM reports WHERE device NOT IN (SELECT id FROM devices)")
+            rows = store.rows("SELECT count(*) FROM reports WHERE device NOT IN (SELECT id FROM devices)")
             assert rows == [(0,)]
             assert sum(device["reports"] for device in store.devices()) == store.count()
     finally:
@@ -351,7 +351,7 @@ def test_a_disk_that_is_full_at_the_start_is_named_and_holds_up_no_lock(tmp_path
         with pytest.raises(StoreError, match=r"db: .*full"):
             Store(tmp_path / "db")
         with Store(":memory:") as store:
-            store.path = str(tmp_path / "other")
+            store.engine.path = str(tmp_path / "other")  # type: ignore[attr-defined]
             with store.collecting():
                 pass
         (tmp_path / "fill").unlink()
@@ -370,7 +370,7 @@ def test_what_is_no_file_is_named(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_locked_database_is_only_a_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stonechat_tools.fleet.store._BUSY_S", 0.1)
+    monkeypatch.setattr("stonechat_tools.fleet.store.sqlite._BUSY_S", 0.1)
     with Store(tmp_path / "db") as store:
         store.put([report(1)])
         other = sqlite3.connect(tmp_path / "db")
@@ -396,3 +396,75 @@ def test_one_collector_for_each_database(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="another collector"):
             held.__enter__()
     assert (tmp_path / "db").stat().st_mode & 0o777 == 0o600
+    os.link(tmp_path / "db", tmp_path / "hard")  # two names, two logs: SQLite would damage it
+    with pytest.raises(StoreError, match="hard link"):
+        Store(tmp_path / "hard")
+
+
+# --- versions ---------------------------------------------------------------------------------------------------------
+
+VERSION_3 = """
+CREATE TABLE devices (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, first_seen_s REAL NOT NULL,
+ last_seen_s REAL NOT NULL, key TEXT NOT NULL DEFAULT '', online INTEGER, online_since_s REAL, conflict_s REAL,
+ heartbeat_windows INTEGER NOT NULL DEFAULT 0, status_stream INTEGER, status_json TEXT NOT NULL DEFAULT '{}',
+ reports INTEGER NOT NULL DEFAULT 0, conflicts INTEGER NOT NULL DEFAULT 0, newest_s INTEGER,
+ newest_sequence INTEGER NOT NULL DEFAULT 0, level INTEGER NOT NULL DEFAULT 0, score_q8 INTEGER, evidence_q8 INTEGER,
+ lost INTEGER NOT NULL DEFAULT 0, refused INTEGER NOT NULL DEFAULT 0, last_command INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE streams (id INTEGER PRIMARY KEY, device INTEGER NOT NULL, stream BLOB NOT NULL, boot INTEGER NOT NULL,
+ first_seen_s REAL NOT NULL, began_s INTEGER, behind_s INTEGER, status_number INTEGER NOT NULL DEFAULT 0,
+ lost INTEGER NOT NULL DEFAULT 0, UNIQUE (device, stream));
+CREATE TABLE reports (device INTEGER NOT NULL, stream INTEGER NOT NULL, sequence INTEGER NOT NULL,
+ variant INTEGER NOT NULL, boot INTEGER NOT NULL, time_s INTEGER, uptime_s INTEGER, at_s INTEGER NOT NULL,
+ at_known INTEGER NOT NULL, received_s REAL NOT NULL, late_s INTEGER, level INTEGER NOT NULL, flags INTEGER NOT NULL,
+ windows INTEGER NOT NULL, score_q8 INTEGER, score_min_q8 INTEGER, score_max_q8 INTEGER, surprise_q8 INTEGER,
+ evidence_q8 INTEGER, features TEXT, detail TEXT, lost INTEGER NOT NULL, body BLOB NOT NULL,
+ PRIMARY KEY (stream, sequence, variant)) WITHOUT ROWID;
+CREATE INDEX reports_by_time ON reports (device, at_s);
+CREATE TABLE commands (device INTEGER NOT NULL, sequence INTEGER NOT NULL, sent_s REAL, code INTEGER,
+ arguments TEXT NOT NULL DEFAULT '[]', result INTEGER, answered_s REAL, PRIMARY KEY (device, sequence)) WITHOUT ROWID;
+CREATE TABLE rejections (device TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL, last_s REAL NOT NULL,
+ PRIMARY KEY (device, reason)) WITHOUT ROWID;
+CREATE TABLE listening (id INTEGER PRIMARY KEY CHECK (id = 1), since_s REAL NOT NULL, until_s REAL NOT NULL);
+PRAGMA user_version = 3;
+PRAGMA journal_mode = WAL;
+"""
+
+
+def test_a_database_of_an_older_version_keeps_all_it_has(tmp_path: Path) -> None:
+    old = sqlite3.connect(tmp_path / "db")
+    old.executescript(VERSION_3)
+    facts = '{"firmware": "2.0", "window_ms": 5000, "boot": 3}'
+    old.execute(
+        "INSERT INTO devices (id, name, first_seen_s, last_seen_s, status_json, reports)"
+        " VALUES (4, 'pump-1', ?, ?, ?, 3)",
+        (NOW_S, NOW_S, facts),
+    )
+    old.execute("INSERT INTO streams (id, device, stream, boot, first_seen_s) VALUES (9, 4, ?, 7, ?)", (A, NOW_S))
+    old.execute("INSERT INTO listening VALUES (1, ?, ?)", (NOW_S - 50, NOW_S))
+    old.execute("INSERT INTO commands (device, sequence, code) VALUES (4, 77, 5)")
+    made = [report(n, n % 3, k13=f"of {n}", k10=b"\x01\x10\x32") for n in range(3)]
+    for one in made:
+        old.execute(
+            "INSERT INTO reports VALUES (4, 9, ?, 0, 7, ?, NULL, ?, 1, ?, NULL, ?, 0, 1, 256, 256, 256, 1, 1, NULL,"
+            " NULL, 0, ?)",
+            (one.sequence, NOW_S, NOW_S, NOW_S, one.level, one.body),
+        )
+    old.commit()
+    old.close()
+    said: list[str] = []
+    with Store(tmp_path / "db", said.append) as store:
+        assert "version 3" in said[0] and len(said) == 1
+        rows = store.history("pump-1")
+        assert [(row.sequence, row.level, row.detail) for row in rows] == [(n, n, f"of {n}") for n in range(3)]
+        assert rows[0].features == [wire.Feature(1, 1.0, 50)]
+        device = store.devices()[0]
+        assert device["firmware"] == "2.0" and device["window_ms"] == 5000 and device["reports"] == 3
+        assert store.listening() == (NOW_S - 50, NOW_S) and store.commands("pump-1")[0]["sequence"] == 77
+        assert store.put([made[0], report(9)]) == [DUPLICATE, STORED]
+    with Store(tmp_path / "db", said.append) as store, Store(tmp_path / "new") as new:
+        assert len(said) == 1 and store.count() == 4
+        columns = (
+            "SELECT t.name, c.name, c.type FROM sqlite_master t, pragma_table_info(t.name) c"
+            " UNION SELECT name, tbl_name, '' FROM sqlite_master WHERE type = 'index' AND name NOT LIKE 'sqlite_%'"
+        )
+        assert sorted(store.rows(columns)) == sorted(new.rows(columns))

@@ -244,6 +244,11 @@ def _report(device: str, body: bytes) -> Report:
     return report
 
 
+def reread(device: str, body: bytes) -> Report:
+    """A report out of the database: its body, as open_report() gave it, decoded once more."""
+    return _report(device, body)
+
+
 def _features(packed: bytes) -> Iterator[Feature]:
     if len(packed) % 3:
         raise Rejected("malformed", "features")

@@ -1,0 +1,15 @@
+"""The fleet's database: SQLite by default, PostgreSQL by URL, and the only SQL in the tree.
+
+store.py      Store: what the other modules call
+ingest.py     what a batch of reports and statuses does to the database, decided in memory
+schema.py     tables, versions, migrations
+read.py       what is read for tables, plots and checks
+sqlite.py     the file: opened, locked, moved, damaged
+postgres.py   the server: connected, lost, connected again
+retention.py  roll-ups by hour and day, and what is deleted after how long
+"""
+
+from .base import CONFLICT, DUPLICATE, STORED, Row, StoreError
+from .store import Store
+
+__all__ = ["CONFLICT", "DUPLICATE", "STORED", "Row", "Store", "StoreError"]

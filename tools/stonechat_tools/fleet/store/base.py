@@ -1,0 +1,117 @@
+"""What all modules of the database share: its errors, its rows, and what it needs of an engine."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from stonechat.errors import StonechatError
+
+from ..wire import Feature
+
+STORED, DUPLICATE, CONFLICT = "stored", "duplicate", "conflict"
+DAY_S = 86_400
+MAX_CACHED = 10_000
+MAX_IN = 500  # values in one IN (...)
+
+
+class StoreError(StonechatError):
+    """The database can't be opened, read or written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One report out of the database; `time_s` is that of the event where it is known, else when it was received.
+    `variant` is 0, or another number for a report whose name another one had taken before."""
+
+    device: str
+    stream: str
+    sequence: int
+    variant: int
+    boot: int
+    time_s: float
+    time_known: bool
+    late_s: int | None
+    level: int
+    flags: int
+    windows: int
+    score: float | None
+    score_min: float | None
+    score_max: float | None
+    surprise: float | None
+    evidence: float | None
+    features: list[Feature]
+    detail: str | None
+    lost: int
+
+
+class Stream:
+    """One start of a device. highest: of its sequence numbers, -1 for none."""
+
+    __slots__ = ("id", "highest", "forgotten", "began_s", "behind_s")
+
+    def __init__(self, row: int, highest: int, forgotten: int, began_s: int | None, behind_s: int | None) -> None:
+        self.id = row
+        self.highest = highest
+        self.forgotten = forgotten
+        self.began_s = began_s
+        self.behind_s = behind_s
+
+
+class Device:
+    """What is remembered of a device between batches. name: of its current stream, `stream`."""
+
+    __slots__ = ("id", "key", "newest_s", "heartbeat", "name", "stream")
+
+    def __init__(self, row: int, key: str, newest_s: int | None, heartbeat: int) -> None:
+        self.id = row
+        self.key = key
+        self.newest_s = newest_s
+        self.heartbeat = heartbeat
+        self.name = b""
+        self.stream: Stream | None = None
+
+
+class Db(Protocol):
+    """An open transaction. Queries have `?` for each value, in both engines."""
+
+    def execute(self, query: str, values: Sequence[Any] = ..., /) -> Any: ...
+
+    def executemany(self, query: str, rows: Iterable[Sequence[Any]], /) -> Any: ...
+
+
+class Engine(Protocol):
+    """generation: grows with each database that is opened, so that what was remembered of another one is dropped."""
+
+    generation: int
+    integer: str  # what the schema's types are called here
+    real: str
+    blob: str
+    key: str
+
+    @property
+    def name(self) -> str:
+        """For messages: a path, or a URL without its password."""
+
+    def transaction(self) -> AbstractContextManager[Db]: ...
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]: ...
+
+    def append(self, db: Db, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
+
+    def collecting(self) -> AbstractContextManager[None]: ...
+
+    def close(self) -> None: ...
+
+
+def number(q8: int | None) -> float | None:
+    return None if q8 is None else q8 / 256
+
+
+def pieces(values: Sequence[Any], size: int = MAX_IN) -> Iterator[Sequence[Any]]:
+    for at in range(0, len(values), size):
+        yield values[at : at + size]
+
+
+def marks(count: int) -> str:
+    return ",".join("?" * count)

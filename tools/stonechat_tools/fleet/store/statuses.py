@@ -1,0 +1,75 @@
+"""What a status, or a last will, does to the database."""
+
+import json
+
+from ..keyring import Rejected
+from ..wire import Status
+from .base import DAY_S, Db, Device, Stream
+
+
+def put_status(db: Db, device: Device, stream: Stream, status: Status, now_s: float) -> None:
+    """Raises Rejected for one that is older than what is known."""
+    (number,) = db.execute("SELECT status_number FROM streams WHERE id = ?", (stream.id,)).fetchone()
+    (current,) = db.execute("SELECT status_stream FROM devices WHERE id = ?", (device.id,)).fetchone()
+    if status.online and status.number < number:
+        raise Rejected("stale", "an older status")
+    if current not in (None, stream.id) and (not status.online or status.number == number):
+        raise Rejected("stale", "of an earlier start")
+    if not status.online:  # the last will was written before the connection: it only says that it ended
+        db.execute(
+            "UPDATE devices SET online_since_s = CASE WHEN online = 0 THEN online_since_s ELSE ? END, online = 0,"
+            " status_stream = ? WHERE id = ?",
+            (now_s, stream.id, device.id),
+        )
+        return
+    if status.number == number:
+        return  # the broker's retained copy once more: it does not say that the device is there now
+    if number and current not in (None, stream.id):  # a start that another one had followed: two of them run
+        db.execute("UPDATE devices SET conflicts = conflicts + 1, conflict_s = ? WHERE id = ?", (now_s, device.id))
+    if status.time_s is not None and status.time_s <= now_s + DAY_S:
+        _began(db, stream, status.time_s - status.uptime_s)
+    db.execute("UPDATE streams SET status_number = ? WHERE id = ?", (status.number, stream.id))
+    db.execute(
+        "UPDATE devices SET online_since_s = CASE WHEN online = 1 THEN online_since_s ELSE ? END, online = 1,"
+        " status_stream = ?, last_seen_s = ? WHERE id = ?",
+        (now_s, stream.id, now_s, device.id),
+    )
+    db.execute(
+        "INSERT INTO statuses (device, facts) VALUES (?, ?) ON CONFLICT (device) DO UPDATE SET facts = excluded.facts",
+        (device.id, json.dumps(facts_of(status))),
+    )
+
+
+def facts_of(status: Status) -> dict[str, object]:
+    """What Store.devices() gives of a status."""
+    return {
+        "firmware": status.firmware,
+        "model": status.model.hex() if status.model else None,
+        "schema": status.schema.hex() if status.schema else None,
+        "window_ms": status.window_ms,
+        "sources": list(status.sources),
+        "adaptation_q8": status.adaptation_q8,
+        "learning": status.learning,
+        "agent": status.agent,
+        "counters": list(status.counters),
+        "unscored": list(status.unscored),
+        "boot": status.boot,
+        "stream": status.stream.hex(),
+    }
+
+
+def _began(db: Db, stream: Stream, began_s: int) -> None:
+    """The device's clock is set by now: give the stream's reports from before their times."""
+    before = stream.began_s
+    if before == began_s:
+        return
+    if before is not None and began_s < before - 60:  # its clock was put back: how far it is behind, nobody knows
+        db.execute("UPDATE streams SET behind_s = NULL WHERE id = ?", (stream.id,))
+        stream.behind_s = None
+    db.execute("UPDATE streams SET began_s = ? WHERE id = ?", (began_s, stream.id))
+    stream.began_s = began_s
+    if before is None or abs(began_s - before) > 2:  # not for the clock's ordinary corrections
+        db.execute(
+            "UPDATE reports SET at_s = ? + uptime_s, at_known = 1 WHERE stream = ? AND uptime_s IS NOT NULL",
+            (began_s, stream.id),
+        )
