@@ -122,7 +122,7 @@ if [ "$LEVEL" = demo ]; then
 fi
 if ! stamped test; then
     say "installing what the tests need: 140 MB to download, 950 MB on disk, once (minutes)"
-    pip_install -e '.[tools,tflite,parquet]' --group dev
+    pip_install -e '.[tools,tflite,parquet,release]' --group dev
     set_stamp test
 fi
 

@@ -37,6 +37,8 @@ EXTRAS = {
     "keras": "keras",
     "distributed": "dask",
     "dask": "dask",
+    "pqcrypto": "release",
+    "pyhsslms": "release",
     "pyarrow": "parquet",
     "stonechat_tools": "lab",
 }

@@ -15,11 +15,11 @@ TOOLS = ROOT / "tools" / "stonechat_tools"
 # Height of each module of the agent's core; a new module must be given one.
 LEVELS = [
     ["compat", "compat_cpython", "errors"],
-    ["cbor", "cbor_decode", "int8/requantize", "int8/operator_names", "int8/viper", "int8/plain"],
+    ["cbor", "cbor_decode", "int8/requantize", "int8/operator_names", "int8/viper", "int8/plain", "lms", "slh_dsa"],
     ["features", "state", "int8/network", "metadata"],
     ["window", "schema", "int8/tflite", "cose", "adaptation"],
     ["int8/operators", "detection", "cose_open", "budget"],
-    ["int8/interpreter", "custom_counters", "fusion", "commands"],
+    ["int8/interpreter", "custom_counters", "fusion", "commands", "manifest"],
     ["model"],
     ["model_file", "scorer", "outbox", "outbox_memory", "mqtt"],
     ["report", "replay"],
@@ -37,7 +37,7 @@ FOREIGN = {"numpy", "paho", "tflite_runtime", "ai_edge_litert", "stonechat_tools
 WINGS = [
     ["schemas", "console"],
     ["traces", "lab", "fleet", "device"],
-    ["recording"],
+    ["recording", "release"],
     ["modeling"],
     ["evaluation", "proofs"],
     ["bench"],

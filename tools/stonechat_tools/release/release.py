@@ -1,0 +1,297 @@
+"""Sign models for a class of devices, and check what was signed.
+
+A release is a folder: manifest.cbor (what the devices verify), model.tflite, sbom.cdx.json. Sign on a machine that is
+not on a network; the folder holds no secret. Two algorithms: slh-dsa (SLH-DSA-SHA2-128s, FIPS 205) keeps no state and
+is the default; hss (HSS/LMS, RFC 8554, 1,024 signatures) makes manifests of 2.6 KB instead of 8 and is verified in a
+twentieth of the time, but each signature uses up a leaf: its state file must never be copied or restored.
+
+Examples:
+  stonechat release keygen vendor.key
+  stonechat release keygen officer.key --role officer --algorithm hss
+  stonechat release sign model.tflite --key vendor.key --class pump --version 3 --out releases/pump-3
+  stonechat release sign --add releases/pump-3 --key officer.key
+  stonechat release verify releases/pump-3 --keys vendor.key.pub officer.key.pub
+  stonechat release inspect releases/pump-3
+  stonechat release sign --next-keys new.key.pub --key vendor.key --class pump --version 4 --out releases/pump-4
+"""
+
+import argparse
+import datetime
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from stonechat import manifest
+from stonechat.errors import ConfigError, StonechatError
+from stonechat.model import load_model
+from stonechat.model_file import prove
+
+from ..console import model_path, plain_table, read_file, write_atomic
+from . import keys, make, sbom
+
+HELP = "sign models for a class of devices, and check what was signed"
+HOLDS_KEYS = True
+MANIFEST, MODEL, SBOM = "manifest.cbor", "model.tflite", "sbom.cdx.json"
+MOST_MODEL_BYTES = 1 << 20
+_DAY_S = 86_400
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    keygen = actions.add_parser("keygen", help="make a key pair: FILE, FILE.pub and, for hss, FILE.state")
+    keygen.add_argument("file", type=Path, metavar="FILE", help="the key to make")
+    keygen.add_argument(
+        "--role", choices=sorted(keys.ROLES), default="release", help="whose key it is (default: release)"
+    )
+    keygen.add_argument("--algorithm", choices=sorted(keys.ALGORITHMS), default="slh-dsa", help="default: slh-dsa")
+
+    sign = actions.add_parser("sign", help="make and sign a manifest, or add a signature to one")
+    sign.add_argument("model", nargs="?", metavar="MODEL", help="a .tflite, or the name of a shipped model")
+    sign.add_argument("--key", type=Path, required=True, metavar="FILE", help="the key to sign with")
+    sign.add_argument("--add", type=Path, metavar="RELEASE", help="add a signature to this release instead")
+    sign.add_argument("--out", type=Path, metavar="RELEASE", help="folder to make")
+    sign.add_argument("--class", dest="device_class", metavar="NAME", help="class of devices that may take it")
+    sign.add_argument(
+        "--version", type=_count, metavar="N", help="version of the release; devices take only a higher one"
+    )
+    sign.add_argument("--floor", type=_count, metavar="N", help="lowest version a device may go back to (default: 1)")
+    sign.add_argument("--not-before", type=_date, metavar="DATE", help="first day, UTC (default: now)")
+    sign.add_argument("--days", type=_count, default=365, metavar="N", help="days until it expires (default: 365)")
+    sign.add_argument("--notes", default="", metavar="TEXT", help="at most 200 bytes; the devices' status shows them")
+    sign.add_argument("--forbid-own-model", action="store_true", help="devices may not train a model of their own")
+    sign.add_argument(
+        "--next-keys", type=Path, nargs="+", metavar="FILE", help="public keys that replace those in the devices"
+    )
+
+    verify = actions.add_parser("verify", help="check a release as a device does, and its model and bill of materials")
+    verify.add_argument("release", type=Path, metavar="RELEASE", help="the folder")
+    verify.add_argument(
+        "--keys", type=Path, nargs="+", required=True, metavar="FILE", help="public keys of the devices"
+    )
+
+    inspect = actions.add_parser("inspect", help="show a manifest; checks nothing")
+    inspect.add_argument("release", type=Path, metavar="RELEASE", help="a release, or its manifest")
+
+    for action in (keygen, sign):
+        action.add_argument(
+            "--passphrase-file", type=Path, metavar="FILE", help="holds the passphrase in its first line"
+        )
+    for action in (verify, inspect):
+        action.add_argument("--json", action="store_true", help="for machines")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 0xFFFFFFFF:
+        raise argparse.ArgumentTypeError(f"{text}: want 1 to 4294967295")
+    return value
+
+
+def _date(text: str) -> int:
+    try:
+        day = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: want a date such as 2027-01-31") from None
+    found = int(day.replace(tzinfo=day.tzinfo or datetime.UTC).timestamp())
+    if not 0 <= found <= 0xFFFFFFFF:
+        raise argparse.ArgumentTypeError(f"{text}: outside of what a manifest can hold")
+    return found
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises StonechatError, OSError."""
+    actions = {"keygen": _keygen, "sign": _sign, "verify": _verify, "inspect": _inspect}
+    return actions[args.action](args)
+
+
+def _keygen(args: argparse.Namespace) -> int:
+    secret = keys.passphrase(args.passphrase_file, new=True)
+    algorithm = keys.ALGORITHMS[args.algorithm]
+    if algorithm == keys.HSS:
+        print("making a tree of 1,024 one-time keys: some seconds ...", file=sys.stderr)
+    public = keys.make(args.file, args.role, algorithm, secret)
+    print(public.line())
+    print(f"{args.file}: keep it off the network; {keys.public_path(args.file)}: for the devices", file=sys.stderr)
+    if algorithm == keys.HSS:
+        print(
+            f"{keys.state_path(args.file)}: never copy or restore it; a leaf that signs twice gives the key away",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def _sign(args: argparse.Namespace) -> int:
+    if args.add is not None:
+        if args.model or args.out:
+            raise ConfigError("--add RELEASE takes neither MODEL nor --out: the manifest is made already")
+        folder = args.add
+        before = read_file(folder / MANIFEST, manifest.MOST_BYTES)
+        packed = make.frame(before)[2]
+        manifest.read(packed)
+        key = _open_key(args, folder)
+    else:
+        folder, before = _folder(args), None
+        key = _open_key(args, folder)
+        packed = _new(args, folder)
+    if key.public.algorithm == keys.HSS:
+        print("signing with HSS/LMS: some seconds ...", file=sys.stderr)
+    message = make.sign(packed, key, before)
+    write_atomic(folder / MANIFEST, message, 0o644)
+    _show(folder, message, as_json=False)
+    return 0
+
+
+def _open_key(args: argparse.Namespace, folder: Path) -> keys.SigningKey:
+    key = keys.SigningKey(args.key, keys.passphrase(args.passphrase_file))
+    _no_leaf_twice(key, folder)
+    return key
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    """Where the new release goes. Raises ConfigError where an argument is missing or a release is there."""
+    for what, given in (
+        ("--out RELEASE", args.out),
+        ("--class NAME", args.device_class),
+        ("--version N", args.version),
+    ):
+        if not given:
+            raise ConfigError(f"{what} is missing (see stonechat release sign --help)")
+    if not args.model and not args.next_keys:
+        raise ConfigError("nothing to release: give a MODEL, or --next-keys to rotate the keys")
+    folder: Path = args.out
+    if (folder / MANIFEST).exists():
+        raise ConfigError(f"{folder}: holds a signed release; choose another --out, or --add a signature to it")
+    return folder
+
+
+def _new(args: argparse.Namespace, folder: Path) -> bytes:
+    """Write model and bill of materials into the new folder -> the payload of its manifest."""
+    model = metadata = None
+    if args.model:
+        model = read_file(model_path(args.model), MOST_MODEL_BYTES)
+        try:
+            prove(model)
+            metadata = load_model(model).metadata
+        except StonechatError as error:
+            raise type(error)(f"{args.model}: {error}") from None
+    start_s = int(time.time()) if args.not_before is None else args.not_before
+    bill = sbom.make(model, metadata, args.version, args.device_class)
+    plan = make.Plan(
+        version=args.version,
+        floor=args.floor or 1,
+        device_class=args.device_class,
+        not_before_s=start_s,
+        expires_s=start_s + args.days * _DAY_S,
+        notes=args.notes,
+        own_model=not args.forbid_own_model,
+        next_keys=tuple(key for path in args.next_keys or () for key in keys.read_public(path)),
+    )
+    packed = make.payload(plan, model, bill)
+    folder.mkdir(parents=True, exist_ok=True)
+    if model is not None:
+        write_atomic(folder / MODEL, model, 0o644)
+    write_atomic(folder / SBOM, bill, 0o644)
+    return packed
+
+
+def _no_leaf_twice(key: keys.SigningKey, folder: Path) -> None:
+    """Refuse a state that is older than a release beside this one. A copy that keeps its inode, as in a snapshot of a
+    whole machine, shows nowhere else. Raises ConfigError, OSError."""
+    if key.public.algorithm != keys.HSS:
+        return
+    leaf = keys.leaves_used(key.path)
+    for path in sorted(folder.absolute().parent.glob(f"*/{MANIFEST}")):
+        try:
+            signatures = make.frame(read_file(path, manifest.MOST_BYTES))[3]
+        except (ConfigError, OSError):
+            continue  # no manifest: nothing that this key has signed
+        for _, unprotected, signature in signatures:
+            used = make.leaf_of(signature)
+            if unprotected == {4: manifest.key_id(key.public.data)} and used is not None and used >= leaf:
+                raise ConfigError(
+                    f"{path}: this key has signed with leaf {used}, but its state says that {leaf} is next: the state "
+                    "is an old copy. A leaf must never sign twice: make a new key and rotate to it (--next-keys)"
+                )
+
+
+def _verify(args: argparse.Namespace) -> int:
+    public = [key for path in args.keys for key in keys.read_public(path)]
+    folder: Path = args.release
+    message = read_file(folder / MANIFEST, manifest.MOST_BYTES)
+    found = manifest.unseal(message, [(keys.ROLES[key.role], key.data) for key in public])
+    if found.model is not None:
+        data = read_file(folder / MODEL, MOST_MODEL_BYTES)
+        if [hashlib.sha256(data).digest(), len(data)] != found.model[:2]:
+            raise ConfigError(f"{folder / MODEL}: is not the model that was signed")
+        prove(data)
+        metadata = load_model(data).metadata
+        if metadata is None or bytes(metadata.schema_id) != found.model[2]:
+            raise ConfigError(f"{folder / MODEL}: its schema is not the one that was signed")
+        if make.golden_digest(metadata) != found.model[3]:
+            raise ConfigError(f"{folder / MODEL}: its golden vectors are not those that were signed")
+    if found.sbom is not None and hashlib.sha256(read_file(folder / SBOM)).digest() != found.sbom:
+        raise ConfigError(f"{folder / SBOM}: is not the bill of materials that was signed")
+    now_s = time.time()
+    if now_s >= found.expires_s:
+        raise ConfigError(f"{folder}: expired on {_day(found.expires_s)}; devices refuse it")
+    _show(folder, message, args.json, verified=True)
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    path = args.release / MANIFEST if args.release.is_dir() else args.release
+    _show(args.release, read_file(path, manifest.MOST_BYTES), args.json)
+    return 0
+
+
+def _show(folder: Path, message: bytes, as_json: bool, verified: bool = False) -> None:
+    parts = make.frame(message)
+    found = manifest.read(parts[2])
+    signatures = [
+        {
+            "key": unprotected.get(4, b"").hex(),
+            "algorithm": keys.SLH_DSA if protected == manifest.algorithm(bytes(32)) else "HSS/LMS",
+            "leaf": make.leaf_of(signature),
+        }
+        for protected, unprotected, signature in parts[3]
+    ]
+    facts: dict[str, Any] = {
+        "release": str(folder),
+        "verified": verified,
+        "version": found.version,
+        "floor": found.floor,
+        "class": found.device_class,
+        "not before": _day(found.not_before_s),
+        "expires": _day(found.expires_s),
+        "model": None if found.model is None else {"sha256": found.model[0].hex(), "bytes": found.model[1]},
+        "schema": None if found.model is None else found.model[2].hex(),
+        "alarm rules": found.rules,
+        "new keys": found.keys and [data.hex() for _, data in found.keys],
+        "own model": found.own_model,
+        "notes": found.notes,
+        "manifest bytes": len(message),
+        "signatures": signatures,
+    }
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    lines = [[name, _text(value)] for name, value in facts.items() if value not in (None, []) and name != "verified"]
+    print(plain_table(["what", "value"], lines), end="")
+    if verified:
+        print("verified: signatures, model, golden vectors and bill of materials are those that were signed")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items() if item is not None)
+    if isinstance(value, list):
+        return "\n".join(_text(item) for item in value)
+    return "yes" if value is True else "no" if value is False else str(value)
+
+
+def _day(second: int) -> str:
+    return datetime.datetime.fromtimestamp(second, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")

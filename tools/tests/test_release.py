@@ -1,0 +1,315 @@
+"""`stonechat release`: keys, signatures, what a manifest holds, and everything that must be refused."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cbor2
+import pycddl
+import pytest
+import stonechat
+from stonechat import manifest
+from stonechat.errors import ConfigError, StonechatError, WireError
+from stonechat.linux import shipped
+from stonechat_tools import cli
+from stonechat_tools.release import keys, make
+
+CDDL = (Path(stonechat.__file__).parent / "release.cddl").read_text()
+MODEL = "linux-1"
+
+
+@pytest.fixture(scope="module")
+def vendor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with vendor.key (release, SLH-DSA), officer.key (officer, HSS) and pw, their passphrase."""
+    folder = tmp_path_factory.mktemp("vendor")
+    (folder / "pw").write_text("correct horse\n")
+    keys.make(folder / "vendor.key", "release", keys.SLH_DSA, b"correct horse")
+    keys.make(folder / "officer.key", "officer", keys.HSS, b"correct horse")
+    return folder
+
+
+def run(vendor: Path, *args: str) -> int:
+    return cli.main(
+        ["release", *args, *(["--passphrase-file", str(vendor / "pw")] if args[0] in ("sign", "keygen") else [])]
+    )
+
+
+def sign(vendor: Path, out: Path, *more: str, model: str = MODEL, version: int = 3) -> None:
+    common = ("--key", str(vendor / "vendor.key"), "--class", "pump", "--version", str(version), "--out", str(out))
+    assert run(vendor, "sign", *([model] if model else []), *common, *more) == 0
+
+
+def test_two_keys_sign_and_the_device_takes_it(
+    vendor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release = tmp_path / "pump-3"
+    sign(vendor, release, "--notes", "quieter at night", "--floor", "2", "--forbid-own-model")
+    public = [str(vendor / name) for name in ("vendor.key.pub", "officer.key.pub")]
+    capsys.readouterr()
+    assert cli.main(["release", "verify", str(release), "--keys", *public]) == 1
+    assert "no valid signature of the security officer" in capsys.readouterr().err
+    assert run(vendor, "sign", "--add", str(release), "--key", str(vendor / "officer.key")) == 0
+    assert cli.main(["release", "verify", str(release), "--keys", *public]) == 0
+    message = (release / "manifest.cbor").read_bytes()
+    pycddl.Schema("start = signed-manifest\n" + CDDL).validate_cbor(message)
+    packed = make.frame(message)[2]
+    pycddl.Schema("start = manifest\n" + CDDL).validate_cbor(packed)
+    held = [(keys.ROLES[key.role], key.data) for path in public for key in keys.read_public(Path(path))]
+    found = manifest.unseal(message, held)
+    data = Path(shipped.path(MODEL)).read_bytes()
+    assert found.model[:2] == [hashlib.sha256(data).digest(), len(data)]
+    assert (found.version, found.floor, found.device_class, found.notes) == (3, 2, "pump", "quieter at night")
+    assert found.own_model is False
+    assert found.sbom == hashlib.sha256((release / "sbom.cdx.json").read_bytes()).digest()
+    # signing again with a key that has signed, or with a third, is refused
+    assert run(vendor, "sign", "--add", str(release), "--key", str(vendor / "vendor.key")) == 1
+    assert "has signed this manifest already" in capsys.readouterr().err
+
+
+def test_the_bill_of_materials_is_cyclonedx(vendor: Path, tmp_path: Path) -> None:
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    sign(vendor, tmp_path / "a")
+    sign(vendor, tmp_path / "b")
+    bill = (tmp_path / "a" / "sbom.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
+    assert bill == (tmp_path / "b" / "sbom.cdx.json").read_text()
+
+
+def test_what_was_not_signed_is_refused(vendor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    release = tmp_path / "pump-3"
+    sign(vendor, release)
+    public = str(vendor / "vendor.key.pub")
+    other = Path(shipped.path("linux-proc-1")).read_bytes()
+    cases = (
+        ("model.tflite", other, "is not the model that was signed"),
+        ("model.tflite", b"", "is not the model that was signed"),
+        ("sbom.cdx.json", b"{}", "is not the bill of materials that was signed"),
+        ("manifest.cbor", b"", "cbor: malformed"),
+        ("manifest.cbor", bytes(manifest.MOST_BYTES + 1), "is it the right file?"),
+    )
+    for name, data, error in cases:
+        good = (release / name).read_bytes()
+        (release / name).write_bytes(data)
+        assert cli.main(["release", "verify", str(release), "--keys", public]) == 1
+        assert error in capsys.readouterr().err
+        (release / name).write_bytes(good)
+    assert cli.main(["release", "verify", str(release), "--keys", str(vendor / "officer.key.pub")]) == 1
+    assert "security officer" in capsys.readouterr().err
+    assert cli.main(["release", "verify", str(release), "--keys", public]) == 0
+
+
+def test_an_expired_release_is_refused(vendor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sign(vendor, tmp_path / "old", "--not-before", "2025-01-01", "--days", "30")
+    assert cli.main(["release", "verify", str(tmp_path / "old"), "--keys", str(vendor / "vendor.key.pub")]) == 1
+    assert "expired on 2025-01-31" in capsys.readouterr().err
+
+
+def test_keys_rotate_under_the_old_key(vendor: Path, tmp_path: Path) -> None:
+    new = keys.make(tmp_path / "new.key", "release", keys.SLH_DSA, b"another one")
+    sign(vendor, tmp_path / "r", "--next-keys", str(tmp_path / "new.key.pub"), model="")
+    held = [(keys.ROLES[key.role], key.data) for key in keys.read_public(vendor / "vendor.key.pub")]
+    found = manifest.unseal((tmp_path / "r" / "manifest.cbor").read_bytes(), held)
+    assert found.keys == [[0, new.data]] and found.model is None
+    with pytest.raises(WireError):
+        manifest.unseal((tmp_path / "r" / "manifest.cbor").read_bytes(), [(0, new.data)])
+
+
+def test_secrets_have_their_modes_and_are_never_printed(
+    vendor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.umask(before := os.umask(0))
+    os.umask(0)
+    try:
+        assert run(vendor, "keygen", str(tmp_path / "k")) == 0
+    finally:
+        os.umask(before)
+    out = capsys.readouterr()
+    assert (tmp_path / "k").stat().st_mode & 0o777 == 0o600
+    private = json.loads((tmp_path / "k").read_text())["private"]
+    assert private not in out.out + out.err
+    assert keys.read_public(tmp_path / "k.pub")[0].line() in out.out
+    assert run(vendor, "keygen", str(tmp_path / "k")) == 1
+    assert "never overwritten" in capsys.readouterr().err
+    (tmp_path / "k").chmod(0o640)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        keys.SigningKey(tmp_path / "k", b"correct horse")
+
+
+def test_a_wrong_passphrase_or_a_damaged_key_is_one_clear_error(vendor: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="passphrase is wrong"):
+        keys.SigningKey(vendor / "vendor.key", b"wrong horse")
+    fields = json.loads((vendor / "vendor.key").read_text())
+    place = tmp_path / "k"
+    for name, value in (
+        ("private", fields["private"][:-2]),
+        ("private", "zz"),
+        ("salt", "00" * 16),
+        ("log2_n", 40),
+        ("log2_n", "17"),
+        ("public", "00" * 32),
+        ("public", "00"),
+        ("role", "root"),
+        ("algorithm", "rsa"),
+        ("algorithm", []),
+        ("format", "2"),
+    ):
+        place.write_text(json.dumps(fields | {name: value}))
+        place.chmod(0o600)
+        with pytest.raises(ConfigError):
+            keys.SigningKey(place, b"correct horse")
+    for text in ("", "[]", "null", "{}", "\0"):
+        place.write_text(text)
+        with pytest.raises(ConfigError):
+            keys.SigningKey(place, b"correct horse")
+
+
+def test_a_leaf_is_on_the_disk_before_its_signature_leaves(vendor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = keys.SigningKey(vendor / "officer.key", b"correct horse")
+    before = keys.leaves_used(key.path)
+
+    class Ended(Exception):
+        pass
+
+    def end(*_: object) -> None:
+        assert keys.leaves_used(key.path) == before + 1
+        raise Ended
+
+    monkeypatch.setattr(keys, "_lms", end)
+    with pytest.raises(Ended):
+        key.sign(b"message")
+    assert keys.leaves_used(key.path) == before + 1
+
+
+def test_a_copied_restored_or_missing_state_is_refused(vendor: Path, tmp_path: Path) -> None:
+    for name in ("officer.key", "officer.key.state"):
+        shutil.copy2(vendor / name, tmp_path / name)
+    copy = keys.SigningKey(tmp_path / "officer.key", b"correct horse")
+    with pytest.raises(ConfigError, match="is a copy or was restored"):
+        copy.sign(b"message")
+    os.unlink(tmp_path / "officer.key.state")
+    os.link(vendor / "officer.key.state", tmp_path / "officer.key.state")
+    try:
+        with pytest.raises(ConfigError, match="is a copy or was restored"):
+            copy.sign(b"message")
+    finally:
+        os.unlink(tmp_path / "officer.key.state")
+    with pytest.raises(ConfigError, match="is missing"):
+        copy.sign(b"message")
+    for text in ("{}", "[]", '{"next_leaf": -1, "inode": 0, "machine": ""}', '{"next_leaf": true}', "x"):
+        (tmp_path / "officer.key.state").write_text(text)
+        with pytest.raises(ConfigError):
+            copy.sign(b"message")
+
+
+def test_a_state_that_is_older_than_a_release_is_refused(
+    vendor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A snapshot keeps the inode: the releases beside the new one show that the leaf was used."""
+    sign(vendor, tmp_path / "a")
+    sign(vendor, tmp_path / "b", version=4)
+    officer = vendor / "officer.key"
+    leaf = keys.leaves_used(officer)
+    assert run(vendor, "sign", "--add", str(tmp_path / "a"), "--key", str(officer)) == 0
+    keys._write_state(officer, leaf)  # as a snapshot of the whole machine would have it
+    try:
+        capsys.readouterr()
+        assert run(vendor, "sign", "--add", str(tmp_path / "b"), "--key", str(officer)) == 1
+        assert f"has signed with leaf {leaf}" in capsys.readouterr().err
+    finally:
+        keys._write_state(officer, leaf + 1)
+
+
+def test_two_processes_never_use_one_leaf(vendor: Path) -> None:
+    """The second is refused while the first holds the key, and works when that process was killed."""
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom stonechat_tools.release import keys\n"
+        "with keys.next_leaf(Path(sys.argv[1])) as leaf:\n    print(leaf, flush=True)\n    time.sleep(600)"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", code, str(vendor / "officer.key")], stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout
+    leaf = int(first.stdout.readline())
+    try:
+        with pytest.raises(ConfigError, match="another process signs"), keys.next_leaf(vendor / "officer.key"):
+            pass
+    finally:
+        first.kill()
+        first.wait()
+        first.stdout.close()
+    with keys.next_leaf(vendor / "officer.key") as again:
+        assert again == leaf + 1
+
+
+def test_an_exhausted_key_says_what_to_do(vendor: Path) -> None:
+    leaf = keys.leaves_used(vendor / "officer.key")
+    keys._write_state(vendor / "officer.key", keys.LEAVES)
+    try:
+        with (
+            pytest.raises(ConfigError, match="all 1024 signatures are used; make a new key"),
+            keys.next_leaf(vendor / "officer.key"),
+        ):
+            pass
+    finally:
+        keys._write_state(vendor / "officer.key", leaf)
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        (("--class", ""), "--class NAME is missing"),
+        (("--class", "x" * 33), "a class of 1 to 32 bytes"),
+        (("--floor", "9"), "floor from 1 to the version"),
+        (("--notes", "x" * 201), "notes of at most 200 bytes"),
+        (("--days", "4294967295"), "these options make no manifest"),
+    ],
+)
+def test_options_that_make_no_manifest(
+    vendor: Path, tmp_path: Path, more: tuple[str, ...], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ("--key", str(vendor / "vendor.key"), "--class", "pump", "--version", "3", "--out", str(tmp_path / "r"))
+    assert run(vendor, "sign", MODEL, *args, *more) == 1
+    assert error in capsys.readouterr().err
+    assert not (tmp_path / "r" / "manifest.cbor").exists()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x80", b"\xff" * 40, b"\x84\x40\xa0\x41\x00\x80", cbor2.dumps([1, 2, b"x", [3]])]
+)
+def test_what_is_no_manifest_is_one_clear_error(
+    data: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "manifest.cbor").write_bytes(data)
+    assert cli.main(["release", "inspect", str(tmp_path)]) == 1
+    out = capsys.readouterr()
+    assert out.err.count("\n") == 1 and "Traceback" not in out.err and "unexpected" not in out.err
+
+
+def test_public_keys_that_are_no_keys(tmp_path: Path) -> None:
+    place = tmp_path / "keys"
+    for text in (
+        "",
+        "# nothing\n",
+        "release",
+        "release SLH-DSA-SHA2-128s 00",
+        "root SLH-DSA-SHA2-128s " + "00" * 32,
+        "\xff",
+    ):
+        place.write_text(text)
+        with pytest.raises(StonechatError):
+            keys.read_public(place)
+
+
+def test_a_signature_takes_seconds_not_minutes(vendor: Path) -> None:
+    """SLH-DSA by pqcrypto: about a second here; a signer in plain Python takes ten times that."""
+    start = time.monotonic()
+    key = keys.SigningKey(vendor / "vendor.key", b"correct horse")
+    assert key.public.verify(b"message", key.sign(b"message"))
+    assert time.monotonic() - start < 120
