@@ -86,6 +86,34 @@ def test_what_the_learning_can_not_make_normal_is_refused_and_learned_again():
     assert not Scorer(Zero(), SCHEMA, state).verdict.unfit
 
 
+def learned_scale(scores, model_scale_q8=256):
+    """The scale that a device learns from these scores, whatever its features were, and whether the model fits."""
+    model = Zero(learn=2 * len(scores))
+    model.metadata.scale_q8 = model_scale_q8
+    scorer = Scorer(model, SCHEMA)
+    for row in scores * 2:
+        scorer.detector.score = lambda x, y, row=row: setattr(scorer.verdict, "score_q8", row) or row
+        scorer.score([15, 15, 15], 1000)
+    return scorer.detector.scale_q8, not scorer.learning
+
+
+def test_the_learned_scale_does_not_depend_on_luck():
+    quiet = [1024 + 40 * (i % 5) for i in range(64)]
+    lively = [1024 + 150 * (i % 5) for i in range(64)]
+    burst = quiet[:54] + [1800] * 10  # 7/8 of the windows are below it
+    for scores in (quiet, lively, burst, [1024] * 64):
+        scale_q8, fits = learned_scale(scores)
+        assert fits and 240 <= scale_q8 <= 282, scale_q8
+    assert learned_scale(quiet)[0] < learned_scale(lively)[0]
+
+
+def test_a_device_whose_scale_differs_learns_its_own():
+    wide = [1024] * 37 + [1900] * 27  # these would alarm by the model's scale
+    scale_q8, fits = learned_scale(wide)
+    assert fits and scale_q8 == 512
+    assert not learned_scale([1024] * 33 + [9000] * 31)[1]  # beyond twice the model's
+
+
 def test_an_idle_device_is_as_normal_as_a_busy_one():
     scorer = Scorer(Zero(), SCHEMA, State())
     for _ in range(100):

@@ -31,7 +31,9 @@ CLEAR_Q8, WATCH_Q8, ALARM_Q8 = detection._CLEAR_Q8, detection._WATCH_Q8, detecti
 SURPRISE_MAX_Q8 = detection._SURPRISE_MAX_Q8
 DRIFT_CLIP = adaptation._CLIP_STEPS
 EXCESS_MAX = features._BEYOND_MAX
-LOCATION_MAX_Q8, SCALE_LOW_Q8, SCALE_HIGH_Q8 = scorer._LOCATION_MAX_Q8, scorer._SCALE_LOW_Q8, scorer._SCALE_HIGH_Q8
+ABOVE_MAX_Q8, BELOW_MAX_Q8 = scorer._ABOVE_MAX_Q8, scorer._BELOW_MAX_Q8
+NEAR_LOW_Q8, NEAR_HIGH_Q8 = scorer._NEAR_LOW_Q8, scorer._NEAR_HIGH_Q8
+SCALE_LOW_Q8, SCALE_HIGH_Q8 = scorer._SCALE_LOW_Q8, scorer._SCALE_HIGH_Q8
 _LOG2_TABLE = np.array([*features._LOG2_Q8, 256], dtype=np.int64)
 
 
@@ -382,7 +384,6 @@ class Replay:
                 self.drift[:] = 0
             else:
                 self._settle()
-                self._prove()
             self._rows = []
         return stop
 
@@ -390,19 +391,23 @@ class Replay:
         meta = self.meta
         ordered = sorted(self._rows)
         location = ordered[len(ordered) >> 1]
-        scale = ordered[len(ordered) * 7 >> 3] - location
-        self.location = min(location, meta.location_q8 + LOCATION_MAX_Q8)
-        self.scale = max(1, meta.scale_q8 * SCALE_LOW_Q8 >> 8, min(scale, meta.scale_q8 * SCALE_HIGH_Q8 >> 8))
-
-    def _prove(self) -> None:
-        """The windows just learned from must not alarm: where they do, it is learned again, as scorer.py says."""
-        levels = []
-        for score in self._rows:
-            self._weigh(self.surprise(score))
-            levels.append(self.level)
-        self.unfit = ALARM in levels
-        if self.unfit:
+        own = ordered[len(ordered) * 7 >> 3] - location
+        self.location = max(meta.location_q8 - BELOW_MAX_Q8, min(location, meta.location_q8 + ABOVE_MAX_Q8))
+        near = self._reaches(WATCH, (own + 3 * meta.scale_q8) >> 2, NEAR_LOW_Q8, NEAR_HIGH_Q8)
+        self.unfit = near and self._reaches(ALARM, own, SCALE_LOW_Q8, SCALE_HIGH_Q8)
+        if self.unfit:  # it is learned again, as scorer.py says
             self.seen = 0
             self.learned[:] = 0
-            self.location, self.scale = self.meta.location_q8, self.meta.scale_q8
+            self.location, self.scale = meta.location_q8, meta.scale_q8
         self.evidence, self.level = [0] * len(self.evidence), NORMAL
+
+    def _reaches(self, level: int, scale: int, low_q8: int, high_q8: int) -> bool:
+        """Take this scale, within its bounds -> whether the windows learned from reach the level under it."""
+        model = self.meta.scale_q8
+        self.scale = max(1, model * low_q8 >> 8, min(scale, model * high_q8 >> 8))
+        self.evidence, self.level = [0] * len(self.evidence), NORMAL
+        for score in self._rows:
+            self._weigh(self.surprise(score))
+            if self.level >= level:
+                return True
+        return False

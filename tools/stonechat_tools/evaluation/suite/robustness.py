@@ -16,6 +16,8 @@ from stonechat_tools.modeling.fit import STEP, FittedModel, fit
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+_AFTER_START = 4 * 128  # windows of the session behind the last of several starts
+_ATTACK_WINDOWS = 400  # of each attack, from each start
 
 
 def ramps(subjects: Sequence[Subject], show: Show, lengths: Sequence[int] = (1000, 4000)) -> list[dict[str, Any]]:
@@ -167,6 +169,30 @@ def fresh_device(subjects: Sequence[Subject], show: Show, learn_windows: int = 1
                 "attacks": {name: first_alarm(replay.calm().run(f_q8)) for name, f_q8 in one.attacks.items()},
             }
         )
+    return rows
+
+
+def starts(subjects: Sequence[Subject], show: Show, count: int = 12, learn_windows: int = 128) -> list[dict[str, Any]]:
+    """The same device that begins its life at `count` times of its later session (of all its windows where it has one
+    session): what it learns each time, and the windows to the alarm of each attack from there."""
+    rows = []
+    for one in subjects:
+        show(f"{count} starts: {one.name}")
+        model = make_model(one, learn_windows=learn_windows)
+        stream = one.later[0] if one.later else np.concatenate([one.train, one.table, one.rest])
+        row: dict[str, Any] = {"device": one.name, "scale": [], "location": [], "learned": [], "attacks": {}}
+        for start in np.linspace(0, len(stream) - _AFTER_START, count).astype(int).tolist():
+            replay = model.replay(learn=True)
+            while replay.seen < learn_windows and start < len(stream):
+                start += learn_windows
+                replay.run(stream[start - learn_windows : start])
+            row["scale"].append(replay.scale / model.meta.scale_q8)
+            row["location"].append((replay.location - model.meta.location_q8) / 256)
+            row["learned"].append(float(np.abs(replay.learned / replay.deviation_q8).max()))
+            for name, f_q8 in one.attacks.items():
+                wait = first_alarm(replay.calm().run(f_q8[:_ATTACK_WINDOWS]))
+                row["attacks"].setdefault(name, []).append(wait)
+        rows.append(row)
     return rows
 
 
