@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from fleet_support import FakeVerdict, Mosquitto, Peer, broker, needs_mosquitto, wait_for
@@ -17,7 +16,8 @@ from stonechat.delivery import Delivery
 from stonechat.errors import StonechatError
 from stonechat.outbox import Outbox
 from stonechat_tools.fleet import keyring, wire
-from stonechat_tools.fleet.collect import Collector
+from stonechat_tools.fleet.collector import Collector
+from stonechat_tools.fleet.mqtt_codec import Message
 from stonechat_tools.fleet.store import Store
 
 __all__ = ["broker"]
@@ -212,16 +212,13 @@ class Line:
     def __init__(self, store: Store, secret: bytes) -> None:
         self.pending: list[tuple[str, bytes]] = []
         self.collector = Collector(store, keyring.Keys({"board": secret}))
-        self.collector._client = self  # type: ignore[assignment]
+        self.collector._client = self
 
-    def ack(self, mid: int, qos: int) -> None:
-        pass
-
-    def publish(self, topic: str, payload: bytes, qos: int) -> None:
-        self.pending.append((topic, payload))
+    def send(self, mids: list[int], publishes: list[tuple[str, bytes]], epoch: int | None = None) -> None:
+        self.pending += publishes
 
     def take(self, topic: str, payload: bytes, qos: int = 1, retain: bool = False) -> None:
-        self.collector.take([SimpleNamespace(topic=topic, payload=bytes(payload), mid=1, qos=1)])
+        self.collector.take([Message(topic, bytes(payload), 1, 1)])
 
     def live(self, device: Delivery, windows: int, alarm_from: int = 1 << 30) -> None:
         """windows: of 10 s each, an alarm from `alarm_from` on."""

@@ -22,7 +22,8 @@ from fleet_support import FakeVerdict, Mosquitto, Peer, broker, free_port, needs
 from stonechat.delivery import Delivery
 from stonechat.outbox import Outbox
 from stonechat_tools.fleet import keyring, provision, wire
-from stonechat_tools.fleet.collect import Collector
+from stonechat_tools.fleet.collector import Collector
+from stonechat_tools.fleet.mqtt_codec import Message
 from stonechat_tools.fleet.store import Store
 
 __all__ = ["broker"]
@@ -213,20 +214,29 @@ class HostileBroker:
 
     def _serve(self, client: socket.socket) -> None:
         with contextlib.suppress(OSError, IndexError), client:
-            client.recv(4096)
-            client.sendall(b"\x20\x02\x00\x00")
+            five = client.recv(4096)[8:9] == b"\x05"
+            client.sendall(b"\x20\x03\x00\x00\x00" if five else b"\x20\x02\x00\x00")
             asked = client.recv(4096)
-            client.sendall(b"\x90\x04" + asked[2:4] + b"\x01\x01")
+            client.sendall((b"\x90\x05%s\x00\x01\x01" if five else b"\x90\x04%s\x01\x01") % asked[2:4])
+            self.five = five
             for packet in self.packets if self.connections == 1 else self.packets[-1:]:
                 if callable(packet):
                     packet(client)
                 else:
-                    client.sendall(packet)
+                    client.sendall(with_properties(packet) if five else packet)
             while client.recv(4096):
                 pass
 
     def close(self) -> None:
         self._listener.close()
+
+
+def with_properties(packet: bytes) -> bytes:
+    """A PUBLISH of version 3.1.1, of up to 127 bytes, as one of version 5; anything else as it is."""
+    if packet[0] & 0xF0 != 0x30 or len(packet) < 8 or packet[1] != len(packet) - 2 or packet[1] > 126:
+        return packet
+    end = 4 + int.from_bytes(packet[2:4]) + (2 if packet[0] & 6 else 0)
+    return packet[:1] + bytes([packet[1] + 1]) + packet[2:end] + b"\x00" + packet[end:]
 
 
 def publish_packet(topic: bytes, payload: bytes, qos: int = 0) -> bytes:
@@ -249,11 +259,12 @@ def huge(client: socket.socket) -> None:
         left -= client.send(block[: min(left, len(block))])
 
 
-def test_a_packet_of_256_mb_costs_next_to_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mqtt", ["5", "3.1.1", "paho"])
+def test_a_packet_of_256_mb_costs_next_to_nothing(tmp_path: Path, mqtt: str) -> None:
     good = publish_packet((PREFIX + "dev-0/report").encode(), message(0, 3))
     hostile = HostileBroker([huge, good])
     most = begin = 0
-    with Process(tmp_path, hostile.port) as collector:
+    with Process(tmp_path, hostile.port, "--mqtt", mqtt) as collector:
         assert wait_for(lambda: hostile.connections, 30)
         begin = collector.rss_kb()
         end_s = time.monotonic() + 90
@@ -267,7 +278,8 @@ def test_a_packet_of_256_mb_costs_next_to_nothing(tmp_path: Path) -> None:
     hostile.close()
 
 
-def test_packets_that_no_broker_sends_end_only_the_connection(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mqtt", ["5", "3.1.1", "paho"])
+def test_packets_that_no_broker_sends_end_only_the_connection(tmp_path: Path, mqtt: str) -> None:
     good = publish_packet((PREFIX + "dev-0/report").encode(), message(0, 3))
     strange = [
         publish_packet(b"\xff\xfe", b"x"),
@@ -290,15 +302,18 @@ def test_packets_that_no_broker_sends_end_only_the_connection(tmp_path: Path) ->
         hostile = HostileBroker([strange[i], good])
         secrets = {"dev-0": secret_of(0)}
         with Store(folder / "db") as store:
-            with Collector(store, keyring.Keys(secrets), host="127.0.0.1", port=hostile.port) as collector:
+            with Collector(store, keyring.Keys(secrets), host="127.0.0.1", port=hostile.port, mqtt=mqtt) as collector:
                 assert wait_for(lambda store=store: store.sequences("dev-0") == [3], 20), (strange[i], collector.error)
             assert collector.failure is None
         hostile.close()
 
 
 @needs_mosquitto
-def test_a_flood_during_a_lock_takes_bounded_memory_and_loses_no_report(tmp_path: Path, broker: Mosquitto) -> None:
-    with Process(tmp_path, broker.port) as collector, ready(collector, broker.port) as sender:
+@pytest.mark.parametrize("mqtt", ["5", "3.1.1", "paho"])
+def test_a_flood_during_a_lock_takes_bounded_memory_and_loses_no_report(
+    tmp_path: Path, broker: Mosquitto, mqtt: str
+) -> None:
+    with Process(tmp_path, broker.port, "--mqtt", mqtt) as collector, ready(collector, broker.port) as sender:
         begin = collector.rss_kb()
         lock = sqlite3.connect(collector.db)
         lock.execute("BEGIN IMMEDIATE")
@@ -378,26 +393,17 @@ def test_a_message_that_cant_be_stored_costs_itself(tmp_path: Path) -> None:
                 raise OverflowError("too large for the database")
             return super().put(reports, *args, **more)
 
+    acked: list[int] = []
+
     class Client:
-        acks = 0
-
-        def ack(self, mid: int, qos: int) -> None:
-            self.acks += 1
-
-        def publish(self, topic: str, payload: bytes, qos: int) -> None:
-            pass
-
-    class Message:
-        topic, mid, qos = PREFIX + "dev-0/report", 1, 1
-
-        def __init__(self, payload: bytes) -> None:
-            self.payload = payload
+        def send(self, mids: list[int], publishes: list[tuple[str, bytes]], epoch: int | None = None) -> None:
+            acked.extend(mids)
 
     with Picky(":memory:") as store:
         collector = Collector(store, keyring.Keys({"dev-0": secret_of(0)}))
-        collector._client = client = Client()  # type: ignore[assignment]
-        collector._store([Message(message(0, n)) for n in (1, 2, 3)])
-        assert store.sequences("dev-0") == [1, 3] and client.acks == 3
+        collector._client = Client()
+        collector._store([Message(PREFIX + "dev-0/report", message(0, n), n, 1) for n in (1, 2, 3)])
+        assert store.sequences("dev-0") == [1, 3] and acked == [1, 2, 3]
         assert collector.counts["malformed"] == 1
 
 
@@ -406,21 +412,12 @@ def test_a_report_that_is_never_taken_is_refused_and_frees_its_place(tmp_path: P
     pending: list[tuple[str, bytes]] = []
 
     class Client:
-        def ack(self, mid: int, qos: int) -> None:
-            pass
-
-        def publish(self, topic: str, payload: bytes, qos: int) -> None:
-            pending.append((topic, payload))
-
-    class Message:
-        mid, qos = 1, 1
-
-        def __init__(self, topic: str, payload: bytes) -> None:
-            self.topic, self.payload = topic, payload
+        def send(self, mids: list[int], publishes: list[tuple[str, bytes]], epoch: int | None = None) -> None:
+            pending.extend(publishes)
 
     with Store(":memory:") as store:
         collector = Collector(store, keyring.Keys({"dev-0": secret_of(0)}))
-        collector._client = Client()  # type: ignore[assignment]
+        collector._client = Client()
         device = Delivery(
             "dev-0", secret_of(0), Outbox(str(tmp_path / "box")), heartbeat_windows=1, bytes_per_day=0, resend_ms=1000
         )
@@ -436,7 +433,7 @@ def test_a_report_that_is_never_taken_is_refused_and_frees_its_place(tmp_path: P
             return keys.report.seal(wire.encode(fields))
 
         def publish(topic: str, payload: bytes, qos: int, retain: bool) -> None:
-            collector.take([Message(topic, spoiled(bytes(payload)))])
+            collector.take([Message(topic, spoiled(bytes(payload)), 1, 1)])
 
         for i in range(1, 40):
             if i <= 12:

@@ -171,7 +171,7 @@ def test_the_collector_and_the_operator_hold_only_what_they_need(tmp_path: Path)
     for theirs in ("keys", "collector", "operator"):
         for path in (fleet.folder / theirs).rglob("*"):
             assert path.is_dir() or secret.hex() not in path.read_text()
-    assert whole._macs["command"]._key.hex() not in (fleet.folder / "keys/pump-1.keys").read_text()
+    assert whole.command._key.hex() not in (fleet.folder / "keys/pump-1.keys").read_text()
     fleet.rotate("pump-1")
     assert len(keyring.Keys(fleet.folder / "keys").of("pump-1")) == 2
     fleet.finish_rotation("pump-1")

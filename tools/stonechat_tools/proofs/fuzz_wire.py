@@ -8,7 +8,7 @@ import gc
 import random
 import time
 import tracemalloc
-from types import SimpleNamespace
+from collections.abc import Sequence
 from typing import Any
 
 import cbor2
@@ -17,7 +17,8 @@ from stonechat.delivery import Delivery
 from stonechat.outbox_memory import MemoryOutbox
 
 from ..fleet import keyring, wire
-from ..fleet.collect import Collector
+from ..fleet.collector import Collector
+from ..fleet.mqtt_codec import Message
 from ..fleet.store import CONFLICT, DUPLICATE, STORED, Store
 
 MESSAGES = 1_000_000
@@ -125,11 +126,8 @@ class _Client:
     def __init__(self) -> None:
         self.acks = 0
 
-    def ack(self, mid: int, qos: int) -> None:
-        self.acks += 1
-
-    def publish(self, topic: str, payload: bytes, qos: int) -> None:
-        pass
+    def send(self, mids: Sequence[int], publishes: Sequence[tuple[str, bytes]], epoch: int | None = None) -> None:
+        self.acks += len(mids)
 
 
 def soak(scale: float) -> bool:
@@ -139,14 +137,14 @@ def soak(scale: float) -> bool:
     store = Store(":memory:")
     collector = Collector(store, keyring.Keys(fuzzer.secrets))
     client = _Client()
-    collector._client = client  # type: ignore[assignment]
+    collector._client = client
     reporters = {name: Delivery(name, secret, MemoryOutbox()) for name, secret in fuzzer.secrets.items()}
     actions: list[list[int]] = []  # the arguments of the commands that the message in hand made a device carry out
     for reporter in reporters.values():
         reporter.commands.actions[CALIBRATE] = actions.append
     genuine = {message: (name, kind) for name, kind, message in fuzzer.genuine}
     up = [
-        SimpleNamespace(topic=f"{collector.prefix}{name}/{kind}", payload=message, mid=0, qos=1)
+        Message(f"{collector.prefix}{name}/{kind}", message, 0, 1)
         for name, kind, message in fuzzer.genuine
         if kind in ("report", "status")
     ]
@@ -175,7 +173,7 @@ def soak(scale: float) -> bool:
                     carried_out += len(actions)
                     actions.clear()
             else:
-                batch.append(SimpleNamespace(topic=f"{collector.prefix}{name}/{kind}", payload=payload, mid=0, qos=1))
+                batch.append(Message(f"{collector.prefix}{name}/{kind}", payload, 0, 1))
         collector.take(batch)
     grown = _memory() - before
     tracemalloc.stop()

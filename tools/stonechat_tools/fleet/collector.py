@@ -1,0 +1,361 @@
+"""Verifies and stores what arrives, in batches: commit, then the broker's acknowledgement, then the device's.
+
+The connection's thread hands messages on; the worker's thread opens, stores and acknowledges them. Between both is a
+queue of bounded size: while it is full nothing is read from the broker.
+"""
+
+import contextlib
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from stonechat import limits
+from stonechat.errors import ConfigError
+
+from . import keyring, wire
+from .mqtt_codec import Message
+from .store import DUPLICATE, STORED, Store, StoreError
+
+MAX_BATCH = 2000
+MAX_WAITING = 8000  # messages between the connection and the database; the broker keeps the others,
+MAX_WAITING_BYTES = 4_000_000  # with all that they take in memory
+MESSAGE_BYTES = 450  # of memory for a message, beside its payload
+BATCH_WAIT_S = 0.005
+BATCH_LEAST = 200  # with so many it does not wait for more
+MAX_ACK_RANGES = limits.ACK_NUMBERS // 2
+RETRY_S = 1.0
+LISTENED_S = 10.0
+MQTT = ("auto", "5", "3.1.1", "paho")
+
+OnReport = Callable[[wire.Report], None]
+
+
+class _Waiting:
+    """Messages on their way to the database, bounded by number and by bytes. Each with the connection that brought
+    it."""
+
+    def __init__(self) -> None:
+        self._parts: deque[tuple[int, list[Message], int]] = deque()
+        self._count = self._bytes = 0
+        self._changed = threading.Condition()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def has_room(self, share: int = 1) -> bool:
+        return self._count * share < MAX_WAITING and self._bytes * share < MAX_WAITING_BYTES
+
+    def wait_room(self, wait_s: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(self.has_room, wait_s)
+
+    def put(self, epoch: int, messages: list[Message]) -> None:
+        size = sum(len(message.payload) for message in messages) + MESSAGE_BYTES * len(messages)
+        with self._changed:
+            self._parts.append((epoch, messages, size))
+            self._count += len(messages)
+            self._bytes += size
+            self._changed.notify_all()
+
+    def take(self, first_s: float, more_s: float) -> tuple[int, list[Message]]:
+        """Up to MAX_BATCH messages of one connection: the first within first_s, the others within more_s of it."""
+        found: list[Message] = []
+        with self._changed:
+            self._changed.wait_for(lambda: self._parts, first_s)
+            if not self._parts:
+                return 0, found
+            if self._count < BATCH_LEAST:
+                self._changed.wait_for(lambda: self._count >= BATCH_LEAST, more_s)
+            epoch = self._parts[0][0]
+            while self._parts and self._parts[0][0] == epoch and len(found) < MAX_BATCH:
+                _, messages, size = self._parts.popleft()
+                space = MAX_BATCH - len(found)
+                if len(messages) > space:
+                    left = messages[space:]
+                    left_size = size * len(left) // len(messages)
+                    self._parts.appendleft((epoch, left, left_size))
+                    messages, size = messages[:space], size - left_size
+                found += messages
+                self._count -= len(messages)
+                self._bytes -= size
+            self._changed.notify_all()
+        return epoch, found
+
+
+class Collector:
+    """store: a Store; keys: keyring.Keys. start() connects in the background and goes on trying; stop() ends it after
+    the last batch. `on_report` is called for each report stored for the first time, after its commit, in the worker's
+    thread; `counts` has what became of every message; `failure` is what ended the worker, None while it works.
+    mqtt: one of MQTT, see bulk_client. shard: see shards.Shard; messages of other shards' devices are left alone."""
+
+    def __init__(
+        self,
+        store: Store,
+        keys: keyring.Keys,
+        *,
+        host: str = "localhost",
+        port: int = 1883,
+        prefix: str = wire.PREFIX,
+        username: str | None = None,
+        password: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        client_id: str = "stonechat-collector",
+        mqtt: str = "auto",
+        on_report: OnReport | None = None,
+        on_status: Callable[[wire.Status], None] | None = None,
+    ) -> None:
+        self.store = store
+        self.keys = keys
+        self.prefix = prefix.rstrip("/") + "/"
+        self.on_report = on_report
+        self.on_status = on_status
+        names = (STORED, DUPLICATE, "status", *keyring.REASONS, "refused", "dropped")
+        self.counts: dict[str, int] = dict.fromkeys(names, 0)
+        self.failure: BaseException | None = None
+        self.connected = threading.Event()  # set while subscribed
+        self.ever_connected = False
+        self._network_error: str | None = None
+        self._store_error: str | None = None
+        self._waiting = _Waiting()
+        self._stopping = threading.Event()
+        self._since_s = 0.0  # when this connection was subscribed
+        self._listened_s = 0.0  # when that was last noted in the database
+        options: dict[str, Any] = {"username": username, "password": password, "tls": tls}
+        options |= {"on_messages": self._on_messages, "on_state": self._on_state}
+        place = (client_id, (host, port), [self.prefix + "+/report", self.prefix + "+/status"])
+        self._client: Any
+        if mqtt == "paho":
+            from .paho_client import PahoClient
+
+            self._client = PahoClient(*place, wait_room=self._waiting.wait_room, **options)
+        else:
+            from .bulk_client import BulkClient
+
+            self._client = BulkClient(*place, room=self._waiting.has_room, version=mqtt, **options)
+        self._worker = threading.Thread(target=self._work, name="collector", daemon=True)
+
+    @property
+    def error(self) -> str | None:
+        """Why the database does not take a batch, or why there is no connection; None while all is well."""
+        return self._store_error or self._network_error
+
+    def start(self) -> "Collector":
+        self._client.start()
+        self._worker.start()
+        return self
+
+    def stop(self) -> None:
+        """Commit what has arrived, acknowledge it, disconnect."""
+        self._stopping.set()
+        if self._worker.is_alive():
+            self._worker.join(timeout=30)
+        self._client.stop()
+
+    def __enter__(self) -> "Collector":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def publish(self, topic: str, payload: bytes, qos: int = 1, retain: bool = False) -> bool:
+        """Through the collector's own connection. False where it is not taken."""
+        return bool(self._client.publish(topic, payload, qos, retain))
+
+    # --- the connection's thread --------------------------------------------------------------------------------------
+
+    def _on_state(self, connected: bool, why: str) -> None:
+        if connected:
+            self._network_error = None
+            self.ever_connected = True
+            if not self.connected.is_set():
+                self._since_s = time.time()
+            self.connected.set()
+            return
+        self.connected.clear()
+        if not self._stopping.is_set():
+            self._network_error = why
+
+    def _on_messages(self, messages: list[Message]) -> None:
+        # Devices send with QoS 1. What is sent with QoS 0 gets half of the space and is never waited for.
+        if not self._waiting.has_room(2):
+            kept = [message for message in messages if message.qos]
+            self.counts["dropped"] += len(messages) - len(kept)
+            messages = kept
+        if messages:
+            self._waiting.put(self._client.epoch, messages)
+
+    # --- the worker's thread --------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        try:
+            while not (self._stopping.is_set() and not len(self._waiting)):
+                if self._client.failure is not None:
+                    raise self._client.failure
+                full = not self._waiting.has_room()
+                epoch, batch = self._waiting.take(BATCH_WAIT_S * 20, BATCH_WAIT_S)
+                if full:
+                    self._client.wake()
+                if batch:
+                    self._store(batch, epoch)
+                self._note_listening()
+        except BaseException as error:
+            self.failure = error
+            self._client.stop()
+
+    def _note_listening(self) -> None:
+        """Every LISTENED_S: that whoever was silent until now was silent."""
+        now_s = time.time()
+        if self.connected.is_set() and not 0 <= now_s - self._listened_s < LISTENED_S:
+            self._listened_s = now_s
+            with contextlib.suppress(StoreError):
+                self.store.listened(self._since_s, now_s)
+
+    def _store(self, batch: Sequence[Message], epoch: int | None = None) -> None:
+        """Take a batch, however long the database needs to be well again; a message that it can't hold costs only
+        itself."""
+        while True:
+            try:
+                self.take(batch, epoch)
+                self._store_error = None
+                return
+            except StoreError as error:  # nothing of the batch was acknowledged
+                self._store_error = str(error)
+                if self._stopping.wait(RETRY_S):
+                    return
+            except (ValueError, TypeError, OverflowError) as error:  # something that the database can't hold
+                if len(batch) == 1:
+                    self.counts["malformed"] += 1
+                    self._store_error = f"one message can't be stored: {error}"
+                    # its device keeps it, the broker need not
+                    self._client.send([batch[0].mid] if batch[0].qos else [], [], epoch)
+                    return
+                for message in batch:
+                    self._store([message], epoch)
+                return
+
+    def take(self, messages: Sequence[Message], epoch: int | None = None) -> None:
+        """One batch of messages, of the connection `epoch`. Raises StoreError with nothing acknowledged."""
+        reports: list[wire.Report] = []
+        signers: list[keyring.DeviceKeys] = []
+        statuses: list[wire.Status] = []
+        rejections: list[tuple[str, str]] = []
+        refused: list[tuple[str, bytes, int, keyring.DeviceKeys]] = []
+        self.keys.refresh()
+        prefix, held, start = self.prefix, self.keys.held, len(self.prefix)
+        for topic, payload, _, _ in messages:
+            device = "(no device)"
+            try:
+                if not topic.startswith(prefix):
+                    raise keyring.Rejected("malformed", "topic")
+                if topic.endswith("/report"):
+                    device = topic[start:-7]
+                    keys = held(device)
+                    try:
+                        reports.append(wire.open_report(device, keys[0], payload))
+                        signers.append(keys[0])
+                    except keyring.Rejected as rejected:
+                        self._others(device, keys, payload, rejected, reports, signers, refused)
+                elif topic.endswith("/status"):
+                    device = topic[start:-7]
+                    statuses.append(self._status(device, payload))
+                else:
+                    device = topic[start:].partition("/")[0]
+                    raise keyring.Rejected("malformed", "topic")
+            except keyring.Rejected as rejected:
+                rejections.append((device, rejected.reason))
+        results = self.store.put(reports, statuses, rejections, [device for device, *_ in refused])
+        mids = [message.mid for message in messages if message.qos]
+        self._client.send(mids, self._acknowledgements(reports, signers, refused), epoch)
+        self._count(reports, results, rejections)
+        self.counts["status"] += len(statuses)
+        self.counts["refused"] += len(refused)
+        if self.on_report:
+            for report, result in zip(reports, results, strict=True):
+                if result is not DUPLICATE:
+                    self.on_report(report)
+        if self.on_status:
+            for status in statuses:
+                self.on_status(status)
+
+    def _count(
+        self, reports: Sequence[wire.Report], results: Sequence[str], rejections: Sequence[tuple[str, str]]
+    ) -> None:
+        for _, reason in rejections:
+            self.counts[reason] += 1
+        stored = results.count(STORED)
+        self.counts[STORED] += stored
+        if stored != len(reports):
+            for result in results:
+                if result is not STORED:
+                    self.counts[result] += 1
+
+    @staticmethod
+    def _others(
+        device: str,
+        keys: Sequence[keyring.DeviceKeys],
+        payload: bytes,
+        failure: keyring.Rejected,
+        reports: list[wire.Report],
+        signers: list[keyring.DeviceKeys],
+        refused: list[tuple[str, bytes, int, keyring.DeviceKeys]],
+    ) -> None:
+        """A report that the first key does not open: those that are being rotated out may. Raises Rejected; what the
+        device has to stop sending is added to `refused`."""
+        signer = keys[0]
+        for other in keys[1:]:
+            if failure.reason != "forged":
+                break
+            try:
+                reports.append(wire.open_report(device, other, payload))
+                signers.append(other)
+                return
+            except keyring.Rejected as rejected:
+                failure, signer = rejected, other
+        if failure.identity:
+            refused.append((device, *failure.identity, signer))
+        raise failure
+
+    def _status(self, device: str, payload: bytes) -> wire.Status:
+        failure = keyring.Rejected("unknown device", device)
+        for keys in self.keys.held(device):
+            try:
+                return wire.open_status(device, keys, payload)
+            except keyring.Rejected as rejected:
+                failure = rejected
+                if rejected.reason != "forged":
+                    break
+        raise failure
+
+    def _acknowledgements(
+        self,
+        reports: list[wire.Report],
+        signers: list[keyring.DeviceKeys],
+        refused: list[tuple[str, bytes, int, keyring.DeviceKeys]],
+    ) -> list[tuple[str, bytes]]:
+        """(topic, payload) of each."""
+        # (keys, stream) -> numbers committed, numbers refused
+        due: dict[tuple[keyring.DeviceKeys, bytes], tuple[list[int], list[int]]] = {}
+        for report, keys in zip(reports, signers, strict=True):
+            name = (keys, report.stream)
+            found = due.get(name)
+            if found is None:
+                due[name] = ([report.sequence], [])
+            else:
+                found[0].append(report.sequence)
+        for _, stream, sequence, keys in refused:
+            due.setdefault((keys, stream), ([], []))[1].append(sequence)
+        made = []
+        time_s = int(time.time())
+        for (keys, stream), (committed, never) in due.items():
+            taken, left = wire.ranges_of(committed), wire.ranges_of(never)
+            topic = f"{self.prefix}{keys.device}/ack"
+            for at in range(0, max(len(taken), len(left)), MAX_ACK_RANGES):
+                part = slice(at, at + MAX_ACK_RANGES)
+                try:
+                    made.append((topic, wire.seal_ack(keys, stream, taken[part], left[part], time_s)))
+                except ConfigError:  # a key file without the key for it: the device keeps its reports
+                    break
+        return made
