@@ -20,13 +20,31 @@ from .state import open_state
 
 class Agent(Loop):
     """collector, model: what is watched and what scores it, of one schema. extra: more (collector, model) pairs, a
-    vendor's own counters, fused at the evidence. on_verdict(verdict, agent) is called after every scored window.
-    reporter: a Delivery. The rest is as in Loop. Raises ModelError where a model is not for its collector's schema."""
+    vendor's own counters, fused at the evidence. learn_peers_hours: how long a device's own peers are learned, for the
+    channel of lasting_peers.py, where the collector knows peers; 0: without that channel. on_verdict(verdict, agent) is
+    called after every scored window. reporter: a Delivery. The rest is as in Loop.
+    Raises ModelError where a model is not for its collector's schema."""
 
     def __init__(
-        self, collector, model, *, reporter, state, extra=(), on_verdict=None, publish=None, firmware=""
+        self,
+        collector,
+        model,
+        *,
+        reporter,
+        state,
+        extra=(),
+        on_verdict=None,
+        publish=None,
+        firmware="",
+        learn_peers_hours=24,
     ) -> None:
-        channels = [Channel(collector, model, state)]
+        channels: list = [Channel(collector, model, state)]
+        if learn_peers_hours and hasattr(collector, "hold_peers") and getattr(collector, "contacts", ()) is not None:
+            from .lasting_peers import LastingPeers
+
+            window_ms = channels[0].scorer.window_ms
+            most = getattr(collector, "most_peers", 64)
+            channels.append(LastingPeers(collector, window_ms, state, learn_peers_hours, most))
         for more_collector, more_model in extra:
             channels.append(Channel(more_collector, more_model, state))
         ids = [channel.collector.schema.id for channel in channels]
@@ -34,7 +52,7 @@ class Agent(Loop):
             if len(section) > 8 and section[-8:] not in ids:
                 del state.sections[section]
         self._fused = None
-        if extra:
+        if len(channels) > 1:
             from .fusion import fuse  # a board has it only where it was built --with counters
 
             self._fuse = fuse
@@ -182,6 +200,7 @@ def open_agent(
     extra=(),
     on_verdict=None,
     publish=None,
+    learn_peers_hours: int = 24,
 ) -> Agent:
     """An Agent with everything that it needs: model: the path of a .tflite, or what load_model gave; folder: for what
     was learned and for reports that wait, made where it is missing; the rest as in Delivery and Agent. Raises
@@ -208,4 +227,5 @@ def open_agent(
         on_verdict=on_verdict,
         publish=publish,
         firmware=firmware,
+        learn_peers_hours=learn_peers_hours,
     )

@@ -19,7 +19,7 @@ LEVELS = [
     ["features", "state", "int8/network", "metadata"],
     ["window", "schema", "int8/tflite", "cose", "adaptation"],
     ["int8/operators", "detection", "cose_open", "budget"],
-    ["int8/interpreter", "custom_counters", "fusion", "commands", "manifest"],
+    ["int8/interpreter", "custom_counters", "fusion", "lasting_peers", "commands", "manifest"],
     ["model"],
     ["model_file", "scorer", "outbox", "outbox_memory", "mqtt"],
     ["report", "replay"],

@@ -53,9 +53,10 @@ def start(
     free_on_publish=False,
     extra=(),
     on_verdict=None,
+    learn_peers_hours=24,
 ):
     """As core.start, and: outbox_bytes: what reports may take on flash; bytes_per_day, free_on_publish: as in Delivery;
-    extra, on_verdict: as in Agent. -> Watch. Raises OutboxError too."""
+    extra, on_verdict, learn_peers_hours: as in Agent. -> Watch. Raises OutboxError too."""
 
     def make(collector):
         return open_agent(
@@ -73,6 +74,7 @@ def start(
             free_on_publish=free_on_publish,
             extra=extra,
             on_verdict=on_verdict,
+            learn_peers_hours=learn_peers_hours,
             publish=publish,
         )
 

@@ -160,8 +160,9 @@ class FirmwareCollector:
                 self._window += 1
                 for key in self._peers:
                     self._sighted(key)
-                self._peers.clear()
-                self._ports.clear()
+                self.contacts = self._peers
+                self._peers = {}
+                self._ports = {}
                 self._last = _nobody  # it was met with another secret perhaps
             finally:
                 if not again:

@@ -29,6 +29,8 @@ class LinuxCollector:
 
     schema: LINUX_1 or LINUX_PROC_1. sources: a tuple of (group, source, note)."""
 
+    most_peers = 256
+
     def __init__(
         self,
         interfaces: "tuple[str, ...] | list[str] | None" = None,
@@ -105,6 +107,12 @@ class LinuxCollector:
         """How many windows to let pass before recording or learning: until then every peer is new to a device that has
         learned none."""
         return KNOWN_AFTER if self._bpf is not None and not len(self._bpf.learned) else 0
+
+    @property
+    def contacts(self) -> "list | None":
+        """The peers that this device has written to on its own account in the window that was read last, as numbers;
+        None without BPF."""
+        return None if self._bpf is None else self._bpf.learned.contacts
 
     @property
     def lacks(self) -> str:

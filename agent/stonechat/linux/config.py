@@ -176,6 +176,12 @@ KEYS = {
             'Syscalls and peers from the kernel by eBPF: true = required, false = never, "auto" = where it starts.\n'
             "The model must be made for what starts: schema linux-1 with it, linux-proc-1 without.",
         ),
+        "learn_peers_hours": Key(
+            24,
+            _integer(0, 8_760),
+            "How long the device's own peers are learned; afterwards a host that is not among them and is met again\n"
+            "and again for ten minutes raises an alarm. Needs BPF. 0: without that.",
+        ),
         "user": Key(
             "",
             _user,

@@ -133,6 +133,8 @@ class Daemon:
         self._connectable = prepare(config)
         extra = open_counters(config, model)
         collector = open_collector(config, model, key, user_id)
+        if collector.contacts is not None and config["collector"]["learn_peers_hours"]:
+            from .. import fusion, lasting_peers  # noqa: F401 - now: as in open_counters
         self._folders = [os.path.dirname(os.path.abspath(device["state_file"]))]
         if report["outbox_dir"] and os.path.abspath(report["outbox_dir"]) not in self._folders:
             self._folders.append(os.path.abspath(report["outbox_dir"]))
@@ -167,6 +169,7 @@ class Daemon:
             firmware=device["firmware"],
             extra=extra,
             on_verdict=self._on_verdict,
+            learn_peers_hours=config["collector"]["learn_peers_hours"],
         )
         self._connect(credentials)
         self._lacks = ""

@@ -18,6 +18,7 @@ MAX_CANDIDATES = 256  # peers seen, but not often enough; a spray pushes candida
 KNOWN_AFTER = 12  # windows
 FORGET_AFTER = 8640  # windows: half a day of 5 s
 _KEY_BYTES = 8
+_CONTACT = 0x3FFFFFFF  # a small int on every board
 _END = bytes(_KEY_BYTES)  # in the saved form: visitors follow
 
 
@@ -33,17 +34,21 @@ class LearnedPeers:
         self._window = 0
         self.hold = False  # True: nobody becomes known
         self.forgotten = 0  # known peers that were dropped for others
+        self.contacts: list = []  # of this window, for lasting_peers.py: whom this device wrote to on its own account
 
     def __len__(self) -> int:
         return len(self._known)
 
     def next_window(self) -> None:
         self._window += 1
+        self.contacts = []
 
     def is_new(self, address: bytes, opened: bool = True) -> bool:
         """One peer of one window, once; opened: by this device, else from outside -> True while it is not known. Counts
         the sighting unless `hold`."""
         key = sha256(self._secret + address).digest()[:_KEY_BYTES]
+        if opened:
+            self.contacts.append(int.from_bytes(key[:4], "big") & _CONTACT)
         if key in self._known:
             del self._known[key]  # to the end: seen just now
             self._known[key] = self._window

@@ -19,6 +19,7 @@ BENCHES = {
     "agent": "stonechat_tools.bench.agent",
     "board": "stonechat_tools.bench.board",
     "wire": "stonechat_tools.bench.wire",
+    "peers": "stonechat_tools.bench.peers",
 }
 
 

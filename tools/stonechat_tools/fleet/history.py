@@ -91,7 +91,8 @@ def feature_names(schema_id: str | None) -> Sequence[str]:
 
     for schema in (LINUX_PROC_1, LINUX_1, MICROPYTHON_1):
         if schema_id == schema.id.hex():
-            return [column[0] for column in schema.columns]
+            names = [column[0] for column in schema.columns]
+            return names if schema is LINUX_PROC_1 else [*names, "lasting_peer"]  # agent/stonechat/lasting_peers.py
     return ()
 
 
