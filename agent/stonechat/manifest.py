@@ -84,7 +84,8 @@ def read(payload) -> Manifest:
             isinstance(fields, dict)
             and fields[0] == 1
             and all([is_count(fields[key]) for key in (1, 2, 4, 5)])
-            and 0 < fields[2] <= fields[1]
+            and fields[1] > 0
+            and fields[2] <= fields[1]
             and fields[4] < fields[5]
             and isinstance(fields[3], str)
             and 1 <= len(fields[3].encode()) <= 32
@@ -145,6 +146,11 @@ def verify(public, payload, signature) -> bool:
     return verify(public, to_sign(public, payload), signature)
 
 
+def payload(message) -> bytes:
+    """The payload of a message that unseal() has verified."""
+    return loads(message)[2]
+
+
 def unseal(message, keys) -> Manifest:
     """message: a manifest, bytes; keys: the device's, ((role, public key), ...). Each role that they name must have
     signed. Raises WireError for anything else."""
@@ -161,7 +167,7 @@ def unseal(message, keys) -> Manifest:
     )
     if not good or not keys:
         raise WireError("manifest: malformed" if keys else "manifest: this device holds no key for releases")
-    payload = frame[2]
+    packed = frame[2]
     missing = set([role for role, _ in keys])
     for protected, unprotected, signature in frame[3]:
         for role, public in keys:
@@ -170,10 +176,10 @@ def unseal(message, keys) -> Manifest:
                 and protected == algorithm(public)
                 and unprotected == {4: key_id(public)}
                 and isinstance(signature, bytes)
-                and verify(public, payload, signature)
+                and verify(public, packed, signature)
             ):
                 missing.remove(role)
                 break  # one signature counts for one role
     if missing:
         raise WireError("manifest: no valid signature of the %s" % ("release key", "security officer")[min(missing)])
-    return read(payload)
+    return read(packed)

@@ -20,7 +20,7 @@ GOOD = {
 def signed():
     """-> the keys [[role, public], ...] of release (HSS) and officer (SLH-DSA), the manifest signed by both, and the
     same signed by the release key alone."""
-    with open(HERE + "/../golden/signatures/manifest.cbor", "rb") as file:
+    with open(HERE + "/../golden/releases/manifest.cbor", "rb") as file:
         return cbor_decode.loads(file.read())
 
 
@@ -118,7 +118,7 @@ def test_payloads_that_are_refused():
         having(_1=True),
         having(_1=b"3"),
         having(_2=4),
-        having(_2=0),
+        having(_2=-1),
         having(_3=""),
         having(_3="x" * 33),
         having(_3=b"sensor-7"),

@@ -266,7 +266,7 @@ def test_an_exhausted_key_says_what_to_do(vendor: Path) -> None:
     [
         (("--class", ""), "--class NAME is missing"),
         (("--class", "x" * 33), "a class of 1 to 32 bytes"),
-        (("--floor", "9"), "floor from 1 to the version"),
+        (("--floor", "9"), "floor of at most the version"),
         (("--notes", "x" * 201), "notes of at most 200 bytes"),
         (("--days", "4294967295"), "these options make no manifest"),
     ],

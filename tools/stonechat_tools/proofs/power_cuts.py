@@ -46,9 +46,9 @@ def soak(scale: float) -> bool:
     return littlefs(max(20, int(CUTS * scale))) & kills(max(5, int(KILLS * scale)))
 
 
-def micropython(*arguments: str) -> dict[str, Any]:
-    """Run firmware_tests/life/power_cuts.py on the unix port. Raises StonechatError where it can't be."""
-    script = working_copy() / "firmware_tests/life/power_cuts.py"
+def micropython(*arguments: str, name: str = "power_cuts.py") -> dict[str, Any]:
+    """Run a script of firmware_tests/life on the unix port. Raises StonechatError where it can't be."""
+    script = working_copy() / "firmware_tests/life" / name
     beside = Path(sys.executable).with_name("micropython")
     if not script.exists() or not beside.exists():
         raise StonechatError("needs a working copy with the MicroPython of `make setup`")

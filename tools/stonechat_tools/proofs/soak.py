@@ -15,6 +15,7 @@ SOAKS = {
     "reader": "stonechat_tools.proofs.fuzz_reader:soak",
     "wire": "stonechat_tools.proofs.fuzz_wire:soak",
     "power": "stonechat_tools.proofs.power_cuts:soak",
+    "updates": "stonechat_tools.proofs.update_cuts:soak",
     "mqtt": "stonechat_tools.proofs.mqtt:soak",
     "outages": "stonechat_tools.proofs.outages:soak",
     "world": "stonechat_tools.proofs.world.run:soak",

@@ -68,7 +68,7 @@ def payload(plan: Plan, model: bytes | None, sbom: bytes | None = None) -> bytes
         manifest.read(packed)
     except WireError:
         raise ConfigError(
-            "these options make no manifest: version from 1, floor from 1 to the version, a class of 1 to 32 bytes, "
+            "these options make no manifest: version from 1, floor of at most the version, a class of 1 to 32 bytes, "
             "notes of at most 200 bytes, at most 4 keys, an end later than the start"
         ) from None
     return packed

@@ -58,7 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sign.add_argument(
         "--version", type=_count, metavar="N", help="version of the release; devices take only a higher one"
     )
-    sign.add_argument("--floor", type=_count, metavar="N", help="lowest version a device may go back to (default: 1)")
+    sign.add_argument(
+        "--floor",
+        type=_count,
+        metavar="N",
+        help="lowest version a device may go back to (default: the one it came with)",
+    )
     sign.add_argument("--not-before", type=_date, metavar="DATE", help="first day, UTC (default: now)")
     sign.add_argument("--days", type=_count, default=365, metavar="N", help="days until it expires (default: 365)")
     sign.add_argument("--notes", default="", metavar="TEXT", help="at most 200 bytes; the devices' status shows them")
@@ -182,7 +187,7 @@ def _new(args: argparse.Namespace, folder: Path) -> bytes:
     bill = sbom.make(model, metadata, args.version, args.device_class)
     plan = make.Plan(
         version=args.version,
-        floor=args.floor or 1,
+        floor=args.floor or 0,
         device_class=args.device_class,
         not_before_s=start_s,
         expires_s=start_s + args.days * _DAY_S,

@@ -1,0 +1,260 @@
+"""Takes a signed release: offered by the collector, pulled in chunks, verified, tried, and final only when the
+collector has acknowledged it. manifest.py says what a release is, slots.py where it is kept, release.cddl the messages.
+
+    offer ->      version, digest and size of a manifest
+    <- want       the chunk that is missing: which part, from which byte; sent again until it comes
+    chunk ->      written down at once, so that a device goes on after a power cut where it was
+                  manifest whole: signatures, class, schema, version, floor, days
+                  model whole: its SHA-256; then it is loaded, runs its golden vectors and the device's own last windows
+                  trial: the new model watches; a device that restarts too often, or waits too long, goes back by itself
+    confirm ->    final
+    withdraw ->   back to the version before, if it is not below the floor
+
+Every message is sealed with a key of this device, and nothing of a release counts before its signature is verified: a
+collector or a broker can withhold a release, but not change one.
+"""
+
+from . import manifest, slots
+from .compat import const, sha256
+from .cose_open import is_count
+from .errors import StonechatError, WireError
+
+CHUNK_BYTES = const(384)  # a sealed chunk fits into 512
+OFFER = const(0)
+CONFIRM = const(1)
+WITHDRAW = const(2)
+_TRIAL_S = const(86_400)  # without an acknowledgement
+_READ_BYTES = const(512)
+_PARTS = (".manifest", ".model")
+# After these a device takes the same version again when it is offered: nothing is wrong with the release itself.
+_AGAIN = (slots.EARLY, slots.CLOCK, slots.DIGEST, slots.STORAGE)
+
+
+class Update:
+    """store: a Slots that was started. stream: of this start. own_keys: ((role, public key), ...) that the device came
+    with. device_class: text. schema_id: of the collector. most_bytes: the largest model that this device takes.
+    load(path): the model in a file, its golden vectors proven, or ModelError. suits(model): whether it is quiet on the
+    device's own windows.
+
+    offered: version of the release that is being pulled, 0 for none. refusals: releases that were refused since this
+    start."""
+
+    def __init__(
+        self, store, stream: bytes, own_keys, device_class: str, schema_id: bytes, most_bytes: int, load, suits
+    ) -> None:
+        self.store = store
+        self._stream = stream
+        self.offered = self.refusals = 0
+        self._own_keys = own_keys
+        self._class = device_class
+        self._schema_id = schema_id
+        self._most_bytes = most_bytes
+        self._load = load
+        self._suits = suits
+        self._digest = b""  # SHA-256 of the manifest that was offered
+        self._sizes = [0, 0]  # of manifest and model
+        self._found: manifest.Manifest | None = None  # verified
+        self._slot = 0  # where the parts go
+        self._trial_s = -1  # seconds since this start at which the trial was first seen
+
+    # --- messages ---------------------------------------------------------------------------------------------------
+
+    def on_message(self, fields: dict) -> bool:
+        """fields: of an authentic message -> whether another model is to run from now on. Raises WireError for a
+        malformed one, OSError where the medium refuses."""
+        version, what = fields.get(1), fields.get(2)
+        if not is_count(version) or not version:
+            raise WireError
+        if 4 in fields:
+            self._chunk(version, what, fields.get(3), fields[4])
+        elif what == OFFER:
+            self._offer(version, fields.get(5), fields.get(6))
+        elif what not in (CONFIRM, WITHDRAW):
+            raise WireError
+        elif fields.get(7) == self._stream:  # one that was sent to an earlier start is a replay
+            return self._withdraw(version) if what == WITHDRAW else self._confirm(version)
+        else:
+            self.refusals += 1
+        return False
+
+    def _offer(self, version, digest, size):
+        if not isinstance(digest, bytes) or len(digest) != 32 or not is_count(size) or not size:
+            raise WireError
+        store = self.store
+        if store.trial or version == self.offered and digest == self._digest:
+            return
+        failed = version == store.tried and store.result > slots.CONFIRMED and store.result not in _AGAIN
+        if version <= store.version or failed:
+            self.refusals += version != store.version  # what runs already is no fault
+            return
+        self._forget()
+        self.offered, self._digest = version, digest
+        self._sizes = [size, 0]
+        if size > manifest.MOST_BYTES:
+            self._refuse(slots.TOO_LARGE)
+            return
+        self._slot = store.spare
+        mark = store.folder + "/offer"
+        if slots.read(mark, 32) != digest:  # of another release: what was pulled of it is of no use
+            slots.remove(mark)
+            store.free()
+            slots.append(mark, digest)
+
+    def _chunk(self, version, part, offset, data):
+        if (
+            part not in (0, 1)
+            or not is_count(offset)
+            or not isinstance(data, bytes)
+            or not 0 < len(data) <= CHUNK_BYTES
+        ):
+            raise WireError
+        # One that is late, comes twice or out of order is passed over: want() asks for what is missing.
+        if version == self.offered and (part, offset) == self.want():
+            if offset + len(data) > self._sizes[part]:
+                raise WireError
+            slots.append(self._path(part), data)
+
+    def want(self):
+        """(part, offset) of the chunk that is missing, None where nothing is."""
+        if self.offered:
+            for part in (0, 1):
+                have = slots.size(self._path(part))
+                if have < self._sizes[part]:
+                    return part, have
+        return None
+
+    def _path(self, part):
+        return self.store.path(self._slot) + _PARTS[part]
+
+    # --- verifying and trying ---------------------------------------------------------------------------------------
+
+    def step(self, now_s: int, uptime_s: int) -> bool:
+        """Do what is due: verify a part that is whole, begin a trial, end one that nobody acknowledged. It can take a
+        second on a board. now_s: Unix seconds, 0 where that is not known; uptime_s: since this start -> whether another
+        model is to run from now on. Raises OSError where the medium refuses."""
+        store = self.store
+        if store.trial:
+            if self._trial_s < 0:
+                self._trial_s = uptime_s
+            elif uptime_s - self._trial_s > _TRIAL_S:
+                self._end_trial(slots.UNCONFIRMED)
+                return True
+            return False
+        if not self.offered or self.want():
+            return False
+        if self._found is None:
+            result = self._verify(now_s)
+            if result:
+                self._refuse(result)
+            return False
+        result = self._prove(self._found)
+        if result:
+            self._refuse(result)
+            return False
+        store.begin_trial(self._slot, self.offered)
+        self._trial_s = -1
+        self._forget()
+        return True
+
+    def _verify(self, now_s):
+        """The manifest is whole -> why it is refused, or 0."""
+        packed = slots.read(self._path(0), self._sizes[0])
+        if sha256(packed).digest() != self._digest:
+            return slots.DIGEST
+        try:
+            found = manifest.unseal(packed, self.store.keys(self._own_keys))
+        except WireError as error:
+            return slots.SIGNATURE if "signature" in str(error) else slots.MALFORMED
+        result = self._judge(found, now_s)
+        if result:
+            return result
+        if found.model is None:
+            self._adopt(found)
+        else:
+            self._found = found
+            self._sizes[1] = found.model[1]
+            if slots.size(self._path(1)) > self._sizes[1]:
+                slots.remove(self._path(1))
+        return 0
+
+    def _adopt(self, found):
+        """A release without a model needs no trial."""
+        store = self.store
+        store.put_keys(found.keys)
+        store.adopt(found.version, found.floor)
+        slots.remove(store.folder + "/offer")
+        self._forget()
+
+    def _judge(self, found, now_s):
+        if found.version != self.offered:
+            return slots.VERSION
+        if found.version < self.store.floor:
+            return slots.FLOOR
+        if found.device_class != self._class:
+            return slots.CLASS
+        if not now_s:
+            return slots.CLOCK
+        if now_s < found.not_before_s:
+            return slots.EARLY
+        if now_s >= found.expires_s:
+            return slots.EXPIRED
+        if found.model is None:
+            return 0 if found.keys else slots.NOTHING
+        if found.model[2] != self._schema_id:
+            return slots.SCHEMA
+        return slots.TOO_LARGE if found.model[1] > self._most_bytes else 0
+
+    def _prove(self, found):
+        """The model is whole -> why it is refused, or 0."""
+        digest = sha256(b"")
+        with open(self._path(1), "rb") as file:
+            while True:
+                data = file.read(_READ_BYTES)
+                if not data:
+                    break
+                digest.update(data)
+        if digest.digest() != found.model[0]:
+            return slots.DIGEST
+        try:
+            return 0 if self._suits(self._load(self._path(1))) else slots.UNSUITED
+        except (StonechatError, MemoryError):
+            return slots.MODEL
+
+    def _refuse(self, result):
+        store = self.store
+        self.refusals += 1
+        store.tried, store.result = self.offered, result
+        self._forget()
+        slots.remove(store.folder + "/offer")
+        store.save()
+
+    def _forget(self):
+        self.offered, self._found, self._digest = 0, None, b""
+        self._sizes = [0, 0]
+
+    # --- the end of a trial -----------------------------------------------------------------------------------------
+
+    def _confirm(self, version) -> bool:
+        store = self.store
+        if not store.trial or version != store.tried:
+            return False
+        slot = store.trial
+        found = manifest.read(manifest.payload(slots.read(store.path(slot) + _PARTS[0], manifest.MOST_BYTES)))
+        if found.keys:
+            store.put_keys(found.keys)
+        store.confirm(found.floor)
+        slots.remove(store.folder + "/offer")
+        return False
+
+    def _withdraw(self, version) -> bool:
+        store = self.store
+        if store.trial and version == store.tried:
+            self._end_trial(slots.WITHDRAWN)
+            return True
+        if version == self.offered:
+            self._refuse(slots.WITHDRAWN)
+        return version == store.version and store.withdraw()
+
+    def _end_trial(self, result):
+        slots.remove(self.store.folder + "/offer")
+        self.store.roll_back(result)
