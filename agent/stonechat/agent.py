@@ -10,7 +10,6 @@ while True:
 from .commands import CALIBRATE, WAS_NORMAL
 from .compat import sleep_ms, ticks_diff, ticks_ms
 from .delivery import Delivery
-from .detection import Verdict
 from .errors import StonechatError
 from .loop import Channel, Loop
 from .model import open_model
@@ -19,10 +18,11 @@ from .state import open_state
 
 
 class Agent(Loop):
-    """collector, model: what is watched and what scores it, of one schema. extra: more (collector, model) pairs, a
-    vendor's own counters, fused at the evidence. learn_peers_hours: how long a device's own peers are learned, for the
-    channel of lasting_peers.py, where the collector knows peers; 0: without that channel. on_verdict(verdict, agent) is
-    called after every scored window. reporter: a Delivery. The rest is as in Loop.
+    """collector, model: what is watched and what scores it, of one schema. extra: more channels, fused at the evidence:
+    (collector, model) of a vendor's own counters, or (collector, model, name) where several have the same schema, as
+    services do. learn_peers_hours: how long a device's own peers are learned, for the channel of lasting_peers.py,
+    where the collector knows peers; 0: without that channel. `channel_names`: of all but the first. on_verdict(verdict,
+    agent) is called after every scored window. reporter: a Delivery. The rest is as in Loop.
     Raises ModelError where a model is not for its collector's schema."""
 
     def __init__(
@@ -45,18 +45,20 @@ class Agent(Loop):
             window_ms = channels[0].scorer.window_ms
             most = getattr(collector, "most_peers", 64)
             channels.append(LastingPeers(collector, window_ms, state, learn_peers_hours, most))
-        for more_collector, more_model in extra:
-            channels.append(Channel(more_collector, more_model, state))
-        ids = [channel.collector.schema.id for channel in channels]
+        self._fused = None
+        if extra or len(channels) > 1:
+            from . import fusion  # a board has it only where it was built --with counters
+
+            self._fuse = fusion.fuse
+            self._fused = fusion.FusedVerdict(0)
+            channels += [fusion.SideChannel(each[0], each[1], state, *each[2:]) for each in extra]
+        self.channel_names = [channel.name for channel in channels[1:]]
+        # Keys 21 to 25 of the status: planned sleep, three of the response and of updates, names of the channels.
+        reporter.more = [None, None, None, None, self.channel_names or None]
+        ids = [collector.schema.id] + [channel.id for channel in channels[1:]]
         for section in list(state.sections):  # of a schema that is no longer in use
             if len(section) > 8 and section[-8:] not in ids:
                 del state.sections[section]
-        self._fused = None
-        if len(channels) > 1:
-            from .fusion import fuse  # a board has it only where it was built --with counters
-
-            self._fuse = fuse
-            self._fused = Verdict(sum([len(channel.values) for channel in channels]))
         reporter.commands.actions = {CALIBRATE: self._calibrate, WAS_NORMAL: self._was_normal}
         self.on_verdict = on_verdict
         Loop.__init__(self, channels, reporter, state, publish=publish, firmware=firmware)
@@ -115,7 +117,7 @@ class Agent(Loop):
                 self._failed(error)
                 channel.window.primed = False
                 verdict = None
-            verdicts.append(verdict or _blank(len(channel.values)))
+            verdicts.append(verdict)
         return self._fuse(verdicts, self._fused) if verdicts[0] else None
 
     @property
@@ -129,8 +131,18 @@ class Agent(Loop):
 
     @property
     def columns(self) -> list:
-        """Names of the features, as Verdict.explain() counts them: those of all channels, one after the other."""
-        return [column[0] for channel in self.channels for column in channel.collector.schema.columns]
+        """Names of the features, as explain() of the last verdict counts them: those of the channel that leads."""
+        lead = self._fused.channel if self._fused else 0
+        return [column[0] for column in self.channels[lead].collector.schema.columns]
+
+    @property
+    def learning(self) -> bool:
+        """True while a scorer still learns what is normal on this device. One whose service is not there is left out:
+        it may never come."""
+        for channel in self.channels:  # noqa: SIM110 - a generator would allocate
+            if channel.scorer.learning and not getattr(channel, "absent", False):
+                return True
+        return False
 
     @property
     def lacks(self) -> str:
@@ -148,11 +160,11 @@ class Agent(Loop):
         """Send a status: the device sleeps now, and the next one follows within `seconds`. Let the client send it
         (in_flight empty), save() and sleep -> False where the byte budget does not allow it. Raises what publish
         raises. A sleep longer than two heartbeats that is not announced makes the device silent."""
-        self.reporter.sleep_s = seconds
+        self.reporter.more[0] = seconds
         try:
             return self.reporter.send_status(self.publish, self.status)
         finally:
-            self.reporter.sleep_s = None
+            self.reporter.more[0] = None
 
     def on_message(self, topic, payload: bytes) -> None:
         """Take a message from the broker: acknowledgements and commands that authenticate are carried out."""
@@ -174,13 +186,6 @@ class Agent(Loop):
             self._failed(error)
         for channel in self.channels:
             channel.collector.close()
-
-
-def _blank(size):
-    """The verdict of a channel that has none: it decides nothing."""
-    verdict = Verdict(size)
-    verdict.learning = True
-    return verdict
 
 
 def open_agent(

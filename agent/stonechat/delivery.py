@@ -76,6 +76,8 @@ class Delivery(Reporter):
         self._made_s = 0  # and its uptime
         self._highest = 0  # number of the newest report that was ever sent
         self._silent = False
+        self._fields.append(None)
+        self._led = 0  # channels that have led in reports of this alarm: bit i is channel i
         self.reconnected()
 
     # --- making reports -------------------------------------------------------------------------------------------
@@ -85,18 +87,28 @@ class Delivery(Reporter):
         if self.commands.report_now:
             return 2
         news = Reporter._news(self, verdict)
+        if not news and verdict.level > 1 and not self._led >> getattr(verdict, "channel", 0) & 1:
+            news = 1  # a channel leads that has not led in this alarm: another cause
         if news and self.uptime_s < self.commands.mute_until_s:
             self.held_back += verdict.changed
             return 0
         return news
 
     def _flags(self, verdict) -> int:
+        if verdict.level or self._level:
+            channel = getattr(verdict, "channel", 0)
+            self._led = self._led | 1 << channel if verdict.level else 0
+            self._fields[17] = channel or None
         flags = Reporter._flags(self, verdict)
         if self.uptime_s < self.commands.mute_until_s:
             flags |= _FLAG_MUTED
         if self.uptime_s < self.commands.maintenance_until_s:
             flags |= _FLAG_MAINTENANCE
         return flags
+
+    def _begin(self) -> list:
+        self._fields[17] = None
+        return Reporter._begin(self)
 
     def _keep(self, urgent: bool) -> None:
         size = len(self._body) + _SEAL_BYTES

@@ -49,7 +49,9 @@ class LastingPeers:
     window_ms; state: State; learn_hours: hours of windows that teach the own peers; most: own peers at most, and
     a quarter of that episodes."""
 
+    name = "lasting peers"  # among the channels' names in the status
     schema = _Columns()
+    id = schema.id
     sources = ()
     lacks = ""
     learning = False  # what the device learns is in the verdict of its own channel

@@ -3,7 +3,7 @@
 A board spells them out where it needs them, to save memory; a test compares all of them. Bytes are those of UTF-8."""
 
 REPORT_BYTES = 512  # a sealed report, acknowledgement or command
-STATUS_BYTES = 1024  # a sealed status
+STATUS_BYTES = 1536  # a sealed status
 DEVICE_ID_BYTES = 64
 FIRMWARE_BYTES = 64
 AGENT_BYTES = 32  # the agent's version
@@ -13,5 +13,7 @@ SOURCES = 16  # in a status
 SOURCE_BYTES = 40  # of one source: its group, a space, what it reads
 DETAIL_BYTES = 256
 FEATURES_BYTES = 24
+CHANNELS = 11  # beside the device's own: services, the product's counters, lasting peers, its own model
+CHANNEL_BYTES = 24  # of one's name
 CAUSES = 16  # for which windows were not scored
 ACK_NUMBERS = 32  # in each list of an acknowledgement: 16 ranges

@@ -28,7 +28,7 @@ class Reporter:
     subscriptions: tuple = ()  # topics that the transport should hear
     lost: int | None = None  # reports dropped since this boot
     trouble: tuple | None = None  # for the status: Delivery's counters
-    sleep_s: int | None = None  # for the status: the device sleeps now, for so long
+    more: "list | tuple" = ()  # for the status: the values of its keys from 21
 
     def __init__(
         self,
@@ -203,7 +203,8 @@ class Reporter:
             fields[6] = self._status_number
         fields += (firmware, model, schema, window_ms, sources, adaptation_q8, learning, agent)
         fields += (self.trouble, self.stream, unscored, None, None)
-        fields += (window_ms and window_ms * self.heartbeat_windows // 1000, self.sleep_s)
+        fields.append(window_ms and window_ms * self.heartbeat_windows // 1000)
+        fields += self.more
         value = bytearray()
         cbor.encode_fields(fields, value)
         return self._status_mac.seal(value)

@@ -18,13 +18,31 @@ def test_heads_are_fused_by_their_worst():
     watch = verdict_of(WATCH, 140, 3)
     fused = fuse([calm, watch])
     assert fused.level == WATCH and fused.evidence_q8 == 140 and fused.changed
-    assert fused.explain(1) == [(4, 16, 50)]
+    assert fused.channel == 1 and fused.explain(1) == [(2, 16, 50)]
     assert not fuse([calm, watch], fused).changed
     alarm = verdict_of(ALARM, 300)
     fuse([alarm, watch], fused)
-    assert fused.level == ALARM and fused.changed and fused.explain(1)[0][0] == 1
+    assert fused.level == ALARM and fused.changed and fused.channel == 0 and fused.explain(1)[0][0] == 1
     fuse([calm, calm], fused)
     assert fused.level == NORMAL and fused.changed
+
+
+def test_the_channel_that_raises_its_alarm_explains():
+    standing = verdict_of(ALARM, 384)
+    raised = verdict_of(ALARM, 256)
+    raised.changed = True
+    assert fuse([standing, None, raised]).channel == 2
+    raised.changed = False
+    assert fuse([standing, None, raised]).channel == 0
+
+
+def test_without_evidence_the_devices_own_channel_explains():
+    own = verdict_of(NORMAL, 0)
+    loud = verdict_of(NORMAL, 0)
+    loud.surprise_q8 = 900
+    assert fuse([own, loud]).channel == 0
+    loud.evidence_q8 = 1
+    assert fuse([own, loud]).channel == 1
 
 
 def test_fused_learning_only_while_all_learn():

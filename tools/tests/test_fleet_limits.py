@@ -16,6 +16,7 @@ from stonechat import limits
 from stonechat.board import hooks
 from stonechat.custom_counters import CounterCollector, counter_schema
 from stonechat.errors import CollectorError
+from stonechat.linux import services
 from stonechat.linux.collector import LinuxCollector
 from stonechat.loop import Loop
 from stonechat.outbox_memory import MemoryOutbox
@@ -38,6 +39,9 @@ def test_the_cddl_has_the_sizes_of_the_table() -> None:
         ("source = tstr .size (1..%d)", limits.SOURCE_BYTES),
         ("14: tstr .size (1..%d)", limits.AGENT_BYTES),
         ("17: [0*%d count]", limits.CAUSES),
+        ("25: [1*%d tstr", limits.CHANNELS),
+        ("25: [1*11 tstr .size (1..%d)]", limits.CHANNEL_BYTES),
+        ("channel = 1..%d", limits.CHANNELS),
         ("13: tstr .size (1..%d)", limits.DETAIL_BYTES),
         ("features = bstr .size (3..%d)", limits.FEATURES_BYTES),
         ("stream = bstr .size %d", limits.STREAM_BYTES),
@@ -57,6 +61,8 @@ def test_what_devices_spell_out_is_in_the_table() -> None:
     assert keyring.check_device_id("x" * limits.DEVICE_ID_BYTES)
     assert keyring.MAX_MESSAGE_BYTES == limits.REPORT_BYTES
     config = (AGENT / "linux/config.py").read_text()
+    assert limits.CHANNEL_BYTES == services.MAX_NAME_BYTES and services.MAX_SERVICES + 3 == limits.CHANNELS
+    assert f"[:{limits.CHANNEL_BYTES}]" in (AGENT / "fusion.py").read_text()
     assert f"_is_text(value, {limits.FIRMWARE_BYTES})" in config.partition("def _firmware")[2][:200]
 
 
@@ -65,6 +71,8 @@ def status_of(sources: list[str], **more: Any) -> wire.Status:
     reporter = Reporter("pump-1", bytes(32), prefix="stonechat/1/fleet", boot=0xFFFFFFFF)
     reporter.uptime_s = reporter._status_number = 0xFFFFFFFE
     reporter.trouble = (0xFFFFFFFF,) * 4  # type: ignore[assignment]
+    channels = ["c" * limits.CHANNEL_BYTES] * limits.CHANNELS
+    reporter.more = (0xFFFFFFFF, None, None, None, channels)
     facts: dict[str, Any] = {
         "firmware": "f" * limits.FIRMWARE_BYTES,
         "model": bytes(limits.DIGEST_BYTES),
@@ -79,6 +87,7 @@ def status_of(sources: list[str], **more: Any) -> wire.Status:
     message = bytes(reporter.status(**facts | more))
     pycddl.Schema(f"start = status\n{CDDL}").validate_cbor(KEYS.status.open(message, limits.STATUS_BYTES))
     opened = wire.open_status("pump-1", KEYS, message)
+    assert list(opened.channels) == channels
     assert list(opened.sources) == sources and opened.firmware == facts["firmware"]
     return opened
 
@@ -175,7 +184,7 @@ def test_a_status_is_never_refused_for_its_texts() -> None:
 
 
 def test_the_longest_report_and_acknowledgement_fit() -> None:
-    fields = dict.fromkeys((1, 2, 3, 14, 17), 4294967295) | {0: 1, 5: 2, 6: 7, 7: 65535, 8: 65535, 9: 65535}
+    fields = dict.fromkeys((1, 2, 3, 14, 23), 4294967295) | {0: 1, 17: 11, 5: 2, 6: 7, 7: 65535, 8: 65535, 9: 65535}
     fields |= {10: b"x" * limits.FEATURES_BYTES, 13: "d" * limits.DETAIL_BYTES, 16: b"abcd"}  # type: ignore[dict-item]
     message = KEYS.report.seal(cbor2.dumps(fields, canonical=True))
     pycddl.Schema(f"start = report\n{CDDL}").validate_cbor(KEYS.report.open(message))

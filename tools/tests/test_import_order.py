@@ -19,16 +19,17 @@ LEVELS = [
     ["features", "state", "int8/network", "metadata"],
     ["window", "schema", "int8/tflite", "cose", "adaptation"],
     ["int8/operators", "detection", "cose_open", "budget"],
-    ["int8/interpreter", "custom_counters", "fusion", "lasting_peers", "commands", "manifest", "slots"],
+    ["int8/interpreter", "custom_counters", "lasting_peers", "commands", "manifest", "slots"],
     ["model", "update"],
     ["model_file", "scorer", "outbox", "outbox_memory", "mqtt"],
     ["report", "replay"],
     ["delivery", "loop"],
+    ["fusion"],
     ["agent"],
 ]
 LEVEL = {module: height for height, modules in enumerate(LEVELS) for module in modules}
-DRIVERS = len(LEVELS) - 2  # linux/* and board/* are at the height of report and outbox, below the agent
-ABOVE_THE_AGENT = {"linux/daemon", "linux/cli", "board/full", "board/core", "board/device"}
+DRIVERS = len(LEVELS) - 3  # linux/* and board/* are at the height of report and outbox, below the agent
+ABOVE_THE_AGENT = {"linux/daemon", "linux/channels", "linux/cli", "board/full", "board/core", "board/device"}
 # what a module may take from pip
 PIP = {"linux/paho": {"paho"}, "linux/tflite_runtime": {"tflite_runtime", "numpy", "ai_edge_litert"}}
 FOREIGN = {"numpy", "paho", "tflite_runtime", "ai_edge_litert", "stonechat_tools", "cbor2", "rich", "flatbuffers"}

@@ -62,7 +62,7 @@ _FIXES = {
 }
 
 
-def start(interfaces=None, cgroup: "str | None" = None, own_user_id: "int | None" = None):
+def start(interfaces=None, cgroup: "str | None" = None, own_user_id: "int | None" = None, services=()):
     """-> ([Syscalls, Connections, FailedLogins] as far as they started, [(group, source or "", note), ...] of all)."""
     if own_user_id is None and os.getuid():
         own_user_id = os.getuid()
@@ -70,8 +70,8 @@ def start(interfaces=None, cgroup: "str | None" = None, own_user_id: "int | None
     started: list = []
     rows = []
     for kind, make in (
-        (Syscalls, lambda: Syscalls(cgroup)),
-        (Connections, lambda: Connections(interfaces, cgroup, own_user_id)),
+        (Syscalls, lambda: Syscalls(cgroup, services=services)),
+        (Connections, lambda: Connections(interfaces, cgroup, own_user_id, _services_of(started))),
         (FailedLogins, FailedLogins),
     ):
         try:
@@ -87,11 +87,19 @@ def start(interfaces=None, cgroup: "str | None" = None, own_user_id: "int | None
     return started, rows
 
 
+def _services_of(started: list):
+    """The Services of the Syscalls, where those have started."""
+    return started[0].services if started and isinstance(started[0], Syscalls) else None
+
+
 class BpfColumns:
     """parts: what start() started, all three. Fills SYSCALL_COLUMNS, CONNECTION_COLUMNS, LOGIN_COLUMNS."""
 
     def __init__(self, parts: list, peers_secret: "bytes | None") -> None:
         self._calls, self.connections, self._logins = parts
+        self.services = self._calls.services
+        if self.services is not None:
+            self.services.release_fd()
         self.learned = LearnedPeers(sha256(b"stonechat peers" + (peers_secret or os.urandom(32))).digest())
         self._last_classes = [0] * len(CLASSES)
         self._last_syn = (0, 0)
@@ -106,6 +114,8 @@ class BpfColumns:
         self._fill_calls(values, at)
         self._fill_connections(values, at + 13)
         values[at + 21] = self._logins.read()
+        if self.services is not None:
+            self.services.refresh()
 
     def forks(self) -> int:
         """Processes and threads begun, cumulative, as of the last fill()."""

@@ -33,6 +33,14 @@ class CgroupFile:
                 self.close()
         return None
 
+    def read_kept(self) -> "bytes | None":
+        """The text of the file that was opened before; None where that folder is gone, though another may be there."""
+        try:
+            return self._file.read() if self._file is not None else None
+        except OSError:
+            self.close()
+            return None
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()

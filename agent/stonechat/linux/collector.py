@@ -27,6 +27,9 @@ class LinuxCollector:
     in it, else the machine's. Needs BPF: CollectorError where that does not start. own_user_id: the user that the agent
     will become, whose connections are its own; None: the present one unless root.
 
+    services: units or cgroups that are counted by themselves, too (services.py); `services` has a collector for each,
+    brought up to date by read(). Needs BPF as well.
+
     schema: LINUX_1 or LINUX_PROC_1. sources: a tuple of (group, source, note)."""
 
     most_peers = 256
@@ -39,9 +42,12 @@ class LinuxCollector:
         cgroup: "str | None" = None,
         own_user_id: "int | None" = None,
         disks: "tuple[str, ...] | list[str] | None" = None,
+        services: "tuple[str, ...] | list[str]" = (),
     ) -> None:
         if cgroup is not None and use_bpf is False:
             raise CollectorError("cgroup %s: watching one cgroup needs BPF" % cgroup)
+        if services and use_bpf is False:
+            raise CollectorError("[collector] services needs BPF: a model for linux-1, and bpf not false")
         self._proc = ProcCollector(interfaces, disks=disks)
         self._bpf = None
         self._cgroup: list = []  # [(column, what reads it)]
@@ -52,12 +58,12 @@ class LinuxCollector:
         if use_bpf is False:
             return
         try:
-            started, rows = start_bpf(interfaces, cgroup, own_user_id)
+            started, rows = start_bpf(interfaces, cgroup, own_user_id, services)
             failed = [(group, "none", note) for group, source, note in rows if not source]
             if failed:
                 for part in started:
                     part.close()
-                if use_bpf is True or cgroup is not None:
+                if use_bpf is True or cgroup is not None or services:
                     raise CollectorError("; ".join("%s: %s" % (group, note) for group, _, note in failed))
                 self._sources += tuple(failed)
                 return
@@ -96,6 +102,11 @@ class LinuxCollector:
             for at, part in self._cgroup:
                 values[at] = part.read()
 
+    @property
+    def services(self) -> list:
+        """The collectors of the services, in the order in which they were named."""
+        return self._bpf.services.collectors if self._bpf is not None and self._bpf.services is not None else []
+
     def exclude_peer(self, host: str, port: int) -> bool:
         """Leave connections to the agent's own broker out -> whether that is done; False where the name does not
         resolve (yet). Not needed, and nothing is done, where own_user_id identifies the agent's connections: others of
@@ -120,6 +131,7 @@ class LinuxCollector:
         texts = [self._proc.lacks]
         if self._cgroup_id is not None and self._cgroup_id.refresh() == GONE:
             texts.append("cgroup " + self._cgroup_path)
+        texts += ["service " + each.name for each in self.services if each.missing]
         return "; ".join([text for text in texts if text])
 
     @property
@@ -180,7 +192,7 @@ class LinuxCollector:
             values[at] = self._foreign[i]
 
 
-def start_bpf(interfaces=None, cgroup: "str | None" = None, own_user_id: "int | None" = None):
+def start_bpf(interfaces=None, cgroup: "str | None" = None, own_user_id: "int | None" = None, services=()):
     """-> ([the groups that started], [(group, source or "", note with reason and fix), ...] of all). The caller closes
     what started. `stonechat doctor` asks here as well."""
     try:
@@ -188,4 +200,4 @@ def start_bpf(interfaces=None, cgroup: "str | None" = None, own_user_id: "int | 
     except ImportError as error:
         reason = "python has no %s; install the full standard library" % error.name
         return [], [("syscalls", "", reason), ("connections", "", reason)]
-    return bpf_columns.start(interfaces, cgroup, own_user_id)
+    return bpf_columns.start(interfaces, cgroup, own_user_id, services)

@@ -170,6 +170,19 @@ KEYS = {
             "Needs BPF. The agent itself stays outside.\n"
             "Packets of interfaces and the kernel's TCP counters are those of the agent's network namespace.",
         ),
+        "services": Key(
+            [],
+            _texts,
+            "Services that are watched by themselves, too, at most 8: systemd units, or cgroup v2 folders such as\n"
+            '"/system.slice/docker.slice". An attack inside one of them is plain in its own counters and hidden in\n'
+            "the machine's; alarms name the service. Each need not run yet, and may restart. Needs BPF.",
+        ),
+        "service_model": Key(
+            "linux-service-1",
+            _filled,
+            "The model of every service: a .tflite made of recordings of services (stonechat record --services), or\n"
+            "the name of one that comes with the package. Of the same window length as the device's.",
+        ),
         "bpf": Key(
             "auto",
             _one_of("auto", True, False),
@@ -271,11 +284,15 @@ def load(path: str) -> dict:
         raise ConfigError("%s is not TOML: it is not UTF-8 (%s)" % (path, error.reason))
     except ValueError as error:  # tomllib.TOMLDecodeError, and a number of thousands of digits
         raise ConfigError("%s is not TOML: %s" % (path, str(error)[:200]))
-    file = config["model"]["file"]
-    config["model"]["file"] = shipped.path(file)
-    if "/" not in file and config["model"]["file"] == file and not isfile(file):
-        names = ", ".join(shipped.names())
-        raise ConfigError("%s: [model] file %s: no such file; models of the package: %s" % (path, file, names))
+    for section, name in (("model", "file"), ("collector", "service_model")):
+        file = config[section][name]
+        config[section][name] = shipped.path(file)
+        wanted = section == "model" or config["collector"]["services"]
+        if wanted and "/" not in file and config[section][name] == file and not isfile(file):
+            names = ", ".join(shipped.names())
+            raise ConfigError(
+                "%s: [%s] %s %s: no such file; models of the package: %s" % (path, section, name, file, names)
+            )
     return config
 
 

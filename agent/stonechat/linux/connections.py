@@ -57,7 +57,7 @@ _TCP, _UDP = 6, 17
 _FLAG_SYN, _FLAG_RST, _FLAG_ACK = 2, 4, 16
 
 # Stack, offsets from FP
-_PORT, _FLAGS = -8, -16
+_PORT, _FLAGS, _SERVICE = -8, -16, -24
 
 _MAPPED = int.from_bytes(b"\0\0\xff\xff\0\0\0\0", "little")  # what precedes an IPv4 address in ::ffff:a.b.c.d
 
@@ -68,7 +68,8 @@ _GOLDEN, _MURMUR = 0x9E3779B97F4A7C15, 0xFF51AFD7ED558CCD
 class Connections:
     """After read(): `counters`, cumulative, by the names above; and for the time since the last read `peers`, a list of
     (address 16 bytes, sent, received), `distinct_peers`, `distinct_ports`. What was sent and received, also by the
-    OVERFLOW and OWN counters, is (packets << 40) + bytes; packets() and octets() take it apart.
+    OVERFLOW and OWN counters, is (packets << 40) + bytes; packets() and octets() take it apart. services: the Services
+    whose packets count by themselves, too.
 
     `opened`: which of `peers` this machine wrote to first, {address: OPENED_TCP or OPENED_UDP}.
 
@@ -84,8 +85,10 @@ class Connections:
         interfaces: "tuple[str, ...] | list[str] | None" = None,
         cgroup: "str | None" = None,
         own_user_id: "int | None" = None,
+        services=None,
     ) -> None:
         self.counters = [0] * 7
+        self._services = services
         self.peers: list = []
         self.opened: dict = {}
         self.distinct_peers = 0
@@ -194,9 +197,13 @@ class Connections:
         self._skip_other_interfaces(p)
         self._skip_other_cgroups(p)
         self._skip_own_user(p)
+        if self._services is not None:
+            self._services.find_packet(p, _SERVICE)
         self._read_network_header(p, outward)
         self._read_transport_header(p, outward)
         self._skip_excluded(p)
+        if self._services is not None:
+            self._services.count_packet(p, outward, _SERVICE, _FLAGS)
         self._hash_address(p)
         self._choose_bank(p)
         if outward:

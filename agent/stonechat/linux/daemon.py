@@ -15,17 +15,16 @@ from ..agent import Agent
 from ..compat import epoch_s, replace, sleep_ms, ticks_add, ticks_diff, ticks_ms
 from ..delivery import Delivery
 from ..detection import ALARM, NORMAL, WATCH
-from ..errors import ConfigError, ModelError, StonechatError
-from ..model import load_model
+from ..errors import StonechatError
 from ..outbox_memory import MemoryOutbox
 from ..state import State
 from . import files
 from .broker import Credentials, prepare
 from .broker_errors import explain
+from .channels import open_channels, open_collector, read_model
 from .disk_outbox import DiskOutbox
 from .log import Log, Troubles
 from .planned_sleep import Announcements
-from .tflite_runtime import TfliteRuntime
 
 LEVEL_NAMES = {NORMAL: "normal", WATCH: "watch", ALARM: "alarm"}
 IDLE_MS = 1000  # the longest nap while connected: a message ends it at once, a signal does not
@@ -38,63 +37,6 @@ NEWS_WINDOWS = 60  # where it has not led the explanation for that long: a decoy
 EXIT_CONFIG = 1  # configuration, model or sources: somebody must change something
 EXIT_UNFORESEEN = 70  # sysexits.h: EX_SOFTWARE
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL: another instance runs, or the system refused something
-
-
-def read_model(path: str, backend: str, what: str = "[model] file"):
-    """path -> Model. Raises ConfigError where the file can't be read, ModelError where it is no model."""
-    data = files.read_file(path, what)
-    try:
-        model = load_model(data, TfliteRuntime if backend == "tflite" else None)
-        if model.metadata is None:
-            raise ModelError("it has no stonechat metadata; make one with `stonechat train`")
-    except ModelError as error:
-        raise ModelError("%s %s: %s" % (what, path, error))
-    return model
-
-
-def open_collector(config: dict, model, key: bytes, user_id: int | None):
-    """The collector that the model's schema asks for. Raises CollectorError, ConfigError, ModelError."""
-    from .collector import LinuxCollector
-    from .schemas import LINUX_1, LINUX_PROC_1
-
-    wanted = model.metadata.schema_id
-    bpf = config["collector"]["bpf"]
-    if wanted not in (LINUX_1.id, LINUX_PROC_1.id):
-        raise ModelError(
-            "[model] file %s is for schema %s; this device has %s and %s"
-            % (config["model"]["file"], model.metadata.schema_name, LINUX_1.name, LINUX_PROC_1.name)
-        )
-    if bpf == "auto":
-        bpf = wanted == LINUX_1.id
-    return LinuxCollector(
-        interfaces=config["collector"]["interfaces"] or None,
-        peers_secret=cose.derive(key, b"peers"),
-        use_bpf=bpf,
-        cgroup=config["collector"]["cgroup"] or None,
-        own_user_id=user_id,
-        disks=config["collector"]["disks"] or None,
-    )
-
-
-def open_counters(config: dict, model) -> list:
-    """The product's own counters as the agent's `extra`: [(collector, model)], or [] where there are none. Raises
-    ConfigError, ModelError."""
-    rows = config["counters"]["list"]
-    if not rows:
-        return []
-    from .. import fusion  # noqa: F401 - now: Agent asks for it after the change of user, when only root may read it
-    from ..custom_counters import from_config
-    from .counter_files import CounterFiles
-
-    if not config["counters"]["model"]:
-        raise ConfigError("[counters] needs model: the .tflite trained on recordings of these counters")
-    own = read_model(config["counters"]["model"], config["model"]["backend"], "[counters] model")
-    if own.metadata.window_ms != model.metadata.window_ms:
-        raise ConfigError(
-            "[counters] model has windows of %d ms, the device's model %d ms; they must be the same"
-            % (own.metadata.window_ms, model.metadata.window_ms)
-        )
-    return [(from_config(config["counters"]["schema"], rows, CounterFiles), own)]
 
 
 class LinuxDelivery(Delivery):
@@ -126,15 +68,13 @@ class Daemon:
         self._where = "broker %s:%d" % (config["mqtt"]["host"], config["mqtt"]["port"])
         key = files.read_key(device["key_file"])
         model = self._model = read_model(config["model"]["file"], config["model"]["backend"])
-        self._unfit = False
+        self._unfit: list = []  # names of the models that do not fit
         user = config["collector"]["user"]
         user_id = privileges.user_ids(user)[0] if os.geteuid() == 0 else None
         credentials = Credentials(config["mqtt"])
         self._connectable = prepare(config)
-        extra = open_counters(config, model)
         collector = open_collector(config, model, key, user_id)
-        if collector.contacts is not None and config["collector"]["learn_peers_hours"]:
-            from .. import fusion, lasting_peers  # noqa: F401 - now: as in open_counters
+        extra = open_channels(config, model, collector)
         self._folders = [os.path.dirname(os.path.abspath(device["state_file"]))]
         if report["outbox_dir"] and os.path.abspath(report["outbox_dir"]) not in self._folders:
             self._folders.append(os.path.abspath(report["outbox_dir"]))
@@ -173,7 +113,7 @@ class Daemon:
         )
         self._connect(credentials)
         self._lacks = ""
-        self._named: dict = {}  # feature: window in which it last led the explanation of this alarm
+        self._named: dict = {}  # (channel, feature): window in which it last led the explanation of this alarm
         self._sleep = Announcements(device["state_file"])
         self._health: tuple = (None,)
         self._write_due_ms = ticks_ms()
@@ -185,6 +125,8 @@ class Daemon:
         lines.append("schema %s, windows of %g s" % (meta.schema_name, self.agent.window_ms / 1000))
         for group, source, note in self.agent.sources:
             lines.append("%s: %s%s" % (group, source, " (%s)" % note if note else ""))
+        for each in self.agent.channels[0].collector.services:
+            lines.append("service %s: %s%s" % (each.name, each.path, " (not there yet)" if each.missing else ""))
         return "\n".join(lines)
 
     def run(self) -> None:
@@ -358,40 +300,49 @@ class Daemon:
         self.agent.connected()
 
     def _on_verdict(self, verdict, agent) -> None:
-        if verdict.unfit != self._unfit:
-            self._unfit = verdict.unfit
-            if verdict.unfit:
-                text = (
-                    "model %s does not fit this device: nothing can alarm while it learns again; if this goes on, train"
-                )
-                self.log(
-                    "warning", text % agent.model_name + " a model on the device's own recordings (stonechat train)"
-                )
-            else:
-                self.log("info", "model %s fits now" % agent.model_name)
+        self._log_fit(agent)
         if verdict.changed:
             self._named = {}
-        leading = [index for index, _, _ in verdict.explain(1)] if verdict.level == ALARM else []
+        lead = getattr(verdict, "channel", 0)
+        leading = [(lead, index) for index, _, _ in verdict.explain(1)] if verdict.level == ALARM else []
         new_cause = bool(leading) and verdict.surprise_q8 >= NEWS_Q8 and self._windows_since(leading[0]) >= NEWS_WINDOWS
         for index in leading:
             self._named[index] = agent.windows
         if verdict.changed or new_cause:
             columns = agent.columns
             causes = ["%s %+.1f sd (%d %%)" % (columns[i], z / 16, share) for i, z, share in verdict.explain(3)]
-            text = "%s%s: score %.2f, 1 in 10^%.1f windows; %s" % (
+            text = "%s%s%s: score %.2f, 1 in 10^%.1f windows; %s" % (
                 LEVEL_NAMES[verdict.level],
                 "" if verdict.changed else " goes on",
+                " in " + agent.channel_names[lead - 1] if lead else "",
                 verdict.score_q8 / 256,
                 verdict.surprise_q8 / 256,
                 ", ".join(causes),
             )
             self.log("info" if verdict.level == NORMAL else "warning", text)
 
-    def _windows_since(self, index: int) -> int:
-        """Windows since this feature led an alarm's explanation; NEWS_WINDOWS where it has not in this alarm."""
-        if index not in self._named:
+    def _log_fit(self, agent) -> None:
+        unfit = [each.scorer.meta.name + _of_channel(each) for each in agent.channels if each.scorer.verdict.unfit]
+        for name in unfit:
+            if name not in self._unfit:
+                text = "model %s does not fit this device: nothing can alarm while it learns again; if this goes on,"
+                self.log("warning", text % name + " train a model on the device's own recordings (stonechat train)")
+        for name in self._unfit:
+            if name not in unfit:
+                self.log("info", "model %s fits now" % name)
+        self._unfit = unfit
+
+    def _windows_since(self, cause: tuple) -> int:
+        """cause: (channel, feature) -> windows since it led an alarm's explanation; NEWS_WINDOWS where it has not in
+        this alarm."""
+        if cause not in self._named:
             return NEWS_WINDOWS
-        return int(self.agent.windows - self._named[index])
+        return int(self.agent.windows - self._named[cause])
+
+
+def _of_channel(channel) -> str:
+    """For a message: of which channel beside the device's own."""
+    return " of " + channel.name if hasattr(channel, "name") else ""
 
 
 def give_memory_back() -> None:

@@ -6,6 +6,7 @@ connection that lives a microsecond counts too.
 
 from ..features import LEVEL, RATE, SHARE
 from ..schema import Schema
+from .syscall_classes import CLASSES
 
 PROC_COLUMNS = (
     ("conn_out", "conn/s", RATE),  # TCP connections opened from here
@@ -69,6 +70,21 @@ CONNECTION_COLUMNS = (
 )
 
 LOGIN_COLUMNS = (("login_fail", "attempts/s", RATE),)
+
+# One service (a cgroup): every class of system calls by itself, which few columns of a small model can afford.
+SERVICE_COLUMNS = (
+    *[("sys_" + name, "calls/s", RATE) for name in CLASSES],
+    ("execs", "programs/s", RATE),
+    ("forks", "tasks/s", RATE),
+    ("syn_out", "segments/s", RATE),  # connections opened; not those on loopback
+    ("accepted", "conn/s", RATE),
+    ("rst_in", "segments/s", RATE),
+    ("bytes_out", "B/s", RATE),
+    ("bytes_in", "B/s", RATE),
+    ("cpu_time", "ms/s", RATE),
+)
+
+LINUX_SERVICE_1 = Schema("linux-service-1", SERVICE_COLUMNS)
 
 LINUX_1 = Schema(
     "linux-1",

@@ -10,6 +10,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from stonechat.linux import bpf
+from stonechat.linux.connections import Connections
+from stonechat.linux.syscalls import Syscalls
+
 SYSCALLS_A_SLICE = 2_000
 PACKETS_A_SLICE = 200
 SLICES_A_TURN = 50
@@ -88,28 +92,27 @@ def added_ns(body: Callable[[], None], units: int, attach: Callable[[], Any], tu
     return {"base_ns": base, "with_ns": min(beside) / units, "added_ns": (min(beside) - min(without)) / units}
 
 
+def empty_program(result: int) -> bpf.Program:
+    program = bpf.Program()
+    program.move(bpf.R0, result)
+    program.exit()
+    return program
+
+
+class EmptySyscalls(Syscalls):
+    def _sys_enter(self) -> bpf.Program:
+        return empty_program(0)
+
+
+class EmptyConnections(Connections):
+    def _program(self, outward: bool) -> bpf.Program:
+        return empty_program(1)
+
+
 def measure(turns: int = TURNS) -> dict[str, dict[str, float]]:
     """-> {"syscall", "packet, 1 peer", "packet, 256 peers", and both with an empty program}: base_ns, with_ns, added_ns
     each. The empty program is the floor: what this kernel and CPU ask for calling any program at all. Raises
     CollectorError or OSError where BPF does not start here."""
-    from stonechat.linux import bpf
-    from stonechat.linux.connections import Connections
-    from stonechat.linux.syscalls import Syscalls
-
-    def empty_program(result: int) -> bpf.Program:
-        program = bpf.Program()
-        program.move(bpf.R0, result)
-        program.exit()
-        return program
-
-    class EmptySyscalls(Syscalls):
-        def _sys_enter(self) -> bpf.Program:
-            return empty_program(0)
-
-    class EmptyConnections(Connections):
-        def _program(self, outward: bool) -> bpf.Program:
-            return empty_program(1)
-
     lo = ["lo"]
     return {
         "syscall": added_ns(syscalls, SYSCALLS_A_SLICE, Syscalls, turns),

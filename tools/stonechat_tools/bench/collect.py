@@ -83,6 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sockets", type=int, nargs="+", default=SOCKETS, metavar="N", help="numbers of open TCP sockets (%(default)s)"
     )
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each subject (default %(default)s)")
+    parser.add_argument(
+        "--turns", type=int, default=20, help="turns with and without channels of services (default %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -93,6 +96,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         figures["sockets"][str(opened)] = costs
     figures["interpreter_rss_kib"] = interpreter_rss_kib()
     figures["kernel"] = _kernel_overhead(figures["left_out"])
+    figures["services"] = _services(figures["left_out"], args.turns)
     figures["bpftrace"] = _bpftrace(figures["left_out"])
     figures["ratios"] = _ratios(figures)
     show(figures)
@@ -226,6 +230,18 @@ def _kernel_overhead(left_out: dict[str, str]) -> dict[str, Any] | None:
         return None
 
 
+def _services(left_out: dict[str, str], turns: int) -> dict[str, Any] | None:
+    from stonechat.errors import StonechatError
+
+    from stonechat_tools.bench import services
+
+    try:
+        return services.measure(turns)
+    except (StonechatError, OSError) as error:
+        left_out["services"] = str(error)
+        return None
+
+
 def _bpftrace(left_out: dict[str, str]) -> dict[str, float] | None:
     """bpftrace counting system calls by number: its memory, its start, and what it adds to a call."""
     from stonechat_tools.bench import bpf
@@ -304,6 +320,14 @@ def show(figures: dict[str, Any]) -> None:
     console.print(f"a bare interpreter: {figures['interpreter_rss_kib'] / 1024:.1f} MB")
     for what, row in (figures["kernel"] or {}).items():
         console.print(f"BPF adds {row['added_ns']:.0f} ns to a {what} of {row['base_ns']:.0f} ns")
+    if services := figures["services"]:
+        call, window = services["syscall"], services["window"]
+        console.print(
+            f"{services['services']} services add {call['added_ns']:.1f} ns to a syscall ({call['none_ns']:.1f} ns, "
+            f"{call['empty_ns']:.1f} with an empty program, {call['today_ns']:.1f} without services, "
+            f"{call['services_ns']:.1f} with) and {window['added_us']:.0f} µs to a window ({window['today_us']:.0f} µs "
+            f"without); medians of {services['turns']} turns"
+        )
     if bpftrace := figures["bpftrace"]:
         console.print(
             f"bpftrace adds {bpftrace['added_ns']:.0f} ns to a syscall, takes {bpftrace['rss_kib'] / 1024:.0f} MB "

@@ -22,12 +22,13 @@ from stonechat.errors import ConfigError
 
 from . import wire
 from .command import span_s
-from .overview import COLOURS, figure, fleet_table
+from .overview import COLOURS, channel_name, figure, fleet_table
 from .store import Row, Store
 
 HELP = "show a device's history as a table or a plot"
 PLOT_ROWS = 12
 PLOT_COLUMNS = 72
+OWN_MODEL = "own model"  # the channel of the model that the device has trained: of the device's own schema
 BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 
@@ -53,10 +54,9 @@ def run(args: argparse.Namespace) -> int:
             others = ", ".join(known["device"] for known in store.devices())
             raise ConfigError(f"{args.device}: no reports; there are those of {others or 'no device'}")
         rows = store.history(args.device, since_s=since_s, limit=args.last)
-    names = feature_names(device.get("schema"))
     if args.json:
         for row in rows:
-            print(json.dumps(as_json(row, names)))
+            print(json.dumps(as_json(row, device)))
         return 0
     if args.plot:
         plot_png(rows, args.device, Path(args.plot))
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if args.terminal:
         print(plot_text(rows))
     if not args.plot and not args.terminal:
-        _table(rows, args.device, names)
+        _table(rows, device)
     return 0
 
 
@@ -84,24 +84,32 @@ def _overview(store: Store, as_lines: bool) -> int:
     return 0
 
 
-def feature_names(schema_id: str | None) -> Sequence[str]:
-    """The names of the columns of a schema that this package knows; empty for a vendor's own."""
-    from stonechat.board.schema import MICROPYTHON_1
-    from stonechat.linux.schemas import LINUX_1, LINUX_PROC_1
+def feature_names(device: dict[str, Any], channel: int = 0) -> Sequence[str]:
+    """The names of the columns of a device's channel; empty where this package does not know its schema, as for a
+    vendor's own."""
+    from stonechat.lasting_peers import LastingPeers
+    from stonechat.linux.schemas import LINUX_SERVICE_1
 
-    for schema in (LINUX_PROC_1, LINUX_1, MICROPYTHON_1):
-        if schema_id == schema.id.hex():
-            names = [column[0] for column in schema.columns]
-            return names if schema is LINUX_PROC_1 else [*names, "lasting_peer"]  # agent/stonechat/lasting_peers.py
-    return ()
+    from ..schemas import SCHEMAS
+
+    name = channel_name(device, channel)
+    if name.startswith("counters "):
+        return ()
+    if name == LastingPeers.name:
+        return [column[0] for column in LastingPeers.schema.columns]
+    of_device = not name or name == OWN_MODEL
+    schema = SCHEMAS.get(bytes.fromhex(device.get("schema") or "")) if of_device else LINUX_SERVICE_1
+    return [column[0] for column in schema.columns] if schema else ()
 
 
 def name_of(index: int, names: Sequence[str]) -> str:
     return names[index] if index < len(names) else f"feature {index}"
 
 
-def as_json(row: Row, names: Sequence[str]) -> dict[str, Any]:
+def as_json(row: Row, device: dict[str, Any]) -> dict[str, Any]:
+    names = feature_names(device, row.channel)
     values = asdict(row)
+    values["channel"] = channel_name(device, row.channel) or None
     values["level"] = wire.LEVELS[row.level]
     values["flags"] = [name for bit, name in wire.FLAGS.items() if row.flags & bit]
     for feature in values["features"]:
@@ -109,12 +117,12 @@ def as_json(row: Row, names: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _table(rows: list[Row], device: str, names: Sequence[str]) -> None:
+def _table(rows: list[Row], device: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(device))
+    table = Table(title=Text(device["device"]))
     for heading in ("time", "level", "windows", "score", "surprise", "evidence", "what carries it"):
         table.add_column(
             heading, justify="right" if heading in ("windows", "score", "surprise", "evidence") else "left"
@@ -128,6 +136,8 @@ def _table(rows: list[Row], device: str, names: Sequence[str]) -> None:
         score = figure(row.score)
         if row.windows > 1:
             score = f"{figure(row.score_min)} .. {score} .. {figure(row.score_max)}"
+        names = feature_names(device, row.channel)
+        where = channel_name(device, row.channel)
         carries = [f"{name_of(f.index, names)} {f.deviation:+.1f} sd ({f.share_percent} %)" for f in row.features]
         table.add_row(
             when + (f" ({', '.join(marks)})" if marks else ""),
@@ -136,7 +146,7 @@ def _table(rows: list[Row], device: str, names: Sequence[str]) -> None:
             score,
             figure(row.surprise),
             figure(row.evidence),
-            Text(", ".join(carries) + (f" [{row.detail}]" if row.detail else "")),
+            Text(f"{where}: " * bool(where) + ", ".join(carries) + (f" [{row.detail}]" if row.detail else "")),
         )
     Console().print(table)
 

@@ -43,7 +43,9 @@ def fleet_table(store: Store, caption: str = "") -> Any:
         table.add_row(
             Text(device["device"]),
             Text(found.state, "" if found.state in ("reporting", "unknown") else "bold red"),
-            Text(wire.LEVELS[level], COLOURS[level]) + (" (learning)" if device.get("learning") else ""),
+            Text(wire.LEVELS[level], COLOURS[level])
+            + (_in_channel(store, device) if level else "")
+            + (" (learning)" if device.get("learning") else ""),
             figure(device["score"]),
             figure(device["evidence"]),
             str(device["reports"]),
@@ -52,6 +54,20 @@ def fleet_table(store: Store, caption: str = "") -> Any:
             Text(", ".join(notes(device))),
         )
     return table
+
+
+def _in_channel(store: Store, device: dict[str, Any]) -> str:
+    """ " in nginx.service", where the last report of a device that is not normal names a channel."""
+    rows = store.history(device["device"], limit=1) if device.get("channels") else []
+    name = channel_name(device, rows[-1].channel) if rows else ""
+    return f" in {name}" if name else ""
+
+
+def channel_name(device: dict[str, Any], channel: int) -> str:
+    """device: one of Store.devices() -> the name of the service or of the other channel that a report's `channel` is;
+    "" for 0, the device itself."""
+    names = device.get("channels") or []
+    return "" if not channel else str(names[channel - 1]) if channel <= len(names) else f"channel {channel}"
 
 
 def notes(device: dict[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ PRIVACY_REPORT = {
     14: ("lost", "how many reports a full outbox has dropped"),
     15: ("answer", "number of a command and its result"),
     16: ("stream", "which start of the device made the report: a random number"),
+    17: ("channel", "which of the channels is unusual, where it is not the device as a whole"),
     23: ("late", "how old the report was as it was sent"),
 }
 PRIVACY_STATUS = {
@@ -42,4 +43,5 @@ PRIVACY_STATUS = {
     17: ("unscored", "how many windows were not scored, by cause"),
     20: ("heartbeat", "how often it reports"),
     21: ("planned sleep", "that it sleeps now, and until when"),
+    25: ("channels", "names of the services that the operator has chosen to watch"),
 }

@@ -69,6 +69,7 @@ class Report:
     features: list[Feature] = field(default_factory=list)
     detail: str | None = None
     lost: int = 0
+    channel: int = 0  # which of the status's channels carries it, from 1; 0 is the device itself
     late_s: int | None = None
     answer: tuple[int, int] | None = None
     body: bytes = b""  # without the age, which differs each time that the report is sent
@@ -97,6 +98,7 @@ class Status:
     agent: str | None = None
     counters: tuple[int, ...] = ()
     unscored: tuple[int, ...] = ()
+    channels: tuple[str, ...] = ()  # names of those beside the device's own
     heartbeat_s: int | None = None
     sleep_s: int | None = None  # the device sleeps now, for so long
 
@@ -143,6 +145,15 @@ class _Fields:
         if value is not None and not isinstance(value, str):
             raise Rejected("malformed", f"key {key}")
         return None if value is None else _plain(value, most_bytes)
+
+    def texts(self, key: int, most: int, most_bytes: int) -> tuple[str, ...]:
+        """The first `most` of a list; empty where there is none."""
+        value = self._map.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, (list, tuple)) or any(not isinstance(item, str) for item in value):
+            raise Rejected("malformed", f"key {key}")
+        return tuple(_plain(item, most_bytes) for item in value[:most])
 
     def detail(self) -> str | None:
         value = self._map.get(13)
@@ -220,6 +231,7 @@ def _report(device: str, body: bytes) -> Report:
         flags=fields.maybe(6, 0xFF) or 0,
         detail=fields.detail(),
         lost=fields.maybe(14) or 0,
+        channel=fields.maybe(17, limits.CHANNELS) or 0,
         body=body,
     )
     if report.time_s is None and report.uptime_s is None:
@@ -260,11 +272,6 @@ def _features(packed: bytes) -> Iterator[Feature]:
 def open_status(device: str, keys: DeviceKeys, message: bytes) -> Status:
     """A status that verifies and fits the CDDL. Raises Rejected."""
     fields = _Fields(keys.status.open(message, limits.STATUS_BYTES))
-    sources = fields.raw(11)
-    if sources is not None and (
-        not isinstance(sources, (list, tuple)) or any(not isinstance(source, str) for source in sources)
-    ):
-        raise Rejected("malformed", "key 11")
     online = fields.flag(5)
     if online is None:
         raise Rejected("malformed", "key 5")
@@ -279,13 +286,14 @@ def open_status(device: str, keys: DeviceKeys, message: bytes) -> Status:
         model=fields.octets(8, limits.DIGEST_BYTES),
         schema=fields.octets(9, limits.DIGEST_BYTES),
         window_ms=fields.maybe(10),
-        sources=tuple(_plain(source, limits.SOURCE_BYTES) for source in (sources or ())[: limits.SOURCES]),
+        sources=fields.texts(11, limits.SOURCES, limits.SOURCE_BYTES),
         adaptation_q8=fields.maybe(12),
         learning=fields.flag(13),
         agent=fields.text(14, limits.AGENT_BYTES),
         counters=fields.counts(15, 4) if 15 in fields else (),
         stream=fields.stream(),
         unscored=fields.counts(17, None) if 17 in fields else (),
+        channels=fields.texts(25, limits.CHANNELS, limits.CHANNEL_BYTES),
         heartbeat_s=fields.maybe(20),
         sleep_s=fields.maybe(21),
     )

@@ -96,7 +96,7 @@ def cgroup() -> Iterator[Path]:
         folder.chmod(0o755)  # as systemd's are: an agent reads it as an ordinary user
         yield folder
     finally:
-        _remove(folder)
+        remove(folder)
 
 
 def need_root() -> None:
@@ -108,7 +108,7 @@ def _prefix() -> str:
     return f"stonechat-{os.getpid()}-"
 
 
-def _remove(cgroup: Path) -> None:
+def remove(cgroup: Path) -> None:
     deadline_s = time.monotonic() + _GONE_WITHIN_S
     while time.monotonic() < deadline_s:
         try:

@@ -8,6 +8,7 @@ Examples:
   stonechat record demo.csv.gz --window 2 --interfaces eth0,lo --label benign
   stonechat record scan.csv.gz --window 5 --windows 60 --label connect-scan
   stonechat record doors.csv.gz --window 60 --counters counters.toml
+  stonechat record services/ --window 5 --services ssh.service,nginx.service
   stonechat record --recipe models/linux-1/recipe.toml --part later
 """
 
@@ -26,6 +27,7 @@ from stonechat.window import Window
 from ..console import has
 from ..traces.format import BENIGN, TraceWriter, check_label
 from .recipe import PARTS
+from .services import ServiceTraces
 
 MAX_WINDOWS = 100_000_000
 MAX_READ_ERRORS = 10  # in a row; then the recording ends and says why
@@ -33,7 +35,7 @@ MAX_READ_ERRORS = 10  # in a row; then the recording ends and says why
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("trace", nargs="?", help="the file to write: .csv, .csv.gz or .parquet")
+    add("trace", nargs="?", help="the file to write: .csv, .csv.gz or .parquet; with --services a folder")
     add("--recipe", metavar="TOML", help="record the simulated devices of this recipe in its folder (needs root)")
     add("--part", choices=PARTS, help="with --recipe: those of this part, which the model is not made of")
     add("--windows", type=int, metavar="N", help="how many windows the file shall hold (default: until ^C)")
@@ -44,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--collector", choices=("auto", "proc", "bpf"), default="auto", help="auto: BPF where it starts")
     add("--interfaces", metavar="A,B", help="interfaces to count (default: all but lo)")
     add("--cgroup", metavar="DIR", help="watch this cgroup v2 folder instead of the whole machine (BPF)")
+    add("--services", metavar="A,B", help="record these units or cgroups, a trace each, in the folder TRACE (BPF)")
     add("--disks", metavar="A,B", help="block devices whose reads and writes count (default: all)")
     add("--counters", metavar="TOML", help="record the vendor's own counters that this file names instead")
     add("--label", default=BENIGN, help="what is going on: benign (default) or an attack's name")
@@ -66,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--warm-up {args.warm_up}: want 0 to {MAX_WINDOWS}")
     if args.cgroup and (args.collector == "proc" or args.counters):
         raise ConfigError("--cgroup needs BPF: leave out --collector proc and --counters")
+    if args.services:
+        return _record_services(args)
     disks = _names(args.disks)
     collector = open_collector(args.collector, _names(args.interfaces), args.counters, args.cgroup, disks)
     path = args.trace + ".part.csv" if args.trace.endswith(".parquet") else args.trace
@@ -103,6 +108,43 @@ def run(args: argparse.Namespace) -> int:
     return 0 if complete or args.windows is None else 130
 
 
+def _record_services(args: argparse.Namespace) -> int:
+    names = _names(args.services) or ()
+    if args.collector == "proc" or args.counters or args.cgroup:
+        raise ConfigError("--services needs BPF: leave out --collector proc, --counters and --cgroup")
+    if args.trace.endswith((".csv", ".csv.gz", ".parquet")):
+        raise ConfigError(f"--services writes a trace for each: name a folder, not {args.trace}")
+    collector = open_collector("bpf", _names(args.interfaces), services=names)
+    notes = {"interfaces": args.interfaces or "all but lo"}
+    try:
+        window_ms = round(args.window * 1000)
+        with (
+            ServiceTraces(collector, args.trace, window_ms, args.device, args.resume, notes) as traces,
+            _progress(args.json, args.label, args.windows, traces.windows) as shown,
+        ):
+            complete = record(collector, traces, traces, args.label, args.windows, shown, warm_up=args.warm_up)
+            lacks = ", ".join(each.name for each in collector.services if each.missing)
+    finally:
+        collector.close()
+    outcome = {
+        "traces": traces.paths,
+        "schema": collector.services[0].schema.name,
+        "windows": traces.windows,
+        "dropped": traces.dropped,
+        "resets": traces.resets,
+        "complete": complete,
+        "lacks": lacks,
+    }
+    if args.json:
+        print(json.dumps(outcome))
+    else:
+        print(
+            f"{args.trace}: {len(traces.paths)} traces of {traces.windows} windows of {args.window:g} s, schema "
+            f"{outcome['schema']}" + (f"; lacking {lacks}" if lacks else "") + ("" if complete else "; interrupted")
+        )
+    return 0 if complete or args.windows is None else 130
+
+
 def _record_recipe(args: argparse.Namespace) -> int:
     from .recipe import read_recipe
     from .session import record as record_devices
@@ -126,8 +168,10 @@ def open_collector(
     counters: str | None = None,
     cgroup: str | None = None,
     disks: tuple[str, ...] | None = None,
+    services: tuple[str, ...] = (),
 ) -> Any:
-    """kind: auto, proc or bpf; counters: a TOML file of the vendor's own -> a collector. Raises CollectorError."""
+    """kind: auto, proc or bpf; counters: a TOML file of the vendor's own; services: those with a channel of their own
+    -> a collector. Raises CollectorError, ConfigError."""
     if counters is not None:
         from .counters_file import load_counters
 
@@ -136,7 +180,8 @@ def open_collector(
         try:
             from stonechat.linux.collector import LinuxCollector
 
-            return LinuxCollector(interfaces, use_bpf=True if kind == "bpf" else "auto", cgroup=cgroup, disks=disks)
+            use_bpf = True if kind == "bpf" else "auto"
+            return LinuxCollector(interfaces, use_bpf=use_bpf, cgroup=cgroup, disks=disks, services=services)
         except (ImportError, CollectorError, OSError) as error:
             if kind == "bpf" or cgroup:
                 raise CollectorError(f"the BPF collector does not start: {error}") from None
@@ -147,8 +192,8 @@ def open_collector(
 
 def record(
     collector: Any,
-    window: Window,
-    writer: TraceWriter,
+    window: "Window | ServiceTraces",
+    writer: "TraceWriter | ServiceTraces",
     label: str,
     windows: int | None,
     shown: Callable[[int], None],

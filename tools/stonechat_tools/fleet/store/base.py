@@ -43,6 +43,7 @@ class Row:
     features: list[Feature]
     detail: str | None
     lost: int
+    channel: int = 0
 
 
 class Stream:

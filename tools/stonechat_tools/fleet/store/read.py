@@ -93,6 +93,7 @@ def _row(device: str, row: tuple[Any, ...]) -> Row:
         features=report.features,
         detail=report.detail,
         lost=report.lost,
+        channel=report.channel,
     )
 
 

@@ -53,6 +53,7 @@ def facts_of(status: Status) -> dict[str, object]:
         "agent": status.agent,
         "counters": list(status.counters),
         "unscored": list(status.unscored),
+        "channels": list(status.channels),
         "boot": status.boot,
         "stream": status.stream.hex(),
     }

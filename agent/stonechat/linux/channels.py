@@ -1,0 +1,101 @@
+"""The channels of the daemon's agent, from the checked configuration: collectors and models that belong together."""
+
+from .. import cose
+from ..errors import ConfigError, ModelError
+from ..model import load_model
+from . import files
+from .tflite_runtime import TfliteRuntime
+
+
+def read_model(path: str, backend: str, what: str = "[model] file"):
+    """path -> Model. Raises ConfigError where the file can't be read, ModelError where it is no model."""
+    data = files.read_file(path, what)
+    try:
+        model = load_model(data, TfliteRuntime if backend == "tflite" else None)
+        if model.metadata is None:
+            raise ModelError("it has no stonechat metadata; make one with `stonechat train`")
+    except ModelError as error:
+        raise ModelError("%s %s: %s" % (what, path, error))
+    return model
+
+
+def open_collector(config: dict, model, key: bytes, user_id: int | None):
+    """The collector that the model's schema asks for. Raises CollectorError, ConfigError, ModelError."""
+    from .collector import LinuxCollector
+    from .schemas import LINUX_1, LINUX_PROC_1
+
+    wanted = model.metadata.schema_id
+    bpf = config["collector"]["bpf"]
+    if wanted not in (LINUX_1.id, LINUX_PROC_1.id):
+        raise ModelError(
+            "[model] file %s is for schema %s; this device has %s and %s"
+            % (config["model"]["file"], model.metadata.schema_name, LINUX_1.name, LINUX_PROC_1.name)
+        )
+    if config["collector"]["services"] and (bpf is False or wanted != LINUX_1.id):
+        raise ConfigError(
+            "[collector] services needs BPF: a model for %s (this is for %s), and bpf not false"
+            % (LINUX_1.name, model.metadata.schema_name)
+        )
+    if bpf == "auto":
+        bpf = wanted == LINUX_1.id
+    return LinuxCollector(
+        interfaces=config["collector"]["interfaces"] or None,
+        peers_secret=cose.derive(key, b"peers"),
+        use_bpf=bpf,
+        cgroup=config["collector"]["cgroup"] or None,
+        own_user_id=user_id,
+        disks=config["collector"]["disks"] or None,
+        services=config["collector"]["services"],
+    )
+
+
+def open_channels(config: dict, model, collector) -> list:
+    """The channels beside the device's own as the agent's `extra`. Raises ConfigError, ModelError."""
+    extra = open_counters(config, model) + open_services(config, model, collector)
+    # Now: Agent imports them after the change of user, when only root may read them.
+    if collector.contacts is not None and config["collector"]["learn_peers_hours"]:
+        from .. import fusion, lasting_peers  # noqa: F401
+    elif extra:
+        from .. import fusion  # noqa: F401
+    return extra
+
+
+def open_counters(config: dict, model) -> list:
+    """The product's own counters: [(collector, model)], or [] where there are none. Raises ConfigError, ModelError."""
+    rows = config["counters"]["list"]
+    if not rows:
+        return []
+    from ..custom_counters import from_config
+    from .counter_files import CounterFiles
+
+    if not config["counters"]["model"]:
+        raise ConfigError("[counters] needs model: the .tflite trained on recordings of these counters")
+    own = side_model(config, config["counters"]["model"], "[counters] model", model)
+    return [(from_config(config["counters"]["schema"], rows, CounterFiles), own)]
+
+
+def open_services(config: dict, model, collector) -> list:
+    """The services: [(collector, model, name), ...], all with one model. Raises ConfigError, ModelError."""
+    if not config["collector"]["services"]:
+        return []
+    from .services import share_budget
+
+    what = "[collector] service_model"
+    path = config["collector"]["service_model"]
+    own = side_model(config, path, what, model)
+    schema = collector.services[0].schema
+    if own.metadata.schema_id != schema.id:
+        raise ModelError("%s %s is for schema %s, not %s" % (what, path, own.metadata.schema_name, schema.name))
+    own.metadata.alarm_rules = share_budget(own.metadata.alarm_rules, len(collector.services))
+    return [(each, own, each.name) for each in collector.services]
+
+
+def side_model(config: dict, path: str, what: str, model):
+    """The model of a channel beside `model`'s, of the same window length. Raises ConfigError, ModelError."""
+    own = read_model(path, config["model"]["backend"], what)
+    if own.metadata.window_ms != model.metadata.window_ms:
+        raise ConfigError(
+            "%s has windows of %d ms, the device's model %d ms; they must be the same"
+            % (what, own.metadata.window_ms, model.metadata.window_ms)
+        )
+    return own
