@@ -44,9 +44,10 @@ def wrong_with(store, slot, acknowledged):
     return ""
 
 
-def live(folder, acknowledged, confirming):
+def live(folder, acknowledged, confirming, step=bool):
     """One life, until the power fails or both versions are final. acknowledged: versions that the collector has
-    confirmed; confirming(version) is called before each -> what was wrong at its start, or ""."""
+    confirmed; confirming(version) is called before each, step() at each step of the installation -> what was wrong at
+    its start, or ""."""
     store = Slots(folder)
     slot = store.start()
     wrong = wrong_with(store, slot, acknowledged)
@@ -59,6 +60,7 @@ def live(folder, acknowledged, confirming):
             continue
         update.on_message({0: 1, 1: version, 2: OFFER, 5: sha256(message).digest(), 6: len(message)})
         while update.offered:
+            step()
             want = update.want()
             if want:
                 part, at = want
@@ -117,7 +119,7 @@ def run(cuts, seed):
 
 
 def victim(folder):
-    """Says `confirm N` before it confirms, `wrong WHY`, or `done`; each line is flushed before the next step."""
+    """Says `step` before each step, `confirm N` before it confirms, `wrong WHY`, or `done`, each line at once."""
     acknowledged = {int(word) for word in sys.argv[3:]}
 
     def say(text):
@@ -128,7 +130,7 @@ def victim(folder):
         say("confirm %d" % version)
 
     for _ in range(8):
-        wrong = live(folder, acknowledged, confirming)
+        wrong = live(folder, acknowledged, confirming, lambda: say("step"))
         if wrong:
             say("wrong " + wrong)
             return
