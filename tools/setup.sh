@@ -32,6 +32,8 @@ if [ "$LEVEL" != demo ]; then
     need nft nftables
     need qemu-arm-static qemu-user-static
     need faketime faketime
+    need haproxy haproxy
+    [ -d /usr/lib/postgresql ] || need postgres postgresql
 fi
 if [ "$LEVEL" = system ]; then
     need debootstrap debootstrap

@@ -127,7 +127,7 @@ def test_a_broker_without_mqtt_5_is_spoken_to_in_3_1_1(monkeypatch: pytest.Monke
             ["a/+"],
             on_messages=lambda messages: None,
             on_state=lambda *state: states.append(state),
-            room=lambda: True,
+            has_space=lambda: True,
         )
         client.start()
         try:
@@ -155,7 +155,7 @@ def test_the_first_retry_comes_within_a_second_and_the_waits_double() -> None:
             ["a/+"],
             on_messages=lambda messages: None,
             on_state=lambda *state: None,
-            room=lambda: True,
+            has_space=lambda: True,
             version="5",
         )
         client.start()
@@ -195,7 +195,7 @@ def test_nothing_is_read_while_there_is_no_room() -> None:
             ["a/+"],
             on_messages=got.extend,
             on_state=lambda *state: states.append(state),
-            room=lambda: room[0] or not states,
+            has_space=lambda: room[0] or not states,
             version="5",
         )
         client.start()

@@ -32,7 +32,9 @@ def add_broker_arguments(parser: argparse.ArgumentParser, keys_required: bool = 
     parser.add_argument("--user", help="user name, where the broker wants one")
     parser.add_argument("--password-file", help="a file with the password in its first line")
     parser.add_argument("--prefix", help=f"topic prefix (default: that of fleet.toml, else {wire.PREFIX})")
-    parser.add_argument("--db", default="stonechat.db", help="SQLite database (default %(default)s)")
+    parser.add_argument(
+        "--db", default="stonechat.db", help="SQLite file, or postgresql://USER@HOST/NAME (default %(default)s)"
+    )
 
 
 def split_host(text: str, option: str) -> tuple[str, int | None]:

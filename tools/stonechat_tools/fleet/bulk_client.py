@@ -41,8 +41,8 @@ def _versions(version: str) -> list[str]:
 
 class BulkClient:
     """on_messages(messages): called with what arrived; on_state(connected, why): after a subscription, and after it is
-    lost or refused. room(): whether the owner takes more now; wake() says that it does again. Both are called in the
-    client's thread. version: "5", "3.1.1", or "auto" for 5 and, where the broker does not speak it, 3.1.1."""
+    lost or refused. has_space(): whether the owner takes more now; wake() says that it does again. All three are called
+    in the client's thread. version: "5", "3.1.1", or "auto" for 5 and, where the broker does not speak it, 3.1.1."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class BulkClient:
         *,
         on_messages: Callable[[list[mqtt_codec.Message]], None],
         on_state: Callable[[bool, str], None],
-        room: Callable[[], bool],
+        has_space: Callable[[], bool],
         username: str | None = None,
         password: str | None = None,
         tls: ssl.SSLContext | None = None,
@@ -63,7 +63,7 @@ class BulkClient:
         self._topics = list(topics)
         self._on_messages = on_messages
         self._on_state = on_state
-        self._room = room
+        self._has_space = has_space
         self._login = (username, password)
         self._tls = tls
         self._versions = _versions(version)
@@ -218,7 +218,7 @@ class BulkClient:
         sent_s = now_s
         accepted = False
         while True:
-            reading = not accepted or self._room()
+            reading = not accepted or self._has_space()
             with self._lock:
                 writing = bool(self._unsent)
             poll.register(sock, (select.POLLIN if reading else 0) | (select.POLLOUT if writing else 0))

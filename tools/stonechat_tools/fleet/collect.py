@@ -6,6 +6,7 @@ Examples:
   stonechat collect --keys fleet/keys
   stonechat collect --broker broker.example:8883 --cafile ca.crt --cert me.crt --key me.key --keys fleet/keys
   stonechat collect --broker localhost --plain --keys fleet/keys --json --for 60
+  stonechat collect --keys fleet/keys --db postgresql://collector@db.example/fleet --shard 1/2
 """
 
 import argparse
@@ -23,9 +24,10 @@ from stonechat.errors import StonechatError
 
 from . import keyring, wire
 from .broker import add_broker_arguments, broker_options
-from .collector import MQTT, Collector
+from .collector import MQTT, RETRY_S, Collector
 from .overview import fleet_table
-from .store import STORED, Store, StoreError
+from .shards import Shard
+from .store import STORED, Keep, Store, StoreError
 
 __all__ = ["Collector"]
 HELP = "subscribe to the fleet's reports and store them"
@@ -82,21 +84,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="version of MQTT, or the paho client (default %(default)s: 5, and 3.1.1 where the broker has no 5)",
     )
+    parser.add_argument(
+        "--shard", default="", metavar="N/M", help="take the devices of the N-th of M collectors only (default: all)"
+    )
+    for option, what, days in (
+        ("--keep-reports", "a report", Keep.reports),
+        ("--keep-hourly", "the sums of an hour", Keep.hourly),
+        ("--keep-daily", "the sums of a day", Keep.daily),
+    ):
+        text = f"delete {what} after DAYS, 0 for never (default %(default)s)"
+        parser.add_argument(option, type=_days, default=days, metavar="DAYS", help=text)
     parser.add_argument("--json", action="store_true", help="one JSON object a report on stdout, instead of the table")
     parser.add_argument("--for", dest="for_s", type=float, metavar="SECONDS", help="stop after this time")
 
 
+def _days(text: str) -> float:
+    days = float(text)
+    if not 0 <= days <= 100_000:
+        raise argparse.ArgumentTypeError("want 0 to 100000 days")
+    return days
+
+
 def run(args: argparse.Namespace) -> int:
+    shard = Shard(args.shard)
+    keep = Keep(args.keep_reports, args.keep_hourly, args.keep_daily)
     keys = keyring.Keys(args.keys)
     options = broker_options(args, "collector")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
-    with Store(args.db, _say) as store, store.collecting():
+    end_s = time.monotonic() + (args.for_s if args.for_s is not None else float("inf"))
+    with contextlib.ExitStack() as opened:
+        store = _open(args.db, shard, opened, stop, end_s)
         lines = JsonLines() if args.json else None
-        collector = Collector(store, keys, client_id=args.client_id, mqtt=args.mqtt, on_report=lines, **options)
+        options |= {"client_id": args.client_id, "mqtt": args.mqtt}
+        collector = Collector(store, keys, on_report=lines, keep=keep, shard=shard, **options)
         with collector:
-            end_s = time.monotonic() + (args.for_s if args.for_s is not None else float("inf"))
             if args.json or not sys.stdout.isatty():
                 _wait(collector, lines, stop, end_s)
             else:
@@ -113,6 +136,24 @@ def run(args: argparse.Namespace) -> int:
         _say(f"never connected: {collector.error or 'no time to'}")
         return 1
     return 0
+
+
+def _open(db: str, shard: Shard, opened: contextlib.ExitStack, stop: threading.Event, end_s: float) -> Store:
+    """The database, as the only collector of this shard; a full disk, a lock or a server that is away is waited for."""
+    said = ""
+    while True:
+        with contextlib.ExitStack() as made:
+            try:
+                store = made.enter_context(Store(db, _say, shard.name))
+                made.enter_context(store.collecting())
+                opened.push(made.pop_all())
+                return store
+            except StoreError as error:
+                if not error.passes or stop.is_set() or time.monotonic() >= end_s:
+                    raise
+                if said != (said := str(error)):
+                    _say(f"{error}; waiting for it")
+        stop.wait(min(RETRY_S, max(0.0, end_s - time.monotonic())))
 
 
 def _say(text: str, start: str = "stonechat collect: ") -> None:

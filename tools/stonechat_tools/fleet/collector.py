@@ -17,17 +17,20 @@ from stonechat.errors import ConfigError
 
 from . import keyring, wire
 from .mqtt_codec import Message
+from .shards import Shard
 from .store import DUPLICATE, STORED, Store, StoreError
+from .store.retention import Keep
 
 MAX_BATCH = 2000
 MAX_WAITING = 8000  # messages between the connection and the database; the broker keeps the others,
 MAX_WAITING_BYTES = 4_000_000  # with all that they take in memory
 MESSAGE_BYTES = 450  # of memory for a message, beside its payload
 BATCH_WAIT_S = 0.005
-BATCH_LEAST = 200  # with so many it does not wait for more
+BATCH_LEAST = 200  # with this many it does not wait for more
 MAX_ACK_RANGES = limits.ACK_NUMBERS // 2
 RETRY_S = 1.0
 LISTENED_S = 10.0
+RETAIN_S, RETAIN_BUSY_S = 30.0, 90.0
 MQTT = ("auto", "5", "3.1.1", "paho")
 
 OnReport = Callable[[wire.Report], None]
@@ -45,12 +48,12 @@ class _Waiting:
     def __len__(self) -> int:
         return self._count
 
-    def has_room(self, share: int = 1) -> bool:
+    def has_space(self, share: int = 1) -> bool:
         return self._count * share < MAX_WAITING and self._bytes * share < MAX_WAITING_BYTES
 
-    def wait_room(self, wait_s: float) -> bool:
+    def wait_space(self, wait_s: float) -> bool:
         with self._changed:
-            return self._changed.wait_for(self.has_room, wait_s)
+            return self._changed.wait_for(self.has_space, wait_s)
 
     def put(self, epoch: int, messages: list[Message]) -> None:
         size = sum(len(message.payload) for message in messages) + MESSAGE_BYTES * len(messages)
@@ -89,7 +92,9 @@ class Collector:
     """store: a Store; keys: keyring.Keys. start() connects in the background and goes on trying; stop() ends it after
     the last batch. `on_report` is called for each report stored for the first time, after its commit, in the worker's
     thread; `counts` has what became of every message; `failure` is what ended the worker, None while it works.
-    mqtt: one of MQTT, see bulk_client. shard: see shards.Shard; messages of other shards' devices are left alone."""
+    mqtt: one of MQTT, see bulk_client. keep: what to roll up and delete; None for all as it is.
+    shard: which devices are its own; messages of all others are acknowledged to the broker and left to their collector.
+    """
 
     def __init__(
         self,
@@ -106,8 +111,13 @@ class Collector:
         mqtt: str = "auto",
         on_report: OnReport | None = None,
         on_status: Callable[[wire.Status], None] | None = None,
+        keep: Keep | None = None,
+        shard: Shard | None = None,
     ) -> None:
         self.store = store
+        self._retention = None if keep is None else store.retention(keep)
+        self._retained_s = time.monotonic()
+        self._shard = None if shard is None or shard.of == 1 else shard
         self.keys = keys
         self.prefix = prefix.rstrip("/") + "/"
         self.on_report = on_report
@@ -130,11 +140,11 @@ class Collector:
         if mqtt == "paho":
             from .paho_client import PahoClient
 
-            self._client = PahoClient(*place, wait_room=self._waiting.wait_room, **options)
+            self._client = PahoClient(*place, wait_space=self._waiting.wait_space, **options)
         else:
             from .bulk_client import BulkClient
 
-            self._client = BulkClient(*place, room=self._waiting.has_room, version=mqtt, **options)
+            self._client = BulkClient(*place, has_space=self._waiting.has_space, version=mqtt, **options)
         self._worker = threading.Thread(target=self._work, name="collector", daemon=True)
 
     @property
@@ -180,7 +190,7 @@ class Collector:
 
     def _on_messages(self, messages: list[Message]) -> None:
         # Devices send with QoS 1. What is sent with QoS 0 gets half of the space and is never waited for.
-        if not self._waiting.has_room(2):
+        if not self._waiting.has_space(2):
             kept = [message for message in messages if message.qos]
             self.counts["dropped"] += len(messages) - len(kept)
             messages = kept
@@ -194,13 +204,14 @@ class Collector:
             while not (self._stopping.is_set() and not len(self._waiting)):
                 if self._client.failure is not None:
                     raise self._client.failure
-                full = not self._waiting.has_room()
+                full = not self._waiting.has_space()
                 epoch, batch = self._waiting.take(BATCH_WAIT_S * 20, BATCH_WAIT_S)
                 if full:
                     self._client.wake()
                 if batch:
                     self._store(batch, epoch)
                 self._note_listening()
+                self._retain(not batch)
         except BaseException as error:
             self.failure = error
             self._client.stop()
@@ -212,6 +223,15 @@ class Collector:
             self._listened_s = now_s
             with contextlib.suppress(StoreError):
                 self.store.listened(self._since_s, now_s)
+
+    def _retain(self, idle: bool) -> None:
+        """Roll up and delete: every RETAIN_S while nothing waits, and where much waits all the same now and then."""
+        since_s = time.monotonic() - self._retained_s
+        if self._retention is not None and since_s > (RETAIN_S if idle else RETAIN_BUSY_S):
+            more = False
+            with contextlib.suppress(StoreError):  # as for the next batch, which says so
+                more = self._retention.step()
+            self._retained_s = time.monotonic() - (RETAIN_S - 0.5 if more else 0.0)
 
     def _store(self, batch: Sequence[Message], epoch: int | None = None) -> None:
         """Take a batch, however long the database needs to be well again; a message that it can't hold costs only
@@ -245,7 +265,7 @@ class Collector:
         refused: list[tuple[str, bytes, int, keyring.DeviceKeys]] = []
         self.keys.refresh()
         prefix, held, start = self.prefix, self.keys.held, len(self.prefix)
-        for topic, payload, _, _ in messages:
+        for topic, payload, _, _ in messages if self._shard is None else self._own(messages, self._shard):
             device = "(no device)"
             try:
                 if not topic.startswith(prefix):
@@ -279,6 +299,10 @@ class Collector:
         if self.on_status:
             for status in statuses:
                 self.on_status(status)
+
+    def _own(self, messages: Sequence[Message], shard: Shard) -> list[Message]:
+        start = len(self.prefix)
+        return [message for message in messages if message.topic[start:].partition("/")[0] in shard]
 
     def _count(
         self, reports: Sequence[wire.Report], results: Sequence[str], rejections: Sequence[tuple[str, str]]

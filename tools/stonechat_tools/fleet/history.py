@@ -23,7 +23,7 @@ from stonechat.errors import ConfigError
 from . import wire
 from .command import span_s
 from .overview import COLOURS, channel_name, figure, fleet_table
-from .store import Row, Store
+from .store import URLS, Row, Store
 
 HELP = "show a device's history as a table or a plot"
 PLOT_ROWS = 12
@@ -34,7 +34,7 @@ BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("device", nargs="?", help="default: an overview of all")
-    parser.add_argument("--db", default="stonechat.db", help="SQLite database (default %(default)s)")
+    parser.add_argument("--db", default="stonechat.db", help="SQLite file or postgresql://... (default %(default)s)")
     parser.add_argument("--last", type=int, default=200, metavar="N", help="at most N reports (default 200)")
     parser.add_argument("--since", metavar="TIME", help="90s, 30m, 2h or 1d ago")
     parser.add_argument("--json", action="store_true", help="one JSON object a report")
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if not Path(args.db).exists():
+    if not args.db.startswith(URLS) and not Path(args.db).exists():
         raise ConfigError(f"{args.db}: no such database; `stonechat collect` makes it")
     with Store(args.db) as store:
         if args.device is None:

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from stonechat.errors import StonechatError
 
 MAX_PACKET_BYTES = 8192
-OVERSIZE = bytes(MAX_PACKET_BYTES)  # the payload that stands for a longer one
+OVERSIZE = bytes(MAX_PACKET_BYTES)  # in place of a longer payload
 SESSION_S = 86_400  # how long a broker of version 5 keeps what a collector that is away has not taken
 RECEIVE_MAX = 8192  # messages of QoS 1 that a broker of version 5 may send ahead of their acknowledgement
 _CONNACK, _PUBLISH, _PUBACK, _SUBACK, _DISCONNECT = 2, 3, 4, 9, 14

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from paho.mqtt.client import MQTTMessageInfo
 
 MAX_ACKS_UNSENT = 1000
-ROOM_WAIT_S = 10.0
+SPACE_WAIT_S = 10.0
 
 
 class PahoClient:
-    """As BulkClient. wait_room(seconds): blocks until the owner has space; False where it has none by then."""
+    """As BulkClient. wait_space(seconds): blocks until the owner has space; False where it has none by then."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class PahoClient:
         *,
         on_messages: Callable[[list[Message]], None],
         on_state: Callable[[bool, str], None],
-        wait_room: Callable[[float], bool],
+        wait_space: Callable[[float], bool],
         username: str | None = None,
         password: str | None = None,
         tls: ssl.SSLContext | None = None,
@@ -38,7 +38,7 @@ class PahoClient:
         self._topics = list(topics)
         self._on_messages = on_messages
         self._on_state = on_state
-        self._wait_room = wait_room
+        self._wait_space = wait_space
         self._tls = tls is not None
         self._answered = self._stopping = False
         self._unsent: deque[MQTTMessageInfo] = deque()
@@ -119,7 +119,7 @@ class PahoClient:
             self._on_state(False, f"broker {self._where[0]}:{self._where[1]}: connection lost ({reason})")
 
     def _on_message(self, _client: Any, _user: Any, message: Any) -> None:
-        # What paho kept of a longer packet is less than it had: the length that the collector refuses stands for it.
+        # What paho kept of a longer packet is less than it had: the collector gets the length that it refuses.
         payload = message.payload if len(message.payload) < len(OVERSIZE) else OVERSIZE
         with contextlib.suppress(UnicodeDecodeError):
             self._take(Message(message.topic, payload, message.mid, min(message.qos, 1)))
@@ -127,7 +127,7 @@ class PahoClient:
         self._take(Message("", b"", message.mid, min(message.qos, 1)))
 
     def _take(self, message: Message) -> None:
-        if message.qos and not self._wait_room(ROOM_WAIT_S):
+        if message.qos and not self._wait_space(SPACE_WAIT_S):
             self.break_off()  # it is sent again
             return
         self._on_messages([message])

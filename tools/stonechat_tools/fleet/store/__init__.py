@@ -10,6 +10,7 @@ retention.py  roll-ups by hour and day, and what is deleted after how long
 """
 
 from .base import CONFLICT, DUPLICATE, STORED, Row, StoreError
-from .store import Store
+from .retention import Keep
+from .store import URLS, Store
 
-__all__ = ["CONFLICT", "DUPLICATE", "STORED", "Row", "Store", "StoreError"]
+__all__ = ["CONFLICT", "DUPLICATE", "STORED", "URLS", "Keep", "Row", "Store", "StoreError"]

@@ -16,7 +16,11 @@ MAX_IN = 500  # values in one IN (...)
 
 
 class StoreError(StonechatError):
-    """The database can't be opened, read or written."""
+    """The database can't be opened, read or written. passes: it may work later without anybody's doing here."""
+
+    def __init__(self, text: str, passes: bool = False) -> None:
+        super().__init__(text)
+        self.passes = passes
 
 
 @dataclass(frozen=True, slots=True)

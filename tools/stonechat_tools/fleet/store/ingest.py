@@ -48,6 +48,12 @@ class Ingest:
         self._devices.clear()
         self._others.clear()
 
+    def deleted(self, streams: dict[int, int]) -> None:
+        """Reports were deleted: the highest number of each stream that was."""
+        held = [device.stream for device in self._devices.values() if device.stream is not None]
+        for stream in (*held, *self._others.values()):
+            stream.forgotten = max(stream.forgotten, streams.get(stream.id, -1))
+
     def put(
         self,
         db: Db,

@@ -65,7 +65,7 @@ def history(engine: Engine, device: str, since_s: float, until_s: float | None, 
         "SELECT s.stream, r.sequence, r.variant, r.at_s, r.at_known, r.late_s, r.body"
         " FROM reports r JOIN streams s ON s.id = r.stream"
         f" WHERE r.device = ? {where} AND r.at_s >= ? AND r.at_s <= ?"
-        " ORDER BY r.at_s DESC, r.received_s DESC, r.stream DESC, r.sequence DESC LIMIT ?",
+        " ORDER BY r.at_s DESC, r.received_s DESC, r.stream DESC, r.sequence DESC, r.id DESC LIMIT ?",
         (device_id(engine, device), since_s, 1e12 if until_s is None else until_s, limit),
     )
     return [_row(device, row) for row in reversed(rows)]

@@ -5,6 +5,7 @@ moved away or damaged while the collector runs is replaced by a new one.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import sqlite3
@@ -58,7 +59,7 @@ class Sqlite:
         try:
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise StoreError(f"{path}: {error.strerror}") from None
+            raise StoreError(f"{path}: {error.strerror}", error.errno == errno.ENOSPC) from None
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,7 +86,7 @@ class Sqlite:
             except FileExistsError:
                 pass
             except OSError as error:
-                raise StoreError(f"{self.path}: {error.strerror}") from None
+                raise StoreError(f"{self.path}: {error.strerror}", error.errno == errno.ENOSPC) from None
             if os.path.isfile(self.path) and os.stat(self.path).st_nlink > 1:
                 raise StoreError(
                     f"{self.path}: has a second name (a hard link), and each name would get a log of its own; remove"
@@ -161,15 +162,17 @@ class Sqlite:
     def _error(self, error: sqlite3.Error) -> StoreError:
         """SQLite says `disk I/O error` for a full disk, too, and no more of a folder than that it can't be opened."""
         why = ""
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        passes = code in _TRANSIENT
+        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
             folder = os.path.dirname(os.path.abspath(self.path))
             if os.path.exists(self.path) and not os.path.isfile(self.path):
                 why = "; it is not a file"
             elif os.path.isdir(folder) and os.statvfs(folder).f_bavail == 0:
-                why = "; its disk is full"
+                why, passes = "; its disk is full", True
             elif not os.access(folder, os.W_OK):
                 why = f"; no right to write in {folder}"
-        return StoreError(f"{self.path}: {error}{why}")
+        return StoreError(f"{self.path}: {error}{why}", passes)
 
     def _failed(self, error: sqlite3.Error) -> StoreError:
         """After a write failed: set a damaged file aside, and begin with a new connection unless it is only a wait."""

@@ -11,7 +11,10 @@ from ..wire import Report, Status
 from . import read
 from .base import Db, Engine, Row
 from .ingest import Ingest
+from .retention import Keep, Retention
 from .sqlite import Sqlite
+
+URLS = ("postgresql://", "postgres://")
 
 
 class Store:
@@ -23,7 +26,13 @@ class Store:
         self.path = str(path)
         self._shard = shard  # the name of this collector among several that share a PostgreSQL
         say = say or (lambda line: None)
-        self.engine: Engine = Sqlite(self.path, say)
+        self.engine: Engine
+        if self.path.startswith(URLS):
+            from .postgres import Postgres
+
+            self.engine = Postgres(self.path, say, shard)
+        else:
+            self.engine = Sqlite(self.path, say)
         self._ingest = Ingest(self.engine)
 
     @property
@@ -74,6 +83,10 @@ class Store:
         except BaseException:
             self._ingest.forget()
             raise
+
+    def retention(self, keep: Keep) -> Retention:
+        """What rolls up and deletes, for the collector that fills this database."""
+        return Retention(self.engine, keep, self._ingest.deleted)
 
     def listened(self, since_s: float, until_s: float) -> None:
         """Note that this collector was subscribed from since_s to until_s: only then does silence say something."""

@@ -1,0 +1,192 @@
+"""The same store on a real PostgreSQL server: the same answers as SQLite, restarts, two collectors, roll-ups."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet_support import wait_for
+from postgres_support import Server, needs_postgres, postgres, postgres_server
+from stonechat_tools.fleet import keyring, wire
+from stonechat_tools.fleet.store import DUPLICATE, STORED, Store, StoreError
+from stonechat_tools.fleet.store.retention import Keep
+
+__all__ = ["postgres", "postgres_server"]
+pytestmark = [needs_postgres, pytest.mark.slow]
+NOW_S = 1_795_000_000
+A, B = b"aaaa", b"bbbb"
+KEYS = {name: keyring.DeviceKeys(bytes([n + 1]) * 32, name) for n, name in enumerate(("pump-1", "pump-2"))}
+
+
+def report(sequence: int, level: int = 0, *, device: str = "pump-1", stream: bytes = A, **more: Any) -> wire.Report:
+    """more: k14=3 sets key 14."""
+    fields = {0: 1, 1: sequence, 2: 7, 3: NOW_S, 5: level, 7: 256, 8: 1, 9: 1, 16: stream}
+    fields |= {int(name[1:]): value for name, value in more.items()}
+    fields = {key: value for key, value in fields.items() if value is not None}
+    return wire.open_report(device, KEYS[device], KEYS[device].report.seal(wire.encode(fields)))
+
+
+def status(number: int, **more: Any) -> wire.Status:
+    fields: dict[int, Any] = {0: 1, 2: 3, 4: 600, 5: True, 6: number, 16: A} | {
+        int(name[1:]): value for name, value in more.items()
+    }
+    return wire.open_status("pump-1", KEYS["pump-1"], KEYS["pump-1"].status.seal(wire.encode(fields)))
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield str(tmp_path / "db")
+    else:
+        yield request.getfixturevalue("postgres").url
+
+
+def everything(store: Store) -> list[object]:
+    return [
+        store.devices(),
+        [store.history(name, answers=True) for name in KEYS],
+        store.rejections(),
+        [store.commands(name) for name in KEYS],
+        store.listening(),
+        store.count(),
+        [store.sequences(name) for name in KEYS],
+        [store.rollup(name, table) for name in KEYS for table in ("hourly", "daily")],
+    ]
+
+
+def a_life(store: Store) -> list[object]:
+    """Every kind of thing that a batch can do -> the results."""
+    results: list[object] = []
+
+    def put(*args: Any, now_s: float, **more: Any) -> None:
+        results.append(store.put(*args, now_s=now_s, **more))
+
+    put([report(n) for n in range(5)], [status(1, k3=NOW_S)], now_s=NOW_S)
+    put([report(1), report(3), report(9), report(9, 1), report(7, k14=3)], now_s=NOW_S + 1)
+    put([report(8, 2, device="pump-2", k10=b"\x01\x10\x32", k13="text")], now_s=NOW_S + 2)
+    put([report(1, stream=B, k3=None, k4=5), report(2, 2, stream=B, k3=None, k4=9, k23=7)], now_s=NOW_S + 3)
+    put([], [status(1), status(2, k16=B, k3=NOW_S + 50)], [("pump-9", "forged")] * 3, ["pump-1"], now_s=NOW_S + 60)
+    results.append(store.next_command("pump-1", 4, [1, 2], NOW_S))
+    results.append(store.next_command("pump-1", 4, [], NOW_S))
+    answer = {"k5": None, "k7": None, "k8": None, "k9": None, "k15": [NOW_S, 0]}
+    put([report(20, **answer)], now_s=NOW_S + 61)
+    store.listened(NOW_S, NOW_S + 61)
+    retention = store.retention(Keep())
+    while retention.step(NOW_S + 4000):
+        pass
+    return results
+
+
+def test_both_databases_give_the_same_answers(tmp_path: Path, postgres: Server) -> None:
+    with Store(tmp_path / "db") as file, Store(postgres.url) as server:
+        assert a_life(file) == a_life(server)
+        assert everything(file) == everything(server)
+        assert file.count() == 12 and file.devices()[0]["conflicts"] == 1
+    with Store(tmp_path / "db") as file, Store(postgres.url) as server:  # and after a restart
+        again = [
+            [report(3), report(9, 1), report(10)],
+            [report(8, 2, device="pump-2", k10=b"\x01\x10\x32", k13="text")],
+        ]
+        for batch in again:
+            results = file.put(batch, now_s=NOW_S + 99)
+            assert results == server.put(batch, now_s=NOW_S + 99)
+        assert everything(file) == everything(server)
+
+
+def test_rollups_count_each_report_once_and_outlive_it(place: str) -> None:
+    with Store(place) as store:
+        retention = store.retention(Keep(reports=1, hourly=10, daily=100))
+        for hour in range(5):
+            at_s = NOW_S + 3600 * hour
+            made = [report(100 * hour + n, 2 * (n == 7), k3=at_s, k7=256 * n) for n in range(1, 9)]
+            store.put(made, now_s=at_s)
+            retention.step(at_s + 10)  # too fresh to count
+            retention.step(at_s + 400)
+            retention.step(at_s + 400)
+        hours = store.rollup("pump-1")
+        assert [(h["reports"], h["alarms"], h["level"], h["score_max"]) for h in hours] == [(8, 1, 2, 8.0)] * 5
+        assert hours[0]["score_mean"] == 4.5 and sum(d["reports"] for d in store.rollup("pump-1", "daily")) == 40
+        late = report(5000, 1, k3=NOW_S + 60, k23=30_000)  # of the first hour, long after it
+        store.put([late], now_s=NOW_S + 30_000)
+        while retention.step(NOW_S + 31_000):
+            pass
+        assert store.rollup("pump-1")[0]["reports"] == 9
+        while retention.step(NOW_S + 2 * 86_400):
+            pass
+        assert store.count() == 0 and sum(h["reports"] for h in store.rollup("pump-1")) == 41
+        assert store.put([late, report(101, k3=NOW_S + 3600, k7=256)], now_s=NOW_S + 2 * 86_400) == [DUPLICATE] * 2
+    with Store(place) as store:  # what was deleted is known after a restart, too
+        assert store.put([late, report(6000)], now_s=NOW_S + 2 * 86_400) == [DUPLICATE, STORED]
+        retention = store.retention(Keep(reports=1, hourly=10, daily=100))
+        while retention.step(NOW_S + 50 * 86_400):
+            pass
+        assert store.rollup("pump-1") == [] and len(store.rollup("pump-1", "daily")) >= 1
+
+
+def test_a_server_that_restarts_is_only_a_wait(postgres: Server) -> None:
+    with Store(postgres.url) as store, store.collecting():
+        assert store.put([report(1)]) == [STORED]
+        postgres.kill()
+        with pytest.raises(StoreError) as error:
+            store.put([report(2)])
+        assert "\n" not in str(error.value) and "secret" not in str(error.value)
+        with pytest.raises(StoreError):
+            store.devices()
+        postgres.start()
+        assert wait_for(lambda: _tries(store, [report(1), report(2)]) == [DUPLICATE, STORED])
+        with pytest.raises(StoreError, match="another collector"), Store(postgres.url) as second, second.collecting():
+            pass  # the claim was taken again, too
+        with Store(postgres.url, shard="2/2") as other, other.collecting():
+            assert other.put([report(1, device="pump-2")]) == [STORED]
+        assert store.sequences("pump-1") == [1, 2]
+
+
+def _tries(store: Store, reports: list[wire.Report]) -> list[str] | None:
+    try:
+        return store.put(reports)
+    except StoreError:
+        return None
+
+
+def test_a_table_that_is_locked_is_only_a_wait(postgres: Server) -> None:
+    import psycopg
+
+    with Store(postgres.url) as store, psycopg.connect(postgres.url) as other:
+        store.put([report(1)])
+        other.execute("LOCK TABLE devices IN ACCESS EXCLUSIVE MODE")
+        results: list[list[str] | None] = []
+        thread = threading.Thread(target=lambda: results.append(_tries(store, [report(2)])))
+        thread.start()
+        time.sleep(0.3)
+        assert not results
+        other.rollback()
+        thread.join(20)
+        assert results == [[STORED]]
+
+
+def test_two_that_write_the_same_device_store_each_report_once(postgres: Server) -> None:
+    """As after a change of shards: what one remembers is old, and the database says so."""
+    with Store(postgres.url) as first, Store(postgres.url) as second:
+        assert first.put([report(1)]) == [STORED] and second.put([report(2)]) == [STORED]
+        with pytest.raises(StoreError):
+            first.put([report(2)])
+        assert first.put([report(2), report(3)]) == [DUPLICATE, STORED]
+        assert second.sequences("pump-1") == [1, 2, 3]
+
+
+def test_a_database_of_another_version_is_left_alone(postgres: Server) -> None:
+    with Store(postgres.url) as store, store.transaction() as db:
+        db.execute("UPDATE stonechat SET version = 99")
+    with pytest.raises(StoreError, match="another version .99."):
+        Store(postgres.url)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://127.0.0.1:1/x", "postgresql://a:geheim@nohost.invalid/x", "postgres://%"]
+)
+def test_a_server_that_is_not_there_is_named_without_its_password(url: str) -> None:
+    with pytest.raises(StoreError) as error:
+        Store(url)
+    assert "\n" not in str(error.value) and "geheim" not in str(error.value)
