@@ -7,7 +7,7 @@ while True:
     agent.poll(0.1)
 """
 
-from .commands import CALIBRATE, WAS_NORMAL
+from .commands import CALIBRATE, OWN_MODEL, WAS_NORMAL, WrongArguments
 from .compat import sleep_ms, ticks_diff, ticks_ms
 from .delivery import Delivery
 from .errors import StonechatError
@@ -22,8 +22,9 @@ class Agent(Loop):
     (collector, model) of a vendor's own counters, or (collector, model, name) where several have the same schema, as
     services do. learn_peers_hours: how long a device's own peers are learned, for the channel of lasting_peers.py,
     where the collector knows peers; 0: without that channel. `channel_names`: of all but the first. on_verdict(verdict,
-    agent) is called after every scored window. reporter: a Delivery. The rest is as in Loop.
-    Raises ModelError where a model is not for its collector's schema."""
+    agent) is called after every scored window. reporter: a Delivery. own(collector, model, state): what makes the
+    device's own channel in place of Channel, with a model that the device trains itself (own_model.OwnChannel). The
+    rest is as in Loop. Raises ModelError where a model is not for its collector's schema."""
 
     def __init__(
         self,
@@ -33,12 +34,14 @@ class Agent(Loop):
         reporter,
         state,
         extra=(),
+        own=None,
         on_verdict=None,
         publish=None,
         firmware="",
         learn_peers_hours=24,
     ) -> None:
-        channels: list = [Channel(collector, model, state)]
+        channels: list = [(own or Channel)(collector, model, state)]
+        self.own = getattr(channels[0], "own", None)
         if learn_peers_hours and hasattr(collector, "hold_peers") and getattr(collector, "contacts", ()) is not None:
             from .lasting_peers import LastingPeers
 
@@ -60,6 +63,8 @@ class Agent(Loop):
             if len(section) > 8 and section[-8:] not in ids:
                 del state.sections[section]
         reporter.commands.actions = {CALIBRATE: self._calibrate, WAS_NORMAL: self._was_normal}
+        if own:
+            reporter.commands.actions[OWN_MODEL] = self._own_model
         self.on_verdict = on_verdict
         Loop.__init__(self, channels, reporter, state, publish=publish, firmware=firmware)
 
@@ -102,6 +107,12 @@ class Agent(Loop):
 
     def end_window(self, now_ms: int):
         verdict = Loop.end_window(self, now_ms)
+        if self.own is not None and self.own.news:
+            self._status_due = True
+            try:
+                self.save()
+            except (StonechatError, OSError) as error:
+                self._failed(error)
         if verdict is not None and self.on_verdict is not None:
             self.on_verdict(verdict, self)
         return verdict
@@ -174,9 +185,33 @@ class Agent(Loop):
     def _calibrate(self, arguments) -> None:
         self.recalibrate()
 
+    def recalibrate(self) -> None:
+        Loop.recalibrate(self)
+        if self.own is not None:
+            self.own.restart()
+
     def _was_normal(self, arguments) -> None:
         for channel in self.channels:
             channel.scorer.clear_evidence()
+        if self.own is not None:
+            self.own.clear_evidence()
+
+    def _own_model(self, arguments) -> None:
+        """[1] makes the device's own model again, [0] forbids it."""
+        own = self.own
+        if own is None or arguments not in ([0], [1]):
+            raise WrongArguments
+        if arguments[0]:
+            own.allow()
+        else:
+            own.forbid()
+        self._status_due = True
+        self.save()
+
+    def status(self) -> bytearray:
+        if self.own is not None:
+            self.reporter.own = self.own.status
+        return Loop.status(self)
 
     def close(self) -> None:
         """Save and let go of the collectors; errors are counted, not raised."""

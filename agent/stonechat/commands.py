@@ -16,6 +16,7 @@ _MAINTENANCE = const(2)  # [until]: everything is reported, flagged as maintenan
 WAS_NORMAL = const(3)  # [sequence number of the report]
 CALIBRATE = const(4)
 _REPORT_NOW = const(5)
+OWN_MODEL = const(8)  # [1]: make the device's own model again; [0]: forbid it
 
 _ACCEPTED = const(0)
 _NOT_SUPPORTED = const(1)
@@ -25,6 +26,10 @@ _CLOCK_UNSET = const(4)
 _FAILED = const(5)
 
 _LIFE_S = const(86_400)  # no command expires later than that
+
+
+class WrongArguments(StonechatError):
+    """An action can't be carried out with these arguments."""
 
 
 class Commands:
@@ -80,6 +85,8 @@ class Commands:
         elif code in self.actions:
             try:
                 self.actions[code](arguments)
+            except WrongArguments:
+                return _BAD_ARGUMENTS
             except (StonechatError, OSError):
                 return _FAILED
         else:

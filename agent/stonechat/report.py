@@ -29,6 +29,7 @@ class Reporter:
     lost: int | None = None  # reports dropped since this boot
     trouble: tuple | None = None  # for the status: Delivery's counters
     more: "list | tuple" = ()  # for the status: the values of its keys from 21
+    own: "tuple | None" = None  # for the status: own_model.OwnModel.status
 
     def __init__(
         self,
@@ -202,7 +203,7 @@ class Reporter:
             self._status_number += 1
             fields[6] = self._status_number
         fields += (firmware, model, schema, window_ms, sources, adaptation_q8, learning, agent)
-        fields += (self.trouble, self.stream, unscored, None, None)
+        fields += (self.trouble, self.stream, unscored, None, self.own)
         fields.append(window_ms and window_ms * self.heartbeat_windows // 1000)
         fields += self.more
         value = bytearray()

@@ -17,14 +17,14 @@ LEVELS = [
     ["compat", "compat_cpython", "errors"],
     ["cbor", "cbor_decode", "int8/requantize", "int8/operator_names", "int8/viper", "int8/plain", "lms", "slh_dsa"],
     ["features", "state", "int8/network", "metadata"],
-    ["window", "schema", "int8/tflite", "cose", "adaptation"],
+    ["window", "schema", "int8/tflite", "cose", "adaptation", "own_model_fit"],
     ["int8/operators", "detection", "cose_open", "budget"],
     ["int8/interpreter", "custom_counters", "lasting_peers", "commands", "manifest", "slots"],
     ["model", "update"],
     ["model_file", "scorer", "outbox", "outbox_memory", "mqtt"],
-    ["report", "replay"],
-    ["delivery", "loop"],
-    ["fusion"],
+    ["report", "replay", "own_model_file"],
+    ["delivery", "loop", "own_model_training"],
+    ["fusion", "own_model"],
     ["agent"],
 ]
 LEVEL = {module: height for height, modules in enumerate(LEVELS) for module in modules}

@@ -6,6 +6,10 @@ from ..model import load_model
 from . import files
 from .tflite_runtime import TfliteRuntime
 
+_TRAINING_MS = 20  # how long a training of the device's own model works at a time,
+_TRAINING_REST_MS = 80  # and how long the daemon then waits: a fifth of one core at most
+_NOTHING_TO_TRAIN_MS = 60_000
+
 
 def read_model(path: str, backend: str, what: str = "[model] file"):
     """path -> Model. Raises ConfigError where the file can't be read, ModelError where it is no model."""
@@ -47,6 +51,39 @@ def open_collector(config: dict, model, key: bytes, user_id: int | None):
         disks=config["collector"]["disks"] or None,
         services=config["collector"]["services"],
     )
+
+
+def own_channel(config: dict, model, key: bytes, log) -> tuple:
+    """[model] personalize: what makes the device's own channel with a model that it trains itself, and the Slot that
+    keeps it; (None, None) where it is off, or where the reference model's vendor forbids it. Raises
+    ConfigError."""
+    if not config["model"]["personalize"]:
+        return None, None
+    from .. import own_model
+    from .own_model_slot import Slot
+
+    def warn(text: str) -> None:
+        log("warning", text)
+
+    if own_model.forbidden(files.read_file(config["model"]["file"], "[model] file")):
+        warn("own model: the vendor of %s forbids it; the reference model alone decides" % model.metadata.name)
+        return None, None
+    path = config["device"]["state_file"] + ".own-model"
+    slot = Slot(path, key, model.digest, model.metadata.schema_id, config["device"]["firmware"], warn)
+
+    def make(schema, reference, state):
+        windows = config["model"]["personalize_windows"]
+        return own_model.OwnModel(schema, reference, state, slot, windows, lambda text: log("info", text))
+
+    return lambda collector, model, state: own_model.OwnChannel(collector, model, state, make), slot
+
+
+def train(agent) -> int:
+    """Give the training of the device's own model its share, where there is one and no window is due -> for how many
+    milliseconds the daemon should wait at most after that."""
+    if agent.own is not None and agent.due_in_ms > _TRAINING_REST_MS and agent.own.work(_TRAINING_MS):
+        return _TRAINING_REST_MS
+    return _NOTHING_TO_TRAIN_MS
 
 
 def open_channels(config: dict, model, collector) -> list:

@@ -149,6 +149,17 @@ KEYS = {
             "Who computes: own = the built-in integer interpreter (no package needed), tflite = tflite-runtime\n"
             "with its reference kernels. Both give the same bytes.",
         ),
+        "personalize": Key(
+            False,
+            _flag,
+            "true: the device also trains a model of its own, on its own windows, which never leave it. It watches\n"
+            "with both: the model above goes on. Nothing is trained where the vendor of that model forbids it.",
+        ),
+        "personalize_windows": Key(
+            2000,
+            _integer(240, 20_000),
+            "How many windows it is trained on; a quarter as many more must pass in silence before it is adopted.",
+        ),
     },
     "collector": {
         "interfaces": Key(

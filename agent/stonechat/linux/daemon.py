@@ -21,7 +21,7 @@ from ..state import State
 from . import files
 from .broker import Credentials, prepare
 from .broker_errors import explain
-from .channels import open_channels, open_collector, read_model
+from .channels import open_channels, open_collector, own_channel, read_model, train
 from .disk_outbox import DiskOutbox
 from .log import Log, Troubles
 from .planned_sleep import Announcements
@@ -73,6 +73,7 @@ class Daemon:
         user_id = privileges.user_ids(user)[0] if os.geteuid() == 0 else None
         credentials = Credentials(config["mqtt"])
         self._connectable = prepare(config)
+        own, self._slot = (None, None) if check else own_channel(config, model, key, log)
         collector = open_collector(config, model, key, user_id)
         extra = open_channels(config, model, collector)
         self._folders = [os.path.dirname(os.path.abspath(device["state_file"]))]
@@ -108,6 +109,7 @@ class Daemon:
             state=state,
             firmware=device["firmware"],
             extra=extra,
+            own=own,
             on_verdict=self._on_verdict,
             learn_peers_hours=config["collector"]["learn_peers_hours"],
         )
@@ -127,6 +129,8 @@ class Daemon:
             lines.append("%s: %s%s" % (group, source, " (%s)" % note if note else ""))
         for each in self.agent.channels[0].collector.services:
             lines.append("service %s: %s%s" % (each.name, each.path, " (not there yet)" if each.missing else ""))
+        if self._config["model"]["personalize"]:
+            lines.append("own model: of %d windows" % self._config["model"]["personalize_windows"])
         return "\n".join(lines)
 
     def run(self) -> None:
@@ -163,10 +167,11 @@ class Daemon:
             self._reload_due = False
             self._reload()
         agent.tick()
+        idle_ms = min(IDLE_MS, train(agent))
         was_connected = self.transport.connected
         try:
             if was_connected:
-                self.transport.poll(min(agent.due_in_ms, IDLE_MS) / 1000)
+                self.transport.poll(min(agent.due_in_ms, idle_ms) / 1000)
             else:
                 self.transport.poll()
                 if not self.transport.connected:
@@ -250,6 +255,8 @@ class Daemon:
             return
         self.transport.close()
         self.agent.reporter.use_key(key)
+        if self._slot is not None:
+            self._slot.use_key(key)
         self._connect(credentials)
         self.troubles.over(self._where)
         self.log("info", "SIGHUP: keys and certificates read again")

@@ -1,14 +1,15 @@
 """Send a device an authenticated command and wait for its answer, which the collector stores.
 
 Commands: mute and maintenance (with --until), was-normal (with --report), calibrate, report-now, stop-responding,
-release. A device answers "not supported" to those that it can't execute. Each is numbered and expires, so that a
-broker can neither repeat it nor keep it for later. Use the account `operator` of `stonechat provision`, not the
-collector's: a broker allows one connection each.
+release, own-model (with --own again or forbid: the model that a device trains itself). A device answers "not supported"
+to those that it can't execute. Each is numbered and expires, so that a broker can neither repeat it nor keep it for
+later. Use the account `operator` of `stonechat provision`, not the collector's: a broker allows one connection each.
 
 Examples:
   stonechat command pump-1 report-now --keys fleet/operator/keys
   stonechat command pump-1 mute --until 2h --keys fleet/operator/keys --broker localhost --plain
   stonechat command pump-1 was-normal --report 4711 --keys fleet/operator/keys
+  stonechat command pump-1 own-model --own again --keys fleet/operator/keys
 """
 
 import argparse
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--until", metavar="TIME", help="for mute and maintenance: 90s, 30m, 2h, 1d from now")
     parser.add_argument("--report", type=int, metavar="NUMBER", help="for was-normal: the report's sequence number")
     parser.add_argument("--what", type=int, metavar="NUMBER", help="for release: what to release (default: everything)")
+    parser.add_argument("--own", choices=wire.OWN_MODEL, help="for own-model: make it again, or forbid it")
     parser.add_argument("--expires", default="10m", metavar="TIME", help="not executed later (default 10m)")
     parser.add_argument("--wait", type=float, default=30.0, metavar="SECONDS", help="for the answer (default 30)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -62,14 +64,22 @@ def span_s(text: str) -> int:
 
 def arguments_of(args: argparse.Namespace, now_s: int) -> list[int]:
     """The command's own arguments. Raises ConfigError where one is missing or does not belong."""
-    wants = {"mute": "until", "maintenance": "until", "was-normal": "report", "release": "what"}.get(args.command)
-    for name in ("until", "report", "what"):
+    wants = {
+        "mute": "until",
+        "maintenance": "until",
+        "was-normal": "report",
+        "release": "what",
+        "own-model": "own",
+    }.get(args.command)
+    for name in ("until", "report", "what", "own"):
         if getattr(args, name) is not None and name != wants:
             raise ConfigError(f"{args.command} takes no --{name}")
     if wants == "what" and args.what is None:
         return []
     if wants and getattr(args, wants) is None:
         raise ConfigError(f"{args.command} needs --{wants}")
+    if wants == "own":
+        return [wire.OWN_MODEL[args.own]]
     found = [now_s + span_s(args.until) if wants == "until" else getattr(args, wants)] if wants else []
     check_arguments(args.command, found, now_s)
     return found
@@ -77,11 +87,14 @@ def arguments_of(args: argparse.Namespace, now_s: int) -> list[int]:
 
 def check_arguments(command: str, arguments: list[int], now_s: int) -> None:
     """Raises ConfigError for what no device would carry out."""
-    least, most = {"mute": (1, 1), "maintenance": (1, 1), "was-normal": (1, 1), "release": (0, 1)}.get(command, (0, 0))
+    one = ("mute", "maintenance", "was-normal", "own-model")
+    least, most = (1, 1) if command in one else (0, 1) if command == "release" else (0, 0)
     if not least <= len(arguments) <= most:
         raise ConfigError(f"{command}: {len(arguments)} arguments, want {least if least == most else '0 or 1'}")
     if any(not 0 <= argument <= 0xFFFFFFFF for argument in arguments):
         raise ConfigError(f"{command}: an argument is not a number from 0 to 4294967295")
+    if command == "own-model" and arguments[0] not in wire.OWN_MODEL.values():
+        raise ConfigError(f"{command}: want 0 (forbid) or 1 (again)")
     if command in ("mute", "maintenance") and arguments[0] > now_s + MAX_AHEAD_S:
         raise ConfigError(f"{command}: until a time more than {MAX_AHEAD_S // 86_400} days ahead")
 

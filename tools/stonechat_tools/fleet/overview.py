@@ -77,6 +77,9 @@ def notes(device: dict[str, Any]) -> list[str]:
         found.append(f"key used twice ({device['conflicts']})")
     if device["refused"]:
         found.append(f"{device['refused']} refused")
+    own = device.get("own_model")
+    if own:
+        found.append(f"own model {own['shown']}" + (f", {own['refused']} failed" if own["refused"] else ""))
     return found
 
 

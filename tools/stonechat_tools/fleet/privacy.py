@@ -41,6 +41,7 @@ PRIVACY_STATUS = {
     15: ("counters", "messages rejected, reports not written down, changes of level held back, reports refused"),
     16: ("stream", "which start this is: a random number"),
     17: ("unscored", "how many windows were not scored, by cause"),
+    19: ("own model", "whether it trains a model of its own, how far that is, and the start of its file's SHA-256"),
     20: ("heartbeat", "how often it reports"),
     21: ("planned sleep", "that it sleeps now, and until when"),
     25: ("channels", "names of the services that the operator has chosen to watch"),

@@ -7,7 +7,7 @@ before its tag verifies: what others send is compared, counted and dropped.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import cbor2
 from stonechat import limits
@@ -27,7 +27,9 @@ COMMANDS = {
     "report-now": 5,
     "stop-responding": 6,
     "release": 7,
+    "own-model": 8,
 }
+OWN_MODEL = {"forbid": 0, "again": 1}  # arguments of that command
 
 _COUNT_MAX = 0xFFFFFFFF
 LATE_KEY = 23  # of a report; appended last, by the device, as it sends
@@ -78,6 +80,24 @@ class Report:
 
 
 @dataclass(slots=True)
+class OwnModel:
+    """A device's own model: its phase (an index of PHASES), windows so far of those wanted, models that failed their
+    trial, and its digest, empty while there is none."""
+
+    phase: int
+    done: int
+    wanted: int
+    refused: int
+    digest: bytes
+
+    PHASES: ClassVar[tuple[str, ...]] = ("off", "collecting", "training", "on trial", "deciding")
+
+    def __str__(self) -> str:
+        name = self.PHASES[self.phase]
+        return f"{name} {self.done}/{self.wanted}" if self.wanted else name
+
+
+@dataclass(slots=True)
 class Status:
     """A device's retained status, or its last will (`online` False)."""
 
@@ -99,6 +119,7 @@ class Status:
     counters: tuple[int, ...] = ()
     unscored: tuple[int, ...] = ()
     channels: tuple[str, ...] = ()  # names of those beside the device's own
+    own: "OwnModel | None" = None
     heartbeat_s: int | None = None
     sleep_s: int | None = None  # the device sleeps now, for so long
 
@@ -128,6 +149,23 @@ class _Fields:
 
     def maybe(self, key: int, top: int = _COUNT_MAX) -> int | None:
         return self.count(key, top) if key in self._map else None
+
+    def own(self, key: int) -> OwnModel | None:
+        value = self._map.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, (list, tuple)) or len(value) != 5:
+            raise Rejected("malformed", f"key {key}")
+        *counts, digest = value
+        if (
+            any(type(item) is not int or not 0 <= item <= _COUNT_MAX for item in counts)
+            or counts[0] >= len(OwnModel.PHASES)
+            or not isinstance(digest, bytes)
+            or len(digest) > limits.DIGEST_BYTES
+        ):
+            raise Rejected("malformed", f"key {key}")
+        phase, done, wanted, refused = counts
+        return OwnModel(phase, done, wanted, refused, digest)
 
     def counts(self, key: int, size: int | None) -> tuple[int, ...]:
         """size: how many, or None for up to limits.CAUSES."""
@@ -294,6 +332,7 @@ def open_status(device: str, keys: DeviceKeys, message: bytes) -> Status:
         stream=fields.stream(),
         unscored=fields.counts(17, None) if 17 in fields else (),
         channels=fields.texts(25, limits.CHANNELS, limits.CHANNEL_BYTES),
+        own=fields.own(19),
         heartbeat_s=fields.maybe(20),
         sleep_s=fields.maybe(21),
     )

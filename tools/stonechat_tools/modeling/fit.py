@@ -25,6 +25,7 @@ from stonechat.features import Normalization
 from stonechat.metadata import Metadata
 from stonechat.model import load_model
 from stonechat.model_file import BUFFER, INFO_BUFFER, pack_normalization
+from stonechat.own_model import FORBIDDEN
 from stonechat.own_model_file import PLACEHOLDER, seal
 from stonechat.schema import Schema
 
@@ -82,12 +83,15 @@ class FittedModel:
         """A device that runs this model."""
         return Replay(self.meta, self.network, learn)
 
-    def to_tflite(self, name: str, version: int, info: dict[str, Any] | None = None) -> bytes:
-        """The file. info: provenance and figures for the tools' buffer (anything CBOR takes; no floats)."""
+    def to_tflite(self, name: str, version: int, info: dict[str, Any] | None = None, own_model: bool = True) -> bytes:
+        """The file. info: provenance and figures for the tools' buffer (anything CBOR takes; no floats). own_model:
+        whether a device may train a model of its own beside it."""
         self.meta.name, self.meta.version = name, version
         self.meta.golden = _golden(self.meta, self.network)
         columns = [list(column) for column in self.schema.columns]
         buffers = {BUFFER: PLACEHOLDER, INFO_BUFFER: cbor2.dumps({"columns": columns, **(info or {})}, canonical=True)}
+        if not own_model:
+            buffers[FORBIDDEN] = b"\1"
         return seal(write(self.layers, input_scale=STEP, metadata=buffers), self.meta)
 
 

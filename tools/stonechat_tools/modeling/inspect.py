@@ -19,6 +19,7 @@ from stonechat.errors import ModelError, StonechatError
 from stonechat.int8 import interpreter, operator_names, tflite
 from stonechat.model import load_model
 from stonechat.model_file import INFO_BUFFER
+from stonechat.own_model import FORBIDDEN
 
 from ..console import model_path, read_file
 
@@ -160,6 +161,7 @@ def _metadata(model: Any, graph: tflite.Graph) -> dict[str, Any]:
     try:
         if model.metadata:
             facts["stonechat"] = {key: _plain(value) for key, value in vars(model.metadata).items()}
+            facts["stonechat"]["own_model"] = graph.metadata(FORBIDDEN) is None
         info = graph.metadata(INFO_BUFFER)
         if info:
             facts["stonechat.info"] = _plain(loads(bytes(info)))

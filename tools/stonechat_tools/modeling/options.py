@@ -30,7 +30,7 @@ class Options:
     the same device in which it was not. centre_devices: move each device's windows so that its median is that of the
     class, as the device's own learning will; deviations are then those within a device, not those between them.
     budget: false alarms allowed, COUNT/DAYSd. alarm rules: (allowance, cap, threshold) each, instead of those that the
-    budget picks."""
+    budget picks. own_model: whether a device may train a model of its own beside this one."""
 
     seeds: int = 5
     units: int = 0
@@ -48,6 +48,7 @@ class Options:
     budget: str = "1/30d"
     alarm_rules: tuple[tuple[float, float, float], ...] = ()
     backend: str = "numpy"
+    own_model: bool = True
 
     @property
     def jitters(self) -> bool:

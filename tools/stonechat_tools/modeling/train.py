@@ -54,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("numpy", "keras"),
         help="keras: train and convert with TensorFlow (pip install stonechat[keras])",
     )
+    add(
+        "--forbid-own-model",
+        dest="own_model",
+        action="store_false",
+        default=None,
+        help="no device may train a model of its own beside this one",
+    )
     add("--weights", metavar="NPZ", help="also write the float weights, as `stonechat quantize` takes them")
     add("--each", action="store_true", help="every recording is a class of its own: OUTPUT/NAME/model.tflite")
     add("--jobs", type=int, default=1, metavar="N", help="with --each: processes at a time")

@@ -76,7 +76,7 @@ def train(
     provenance = {
         "stonechat": __version__,
         "numpy": np.__version__,
-        "options": asdict(options),
+        "options": {key: value for key, value in asdict(options).items() if key != "own_model" or not value},
         "recordings": origin or {},
         "devices": {name: int((benign.devices == name).sum()) for name in benign.device_names},
         "notes": whole.notes,
@@ -84,7 +84,7 @@ def train(
     }
     shown = {name: value for name, value in figures.items() if name not in _ON_THE_CARD_ONLY}
     info = {"provenance": cbor_safe(provenance), "figures": cbor_safe(shown)}
-    data = fitted.to_tflite(name, version, info)
+    data = fitted.to_tflite(name, version, info, options.own_model)
     figures |= check_file(data, fitted) | {"file_bytes": len(data)}
     show("done", 1.0)
     return Trained(data, fitted, figures, provenance)

@@ -1,6 +1,7 @@
 """What a status, or a last will, does to the database."""
 
 import json
+from dataclasses import asdict
 
 from ..keyring import Rejected
 from ..wire import Status
@@ -54,6 +55,7 @@ def facts_of(status: Status) -> dict[str, object]:
         "counters": list(status.counters),
         "unscored": list(status.unscored),
         "channels": list(status.channels),
+        "own_model": status.own and asdict(status.own) | {"digest": status.own.digest.hex(), "shown": str(status.own)},
         "boot": status.boot,
         "stream": status.stream.hex(),
     }
