@@ -20,6 +20,7 @@ BENCHES = {
     "board": "stonechat_tools.bench.board",
     "wire": "stonechat_tools.bench.wire",
     "peers": "stonechat_tools.bench.peers",
+    "rollout": "stonechat_tools.bench.rollout",
 }
 
 
