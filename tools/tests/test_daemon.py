@@ -201,6 +201,14 @@ def test_check_says_what_would_run(folder: Path) -> None:
     assert "/proc/net/dev" in done.stdout
 
 
+@pytest.mark.parametrize("below", ["file", "file/below"])
+def test_check_names_a_state_folder_that_can_not_be_written(folder: Path, below: str) -> None:
+    (folder / "file").write_text("")
+    agent = AgentProcess(folder, 1, state=f"{folder}/{below}/state")
+    done = subprocess.run([*agent.command, "--check"], capture_output=True, text=True, timeout=30)
+    assert f"{folder}/file is not a folder; until then nothing that is learned outlives the agent" in done.stdout
+
+
 def test_the_products_own_counters_are_scored_beside_the_devices(folder: Path) -> None:
     door = folder / "openings"
     door.write_text("7\n")

@@ -534,5 +534,27 @@ def test_tls_files_that_would_be_waited_for_are_refused(tmp_path: Path, which: s
         key = serialization.load_pem_private_key((place / "client.key").read_bytes(), None)
         form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
         bad.write_bytes(key.private_bytes(*form, serialization.BestAvailableEncryption(b"x")))
+        bad.chmod(0o600)
     with pytest.raises(ConfigError, match="bad is encrypted" if kind == "encrypted" else "bad is not a file"):
         tls_context(**{name: str(path) for name, path in files.items()})
+
+
+def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    """Also where it lies in the certificate's file."""
+    from stonechat.errors import ConfigError
+    from stonechat.linux.tls import tls_context
+    from stonechat_tools.fleet import provision
+
+    place = provision.Fleet.init(tmp_path / "f", provision.Settings("b", 8883)).add("d")
+    certificate, key = str(place / "client.crt"), str(place / "client.key")
+    both = tmp_path / "both.pem"
+    both.write_bytes((place / "client.crt").read_bytes() + (place / "client.key").read_bytes())
+    both.chmod(0o600)
+    tls_context(str(place / "ca.crt"), certificate, key)
+    tls_context(str(place / "ca.crt"), str(both))
+    for path in (both, place / "client.key"):
+        path.chmod(0o640)
+    with pytest.raises(ConfigError, match="cert_key_file .*client.key is open to others .mode 640.: chmod 600"):
+        tls_context(str(place / "ca.crt"), certificate, key)
+    with pytest.raises(ConfigError, match="cert_file .*both.pem is open to others"):
+        tls_context(str(place / "ca.crt"), str(both))

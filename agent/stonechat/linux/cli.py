@@ -14,6 +14,7 @@ import argparse
 import marshal
 import os
 import resource
+import signal
 import sys
 
 from .. import __version__, model_file
@@ -103,6 +104,8 @@ def main(argv: list | None = None) -> int:
         return 0
     log = Log("error")
     forbid_core_dumps()
+    if not (os.isatty(0) or os.isatty(2)):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the daemon reads its files later than whoever sends it
     try:
         config = configuration.load(args.config)
         if args.announce_sleep is not None:

@@ -79,6 +79,7 @@ class Daemon:
         self._folders = [os.path.dirname(os.path.abspath(device["state_file"]))]
         if report["outbox_dir"] and os.path.abspath(report["outbox_dir"]) not in self._folders:
             self._folders.append(os.path.abspath(report["outbox_dir"]))
+        self._makes_folders = user_id is not None  # a missing one, as root
         self._locks: list = []
         if not check and user_id is not None:
             for folder in self._folders:
@@ -131,6 +132,10 @@ class Daemon:
             lines.append("service %s: %s%s" % (each.name, each.path, " (not there yet)" if each.missing else ""))
         if self._config["model"]["personalize"]:
             lines.append("own model: of %d windows" % self._config["model"]["personalize_windows"])
+        for folder in self._folders:
+            trouble = files.make_trouble(folder, self._makes_folders)
+            if trouble:
+                lines.append(trouble + "; until then nothing that is learned outlives the agent")
         return "\n".join(lines)
 
     def run(self) -> None:

@@ -36,12 +36,17 @@ def read_file(path: str, what: str) -> bytes:
     return data
 
 
+def check_private(path: str, mode: int, what: str) -> None:
+    """Raises ConfigError with the fix where others than its owner may use the file."""
+    if stat.S_IMODE(mode) & 0o077:
+        raise ConfigError("%s %s is open to others (mode %03o): chmod 600 %s" % (what, path, mode & 0o777, path))
+
+
 def read_secret(path: str, what: str) -> bytes:
     """The first line of a file that nobody else may read. Raises ConfigError with the fix."""
     data, mode = read_regular(path, _LINE_BYTES, what)
     line = data.split(b"\n", 1)[0].strip()
-    if stat.S_IMODE(mode) & 0o077:
-        raise ConfigError("%s %s is open to others (mode %03o): chmod 600 %s" % (what, path, mode & 0o777, path))
+    check_private(path, mode, what)
     if not line:
         raise ConfigError("%s %s is empty" % (what, path))
     return line
@@ -108,6 +113,17 @@ def folder_trouble(folder: str) -> str:
     if os.statvfs(folder).f_flag & os.ST_RDONLY:
         return "%s is on a read-only file system" % folder
     return "%s belongs to user %d: chown %d %s" % (folder, found.st_uid, os.geteuid(), folder)
+
+
+def make_trouble(folder: str, as_root: bool) -> str:
+    """folder_trouble of a folder that is made where it is missing: by this user, or (as_root) by grant_folder, which
+    makes it below what is root's."""
+    place = folder
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if place != folder and as_root and os.path.isdir(place) and not os.stat(place).st_uid:
+        return ""
+    return folder_trouble(place)
 
 
 def lock_folder(folder: str) -> int:

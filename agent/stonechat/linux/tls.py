@@ -3,7 +3,7 @@
 import ssl
 
 from ..errors import ConfigError
-from .files import read_regular
+from .files import check_private, read_regular
 
 
 def tls_context(ca_file: str = "", cert_file: str = "", key_file: str = "", alpn: str = "") -> ssl.SSLContext:
@@ -11,7 +11,9 @@ def tls_context(ca_file: str = "", cert_file: str = "", key_file: str = "", alpn
     ConfigError naming the file that can't be used."""
     for name, path in (("ca_file", ca_file), ("cert_file", cert_file), ("cert_key_file", cert_file and key_file)):
         if path:
-            read_regular(path, 1, "[mqtt] " + name)  # OpenSSL would wait for a FIFO
+            _, mode = read_regular(path, 1, "[mqtt] " + name)  # OpenSSL would wait for a FIFO
+            if name == "cert_key_file" or name == "cert_file" and not key_file:  # then the key is in it
+                check_private(path, mode, "[mqtt] " + name)
     try:
         context = ssl.create_default_context(cafile=ca_file or None)
     except (OSError, ValueError) as error:
