@@ -10,8 +10,9 @@ import sys
 HERE = __file__.rsplit("/", 1)[0] if "/" in __file__ else "."
 
 
-def main(path: str) -> int:
-    """path: of a test file, from here or from where the interpreter was started -> the exit status."""
+def main(path: str, wanted: "list[str] | None" = None) -> int:
+    """path: of a test file, from here or from where the interpreter was started; wanted: names of its tests, default
+    all -> the exit status."""
     try:
         os.stat(path)
     except OSError:
@@ -21,7 +22,7 @@ def main(path: str) -> int:
         sys.path.insert(0, place)
     module = __import__(name[:-3])
     failed = 0
-    names = sorted(n for n in dir(module) if n.startswith("test_"))
+    names = wanted or sorted(n for n in dir(module) if n.startswith("test_"))
     for test in names:
         try:
             getattr(module, test)()

@@ -36,7 +36,7 @@ class Life:
             self.statuses += 1
         else:
             self.reports += 1
-        self.sent.append((self.at, len(payload)))
+        self.sent.append(self.at << 12 | len(payload))  # small ints: a board has to hold them all
 
     def status(self):
         texts = ["source %d of the counters" % i for i in range(8)]
@@ -66,10 +66,10 @@ class Life:
     def worst_day(self):
         """The most bytes that any 24 hours have seen."""
         most = total = first = 0
-        for at, size in self.sent:
-            total += size
-            while self.sent[first][0] <= at - DAY_WINDOWS:
-                total -= self.sent[first][1]
+        for one in self.sent:
+            total += one & 4095
+            while self.sent[first] >> 12 <= (one >> 12) - DAY_WINDOWS:
+                total -= self.sent[first] & 4095
                 first += 1
             most = max(most, total)
         return most

@@ -9,7 +9,7 @@ import pytest
 from stonechat_tools import cli
 from stonechat_tools.proofs.boards.firmware import BUILDS, DISKS, BuildError, build_all
 from stonechat_tools.proofs.boards.machine import MACHINES, BoardError, Machine
-from stonechat_tools.proofs.boards.prove import PRELUDE, Result, golden, load
+from stonechat_tools.proofs.boards.prove import PRELUDE, Result, files_of, golden
 
 M3 = next(board for board in BUILDS if board.name == "m3")
 built = pytest.mark.skipif(M3.missing is not None, reason=f"Cortex-M3: {M3.missing}")
@@ -62,7 +62,7 @@ def test_the_board_keeps_its_files_and_says_what_went_wrong(tmp_path: Path) -> N
         assert machine.run("import os\nprint(os.stat('/a/b.bin')[6])").strip() == "5120"
         with pytest.raises(BoardError, match="ZeroDivisionError"):
             machine.run("1 / 0")
-        load(machine, tmp_path, [])
+    with Machine(M3, files=files_of(M3, tmp_path, [])) as machine:
         result = Result("m3", "Cortex-M3")
         golden(machine, result, ["dense-tensor", "micropython-1"])
-        assert result.golden == {"plain": 44, "viper": 44} and result.other == 0
+        assert result.golden == {"plain": 44, "viper": 44} and result.proved

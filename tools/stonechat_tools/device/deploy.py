@@ -8,6 +8,7 @@ or stonechat.board.core for --profile core); --hook adds the two lines to boot.p
 Examples:
   stonechat deploy --port /dev/ttyUSB0 --model micropython-1
   stonechat deploy --port /dev/ttyACM0 --profile core --model models/micropython-1/model.tflite --hook
+  stonechat deploy --port /dev/ttyACM0 --model micropython-1 --hook --identity fleet/devices/sensor-7/board
   stonechat deploy --port /dev/ttyACM0 --arch armv6m --dry-run
 """
 
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from stonechat.errors import ConfigError
 
+from stonechat_tools.board_files import read_board
 from stonechat_tools.console import model_path
 from stonechat_tools.device.build import ARCHITECTURES, PROFILES, build, mpy_version
 
@@ -131,12 +133,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--with", dest="extra", default="", metavar="A,B", help="more modules: custom_counters, replay")
     parser.add_argument("--target", default="/lib", help="folder on the board (default /lib)")
     parser.add_argument("--hook", action="store_true", help="make boot.py install the hook first")
+    parser.add_argument(
+        "--identity", type=Path, metavar="FOLDER", help="of `stonechat provision add --board`: the device's own files"
+    )
     parser.add_argument("--no-reset", action="store_true", help="leave the board as it is afterwards")
     parser.add_argument("--dry-run", action="store_true", help="print the commands only; needs --arch")
 
 
 def run(args: argparse.Namespace) -> int:
     extra = [name for name in args.extra.split(",") if name]
+    own = read_board(args.identity) if args.identity else []
+    if any(path.suffix == ".der" for path in own) and "board/tls" not in PROFILES[args.profile]:
+        extra.append("board/tls")
     target = args.target.rstrip("/")
     facts = None
     if not args.dry_run:
@@ -161,8 +169,8 @@ def run(args: argparse.Namespace) -> int:
         files = [(Path(folder) / "stonechat" / f"{module}.mpy", f"stonechat/{module}.mpy") for module in built.sizes]
         old = stale(facts, files, target) if facts else []
         if facts:
-            check_space(facts, [here for here, _ in files] + ([args.model] if args.model else []))
-        commands = plan(args.port, files, args.model, target, args.hook, not args.no_reset, old)
+            check_space(facts, [here for here, _ in files] + own + ([args.model] if args.model else []))
+        commands = plan(args.port, files, args.model, target, args.hook, not args.no_reset, old, own)
         proof = proof_of(args.model, args.profile, target) if args.model and facts else None
         if proof:
             commands.insert(len(commands) - (not args.no_reset), ["connect", args.port, "exec", proof[0]])
@@ -236,9 +244,10 @@ def plan(
     hook: bool,
     reset: bool,
     old: list[str] | None = None,
+    own: list[Path] | None = None,
 ) -> list[list[str]]:
-    """files: (here, name in the target folder); old: paths on the board to remove -> the arguments of mpremote, call by
-    call."""
+    """files: (here, name in the target folder); old: paths on the board to remove; own: files for its root -> the
+    arguments of mpremote, call by call."""
     folders = ["", *sorted({str(Path(name).parent) for _, name in files})]
     script = _folders_script([f"{target}/{folder}".rstrip("/") for folder in folders])
     if old:
@@ -248,6 +257,8 @@ def plan(
         commands.append(["connect", port, "fs", "cp", str(here), f":{target}/{name}"])
     if model is not None:
         commands.append(["connect", port, "fs", "cp", str(model), ":/model.tflite"])
+    for here in own or []:
+        commands.append(["connect", port, "fs", "cp", str(here), f":/{here.name}"])
     if hook:
         commands.append(["connect", port, "exec", HOOK])
     if reset:

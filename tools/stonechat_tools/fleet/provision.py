@@ -11,6 +11,7 @@ Examples:
   stonechat provision init --broker localhost:8883 --auth passwords --fleet west
   stonechat provision init --broker xyz.iot.example.com:443 --auth managed --alpn mqtt --prefix vendor/canary
   stonechat provision add pump-1 pump-2
+  stonechat provision add sensor-7 --board      # and files for a MicroPython board, which `stonechat deploy` copies
   stonechat provision rotate pump-1             # a new secret and certificate beside the old ones
   stonechat provision finish-rotation pump-1    # the new ones are installed: end the old ones
   stonechat provision revoke pump-2
@@ -33,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 from stonechat.errors import ConfigError
 from stonechat.linux import config
 
+from ..board_files import FOLDER, write_board
 from ..console import clipped, model_path, read_toml, write_atomic
 from . import keyring
 from .broker import split_host
@@ -183,8 +185,8 @@ class Fleet:
         for path in (*(self.folder / name for name in FOLDERS), *more):
             no_link(path)
 
-    def add(self, device: str, model: Path | None = None) -> Path:
-        """A new device -> the folder to copy to it."""
+    def add(self, device: str, model: Path | None = None, board: bool = False) -> Path:
+        """A new device -> the folder to copy to it. board: with files for a MicroPython board."""
         keyring.check_device_id(device)
         if device in RESERVED:
             raise ConfigError(f"{device} is the name of an account at the broker; choose another")
@@ -199,13 +201,16 @@ class Fleet:
         self._issue(device, place)
         if model:
             write_file(place / "model.tflite", data, 0o644)
+        if board:
+            make_folder(place / FOLDER)
         self._hand_out(device, place, secret)
         self._write_keys(device, [secret])
         self.write_broker_lists()
         return place
 
-    def rotate(self, device: str) -> Path:
-        """New keys; reports under the old ones are accepted until finish_rotation()."""
+    def rotate(self, device: str, board: bool = False) -> Path:
+        """New keys; reports under the old ones are accepted until finish_rotation(). board: as for add(); files for a
+        board that are there already are renewed without it."""
         current = self.secrets(device)
         if len(current) > 1:
             raise ConfigError(
@@ -216,6 +221,8 @@ class Fleet:
         secret = keyring.new_secret()
         self._write_keys(device, [secret, current[0]])  # the collector knows the new keys before the device has them
         self._issue(device, place)
+        if board:
+            make_folder(place / FOLDER)
         self._hand_out(device, place, secret)
         self.write_broker_lists()
         return place
@@ -275,6 +282,11 @@ class Fleet:
         if not (place / "stonechat.toml").exists():  # somebody may have changed it
             write_file(place / "stonechat.toml", self.device_toml(device))
         write_file(self.bundle(device), make_bundle(place))
+        if (place / FOLDER).exists():
+            more: dict[str, Any] = {"fleet": self.settings.fleet, "prefix": self.settings.prefix}
+            if self.settings.auth != "managed":
+                more |= {"host": self.settings.broker, "port": self.settings.port}
+            write_board(place, device, secret, self.settings.auth, more)
 
     def bundle(self, device: str) -> Path:
         """All that `stonechat-agent install` puts on the device, in one file."""
@@ -515,6 +527,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 help="a .tflite, or the name of a shipped model, for the bundle (default: the device takes the shipped "
                 "model that works there)",
             )
+        if act in ("add", "rotate"):
+            one.add_argument(
+                "--board",
+                action="store_true",
+                help="also make what a MicroPython board needs, in devices/DEVICE/board: the arguments of start() as a "
+                "module, certificates as DER",
+            )
     acts.add_parser("list", help="list the devices").add_argument(
         "--json", action="store_true", help="print the list as JSON"
     )
@@ -529,16 +548,33 @@ def run(args: argparse.Namespace) -> int:
         _list(fleet, args.json)
         return 0
     for device in args.device:
-        more = {"model": args.model} if args.act == "add" else {}
+        more = {"board": args.board} if args.act in ("add", "rotate") else {}
+        if args.act == "add":
+            more["model"] = args.model
         place = getattr(fleet, args.act.replace("-", "_"))(device, **more)
         done = {"add": "added", "rotate": "new keys", "finish-rotation": "old keys ended", "revoke": "revoked"}[
             args.act
         ]
         where = f"; copy {fleet.bundle(device)} to it, and there: stonechat-agent install --bundle {device}.tar"
+        if place and (place / FOLDER).is_dir():
+            where = _board_steps(place / FOLDER, fleet.settings)
         print(f"{device}: {done}" + (where if place else ""))
     if fleet.settings.auth in ("mtls", "passwords"):
         print("the broker takes up broker/ on SIGHUP; connections that are open last until they end")
     return 0
+
+
+def _board_steps(folder: Path, settings: Settings) -> str:
+    """What to do with the files of a board, and who can read them."""
+    lines = [f"; {folder}:"]
+    lines += [f"  {path.stat().st_mode & 0o777:o} {path.name}" for path in sorted(folder.iterdir())]
+    lines.append(f"  next: stonechat deploy --port PORT --model micropython-1 --hook --identity {folder}")
+    lines.append("  a board has no file modes: whoever has its serial port or its flash has the key")
+    if settings.auth == "managed":
+        lines.append(
+            "  no broker in it: a managed broker's CA is not known here, and boards have no ALPN; hand in publish="
+        )
+    return "\n".join(lines)
 
 
 def _init(folder: Path, args: argparse.Namespace) -> int:

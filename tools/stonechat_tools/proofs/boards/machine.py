@@ -14,11 +14,14 @@ import select
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from stonechat_tools.proofs.boards.disk import image
 from stonechat_tools.proofs.boards.firmware import BOARDS, DISKS, ROMFS_MOST, Board, BuildError, run
 
 MACHINES = {  # port's board: qemu's command
@@ -55,19 +58,33 @@ def simulator() -> Path:
     return folder
 
 
+def geometry(board: Board) -> tuple[int, int, int]:
+    """Of its littlefs: bytes of a block, blocks, bytes that are programmed at once."""
+    if board.port == "rp2":
+        return 4096, 352, 256
+    return 512, DISKS[board.make[0].partition("=")[2]][2], 32
+
+
 class LateError(BoardError):
     """The board does not answer: it has to be switched off."""
 
 
 class Machine:
-    """The board, switched on. romfs: an image for its ROM partition (qemu's boards). Raises BoardError."""
+    """The board, switched on. romfs: an image for its ROM partition (qemu's boards); files: what lies on its littlefs,
+    empty where there are none. Raises BoardError."""
 
-    def __init__(self, board: Board, romfs: Path | None = None) -> None:
+    def __init__(self, board: Board, romfs: Path | None = None, files: Mapping[str, bytes] | None = None) -> None:
         self.board = board
-        if board.name == "rp2040":
+        self._scratch = tempfile.TemporaryDirectory(prefix="stonechat-machine-")
+        flash = Path(self._scratch.name) / "littlefs"
+        if files:
+            flash.write_bytes(image(files, *geometry(board)))
+        if board.port == "rp2":
             folder = simulator()
             shutil.copyfile(Path(__file__).parent / "rp2040.mjs", folder / "rp2040.mjs")
             command = ["node", str(folder / "rp2040.mjs"), str(board.path)]
+            if files:
+                command.append(f"--littlefs={flash}")
         else:
             command = [*MACHINES[board.name], "-nographic", "-monitor", "null", "-semihosting", "-icount", "shift=3"]
             command += ["-serial", "stdio", "-kernel", str(board.path)]
@@ -76,6 +93,9 @@ class Machine:
                     raise BoardError(f"{romfs}: larger than the ROM partition of {ROMFS_MOST} bytes")
                 at = DISKS[board.make[0].partition("=")[2]][0]
                 command += ["-device", f"loader,file={romfs},addr={at:#x},force-raw=on"]
+            if files:
+                at = DISKS[board.make[0].partition("=")[2]][1]
+                command += ["-device", f"loader,file={flash},addr={at:#x},force-raw=on"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
         )
@@ -99,6 +119,7 @@ class Machine:
         """Switches it off."""
         self._process.kill()
         self._process.wait()
+        self._scratch.cleanup()
 
     def restart(self) -> None:
         """A soft reset: an empty heap, the same files."""

@@ -1,7 +1,9 @@
-// node rp2040.mjs FIRMWARE.bin: a Raspberry Pi Pico in rp2040js, its USB serial port on stdin and stdout.
+// node rp2040.mjs FIRMWARE.bin [--littlefs=IMAGE]: a Raspberry Pi Pico in rp2040js, its USB serial port on stdin and stdout.
 // The flash behind the SSI takes erase and program commands, which rp2040js does not have; littlefs needs them.
 import fs from 'fs';
 import { Simulator, USBCDC, ConsoleLogger, LogLevel } from 'rp2040js';
+
+const LITTLEFS = 0xa0000;  // where MicroPython has it in a Pico's flash
 
 const sim = new Simulator();
 const mcu = sim.rp2040;
@@ -9,6 +11,8 @@ mcu.loadBootrom(new Uint32Array(JSON.parse(fs.readFileSync(new URL('bootrom.json
 mcu.logger = new ConsoleLogger(LogLevel.Error);
 mcu.flash.fill(0xff);
 mcu.flash.set(fs.readFileSync(process.argv[2]), 0);
+const option = (name) => (process.argv.find((word) => word.startsWith(`--${name}=`)) || '').slice(name.length + 3);
+if (option('littlefs')) mcu.flash.set(fs.readFileSync(option('littlefs')), LITTLEFS);
 
 const ssi = mcu.peripherals[0x18000];
 let writable = false, sent = [], received = [], selected = false, override = 0;
