@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup setup-demo setup-system demo test test-fast test-system check lint types docs bench soak world kernels boards clean
+.PHONY: recordings models help setup setup-demo setup-system demo test test-fast test-system check lint types docs bench soak world kernels boards clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -56,6 +56,13 @@ kernels: setup  ## the BPF programs on Debian kernels 5.10 to 6.12, amd64, arm64
 
 boards: setup   ## MicroPython built for five emulated boards, and the unit tests and golden vectors on each (slow)
 	@$(BIN)/python -m stonechat_tools.proofs.boards.prove
+
+recordings: setup  ## as root: what the reference models are made from, and the list of hashes (an hour and a half)
+	@$(BIN)/python firmware_tests/life/record.py recordings/micropython-1
+	@$(BIN)/python -m stonechat_tools.proofs.models --record
+
+models: setup   ## the bytes of the reference models again, from the recordings that are here
+	@$(BIN)/python -m stonechat_tools.proofs.models
 
 clean:          ## removes what setup made
 	rm -rf .venv .venv-cose .targets typings build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

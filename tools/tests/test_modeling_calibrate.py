@@ -106,7 +106,7 @@ def test_a_budget_that_the_recording_shows_is_proven():
     assert choice.windows_to_alarm < 20
 
 
-def test_bursts_cost_the_fast_rungs():
+def test_bursts_cost_the_fast_rules():
     stream = quiet(9000)
     for start in range(500, 9000, 2000):
         stream[start : start + 20] = 1000

@@ -6,9 +6,7 @@ Each group is started by trying; for one that does not start, `sources` has the 
 import _socket
 import errno
 import os
-import sys
 
-from ..compat import sha256
 from ..errors import CollectorError
 from . import bpf
 from .connections import (
@@ -24,14 +22,14 @@ from .connections import (
     octets,
     packets,
 )
-from .known_peers import LearnedPeers
+from .known_peers import LearnedPeers, peers_key
 from .logins import FailedLogins
 from .syscall_classes import CLASSES
 from .syscalls import EXEC, FORK, Syscalls, entropy_share_q8
+from .tcp_table import opened_connections
 
 _WHOLE_Q8 = 25600
 MAX_OPENED = 512
-_MAX_TABLE_BYTES = 1 << 20
 
 # The columns from sys_open to sys_priv, each a sum of classes.
 _CALL_COLUMNS = tuple(
@@ -100,14 +98,14 @@ class BpfColumns:
         self.services = self._calls.services
         if self.services is not None:
             self.services.release_fd()
-        self.learned = LearnedPeers(sha256(b"stonechat peers" + (peers_secret or os.urandom(32))).digest())
+        self.learned = LearnedPeers(peers_key(peers_secret))
         self._last_classes = [0] * len(CLASSES)
         self._last_syn = (0, 0)
         self._last_overflow = 0
         self._new_peers = 0
         self._new_peer_bytes = 0
         self._top_share_q8 = 0
-        self._opened = dict.fromkeys(opened_connections())  # address: the longest unseen first
+        self._opened = dict.fromkeys(opened_connections(MAX_OPENED))  # address: the longest unseen first
         self._strangers: set = set()  # of the last window: who spoke to this machine first
 
     def fill(self, values: list, at: int) -> None:
@@ -213,31 +211,3 @@ class BpfColumns:
             del self._opened[next(iter(self._opened))]
         self._opened[address] = None
         return True
-
-
-def opened_connections(proc: str = "/proc") -> list:
-    """The peers of the TCP connections that exist and whose local port nobody listens on: this machine opened
-    them -> addresses of 16 bytes, at most MAX_OPENED."""
-    rows = []
-    for name, size in (("/net/tcp", 4), ("/net/tcp6", 16)):
-        try:
-            with open(proc + name, "rb") as file:
-                lines = file.read(_MAX_TABLE_BYTES).split(b"\n")[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split(None, 4)
-            if len(fields) == 5 and fields[3] in (b"01", b"0A"):
-                rows.append((fields[3], fields[1].rpartition(b":")[2], fields[2].rpartition(b":")[0], size))
-    listening = {port for state, port, _, _ in rows if state == b"0A"}
-    return [_address(peer, size) for state, port, peer, size in rows if state == b"01" and port not in listening][
-        :MAX_OPENED
-    ]
-
-
-def _address(text: bytes, size: int) -> bytes:
-    """An address as /proc/net/tcp prints it, in words of the machine's byte order."""
-    raw = bytes.fromhex(text.decode())
-    if sys.byteorder == "little":
-        raw = b"".join([raw[i : i + 4][::-1] for i in range(0, len(raw), 4)])
-    return bytes(10) + b"\xff\xff" + raw if size == 4 else raw

@@ -7,8 +7,9 @@ LINUX_1 needs every BPF group; where one does not start, the whole collector is 
 from ..errors import CollectorError
 from . import schemas
 from .cgroup_id import GONE, CgroupId
-from .known_peers import KNOWN_AFTER
+from .known_peers import KNOWN_AFTER, peers_key
 from .proc import ProcCollector
+from .tcp_table import TcpContacts
 
 _MOST_LACKED = 26  # characters in the status,
 _MOST_LACKS = 4  # of at most this number of things: a status holds limits.SOURCES
@@ -50,6 +51,7 @@ class LinuxCollector:
             raise CollectorError("[collector] services needs BPF: a model for linux-1, and bpf not false")
         self._proc = ProcCollector(interfaces, disks=disks)
         self._bpf = None
+        self._tcp = TcpContacts(peers_key(peers_secret))
         self._cgroup: list = []  # [(column, what reads it)]
         self.schema = schemas.LINUX_PROC_1
         self._sources = self._proc.sources
@@ -120,10 +122,10 @@ class LinuxCollector:
         return KNOWN_AFTER if self._bpf is not None and not len(self._bpf.learned) else 0
 
     @property
-    def contacts(self) -> "list | None":
-        """The peers that this device has written to on its own account in the window that was read last, as numbers;
-        None without BPF."""
-        return None if self._bpf is None else self._bpf.learned.contacts
+    def contacts(self) -> list:
+        """The peers that this device has called in the window that was read last, as numbers; without BPF those of
+        TCP, read now."""
+        return self._tcp.contacts() if self._bpf is None else self._bpf.learned.contacts
 
     @property
     def lacks(self) -> str:

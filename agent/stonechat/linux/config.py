@@ -204,7 +204,7 @@ KEYS = {
             24,
             _integer(0, 8_760),
             "How long the device's own peers are learned; afterwards a host that is not among them and is met again\n"
-            "and again for ten minutes raises an alarm. Needs BPF. 0: without that.",
+            "and again for ten minutes raises an alarm (without BPF: over TCP). 0: without that.",
         ),
         "user": Key(
             "",

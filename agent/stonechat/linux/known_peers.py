@@ -9,7 +9,7 @@ become a known visitor, whose visits are ordinary; the day the device calls that
 apart, so that nobody outside can push a known peer out; and a known peer makes place for another one only when it has
 not been seen for FORGET_AFTER windows."""
 
-from ..compat import sha256
+from ..compat import sha256, urandom
 from ..errors import CollectorError
 
 MAX_KNOWN = 256
@@ -20,6 +20,11 @@ FORGET_AFTER = 8640  # windows: half a day of 5 s
 _KEY_BYTES = 8
 _CONTACT = 0x3FFFFFFF  # a small int on every board
 _END = bytes(_KEY_BYTES)  # in the saved form: visitors follow
+
+
+def peers_key(secret: "bytes | None") -> bytes:
+    """What keys the hashes of peers. secret: bytes of this device; None: random, for this process."""
+    return sha256(b"stonechat peers" + (secret or urandom(32))).digest()
 
 
 class LearnedPeers:

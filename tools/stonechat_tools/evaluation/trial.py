@@ -35,6 +35,7 @@ from stonechat.schema import Schema
 from stonechat_tools.console import read_file, read_json
 from stonechat_tools.lab import attacks, benign, box, guest, netns
 from stonechat_tools.lab.bounds import stopped
+from stonechat_tools.modeling.fit import DEFAULT_ALARM_RULES
 from stonechat_tools.traces.format import BENIGN, TraceWriter
 
 CALM_WINDOWS = 10  # benign windows that are counted for false alarms, before the first attack
@@ -150,22 +151,28 @@ class Trial:
         levels = ["", *(self._window(BENIGN)["level"] for _ in range(windows))]
         return sum(level == "alarm" and before != "alarm" for before, level in zip(levels, levels[1:], strict=False))
 
-    def attack(self, name: str, windows: int, whole: bool = False) -> dict[str, Any]:
-        """Run the attack for at most N windows, until the alarm (whole: for N windows); then let the device come to
-        rest."""
+    def attack(self, name: str, windows: int, whole: bool = False, default_windows: int = 0) -> dict[str, Any]:
+        """Run the attack for at most N windows, until the alarm (whole: for N windows), and until the default alarm
+        rules would have raised one too, for at most default_windows; then let the device come to rest."""
         outcome: dict[str, Any] = {"device": self.name, "attack": name, "windows_to_alarm": None, "top_features": []}
         outcome["windows"] = windows
+        default = DefaultRules()
         peak = 0.0
         with self._stage.attacked(name):
-            for n in range(1, windows + 1):
+            for n in range(1, max(windows, default_windows) + 1):
                 verdict = self._window(name)
-                if verdict["evidence"] >= peak:
+                default.weigh(verdict["surprise"])
+                if n <= windows and verdict["evidence"] >= peak:
                     peak = verdict["evidence"]
                     outcome["top_features"] = [shown["feature"] for shown in verdict["explain"]]
-                if verdict["level"] == "alarm" and outcome["windows_to_alarm"] is None:
+                if n <= windows and verdict["level"] == "alarm" and outcome["windows_to_alarm"] is None:
                     outcome["windows_to_alarm"] = n
-                    if not whole:
-                        break
+                decided = n >= windows or bool(outcome["windows_to_alarm"]) and not whole
+                if decided and (default.alarm_after or n >= default_windows):
+                    break
+        if default_windows:
+            outcome["default_windows_to_alarm"] = default.alarm_after
+            outcome["default_windows"] = default_windows
         outcome["peak_evidence"] = peak
         outcome["explained"] = bool(set(outcome["top_features"]) & set(attacks.ATTACKS[name].features))
         rested = 0
@@ -180,6 +187,23 @@ class Trial:
         if self._trace and label is not None and window["verdict"]:
             self._trace.append(window["time_s"], window["elapsed_ms"], label, window["deltas"])
         return window["verdict"]
+
+
+class DefaultRules:
+    """The evidence by the default alarm rules, from the surprise of each window since an attack began. `alarm_after`:
+    the number of the first window with an alarm, None until then."""
+
+    def __init__(self) -> None:
+        self._evidence = [0.0] * len(DEFAULT_ALARM_RULES)
+        self._windows = 0
+        self.alarm_after: int | None = None
+
+    def weigh(self, surprise: float) -> None:
+        self._windows += 1
+        for i, (allowance, cap, threshold) in enumerate(DEFAULT_ALARM_RULES):
+            self._evidence[i] = max(0.0, self._evidence[i] + min(surprise, cap / 256) - allowance / 256)
+            if self._evidence[i] >= threshold / 256 and self.alarm_after is None:
+                self.alarm_after = self._windows
 
 
 def deal(kinds: list[str], names: list[str], boxes: int) -> list[tuple[str, list[str]]]:
@@ -233,10 +257,12 @@ class Trials:
         self._show(f"{trial.name}: {calm} benign windows, {alarms} false alarms")
         outcomes = []
         for name in names:
-            outcome = trial.attack(name, self._args.windows, self._args.whole)
+            outcome = trial.attack(name, self._args.windows, self._args.whole, self._args.default_rules)
             outcomes.append(outcome)
             after = outcome["windows_to_alarm"]
             shown = f"alarm after {after}" if after else f"no alarm, {outcome['peak_evidence']:.2f} of one"
+            if self._args.default_rules:
+                shown += f", by the default rules after {outcome['default_windows_to_alarm'] or 'none'}"
             self._show(f"{trial.name}: {name}: {shown}; {', '.join(outcome['top_features'])}")
         return {"benign_windows": calm, "false_alarms": alarms, "attacks": outcomes}
 
@@ -315,6 +341,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--calm", type=int, default=CALM_WINDOWS, help="benign windows first (default %(default)s)")
     add("--windows", type=int, default=WINDOWS, help="an attack lasts at most (default %(default)s)")
     add("--whole", action="store_true", help="an attack goes on after its alarm, for all its windows: for recordings")
+    add(
+        "--default-rules",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also test the default alarm rules, in at most N windows (default: not tested)",
+    )
     add("--traces", metavar="DIR", help="keep the windows, labelled, as traces: for `stonechat evaluate`")
     add("--json", metavar="FILE", help="write the outcome to FILE")
     add("--page", metavar="FILE", help="write it as a page of Markdown")

@@ -37,6 +37,12 @@ def page(figures: dict[str, Any], command: str, later: dict[str, Any] | None = N
         "window; a dash says that none came, with the highest evidence (1 is the threshold) and the number of windows.",
         "",
     ]
+    if any("default_windows" in outcome for outcome in outcomes):
+        lines += [
+            "The second number, behind the stroke, is that of the default alarm rules, which every recording earns.",
+            "",
+        ]
+    lines += [*_summary(outcomes, kinds), ""]
     if later:
         devices = ", ".join(later["devices"])
         lines += [
@@ -53,6 +59,24 @@ def page(figures: dict[str, Any], command: str, later: dict[str, Any] | None = N
 def _cell(outcome: dict[str, Any] | None) -> str:
     if outcome is None:
         return ""
-    if outcome["windows_to_alarm"]:
-        return str(outcome["windows_to_alarm"])
-    return f"- ({outcome['peak_evidence']:.2f} in {outcome['windows']})"
+    own = f"- ({outcome['peak_evidence']:.2f} in {outcome['windows']})"
+    own = str(outcome["windows_to_alarm"] or own)
+    if "default_windows" not in outcome:
+        return own
+    return f"{own} / {outcome['default_windows_to_alarm'] or '-'}"
+
+
+def _summary(outcomes: list[dict[str, Any]], kinds: list[str]) -> list[str]:
+    """How many attacks were found on each kind of device."""
+    lines = [
+        "| device | attacks | found within 6 windows | found at all | by the default rules |",
+        "|---|---|---|---|---|",
+    ]
+    for kind in kinds:
+        rows = [outcome for outcome in outcomes if outcome["device"].partition("-")[0] == kind]
+        after = [outcome["windows_to_alarm"] for outcome in rows if outcome["windows_to_alarm"]]
+        default: Any = sum(bool(outcome.get("default_windows_to_alarm")) for outcome in rows)
+        if not any("default_windows" in outcome for outcome in rows):
+            default = "not tested"
+        lines.append(f"| {kind} | {len(rows)} | {sum(n <= 6 for n in after)} | {len(after)} | {default} |")
+    return lines

@@ -68,7 +68,7 @@ def train(
     show("alarm constants", 0.8)
     fitted.meta.learn_windows = _learnable(options.learn_windows, parts)
     held_out = {device: _living(parts, device) for device in benign.device_names}
-    budget = _set_rungs(fitted, held_out, options)
+    budget = _set_alarm_rules(fitted, held_out, options)
     show("held-out figures", 0.9)
     figures = fitted.figures | held_out_figures(fitted, held_out)
     figures |= {"tried": tried, "budget": budget, "left_out_windows": int(left_out.sum()), "borrowed_windows": borrowed}
@@ -251,7 +251,7 @@ def _learnable(wanted: int, parts: dict[str, Trace]) -> int:
     return wanted
 
 
-def _set_rungs(fitted: FittedModel, held_out: dict[str, Stream], options: Options) -> str:
+def _set_alarm_rules(fitted: FittedModel, held_out: dict[str, Stream], options: Options) -> str:
     """The alarm constants: those given, or those that the budget and the held-out streams allow -> a sentence."""
     if options.alarm_rules:
         fitted.meta.alarm_rules = tuple(

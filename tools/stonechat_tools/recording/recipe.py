@@ -76,7 +76,12 @@ class Recipe:
         """The recordings that there are, in the order of their names."""
         folder = Path(self.recordings)
         found = [*folder.glob("*.csv.gz"), *folder.glob("*.csv"), *folder.glob("*.parquet")]
-        return sorted(str(path) for path in found if not path.name.startswith("."))
+        return sorted(str(path) for path in found if self.names(path.name))
+
+    def names(self, file: str) -> bool:
+        """Whether a file of the folder is a recording of this recipe: of one of its devices, where it has some."""
+        devices = [device["name"] for device in self.record.get("devices", [])]
+        return not file.startswith(".") and (not devices or file.split(".")[0] in devices)
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:

@@ -9,7 +9,7 @@ Examples:
   stonechat record scan.csv.gz --window 5 --windows 60 --label connect-scan
   stonechat record doors.csv.gz --window 60 --counters counters.toml
   stonechat record services/ --window 5 --services ssh.service,nginx.service
-  stonechat record --recipe models/linux-1/recipe.toml --part later
+  stonechat record --recipe models/linux-1/recipe.toml --part test
 """
 
 import argparse
