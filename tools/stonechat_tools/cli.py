@@ -29,6 +29,7 @@ VERBS = {
     "inspect": ("stonechat_tools.modeling.inspect", "show what is in a .tflite and what it costs on a board"),
     "collect": ("stonechat_tools.fleet.collect", "subscribe to the fleet's reports and store them"),
     "report": ("stonechat_tools.fleet.history", "show a device's history as a table or a plot"),
+    "fleet": ("stonechat_tools.fleet.manage", "name, group and remove devices; see and handle incidents"),
     "command": ("stonechat_tools.fleet.command", "send a device an authenticated command"),
     "operator": ("stonechat_tools.fleet.operator", "sign the commands that a dashboard or home automation asks for"),
     "provision": ("stonechat_tools.fleet.provision", "make, rotate and revoke device identities"),

@@ -22,9 +22,11 @@ from dataclasses import asdict
 
 from stonechat.errors import StonechatError
 
-from . import keyring, wire
+from . import alert_settings, alerts, keyring, wire
 from .broker import add_broker_arguments, broker_options
 from .collector import MQTT, RETRY_S, Collector
+from .incidents import Policy
+from .monitor import Monitor
 from .overview import fleet_table
 from .shards import Shard
 from .store import STORED, Keep, Store, StoreError
@@ -94,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         text = f"delete {what} after DAYS, 0 for never (default %(default)s)"
         parser.add_argument(option, type=_days, default=days, metavar="DAYS", help=text)
+    parser.add_argument("--alerts", metavar="FILE", help="whom to notify: TOML; `stonechat fleet example` prints one")
     parser.add_argument("--json", action="store_true", help="one JSON object a report on stdout, instead of the table")
     parser.add_argument("--for", dest="for_s", type=float, metavar="SECONDS", help="stop after this time")
 
@@ -114,14 +117,17 @@ def run(args: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     end_s = time.monotonic() + (args.for_s if args.for_s is not None else float("inf"))
+    settings = alert_settings.load(args.alerts) if args.alerts else alert_settings.Settings(Policy(), ())
     with contextlib.ExitStack() as opened:
         store = _open(args.db, shard, opened, stop, end_s)
         lines = JsonLines() if args.json else None
-        options |= {"client_id": args.client_id, "mqtt": args.mqtt}
+        notifier = opened.enter_context(alerts.Alerts(settings))
+        monitor = Monitor(store, settings.policy, notifier.notify, shard=shard)
+        options |= {"client_id": args.client_id, "mqtt": args.mqtt, "monitor": monitor}
         collector = Collector(store, keys, on_report=lines, keep=keep, shard=shard, **options)
         with collector:
             if args.json or not sys.stdout.isatty():
-                _wait(collector, lines, stop, end_s)
+                _wait(collector, lines, notifier, stop, end_s)
             else:
                 _show(collector, stop, end_s)
         if lines:
@@ -166,11 +172,13 @@ def _line(collector: Collector) -> str:
     return ", ".join(f"{count} {name}" for name, count in collector.counts.items() if count or name == STORED)
 
 
-def _wait(collector: Collector, lines: JsonLines | None, stop: threading.Event, end_s: float) -> None:
+def _wait(
+    collector: Collector, lines: JsonLines | None, notifier: alerts.Alerts, stop: threading.Event, end_s: float
+) -> None:
     said: set[str] = set()
     begin_s = time.monotonic()
     while time.monotonic() < end_s and not stop.wait(0.2) and collector.failure is None:
-        problems = list(collector.keys.problems.values())
+        problems = [*collector.keys.problems.values(), *notifier.errors]
         now = {text for text in (collector.error, lines and lines.error, *problems) if text}
         if not (now or collector.ever_connected) and time.monotonic() - begin_s > SAY_AFTER_S:
             now.add("no connection to the broker yet")
@@ -192,4 +200,5 @@ def _show(collector: Collector, stop: threading.Event, end_s: float) -> None:
             for problem in collector.keys.problems.values():
                 caption += f"; {problem}"
             with contextlib.suppress(StoreError):
-                live.update(fleet_table(collector.store, caption))
+                states = collector.monitor.states() if collector.monitor else None
+                live.update(fleet_table(collector.store, caption, states))

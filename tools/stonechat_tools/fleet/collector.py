@@ -16,6 +16,7 @@ from stonechat import limits
 from stonechat.errors import ConfigError
 
 from . import keyring, wire
+from .monitor import Monitor
 from .mqtt_codec import Message
 from .shards import Shard
 from .store import DUPLICATE, STORED, Store, StoreError
@@ -31,6 +32,7 @@ MAX_ACK_RANGES = limits.ACK_NUMBERS // 2
 RETRY_S = 1.0
 LISTENED_S = 10.0
 RETAIN_S, RETAIN_BUSY_S = 30.0, 90.0
+STEP_S = 1.0
 MQTT = ("auto", "5", "3.1.1", "paho")
 
 OnReport = Callable[[wire.Report], None]
@@ -94,7 +96,7 @@ class Collector:
     thread; `counts` has what became of every message; `failure` is what ended the worker, None while it works.
     mqtt: one of MQTT, see bulk_client. keep: what to roll up and delete; None for all as it is.
     shard: which devices are its own; messages of all others are acknowledged to the broker and left to their collector.
-    """
+    monitor: judges what was committed (monitor.py)."""
 
     def __init__(
         self,
@@ -113,6 +115,7 @@ class Collector:
         on_status: Callable[[wire.Status], None] | None = None,
         keep: Keep | None = None,
         shard: Shard | None = None,
+        monitor: Monitor | None = None,
     ) -> None:
         self.store = store
         self._retention = None if keep is None else store.retention(keep)
@@ -122,6 +125,8 @@ class Collector:
         self.prefix = prefix.rstrip("/") + "/"
         self.on_report = on_report
         self.on_status = on_status
+        self.monitor = monitor
+        self._stepped_s = 0.0  # when the monitor last judged
         names = (STORED, DUPLICATE, "status", *keyring.REASONS, "refused", "dropped")
         self.counts: dict[str, int] = dict.fromkeys(names, 0)
         self.failure: BaseException | None = None
@@ -212,6 +217,10 @@ class Collector:
                     self._store(batch, epoch)
                 self._note_listening()
                 self._retain(not batch)
+                self._judge()
+            if self.monitor is not None:
+                with contextlib.suppress(StoreError):
+                    self.monitor.close()
         except BaseException as error:
             self.failure = error
             self._client.stop()
@@ -232,6 +241,14 @@ class Collector:
             with contextlib.suppress(StoreError):  # as for the next batch, which says so
                 more = self._retention.step()
             self._retained_s = time.monotonic() - (RETAIN_S - 0.5 if more else 0.0)
+
+    def _judge(self) -> None:
+        """Every STEP_S: who is there, what is wrong, who has to know."""
+        if self.monitor is not None and time.monotonic() - self._stepped_s >= STEP_S:
+            self._stepped_s = time.monotonic()
+            self.monitor.connected(self.connected.is_set())
+            with contextlib.suppress(StoreError):  # as for the reports, which wait for the database
+                self.monitor.step()
 
     def _store(self, batch: Sequence[Message], epoch: int | None = None) -> None:
         """Take a batch, however long the database needs to be well again; a message that it can't hold costs only
@@ -290,6 +307,9 @@ class Collector:
         mids = [message.mid for message in messages if message.qos]
         self._client.send(mids, self._acknowledgements(reports, signers, refused), epoch)
         self._count(reports, results, rejections)
+        if self.monitor is not None:
+            with contextlib.suppress(StoreError):  # the batch is committed
+                self.monitor.took(reports, results, statuses, rejections)
         self.counts["status"] += len(statuses)
         self.counts["refused"] += len(refused)
         if self.on_report:

@@ -4,27 +4,31 @@ import time
 from typing import Any
 
 from . import wire
-from .presence import common_cause, presence
+from .monitor import Seen, read_states
+from .presence import AWAY
 from .store import Store
 
 STALE_S = 60.0  # after the collector's last sign of life
 COLOURS = ("green", "yellow", "bold red")  # of the levels
+CALM = ("reporting", "unknown", "asleep", "off")
 
 
-def fleet_table(store: Store, caption: str = "") -> Any:
-    """The fleet as a rich table, one line a device. What devices say is never read as markup."""
-    now_s = time.time()
-    since_s, until_s = store.listening() or (now_s, now_s)
-    if now_s - until_s > STALE_S:  # no collector runs: what was so when the last one did
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(until_s))
-        caption = f"as of {when}, when a collector was last connected" + (f"; {caption}" if caption else "")
-        now_s = until_s
+def fleet_table(store: Store, caption: str = "", states: list[Seen] | None = None) -> Any:
+    """The fleet as a rich table, one line a device. What devices say is never read as markup. states: those of a
+    collector that runs in this process; None: those of the database."""
+    if states is None:
+        now_s = time.time()
+        since_s, until_s = store.listening() or (now_s, now_s)
+        if now_s - until_s > STALE_S:  # no collector runs: what was so when the last one did
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(until_s))
+            caption = f"as of {when}, when a collector was last connected" + (f"; {caption}" if caption else "")
+            now_s = until_s
+        states = read_states(store, now_s, since_s)
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    devices = [(device, presence(device, now_s, since_s)) for device in store.devices()]
-    together = common_cause(devices)
+    together = common_causes(states)
     if together:
         caption = f"{together}; {caption}" if caption else together
     table = Table(caption=Text(caption), box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
@@ -38,20 +42,24 @@ def fleet_table(store: Store, caption: str = "") -> Any:
             no_wrap=number or name in ("presence", "last seen"),
             min_width={"device": 10, "level": 10, "notes": 10}.get(name),
         )
-    for device, found in devices:
-        level = device["level"]
+    rows = {row["device"]: row for row in store.devices()}
+    for seen in states:
+        row = rows.get(seen.device)
+        if row is None:
+            continue
+        level = row["level"]
         table.add_row(
-            Text(device["device"]),
-            Text(found.state, "" if found.state in ("reporting", "unknown") else "bold red"),
+            Text(seen.labels.name or seen.device),
+            Text(seen.state.state, "" if seen.state.state in CALM else "bold red"),
             Text(wire.LEVELS[level], COLOURS[level])
-            + (_in_channel(store, device) if level else "")
-            + (" (learning)" if device.get("learning") else ""),
-            figure(device["score"]),
-            figure(device["evidence"]),
-            str(device["reports"]),
-            str(device["lost"]),
-            time.strftime("%H:%M:%S", time.localtime(device["last_seen_s"])),
-            Text(", ".join(notes(device))),
+            + (_in_channel(store, row) if level else "")
+            + (" (learning)" if row.get("learning") else ""),
+            figure(row["score"]),
+            figure(row["evidence"]),
+            str(row["reports"]),
+            str(row["lost"]),
+            time.strftime("%H:%M:%S", time.localtime(row["last_seen_s"])),
+            Text(", ".join(notes(row, seen))),
         )
     return table
 
@@ -70,14 +78,27 @@ def channel_name(device: dict[str, Any], channel: int) -> str:
     return "" if not channel else str(names[channel - 1]) if channel <= len(names) else f"channel {channel}"
 
 
-def notes(device: dict[str, Any]) -> list[str]:
-    """What an operator should look into, of one of Store.devices()."""
+def common_causes(states: list[Seen]) -> str:
+    """One line where many devices left together: a router, a broker, a site; "" where none did."""
+    away: dict[str, int] = {}
+    for seen in states:
+        if seen.cause and seen.state.state in AWAY:
+            away[seen.cause] = away.get(seen.cause, 0) + 1
+    return "; ".join(f"{count} of {len(states)} devices left together: {name}" for name, count in sorted(away.items()))
+
+
+def notes(row: dict[str, Any], seen: Seen) -> list[str]:
+    """What an operator should look into."""
     found = []
-    if device["conflicts"]:
-        found.append(f"key used twice ({device['conflicts']})")
-    if device["refused"]:
-        found.append(f"{device['refused']} refused")
-    own = device.get("own_model")
+    if seen.state.state == "lying":
+        found.append(seen.state.why)
+    if seen.flapping:
+        found.append("comes and goes")
+    if seen.unexplained:
+        found.append(f"{seen.unexplained} lost, unexplained")
+    if row["refused"]:
+        found.append(f"{row['refused']} refused")
+    own = row.get("own_model")
     if own:
         found.append(f"own model {own['shown']}" + (f", {own['refused']} failed" if own["refused"] else ""))
     return found

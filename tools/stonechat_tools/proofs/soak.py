@@ -17,6 +17,7 @@ SOAKS = {
     "power": "stonechat_tools.proofs.power_cuts:soak",
     "updates": "stonechat_tools.proofs.update_cuts:soak",
     "mqtt": "stonechat_tools.proofs.mqtt:soak",
+    "fleet": "stonechat_tools.proofs.fleet_replay:soak",
     "outages": "stonechat_tools.proofs.outages:soak",
     "world": "stonechat_tools.proofs.world.run:soak",
 }

@@ -86,6 +86,14 @@ CREATE TABLE listening (
     until_s {real} NOT NULL
 );
 """
+NOTES = """
+CREATE TABLE notes (
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (kind, name)
+);
+"""
 FIRST = (
     """
 CREATE TABLE devices (
@@ -179,7 +187,10 @@ def _to_4(engine: Engine, db: Db) -> None:
 
 
 OLDEST = 3  # the first version that a step leads on from
-STEPS: dict[int, Callable[[Engine, Db], None]] = {4: _to_4}  # by the version that it leads to
+STEPS: dict[int, Callable[[Engine, Db], None]] = {  # by the version that it leads to
+    4: _to_4,
+    5: lambda engine, db: _script(engine, db, NOTES),
+}
 VERSION = max(STEPS)
 BORN = 4  # the version that FIRST makes; the steps after it follow at once
 

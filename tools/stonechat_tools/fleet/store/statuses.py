@@ -54,6 +54,8 @@ def facts_of(status: Status) -> dict[str, object]:
         "agent": status.agent,
         "counters": list(status.counters),
         "unscored": list(status.unscored),
+        "heartbeat_s": status.heartbeat_s,
+        "sleep_s": status.sleep_s,
         "channels": list(status.channels),
         "own_model": status.own and asdict(status.own) | {"digest": status.own.digest.hex(), "shown": str(status.own)},
         "boot": status.boot,

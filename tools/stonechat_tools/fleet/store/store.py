@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,19 @@ class Store:
             )
         return sequence
 
+    def note(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Keep small values (JSON) by kind and name; None deletes one. For labels, presence, incidents, silences."""
+        with self.engine.transaction() as db:
+            gone = [(kind, name) for name, value in values.items() if value is None]
+            kept = [(kind, name, json.dumps(value)) for name, value in values.items() if value is not None]
+            if gone:
+                db.executemany("DELETE FROM notes WHERE kind = ? AND name = ?", gone)
+            if kept:
+                db.executemany(
+                    "INSERT INTO notes VALUES (?, ?, ?) ON CONFLICT (kind, name) DO UPDATE SET value = excluded.value",
+                    kept,
+                )
+
     # --- reading --------------------------------------------------------------------------------------------------
 
     def count(self, device: str | None = None) -> int:
@@ -151,6 +164,12 @@ class Store:
     def listening(self) -> tuple[float, float] | None:
         """(since, until): when a collector was subscribed last; None before the first one was."""
         return read.listening(self.engine)
+
+    def notes(self, kind: str, name: str | None = None) -> dict[str, Any]:
+        """name -> value of one kind, or of one name."""
+        where, values = ("", (kind,)) if name is None else (" AND name = ?", (kind, name))
+        query = f"SELECT name, value FROM notes WHERE kind = ?{where} ORDER BY name"
+        return {row[0]: json.loads(row[1]) for row in self.engine.rows(query, values)}
 
     def rejections(self) -> dict[str, dict[str, int]]:
         """device -> reason -> count."""

@@ -1,0 +1,291 @@
+"""Delivery of notifications: a signed webhook, Alertmanager, and Apprise for e-mail, ntfy, Telegram, Slack and others.
+
+Each receiver has a thread and a bounded queue: one that is slow or away holds up neither the collector nor the others.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import http.client
+import json
+import os
+import queue
+import ssl
+import threading
+import time
+import urllib.parse
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from stonechat.errors import StonechatError
+
+from .alert_settings import Receiver, Settings
+from .incidents import Incident, Notification
+
+TIMEOUT_S = 10.0
+TRIES = 8
+FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 300.0
+MAX_WAITING = 1000  # notifications for one receiver; the oldest are dropped
+MAX_LISTED = 20  # incidents in the text of one notification
+REPLAY_S = 300  # a webhook's time may differ from the receiver's clock by so much
+SIGNATURE, TIMESTAMP, IDENTITY = "Stonechat-Signature", "Stonechat-Timestamp", "Stonechat-Id"
+
+
+class DeliveryError(StonechatError):
+    """A receiver did not take a notification; `again` says whether another try may help."""
+
+    def __init__(self, text: str, again: bool = True) -> None:
+        super().__init__(text)
+        self.again = again
+
+
+# --- what is sent -----------------------------------------------------------------------------------------------------
+
+
+def text_of(notification: Notification, link: str = "") -> tuple[str, str]:
+    """-> (title, body) for people."""
+    incidents = notification.incidents
+    words = {"firing": "", "repeat": "still: ", "resolved": "over: ", "escalation": "nobody acknowledged: "}
+    if notification.reason == "digest":
+        title = f"stonechat: {len(incidents)} incidents since the last digest"
+    else:
+        more = f" and {len(incidents) - 1} more" if len(incidents) > 1 else ""
+        title = f"stonechat {notification.severity}: {words[notification.reason]}{incidents[0].title}{more}"
+    lines = []
+    for incident in incidents[:MAX_LISTED]:
+        lines.append(f"#{incident.id} {incident.severity} {incident.title}")
+        lines.append(f"  {_times(incident)}")
+        lines += [f"  {name}: {_shown(value)}" for name, value in incident.evidence.items() if value not in ([], None)]
+        if incident.count > 1:
+            named = ", ".join(incident.devices[:10])
+            lines.append(f"  {incident.count} devices: {named}{', ...' if incident.count > 10 else ''}")
+        if link:
+            lines.append("  " + link.replace("{id}", str(incident.id)))
+    if len(incidents) > MAX_LISTED:
+        lines.append(f"and {len(incidents) - MAX_LISTED} more")
+    return title, "\n".join(lines)
+
+
+def _times(incident: Incident) -> str:
+    def when(at_s: float) -> str:
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at_s))
+
+    return f"since {when(incident.start_s)}" + (f" until {when(incident.end_s)}" if incident.end_s else "")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1e6 else f"{value:.0f}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def as_json(notification: Notification, link: str = "") -> bytes:
+    """The body of a webhook."""
+    rows = []
+    for incident in notification.incidents:
+        row = incident.dump()
+        row["link"] = link.replace("{id}", str(incident.id)) if link else ""
+        rows.append(row)
+    value = {"version": 1, "reason": notification.reason, "group": notification.group, "at_s": notification.at_s}
+    return json.dumps({**value, "incidents": rows}, separators=(",", ":")).encode()
+
+
+def as_alertmanager(notification: Notification, link: str, now_s: float) -> list[dict[str, Any]]:
+    """Alertmanager's POST /api/v2/alerts. An incident that goes on ends there by itself unless it is sent again."""
+    found = []
+    for incident in notification.incidents:
+        labels = {"alertname": "stonechat_" + incident.kind.replace("-", "_"), "incident": str(incident.id)}
+        labels |= {name.replace("-", "_"): value for name, value in incident.labels.items() if value}
+        annotations = {"summary": incident.title, "devices": ", ".join(incident.devices[:10])}
+        annotations |= {name.replace(" ", "_"): _shown(value) for name, value in incident.evidence.items()}
+        alert: dict[str, Any] = {"labels": labels, "annotations": annotations, "startsAt": _rfc3339(incident.start_s)}
+        alert["endsAt"] = _rfc3339(incident.end_s or now_s + 86_400.0)
+        if link:
+            alert["generatorURL"] = link.replace("{id}", str(incident.id))
+        found.append(alert)
+    return found
+
+
+def _rfc3339(at_s: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at_s)) + f".{int(at_s % 1 * 1000):03d}Z"
+
+
+def sign(secret: bytes, timestamp: str, identity: str, body: bytes) -> str:
+    """HMAC-SHA256 of timestamp, id and body, with a dot between, in hexadecimal."""
+    return hmac.new(secret, f"{timestamp}.{identity}.".encode() + body, hashlib.sha256).hexdigest()
+
+
+class Verifier:
+    """For whoever receives the webhook: check() is True once for each genuine delivery that is not older than
+    REPLAY_S. Copy it, or import it."""
+
+    def __init__(self, secret: bytes, replay_s: float = REPLAY_S) -> None:
+        self._secret = secret
+        self._replay_s = replay_s
+        self._seen: OrderedDict[str, float] = OrderedDict()
+
+    def check(self, headers: Mapping[str, str], body: bytes, now_s: float) -> bool:
+        timestamp, identity = headers.get(TIMESTAMP, ""), headers.get(IDENTITY, "")
+        signature = headers.get(SIGNATURE, "").removeprefix("sha256=")
+        if not timestamp.isdecimal() or len(timestamp) > 12 or abs(now_s - int(timestamp)) > self._replay_s:
+            return False
+        if not hmac.compare_digest(sign(self._secret, timestamp, identity, body).encode(), signature.encode()):
+            return False
+        while self._seen and next(iter(self._seen.values())) < now_s - 2 * self._replay_s:
+            self._seen.popitem(last=False)
+        if identity in self._seen:
+            return False
+        self._seen[identity] = now_s
+        return True
+
+
+# --- sending ----------------------------------------------------------------------------------------------------------
+
+
+def send(receiver: Receiver, notification: Notification, link: str, identity: str, now_s: float) -> None:
+    """One try. Raises DeliveryError."""
+    if receiver.type == "apprise":
+        _apprise(receiver, notification, link)
+        return
+    if receiver.type == "alertmanager":
+        body = json.dumps(as_alertmanager(notification, link, now_s)).encode()
+        url = receiver.url.rstrip("/") + ("" if receiver.url.rstrip("/").endswith("/alerts") else "/api/v2/alerts")
+        _post(url, body, {}, receiver)
+        return
+    body = as_json(notification, link)
+    timestamp = str(int(now_s))
+    headers = {TIMESTAMP: timestamp, IDENTITY: identity}
+    headers[SIGNATURE] = "sha256=" + sign(receiver.secret, timestamp, identity, body)
+    _post(receiver.url, body, headers, receiver)
+
+
+def _post(url: str, body: bytes, headers: dict[str, str], receiver: Receiver) -> None:
+    """No redirect is followed: the signature is for this receiver."""
+    parts = urllib.parse.urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        if parts.scheme == "https":
+            tls = ssl.create_default_context(cafile=receiver.ca_file or None)
+            link: http.client.HTTPConnection = http.client.HTTPSConnection(
+                host, parts.port, timeout=TIMEOUT_S, context=tls
+            )
+        else:
+            link = http.client.HTTPConnection(host, parts.port, timeout=TIMEOUT_S)
+        with contextlib.closing(link):
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            link.request("POST", target, body, {"Content-Type": "application/json", **headers})
+            answer = link.getresponse()
+            answer.read(65_536)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise DeliveryError(f"{receiver.name}: {host}: {getattr(error, 'strerror', None) or error}") from None
+    if not 200 <= answer.status < 300:
+        again = answer.status >= 500 or answer.status in (408, 425, 429)
+        raise DeliveryError(f"{receiver.name}: {host} answers {answer.status} {answer.reason}", again)
+
+
+def _apprise(receiver: Receiver, notification: Notification, link: str) -> None:
+    try:
+        import apprise
+    except ModuleNotFoundError:
+        text = "needs apprise: pip install 'stonechat-tools[alerts]'"
+        raise DeliveryError(f"{receiver.name}: {text}", again=False) from None
+    target = apprise.Apprise()
+    if not target.add(receiver.url):
+        raise DeliveryError(f"{receiver.name}: Apprise does not understand its URL", again=False)
+    title, body = text_of(notification, link)
+    kinds = {"critical": "failure", "warning": "warning", "info": "info"}
+    kind = "success" if notification.reason == "resolved" else kinds[notification.severity]
+    if not target.notify(body=body, title=title, notify_type=kind):
+        raise DeliveryError(f"{receiver.name}: Apprise could not deliver it")
+
+
+class Sender:
+    """A receiver's thread and queue. counts: sent, failed (given up), dropped; error: why the last try failed, None
+    when it worked."""
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        link: str = "",
+        *,
+        clock: Callable[[], float] = time.time,
+        wait_s: float = FIRST_WAIT_S,
+    ) -> None:
+        self.receiver = receiver
+        self.counts = {"sent": 0, "failed": 0, "dropped": 0}
+        self.error: str | None = None
+        self._link = link
+        self._clock = clock
+        self._wait_s = wait_s
+        self._queue: queue.Queue[Notification | None] = queue.Queue(MAX_WAITING)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work, name=f"alerts-{receiver.name}", daemon=True)
+        self._thread.start()
+
+    def takes(self, notification: Notification) -> Notification | None:
+        """What of a notification this receiver gets."""
+        if (notification.reason == "escalation") != self.receiver.escalation and notification.reason != "resolved":
+            return None
+        wanted = tuple(each for each in notification.incidents if each.severity in self.receiver.severities)
+        if notification.reason == "resolved" and self.receiver.escalation:
+            wanted = tuple(each for each in wanted if each.escalated_s is not None)
+        return Notification(notification.reason, notification.group, wanted, notification.at_s) if wanted else None
+
+    def put(self, notification: Notification) -> None:
+        mine = self.takes(notification)
+        while mine is not None:
+            try:
+                self._queue.put_nowait(mine)
+                return
+            except queue.Full:
+                with contextlib.suppress(queue.Empty):
+                    self._queue.get_nowait()
+                    self.counts["dropped"] += 1
+
+    def _work(self) -> None:
+        while (notification := self._queue.get()) is not None:
+            wait_s = self._wait_s
+            for attempt in range(TRIES):
+                try:
+                    # an id of its own for each try: a receiver that took one and could not say so gets it again
+                    send(self.receiver, notification, self._link, os.urandom(12).hex(), self._clock())
+                    self.counts["sent"] += 1
+                    self.error = None
+                    break
+                except Exception as error:  # a receiver's library may raise anything; the next one is another try
+                    self.error = str(error) if isinstance(error, DeliveryError) else f"{self.receiver.name}: {error!r}"
+                    last = attempt == TRIES - 1 or not getattr(error, "again", True)
+                    if last or self._stopping.wait(wait_s):
+                        self.counts["failed"] += 1
+                        break
+                    wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    def close(self, wait_s: float = 5.0) -> None:
+        """Send what waits, for at most wait_s."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=wait_s)
+        self._thread.join(wait_s)
+        self._stopping.set()
+
+
+class Alerts:
+    """All receivers; notify() is for Monitor. Used as a `with` block."""
+
+    def __init__(self, settings: Settings, **options: Any) -> None:
+        self.senders = [Sender(receiver, settings.link, **options) for receiver in settings.receivers]
+
+    def notify(self, notification: Notification) -> None:
+        for sender in self.senders:
+            sender.put(notification)
+
+    @property
+    def errors(self) -> list[str]:
+        return [sender.error for sender in self.senders if sender.error]
+
+    def __enter__(self) -> "Alerts":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sender in self.senders:
+            sender.close()

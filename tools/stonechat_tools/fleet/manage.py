@@ -1,0 +1,273 @@
+"""Look after the fleet: who is there, name and group devices, remove them, and handle incidents.
+
+What is changed here is in the database; a collector that runs takes it within seconds.
+
+Examples:
+  stonechat fleet                                          # each device: state, since when, why
+  stonechat fleet set sensor-7 --name "Pump 1" --site berlin --class pump --tag outdoor
+  stonechat fleet set 'sensor-*' --site berlin
+  stonechat fleet remove sensor-7                          # hidden until it reports again; revoke its key first
+  stonechat fleet trust sensor-7                           # it was called lying, and you have looked into that
+  stonechat fleet incidents
+  stonechat fleet acknowledge 12
+  stonechat fleet silence site=berlin --for 2h --comment "network maintenance"
+  stonechat fleet unsilence 1a2b3c4d
+  stonechat fleet example > alerts.toml                    # for `stonechat collect --alerts alerts.toml`
+"""
+
+import argparse
+import getpass
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from stonechat.errors import ConfigError
+
+from ..console import plain_table
+from . import alert_settings, labels
+from .command import span_s
+from .incidents import Incident, split_matcher
+from .labels import NONE
+from .monitor import read_states
+from .overview import STALE_S
+from .presence import span
+from .store import Store
+
+HELP = "name, group and remove devices; see and handle incidents"
+MAX_SILENCES = 200
+MAX_SILENCE_S = 366 * 86_400
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--db", default="stonechat.db", help="the database (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    verbs = parser.add_subparsers(dest="what", metavar="WHAT")
+    verbs.add_parser("states", help="each device: state, since when, why (the default)")
+    change = verbs.add_parser("set", help="name devices and put them into a class, a site, tags")
+    change.add_argument("device", nargs="+", help="ids or patterns with *")
+    change.add_argument("--name", help="to be shown in place of the id; '' for none")
+    change.add_argument("--class", dest="group", metavar="CLASS", help="devices that should behave alike")
+    change.add_argument("--site", help="devices that share a network")
+    change.add_argument("--tag", action="append", default=[], help="may be repeated")
+    change.add_argument("--untag", action="append", default=[], metavar="TAG", help="may be repeated")
+    for name, text in (
+        ("remove", "hide devices until they report again; their reports stay until retention deletes them"),
+        ("restore", "show removed devices again"),
+        ("trust", "take back that a device is lying, after its key was looked into"),
+    ):
+        verbs.add_parser(name, help=text).add_argument("device", nargs="+", help="ids or patterns with *")
+    incidents = verbs.add_parser("incidents", help="what goes on; --all: also what has ended")
+    incidents.add_argument("--all", action="store_true", help="also those that have ended")
+    acknowledge = verbs.add_parser("acknowledge", help="an incident is known: it is not sent again")
+    acknowledge.add_argument("incident", nargs="+", type=int, help="its number")
+    silence = verbs.add_parser("silence", help="send nothing about what matches, until its end")
+    silence.add_argument(
+        "matcher", nargs="+", help="label=value or label=~pattern; labels: kind severity device site class"
+    )
+    silence.add_argument("--for", dest="for_s", required=True, metavar="TIME", help="90s, 30m, 2h or 1d")
+    silence.add_argument("--comment", default="", help="why")
+    verbs.add_parser("silences", help="the silences that hold")
+    verbs.add_parser("unsilence", help="end silences now").add_argument("silence", nargs="+", help="its id")
+    verbs.add_parser("example", help="print a configuration for `stonechat collect --alerts`, every key explained")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.what == "example":
+        sys.stdout.write(alert_settings.example())
+        return 0
+    if "://" not in args.db and not Path(args.db).exists():
+        raise ConfigError(f"{args.db}: no such database; `stonechat collect` makes it")
+    with Store(args.db) as store:
+        return ACTIONS[args.what or "states"](store, args)
+
+
+def _states(store: Store, args: argparse.Namespace) -> int:
+    now_s = time.time()
+    since_s, until_s = store.listening() or (now_s, now_s)
+    if now_s - until_s > STALE_S:
+        now_s = until_s
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(until_s))
+        print(f"stonechat fleet: as of {when}, when a collector was last connected", file=sys.stderr)
+    rows = []
+    for seen in read_states(store, now_s, since_s):
+        if args.json:
+            print(json.dumps(asdict(seen)))
+            continue
+        state, known = seen.state, seen.labels
+        words = [state.why, seen.cause and f"with others: {seen.cause}", "comes and goes" if seen.flapping else ""]
+        words += [f"lost {seen.lost}" if seen.lost else ""]
+        words += [f"lost, unexplained: {seen.unexplained}" if seen.unexplained else ""]
+        rows.append(
+            (
+                seen.device + (f" ({known.name})" if known.name else ""),
+                state.state,
+                span(max(0.0, now_s - state.since_s)),
+                ", ".join([known.site, known.group, *known.tags]).strip(", "),
+                "; ".join(word for word in words if word),
+            )
+        )
+    if not args.json:
+        print(plain_table(("device", "state", "for", "site, class, tags", "why"), rows))
+    return 0
+
+
+def _devices(store: Store, patterns: Sequence[str]) -> list[str]:
+    """Raises ConfigError for one that matches nothing."""
+    known = [row["device"] for row in store.devices()]
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        matches = [name for name in known if fnmatchcase(name, pattern)]
+        if not matches:
+            raise ConfigError(f"{pattern}: no such device; `stonechat fleet` shows them")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def _set(store: Store, args: argparse.Namespace) -> int:
+    before = labels.read(store)
+    after: dict[str, labels.Labels] = {}
+    try:
+        for device in _devices(store, args.device):
+            found = before.get(device, NONE)
+            found = replace(
+                found,
+                name=found.name if args.name is None else labels.checked(args.name, "name"),
+                group=found.group if args.group is None else labels.checked(args.group, "class"),
+                site=found.site if args.site is None else labels.checked(args.site, "site"),
+                tags=labels.changed_tags(found.tags, args.tag, args.untag),
+            )
+            after[device] = found
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    labels.write(store, after)
+    print(f"{len(after)} devices changed" if len(after) > 1 else f"{next(iter(after))}: changed")
+    return 0
+
+
+def _remove(store: Store, args: argparse.Namespace) -> int:
+    before, now_s = labels.read(store), time.time()
+    devices = _devices(store, args.device)
+    labels.write(store, {device: replace(before.get(device, NONE), removed_s=now_s) for device in devices})
+    print(f"{', '.join(devices[:5])}{' ...' if len(devices) > 5 else ''}: removed; a new report shows it again")
+    return 0
+
+
+def _restore(store: Store, args: argparse.Namespace) -> int:
+    before = labels.read(store)
+    devices = _devices(store, args.device)
+    labels.write(store, {device: replace(before.get(device, NONE), removed_s=None) for device in devices})
+    print(f"{len(devices)} restored")
+    return 0
+
+
+def _request(store: Store, **what: Any) -> None:
+    store.note("request", {os.urandom(6).hex(): what})
+    labels.touch(store)
+
+
+def _trust(store: Store, args: argparse.Namespace) -> int:
+    devices = _devices(store, args.device)
+    for device in devices:
+        _request(store, do="trust", device=device)
+    print(f"{', '.join(devices)}: noted for the collector; a new sign makes it lying again")
+    return 0
+
+
+def _incidents(store: Store, args: argparse.Namespace) -> int:
+    found = [Incident.load(value) for value in store.notes("incident").values()]
+    found = sorted((each for each in found if args.all or each.end_s is None), key=lambda each: each.id)
+    if args.json:
+        for incident in found:
+            print(json.dumps(incident.dump()))
+        return 0
+    rows = []
+    for each in found:
+        lasted_s = (each.end_s or time.time()) - each.start_s
+        state = (
+            "over" if each.end_s else "acknowledged" if each.acknowledged_s else "silenced" if each.silenced else "open"
+        )
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.start_s))
+        rows.append((str(each.id), each.severity, state, began, span(max(0.0, lasted_s)), each.title))
+    print(plain_table(("id", "severity", "state", "since", "lasts", "incident"), rows) if rows else "no incidents")
+    return 0
+
+
+def _acknowledge(store: Store, args: argparse.Namespace) -> int:
+    known = store.notes("incident")
+    for number in args.incident:
+        if str(number) not in known:
+            raise ConfigError(f"incident {number}: there is none; `stonechat fleet incidents` shows them")
+    for number in args.incident:
+        _request(store, do="acknowledge", incident=number, by=getpass.getuser())
+    print("noted for the collector")
+    return 0
+
+
+def _silence(store: Store, args: argparse.Namespace) -> int:
+    try:
+        for matcher in args.matcher:
+            split_matcher(matcher)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    lasts_s, now_s = span_s(args.for_s), time.time()
+    if lasts_s > MAX_SILENCE_S:
+        raise ConfigError(f"--for {args.for_s}: at most {MAX_SILENCE_S // 86_400} days; a silence has an end")
+    held = store.notes("silence")
+    over = {name: None for name, value in held.items() if value["until_s"] < now_s}
+    if len(held) - len(over) >= MAX_SILENCES:
+        raise ConfigError(f"{MAX_SILENCES} silences hold already; end some: stonechat fleet silences")
+    identity = os.urandom(4).hex()
+    value = {
+        "matchers": args.matcher,
+        "until_s": now_s + lasts_s,
+        "by": getpass.getuser(),
+        "comment": args.comment[:200],
+    }
+    store.note("silence", {**over, identity: value})
+    labels.touch(store)
+    print(f"{identity}: silent until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now_s + lasts_s))}")
+    return 0
+
+
+def _silences(store: Store, args: argparse.Namespace) -> int:
+    rows = []
+    for name, value in store.notes("silence").items():
+        if value["until_s"] > time.time():
+            until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value["until_s"]))
+            rows.append((name, ", ".join(value["matchers"]), until, value["by"], value["comment"]))
+            if args.json:
+                print(json.dumps({"id": name, **value}))
+    if not args.json:
+        print(plain_table(("id", "matches", "until", "by", "comment"), rows) if rows else "no silences")
+    return 0
+
+
+def _unsilence(store: Store, args: argparse.Namespace) -> int:
+    held = store.notes("silence")
+    for name in args.silence:
+        if name not in held:
+            raise ConfigError(f"{name}: no such silence; `stonechat fleet silences` shows them")
+    store.note("silence", dict.fromkeys(args.silence))
+    labels.touch(store)
+    print("ended")
+    return 0
+
+
+ACTIONS = {
+    "states": _states,
+    "set": _set,
+    "remove": _remove,
+    "restore": _restore,
+    "trust": _trust,
+    "incidents": _incidents,
+    "acknowledge": _acknowledge,
+    "silence": _silence,
+    "silences": _silences,
+    "unsilence": _unsilence,
+}
