@@ -21,6 +21,7 @@ BENCHES = {
     "wire": "stonechat_tools.bench.wire",
     "peers": "stonechat_tools.bench.peers",
     "rollout": "stonechat_tools.bench.rollout",
+    "update": "stonechat_tools.bench.update",
 }
 
 
