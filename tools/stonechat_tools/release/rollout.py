@@ -24,7 +24,7 @@ HEALTHY_FAILS, BAD_FAILS = 0.01, 0.10
 BAD_ALARM_RATIO = 2.0
 HISTORY_DAYS = 28  # of alarms before the roll-out, by which devices are compared
 PRIOR_DAYS = 7
-FAILURE_LIMIT = math.log(1 / 0.012)  # overshoot included, crossed in .4 % of healthy roll-outs: `bench rollout`
+FAILURE_LIMIT = math.log(1 / 0.012)  # both limits: crossed in .73 % of healthy roll-outs (`bench rollout`)
 ALARM_LIMIT = math.log(1 / 0.006)
 
 
