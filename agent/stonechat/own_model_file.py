@@ -98,7 +98,7 @@ class FlatBuffer:
                 slots[slot] = self._item(form, value)
         start = self._item("i", 0)
         distances = [start - slots[slot] if slot in slots else 0 for slot in range(max(slots, default=-1) + 1)]
-        key = (start - end, *distances)
+        key = (start - end, tuple(distances))
         at = self._vtables.get(key)
         if at is None:
             for distance in reversed(distances):

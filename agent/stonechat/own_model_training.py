@@ -287,7 +287,7 @@ class Training:
         facts: list = [("columns", [list(column) for column in self._schema.columns])]
         facts += [("figures", self.figures), ("made_by", "the device itself, stonechat " + __version__)]
         out = bytearray()
-        encode_map(sorted([*facts, *self._origin]), out)
+        encode_map(sorted(facts + list(self._origin)), out)  # noqa: RUF005 - MicroPython has no [*a]
         return bytes(out)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from agent_process import DEVICE, AgentProcess, quick_model, wait_for
 from stonechat import model_file, own_model, own_model_fit
+from stonechat.errors import ConfigError
 from stonechat.features import LEVEL, RATE, SHARE
 from stonechat.int8 import tflite
 from stonechat.linux.own_model_slot import Slot
@@ -23,6 +24,7 @@ from stonechat.schema import Schema
 from stonechat.scorer import Scorer
 from stonechat.state import State
 from stonechat.window import Window
+from stonechat_tools.evaluation.personalize import page, personalize
 from stonechat_tools.fleet import command, keyring, wire
 from stonechat_tools.fleet.collect import Collector
 from stonechat_tools.fleet.local_broker import LocalBroker
@@ -31,6 +33,7 @@ from stonechat_tools.fleet.store import Store
 from stonechat_tools.modeling import fit
 from stonechat_tools.modeling.device_path import Network, Replay, features_q8
 from stonechat_tools.modeling.golden import make
+from stonechat_tools.traces.trace import Trace
 
 WIDE = Schema("wide", [(f"c{i}", "1", (RATE, RATE, LEVEL, SHARE)[i % 4]) for i in range(12)])
 WINDOW_MS = 1000
@@ -407,3 +410,34 @@ def test_the_command_line_checks_the_commands_argument() -> None:
     ):
         done = stonechat(*words)
         assert done.returncode and reason in done.stderr and "Traceback" not in done.stderr
+
+
+# --------------------------------------------------------------------------------------- reference, own model and both
+
+
+def test_reference_own_and_both_are_compared_on_the_same_windows(reference: bytes) -> None:
+    """A device whose reference model is too wide for a faint attack."""
+    faint, loud = windows(30, 6, shift=3), windows(30, 7, shift=60)
+    deltas = np.concatenate([windows(8 + 240 + 60 + 100), faint, loud])
+    labels = ["benign"] * 408 + ["faint"] * 30 + ["loud"] * 30
+    names = np.array(["one"] * 468, dtype=object)
+    elapsed_ms, text = np.full(468, WINDOW_MS), np.array(labels, dtype=object)
+    trace = Trace(WIDE, WINDOW_MS, np.arange(468.0), elapsed_ms, text, names, deltas)
+    figures = personalize(reference, trace, 240, [0.05, 1.0], lambda text: None, 240)
+    (device,) = figures["devices"].values()
+    by_name = {outcome["attack"]: outcome for outcome in device["attacks"]}
+    assert by_name["faint"]["own"] and not by_name["faint"]["reference"]
+    assert by_name["faint"]["both"] == by_name["faint"]["own"]
+    assert by_name["loud"]["reference"] and by_name["loud"]["both"]
+    assert device["phase"] == "deciding" and device["alarms"] == {"reference": 0, "own": 0, "both": 0}
+    assert device["later"] in (160, 161) and (figures["exact"], figures["checked"]) == (1, 1)
+    assert figures["full_memory"]["cpu_s"] < 10 and figures["full_memory"]["memory_mb"] < 5
+    few, infected = figures["contaminated"]
+    for outcome in few["attacks"]:
+        assert outcome["own"] or outcome["phase"] != "deciding", "a twentieth of attack windows hides the attack"
+    for outcome in infected["attacks"]:
+        assert not outcome["own"] or outcome["phase"] == "deciding"
+    lines = page(figures)
+    assert any("`faint` | 1 | 0 | 1 | 1" in line for line in lines)
+    with pytest.raises(ConfigError, match="too few"):
+        personalize(reference, trace, 2000, [], lambda text: None, 240)

@@ -5,6 +5,9 @@ number of false alarms, the bound that their length allows and the share of time
 an attack's label, the windows from its start to the alarm are counted, from a state without evidence: an alarm that was
 there before catches nothing. A recording must not begin with an attack, which the device would learn as its normal.
 
+With --personalize the same recordings go through the reference model, the model that each device would train itself
+([model] personalize), and both; --contaminated repeats it with a share of attack windows among those it is trained on.
+
 The suite: trains on the benign windows of each set and measures stonechat beside IsolationForest, robust z,
 Mahalanobis, KitNET and a float autoencoder on the same windows. Missing sets are left out and listed.
 
@@ -12,6 +15,7 @@ Examples:
   stonechat evaluate models/sensor/model.tflite recordings/later.csv.gz attacks.csv.gz
   stonechat evaluate model.tflite day.csv --json
   stonechat evaluate model.tflite same-device-later.csv --learned
+  stonechat evaluate linux-1 own/*.csv.gz --personalize 400 --contaminated 0.05,1
   stonechat evaluate --suite --data ../shared/data --report models/REPORT.md --json suite.json
   stonechat evaluate --suite --data captures/ --seeds 1
   stonechat evaluate --manifest my-captures.toml --report my-report.md
@@ -47,6 +51,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", nargs="?", type=shipped.path, help="the .tflite, or the name of a shipped model")
     add("traces", nargs="*", help="recordings: benign and labelled attacks")
     add("--learned", action="store_true", help="the devices are those the model was trained on: no learning first")
+    add(
+        "--personalize",
+        nargs="?",
+        type=int,
+        const=2000,
+        metavar="N",
+        help="reference, own model and both, each device's own model trained on N windows (default 2000)",
+    )
+    add(
+        "--contaminated",
+        default="",
+        metavar="SHARES",
+        help="with --personalize: attack windows among those, such as 0.02,0.1; 1: infected from the first window on",
+    )
     add("--suite", action="store_true", help="the whole method on public captures, beside its peers")
     add("--data", default=DEFAULT_DATA, metavar="DIR", help=f"where the captures are (default {DEFAULT_DATA})")
     add("--manifest", metavar="TOML", help="the suite on your own captures, as this file describes them")
@@ -64,11 +82,33 @@ def run(args: argparse.Namespace) -> int:
         return _suite(args)
     if not args.model or not args.traces:
         raise ConfigError("name a model and at least one trace, or --suite")
+    if args.personalize is not None:
+        return _personalize(args)
     figures = evaluate(read_file(args.model), read_all(args.traces), not args.learned)
     if args.json:
         _write_json(figures, args.json)
     if args.json != "-":
         _print(figures)
+    return 0
+
+
+def _personalize(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from stonechat_tools.evaluation.personalize import page, personalize
+
+    try:
+        shares = [float(word) for word in args.contaminated.split(",") if word]
+    except ValueError:
+        shares = [0.0]
+    if any(not 0 < share <= 1 for share in shares):
+        raise ConfigError(f"--contaminated {args.contaminated}: want shares above 0, at most 1, with commas")
+    with _progress(Console(stderr=True)) as show:
+        figures = personalize(read_file(args.model), read_all(args.traces), args.personalize, shares, show)
+    if args.json:
+        _write_json(figures, args.json)
+    if args.json != "-":
+        print("\n".join(page(figures)))
     return 0
 
 
