@@ -121,6 +121,7 @@ class Sense:
         self.groups: dict[str, Group] = {}
         self.devices: dict[str, Self] = {}
         self.open: dict[str, Outbreak] = {}
+        self._claimed: set[str] = set()  # devices whose alarm an open outbreak accounts for
         self.wrong_clocks: dict[str, float] = {}  # device: seconds that its clock is off
         self.apart: dict[str, float] = {}  # device unlike its siblings: the hour in which its chart crossed the limit
         self._learned_s: float | None = None
@@ -198,6 +199,9 @@ class Sense:
             if self._belongs(outbreak, group, onset):
                 outbreak.devices.setdefault(onset.device, now_s)
                 outbreak.last_s = now_s
+                onset.learned = True
+                if outbreak.kind == "outbreak":
+                    self._claimed.add(onset.device)
         if len(group.news) < MAX_NEWS:
             group.news.update(signs)
             group.news.add(found.model)
@@ -213,58 +217,70 @@ class Sense:
         alarms = max(1.0, group.rate() * group.size * YEAR_S)
         return min(0.01, self.false_per_year / (alarms * looks * len(self.groups)))
 
-    def _together(self, group: Group, sign: Sign, now_s: float) -> None:
-        """Do too many devices alarm with this in their explanation?"""
-        key = f"outbreak-{group.name}-{sign[0]}{'+' if sign[1] > 0 else '-'}"
-        if key in self.open:
-            return
-        share = upper_share(group.by_sign[sign], group.with_signs)
-        limit = self._limit(group, 3 * len(SPANS_S))
-        for span_s in SPANS_S:
-            inside = [o for o in _since(group.onsets, now_s - span_s) if sign in o.signs]
-            devices = {o.device: o.at_s for o in inside if not self._claimed(o.device)}
-            expected = group.rate() * group.size * share * span_s
-            if len(devices) < LEAST:
+    def _look(self, group: Group, now_s: float) -> None:
+        """At what is new in a class: do too many devices alarm with one explanation, or with one model?"""
+        news, group.news = group.news, set()
+        by_sign: dict[Sign, list[Onset]] = {each: [] for each in news if not isinstance(each, str)}
+        by_model: dict[str, list[Onset]] = {each: [] for each in news if isinstance(each, str) and each}
+        for onset in _since(group.onsets, now_s - MODEL_SPANS_S[-1]):
+            if onset.device in self._claimed:
                 continue
-            chance = poisson_tail(len(devices) - 1, expected)
-            if chance < limit:
-                common = Counter(each for o in inside for each in o.signs)
-                signs = (sign, *[s for s, n in common.most_common(4) if s != sign and n >= 0.5 * len(inside)])
-                self.open[key] = Outbreak(
-                    "outbreak",
-                    key,
-                    group.name,
-                    min(devices.values()),
-                    now_s,
-                    expected,
-                    chance,
-                    span_s,
-                    signs,
-                    devices,
-                )
-                return
+            if onset.model in by_model:
+                by_model[onset.model].append(onset)
+            if onset.at_s >= now_s - SPANS_S[-1]:
+                for sign in onset.signs:
+                    if sign in by_sign:
+                        by_sign[sign].append(onset)
+        for sign, onsets in sorted(by_sign.items(), key=lambda item: (-len(item[1]), item[0])):
+            share = upper_share(group.by_sign[sign], group.with_signs)
+            usual = group.rate() * group.size * share
+            key = f"outbreak-{group.name}-{sign[0]}{'+' if sign[1] > 0 else '-'}"
+            found = self._too_many(onsets, SPANS_S, usual, self._limit(group, 3 * len(SPANS_S)), now_s)
+            if found is not None and key not in self.open:
+                common = Counter(each for onset in found[0] for each in onset.signs)
+                often = [each for each, n in common.most_common(4) if each != sign and n >= 0.5 * len(found[0])]
+                self._open("outbreak", key, group.name, (sign, *often), *found, now_s)
+        for model, onsets in by_model.items():
+            usual = group.rate() * group.models[model]
+            found = self._too_many(onsets, MODEL_SPANS_S, usual, self._limit(group, len(MODEL_SPANS_S)), now_s)
+            if found is not None and f"model-{model}" not in self.open:
+                self._open("model", f"model-{model}", model, (), *found, now_s)
 
-    def _model(self, group: Group, model: str, now_s: float) -> None:
-        """Does this model alarm more often than its class does?"""
-        key = f"model-{model}"
-        if key in self.open or not model:
-            return
-        for span_s in MODEL_SPANS_S:
-            inside = [o for o in _since(group.onsets, now_s - span_s) if o.model == model]
-            devices = {o.device: o.at_s for o in inside if not self._claimed(o.device)}
-            expected = group.rate() * group.models[model] * span_s
-            if len(devices) < LEAST:
-                continue
-            chance = poisson_tail(len(devices) - 1, expected)
-            if chance < self._limit(group, len(MODEL_SPANS_S)):
-                self.open[key] = Outbreak(
-                    "model", key, model, min(devices.values()), now_s, expected, chance, span_s, (), devices
-                )
-                return
+    def _too_many(
+        self, onsets: list[Onset], spans_s: tuple[float, ...], usual: float, limit: float, now_s: float
+    ) -> tuple[list[Onset], float, float, float] | None:
+        """onsets: newest first; usual: alarms a second -> (those within the span, the span, how many are usual in it,
+        the chance of that), None where there is nothing to see."""
+        for span_s in spans_s:
+            inside = [each for each in onsets if each.at_s >= now_s - span_s and each.device not in self._claimed]
+            devices = len({each.device for each in inside})
+            if devices >= LEAST:
+                # given the one that came last, the others are Poisson
+                chance = poisson_tail(devices - 1, usual * span_s)
+                if chance < limit:
+                    return inside, span_s, usual * span_s, chance
+        return None
 
-    def _claimed(self, device: str) -> bool:
-        """An outbreak that is open accounts for this device's alarm."""
-        return any(each.kind == "outbreak" and device in each.devices for each in self.open.values())
+    def _open(
+        self,
+        kind: str,
+        key: str,
+        of: str,
+        signs: tuple[Sign, ...],
+        inside: list[Onset],
+        span_s: float,
+        expected: float,
+        chance: float,
+        now_s: float,
+    ) -> None:
+        devices: dict[str, float] = {}
+        for onset in inside:
+            devices[onset.device] = onset.at_s
+            onset.learned = True  # never counts for the usual rate
+        start_s = min(devices.values())
+        self.open[key] = Outbreak(kind, key, of, start_s, now_s, expected, chance, span_s, signs, devices)
+        if kind == "outbreak":
+            self._claimed |= devices.keys()
 
     # --- one beside its siblings ----------------------------------------------------------------------------------
 
@@ -317,12 +333,8 @@ class Sense:
     def step(self, now_s: float) -> None:
         """Look at the alarms that are new, learn the usual rates, end what is over. Once a second."""
         for group in self.groups.values():
-            news, group.news = group.news, set()
-            for each in sorted(news, key=str):
-                if isinstance(each, str):
-                    self._model(group, each, now_s)
-                else:
-                    self._together(group, each, now_s)
+            if group.news:
+                self._look(group, now_s)
         if self._learned_s is not None and now_s - self._learned_s < 60:
             return
         self._learned_s = now_s
@@ -334,6 +346,9 @@ class Sense:
             quiet_s = QUIET_S if outbreak.kind == "outbreak" else MODEL_SPANS_S[-1]
             if now_s - outbreak.last_s > quiet_s:
                 del self.open[key]
+                self._claimed = {
+                    device for each in self.open.values() if each.kind == "outbreak" for device in each.devices
+                }
 
     def _learn(self, group: Group, until_s: float) -> None:
         """Let the alarms and the devices' time up to until_s count for the usual rate."""
@@ -346,10 +361,9 @@ class Sense:
                 break
             if not onset.learned:
                 onset.learned = True
-                if not any(onset.device in outbreak.devices for outbreak in self.open.values()):
-                    group.learned += 1
-                    group.with_signs += bool(onset.signs)
-                    group.by_sign.update(onset.signs)
+                group.learned += 1
+                group.with_signs += bool(onset.signs)
+                group.by_sign.update(onset.signs)
 
     def dump_rates(self) -> dict[str, Any]:
         """What is known of each class's usual alarms, for the database."""

@@ -1,0 +1,294 @@
+"""Delivery of notifications, each way into a real receiver on this machine."""
+
+import http.server
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet_support import Mosquitto, Peer, free_port, needs_mosquitto, wait_for
+from stonechat.errors import ConfigError
+from stonechat_tools.fleet import alert_settings, alerts
+from stonechat_tools.fleet.alert_settings import Receiver
+from stonechat_tools.fleet.incidents import Incident, Notification
+
+SECRET = b"a key of more than sixteen characters"
+LINK = "https://fleet.example.org/incidents/{id}"
+
+
+def notification(reason: str = "firing", severity: str = "critical", count: int = 1, **more: Any) -> Notification:
+    incidents = tuple(
+        Incident(
+            n,
+            f"cause-{n}",
+            "cause",
+            severity,
+            "2000 of 2000 devices left together: site north",
+            {"kind": "cause", "severity": severity, "site": "north"},
+            {"by chance": 1e-30, "left": 2000},
+            [f"d-{k}" for k in range(50)],
+            2000,
+            1_795_000_000.0,
+            1_795_000_000.0,
+            **more,
+        )
+        for n in range(1, count + 1)
+    )
+    return Notification(reason, "kind=cause,site=north", incidents, 1_795_000_060.0)
+
+
+class Receiving(http.server.ThreadingHTTPServer):
+    """An HTTP server that keeps what it is sent; `answers`: the statuses of the next requests, then 200."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.got: list[tuple[str, dict[str, str], bytes]] = []
+        self.answers: list[int] = []
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Receiving
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.got.append((self.path, dict(self.headers.items()), body))
+        status = self.server.answers.pop(0) if self.server.answers else 200
+        self.send_response(status)
+        if status == 302:
+            self.send_header("Location", "/elsewhere")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Receiving]:
+    with Receiving() as receiving:
+        threading.Thread(target=receiving.serve_forever, daemon=True).start()
+        yield receiving
+        receiving.shutdown()
+
+
+def send(receiver: Receiver, *sent: Notification) -> alerts.Sender:
+    sender = alerts.Sender(receiver, LINK, wait_s=0.05)
+    for each in sent:
+        sender.put(each)
+    sender.close(30)
+    return sender
+
+
+# --- webhook ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_webhook_is_signed_fresh_and_taken_once(server: Receiving) -> None:
+    sender = send(Receiver("hook", "webhook", server.url + "/hook?x=1", SECRET), notification(count=3))
+    assert sender.counts == {"sent": 1, "failed": 0, "dropped": 0}
+    ((path, headers, body),) = server.got
+    assert path == "/hook?x=1"
+    value = json.loads(body)
+    assert value["reason"] == "firing" and [each["id"] for each in value["incidents"]] == [1, 2, 3]
+    assert value["incidents"][0]["link"] == "https://fleet.example.org/incidents/1"
+    now_s = time.time()
+    assert alerts.Verifier(SECRET).check(headers, body, now_s)
+    verifier = alerts.Verifier(SECRET)
+    assert not verifier.check(headers, body + b" ", now_s)
+    assert not verifier.check(headers, body, now_s + 301) and not verifier.check(headers, body, now_s - 301)
+    assert not verifier.check(headers | {alerts.TIMESTAMP: str(int(now_s) + 1)}, body, now_s)
+    assert not verifier.check(headers | {alerts.IDENTITY: "other"}, body, now_s)
+    assert not verifier.check({}, body, now_s) and not alerts.Verifier(b"x" * 16).check(headers, body, now_s)
+    assert verifier.check(headers, body, now_s) and not verifier.check(headers, body, now_s)  # a replay
+
+
+def test_a_receiver_that_fails_is_tried_again_and_one_that_refuses_is_not(server: Receiving) -> None:
+    receiver = Receiver("hook", "webhook", server.url, SECRET)
+    server.answers = [503, 500, 429]
+    assert send(receiver, notification()).counts["sent"] == 1 and len(server.got) == 4
+    ids = {headers[alerts.IDENTITY] for _, headers, _ in server.got}
+    assert len(ids) == 4  # the receiver's check for replays does not refuse another try
+    for status in (400, 404, 302):
+        server.got.clear()
+        server.answers = [status]
+        sender = send(receiver, notification())
+        assert sender.counts["failed"] == 1 and len(server.got) == 1 and str(status) in (sender.error or "")
+
+
+def test_a_receiver_that_is_away_holds_up_nobody(server: Receiving) -> None:
+    away = alerts.Sender(Receiver("away", "webhook", "http://127.0.0.1:1/", SECRET), wait_s=30)
+    begin_s = time.monotonic()
+    for _ in range(alerts.MAX_WAITING + 50):
+        away.put(notification())
+    assert time.monotonic() - begin_s < 5 and away.counts["dropped"] >= 48
+    assert wait_for(lambda: away.error)
+    assert "127.0.0.1" in (away.error or "") and SECRET.decode() not in (away.error or "")
+    assert send(Receiver("hook", "webhook", server.url, SECRET), notification()).counts["sent"] == 1
+    away.close(0.1)
+
+
+def test_who_gets_what() -> None:
+    def takes(receiver: Receiver, each: Notification) -> bool:
+        sender = alerts.Sender(receiver)
+        found = sender.takes(each) is not None
+        sender.close(1)
+        return found
+
+    ops = Receiver("ops", "webhook", "http://x/", SECRET, severities=("critical",))
+    boss = Receiver("boss", "webhook", "http://x/", SECRET, escalation=True)
+    assert takes(ops, notification()) and not takes(ops, notification(severity="info"))
+    assert not takes(ops, notification("escalation")) and takes(boss, notification("escalation"))
+    assert not takes(boss, notification()) and not takes(boss, notification("resolved"))
+    assert takes(boss, notification("resolved", escalated_s=1.0))
+
+
+# --- Alertmanager, Apprise --------------------------------------------------------------------------------------------
+
+
+def test_alertmanagers_api(server: Receiving) -> None:
+    receiver = Receiver("am", "alertmanager", server.url)
+    send(receiver, notification(), notification("resolved", end_s=1_795_000_900.0))
+    (path, headers, body), (_, _, over) = server.got
+    assert path == "/api/v2/alerts" and headers["Content-Type"] == "application/json"
+    (alert,) = json.loads(body)
+    # the postableAlert of Alertmanager's openapi.yaml: labels and annotations are maps of text to text
+    assert set(alert) == {"labels", "annotations", "startsAt", "endsAt", "generatorURL"}
+    for part in ("labels", "annotations"):
+        for name, value in alert[part].items():
+            assert name.replace("_", "a").isalnum() and isinstance(value, str), name
+    assert alert["labels"]["alertname"] == "stonechat_cause" and alert["labels"]["site"] == "north"
+    assert alert["startsAt"] == "2026-11-18T11:06:40.000Z" and alert["endsAt"] > alert["startsAt"]
+    (ended,) = json.loads(over)
+    assert ended["endsAt"] == "2026-11-18T11:21:40.000Z"
+    assert ended["labels"] == alert["labels"]  # else Alertmanager would take it for another alert
+
+
+def test_apprise_to_a_json_receiver(server: Receiving) -> None:
+    pytest.importorskip("apprise")
+    url = f"json://127.0.0.1:{server.server_port}/there"
+    sender = send(Receiver("apprise", "apprise", url), notification(count=30))
+    assert sender.counts["sent"] == 1, sender.error
+    ((path, _, body),) = server.got
+    value = json.loads(body)
+    assert path == "/there" and value["type"] == "failure"
+    assert value["title"].startswith("stonechat critical: 2000 of 2000 devices left together: site north and 29 more")
+    assert "and 10 more" in value["message"] and "incidents/1" in value["message"]
+    server.answers = [500] * 20
+    assert send(Receiver("apprise", "apprise", url), notification()).counts["failed"] == 1
+
+
+@needs_mosquitto
+def test_apprise_to_a_broker(tmp_path: Path) -> None:
+    pytest.importorskip("apprise")
+    with Mosquitto.plain(tmp_path) as broker:
+        peer = Peer(broker.port, "listener")
+        peer.topics = ["alerts/#"]
+        with peer:
+            assert peer.connected.wait(20)
+            url = f"mqtt://127.0.0.1:{broker.port}/alerts/fleet"
+            sender = send(Receiver("mqtt", "apprise", url), notification("resolved", end_s=1_795_000_900.0))
+            assert sender.counts["sent"] == 1, sender.error
+            assert wait_for(lambda: peer.got)
+    topic, payload = peer.got[0]
+    assert topic == "alerts/fleet" and b"site north" in payload and b"until 2026-11-18 11:21:40 UTC" in payload
+
+
+def test_apprise_to_a_mail_server() -> None:
+    pytest.importorskip("apprise")
+    controller = pytest.importorskip("aiosmtpd.controller")
+    got: list[Any] = []
+
+    class Sink:
+        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+            got.append(envelope)
+            return "250 OK"
+
+    running = controller.Controller(Sink(), hostname="127.0.0.1", port=free_port())
+    running.start()
+    try:
+        port = running.server.sockets[0].getsockname()[1]
+        url = f"mailto://127.0.0.1:{port}?from=fleet@example.org&to=ops@example.org&mode=insecure&smtp=127.0.0.1"
+        sender = send(Receiver("mail", "apprise", url), notification())
+        assert sender.counts["sent"] == 1, sender.error
+    finally:
+        running.stop()
+    (envelope,) = got
+    assert envelope.rcpt_tos == ["ops@example.org"] and b"site north" in envelope.content
+
+
+def test_a_url_that_apprise_does_not_know_is_not_tried_again() -> None:
+    pytest.importorskip("apprise")
+    sender = send(Receiver("x", "apprise", "nothing://here"), notification())
+    assert sender.counts["failed"] == 1 and "does not understand" in (sender.error or "")
+
+
+# --- the configuration ------------------------------------------------------------------------------------------------
+
+
+def written(folder: Path, text: str, mode: int = 0o600) -> str:
+    (folder / "hook.key").touch(mode=mode)
+    (folder / "hook.key").write_text(SECRET.decode() + "\n")
+    (folder / "alerts.toml").write_text(text)
+    return str(folder / "alerts.toml")
+
+
+HOOK = '[[receivers]]\nname = "ops"\nurl = "https://example.org/hook"\nsecret_file = "hook.key"\n'
+
+
+def test_the_example_has_every_key_and_is_the_default(tmp_path: Path) -> None:
+    text = alert_settings.example().replace('# secret_file = ""', 'secret_file = "hook.key"')
+    settings = alert_settings.load(written(tmp_path, text))
+    assert settings.policy == alert_settings.load(written(tmp_path, "")).policy
+    assert settings.receivers[0].name == "ops" and settings.receivers[0].secret == SECRET
+    for key in (*alert_settings.KEYS, *alert_settings.RECEIVER_KEYS):
+        assert f"{key} = " in text
+
+
+def test_spans_and_hours(tmp_path: Path) -> None:
+    text = 'repeat = "2h"\nquiet_hours = "22:00-07:30"\nescalate_after = "15m"\ndigest_at = "06:45"\n' + HOOK
+    policy = alert_settings.load(written(tmp_path, text)).policy
+    assert (policy.repeat_s, policy.quiet, policy.escalate_s) == (7200, (79_200, 27_000), 900)
+    assert policy.digest_s == 24_300
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("repeat = 5", "a number with s, m, h or d"),
+        ('repeat = "5 h"', "a number with s, m, h or d"),
+        ('quiet_hours = "22-7"', "hours like"),
+        ('digest_at = "25:00"', "a time like"),
+        ('digest = ["loud"]', "info warning critical"),
+        ("resolved = 1", "true or false"),
+        ('reapeat = "5h"', "unknown key"),
+        ("receivers = 3", "[[receivers]]"),
+        ("x = [", "not TOML"),
+        ('[[receivers]]\nurl = "https://example.org"', "needs secret_file"),
+        ('[[receivers]]\nsecret_file = "hook.key"', "url or url_file"),
+        (HOOK.replace("https", "ftp"), "must begin with https:// or http://"),
+        (HOOK.replace("hook.key", "none.key"), "No such file"),
+        (HOOK + 'type = "pager"', "one of webhook, alertmanager, apprise"),
+        (HOOK + 'severities = ["critical", "bad"]', "info warning critical"),
+        (HOOK + HOOK, "one name"),
+        (HOOK + 'ca_file = "none.pem"', "no such file"),
+    ],
+)
+def test_a_wrong_configuration_costs_one_line(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match="alerts.toml") as raised:
+        alert_settings.load(written(tmp_path, text))
+    assert says in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, HOOK)
+    (tmp_path / "hook.key").chmod(0o640)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        alert_settings.load(path)

@@ -1,0 +1,247 @@
+"""Incidents and notifications in virtual time: grouped, repeated, silenced, acknowledged, escalated, in the digest."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from stonechat_tools import cli
+from stonechat_tools.fleet import labels
+from stonechat_tools.fleet.incidents import Alert, Incident, Incidents, Notification, Policy, Silence, split_matcher
+from stonechat_tools.fleet.monitor import Monitor
+from stonechat_tools.fleet.store import Store
+
+HOUR_S, DAY_S = 3600.0, 86_400.0
+MIDNIGHT_S = 1_795_046_400.0  # a day that begins then, in UTC
+
+
+class Time:
+    """Incidents, alerts that hold, and a clock."""
+
+    def __init__(self, policy: Policy, hour: float = 12) -> None:
+        self.now_s = MIDNIGHT_S + hour * HOUR_S
+        self.incidents = Incidents(policy)
+        self.alerts: dict[str, Alert] = {}
+        self.sent: list[Notification] = []
+
+    def alert(self, key: str, severity: str = "warning", kind: str = "silent", hold_s: float = 0, **more: str) -> None:
+        self.alerts[key] = Alert(key, kind, severity, f"{key} is silent", self.now_s, dict(more), hold_s=hold_s)
+
+    def run(self, seconds: float, step_s: float = 5) -> list[Notification]:
+        """-> what was sent meanwhile."""
+        before, end_s = len(self.sent), self.now_s + seconds
+        while self.now_s < end_s:
+            self.now_s = min(end_s, self.now_s + step_s)
+            self.incidents.step(self.alerts, self.now_s)
+            self.sent += self.incidents.due(self.now_s)
+        return self.sent[before:]
+
+
+def shown(notifications: list[Notification]) -> list[tuple[str, list[str]]]:
+    return [(each.reason, [incident.key for incident in each.incidents]) for each in notifications]
+
+
+def test_a_group_waits_for_others_and_is_sent_once() -> None:
+    time = Time(Policy(group_wait_s=30, group_interval_s=300, repeat_s=HOUR_S))
+    for n in range(50):
+        time.alert(f"d-{n}", site="north")
+        assert not time.run(0.5, 0.5)
+    time.alert("d-99", site="south")
+    first = time.run(60)
+    assert [len(each.incidents) for each in first] == [50, 1]
+    time.alert("d-50", site="north")
+    assert not time.run(200)  # within the group's interval
+    assert shown(time.run(100)) == [("firing", ["d-50"])]
+    assert not time.run(HOUR_S - 600)
+    again = time.run(600)
+    assert {each.reason for each in again} == {"repeat"} and sum(len(each.incidents) for each in again) == 52
+
+
+def test_what_is_over_says_so_once_and_what_was_never_sent_does_not() -> None:
+    time = Time(Policy(group_wait_s=30))
+    time.alert("d-0")
+    time.alert("brief")
+    time.run(10)
+    del time.alerts["brief"]
+    assert shown(time.run(60)) == [("firing", ["d-0"])]
+    del time.alerts["d-0"]
+    ended = time.run(60)
+    assert shown(ended) == [("resolved", ["d-0"])]
+    assert ended[0].incidents[0].end_s is not None and not time.run(DAY_S, 60)
+
+
+def test_an_alert_must_hold() -> None:
+    time = Time(Policy(group_wait_s=0))
+    time.alert("d-0", hold_s=120)
+    assert not time.run(110)
+    del time.alerts["d-0"]
+    time.run(20)
+    time.alert("d-0", hold_s=120)
+    assert not time.run(110) and shown(time.run(20)) == [("firing", ["d-0"])]
+
+
+def test_silence_ends_by_itself_and_covers_only_what_it_matches() -> None:
+    time = Time(Policy(group_wait_s=0))
+    time.incidents.silences = [Silence("x", ("site=~nor.*", "kind=silent"), time.now_s + HOUR_S)]
+    time.alert("d-0", site="north")
+    time.alert("d-1", site="south")
+    time.alert("d-2", site="north", kind="lying")
+    assert sorted(key for _, keys in shown(time.run(60)) for key in keys) == ["d-1", "d-2"]
+    assert time.incidents.open["d-0"].silenced and not time.run(HOUR_S - 120)
+    assert shown(time.run(120)) == [("firing", ["d-0"])]
+
+
+def test_acknowledged_is_not_repeated_and_not_escalated() -> None:
+    time = Time(Policy(group_wait_s=0, repeat_s=HOUR_S, escalate_s=600, group_by=("device",)))
+    time.alert("d-0", device="d-0")
+    time.alert("d-1", device="d-1")
+    time.run(60)
+    assert time.incidents.acknowledge(time.incidents.open["d-0"].id, "me", time.now_s) is not None
+    assert shown(time.run(700)) == [("escalation", ["d-1"])]
+    assert shown(time.run(HOUR_S)) == [("repeat", ["d-1"])]
+    assert time.incidents.acknowledge(999, "me", time.now_s) is None
+
+
+def test_quiet_hours_hold_back_what_is_not_critical() -> None:
+    time = Time(Policy(group_wait_s=0, quiet=(22 * HOUR_S, 7 * HOUR_S), repeat_s=DAY_S), hour=23)
+    time.alert("d-0")
+    time.alert("d-1", severity="critical", kind="lying")
+    time.alert("short")
+    assert shown(time.run(HOUR_S, 60)) == [("firing", ["d-1"])]
+    del time.alerts["short"]
+    assert not time.run(6 * HOUR_S, 60)
+    assert shown(time.run(2 * HOUR_S, 60)) == [("firing", ["d-0"])]
+
+
+def test_the_digest_comes_once_a_day_at_its_hour() -> None:
+    time = Time(Policy(group_wait_s=0, digest_s=8 * HOUR_S), hour=9)
+    time.alert("clock-0", severity="info", kind="clock")
+    time.run(60)
+    del time.alerts["clock-0"]  # over before the digest, and in it all the same
+    time.alert("clock-1", severity="info", kind="clock")
+    assert not time.run(22 * HOUR_S, 60)
+    assert shown(time.run(2 * HOUR_S, 60)) == [("digest", ["clock-1", "clock-0"])]
+    assert not time.run(22 * HOUR_S, 60)
+    assert not time.run(5 * DAY_S, 60)  # each incident once
+    del time.alerts["clock-1"]
+    assert not time.run(HOUR_S, 60)
+
+
+def test_a_restart_goes_on_without_sending_again() -> None:
+    time = Time(Policy(group_wait_s=0, repeat_s=HOUR_S))
+    time.alert("d-0")
+    time.run(60)
+    saved = [Incident.load(time.incidents.open["d-0"].dump())]
+    time.incidents = Incidents(time.incidents.policy, saved)
+    assert not time.run(HOUR_S - 120)
+    assert shown(time.run(120)) == [("repeat", ["d-0"])]
+    assert time.incidents.open["d-0"].id == 1
+    time.alert("d-1", kind="lying")
+    time.run(60)
+    assert time.incidents.open["d-1"].id == 2
+
+
+def test_a_clock_that_is_set_changes_nothing() -> None:
+    time = Time(Policy(group_wait_s=0, repeat_s=HOUR_S, digest_s=None))
+    time.alert("d-0")
+    time.run(60)
+    for jump_s in (5 * HOUR_S, -9 * HOUR_S):
+        time.now_s += jump_s
+        time.incidents.shift(jump_s)
+        assert not time.run(600)
+    assert time.incidents.open["d-0"].end_s is None
+
+
+@pytest.mark.parametrize("wrong", ["site", "=x", "site=~(", ""])
+def test_a_matcher_that_can_not_be_read(wrong: str) -> None:
+    with pytest.raises(ValueError, match="matcher"):
+        split_matcher(wrong)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[str]:
+    path = str(tmp_path / "fleet.db")
+    with Store(path) as store:
+        from stonechat_tools.fleet.wire import Status
+
+        for name in ("pump-1", "pump-2", "door-1"):
+            store.put([], [Status(name, 1, None, 1, True, name.encode()[:4], 1, window_ms=10_000, heartbeat_s=300)])
+    yield path
+
+
+def fleet(db: str, *words: str) -> int:
+    return cli.main(["fleet", "--db", db, *words])
+
+
+def test_devices_are_named_grouped_removed(db: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fleet(db, "set", "pump-*", "--site", "berlin", "--class", "pump", "--tag", "outdoor") == 0
+    assert fleet(db, "set", "pump-1", "--name", "Pump in the yard", "--untag", "outdoor") == 0
+    assert fleet(db, "remove", "door-1") == 0
+    assert fleet(db) == 0
+    said = capsys.readouterr().out
+    assert "pump-1 (Pump in the yard)" in said and "berlin, pump, outdoor" in said
+    assert "door-1" not in said.split("state")[1]
+    assert fleet(db, "restore", "door-1") == 0 and fleet(db, "--json") == 0
+    assert '"device": "door-1"' in capsys.readouterr().out
+    with Store(db) as store:
+        assert labels.read(store)["pump-1"] == labels.Labels("Pump in the yard", "pump", "berlin", ())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("remove", "nobody"), "no such device"),
+        (("set", "pump-1", "--site", "a=b"), "without = and ,"),
+        (("set", "pump-1", "--name", "x" * 65), "at most 64"),
+        (("silence", "berlin", "--for", "2h"), "label=value"),
+        (("silence", "site=~(", "--for", "2h"), "matcher"),
+        (("silence", "site=x", "--for", "9999d"), "a silence has an end"),
+        (("acknowledge", "7"), "there is none"),
+        (("unsilence", "abc"), "no such silence"),
+    ],
+)
+def test_wrong_wishes_cost_one_line(
+    db: str, words: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fleet(db, *words) == 1
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
+
+
+def test_a_running_collector_takes_silences_and_acknowledgements(db: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with Store(db) as store:
+        now_s = [0.0]
+        sent: list[Notification] = []
+        policy = Policy(group_wait_s=0, repeat_s=HOUR_S)
+        monitor = Monitor(store, policy, sent.append, clock=lambda: MIDNIGHT_S + now_s[0], steady=lambda: now_s[0])
+        monitor.connected(False)
+        monitor.step()
+        now_s[0] = 300
+        monitor.step()
+        assert [incident.kind for each in sent for incident in each.incidents] == ["collector"]
+        assert fleet(db, "incidents") == 0 and "no connection to its broker" in capsys.readouterr().out
+        assert fleet(db, "acknowledge", "1") == 0
+        assert fleet(db, "silence", "kind=collector", "--for", "1h", "--comment", "works at the line") == 0
+        now_s[0] = 310
+        monitor.step()
+        incident = monitor.incidents.open["collector"]
+        assert incident.acknowledged_s is not None and len(monitor.incidents.silences) == 1
+        assert not store.notes("request")
+        capsys.readouterr()
+        assert fleet(db, "silences") == 0
+        said = capsys.readouterr().out
+        assert "works at the line" in said
+        assert fleet(db, "unsilence", monitor.incidents.silences[0].id) == 0
+        now_s[0] = 320
+        monitor.step()
+        assert not monitor.incidents.silences
+        monitor.connected(True)
+        now_s[0] = 330
+        monitor.step()
+        assert sent[-1].reason == "resolved"
+        again = Monitor(store, policy, clock=lambda: MIDNIGHT_S + now_s[0], steady=lambda: now_s[0])
+        assert again.incidents.ended[0].end_s == MIDNIGHT_S + 330
+        assert replace(again.incidents.ended[0]).acknowledged_by == incident.acknowledged_by
