@@ -44,7 +44,7 @@ def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[prov
 
 
 def account(fleet: provision.Fleet, name: str, version: int = paho.MQTTv5, client_id: str = "") -> Peer:
-    place = fleet.folder / (name if name in provision.ACCOUNTS else f"devices/{name}")
+    place = fleet.folder / (name if name in fleet.settings.accounts else f"devices/{name}")
     if fleet.settings.auth == "mtls":
         return Peer(fleet.settings.port, client_id or name, tls=context(place), version=version)
     password = (place / "password").read_text().strip()
@@ -362,3 +362,51 @@ def test_a_device_whose_folder_is_gone_can_be_revoked(fleet: tuple[provision.Fle
             assert wait_for(still.connected.is_set)
     with pytest.raises(ConfigError):
         made.revoke("pump-2")
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("auth", ["mtls", "passwords"])
+def test_home_assistant_reads_what_devices_announce_and_a_device_announces_only_itself(
+    auth: str, tmp_path: Path
+) -> None:
+    made = provision.Fleet.init(tmp_path / "fleet", provision.Settings("localhost", free_port(), auth=auth))
+    made.add("pump-1")
+    made.add_home_assistant()
+    made.add_home_assistant()  # twice is as good
+    made.add("pump-2")
+    assert "discovery = true" in (made.folder / "devices/pump-2/stonechat.toml").read_text()
+    conf = broker_config.write(made, "127.0.0.1", ["localhost", "127.0.0.1"], ACCOUNT)
+    with Mosquitto(conf, made.settings.port):
+        home, device, thief = (account(made, name) for name in ("homeassistant", "pump-1", "pump-2"))
+        home.topics = ["homeassistant/#", "stonechat/1/fleet/+/ha/+", "stonechat/1/fleet/+/report", "#"]
+        device.topics = ["homeassistant/status", "homeassistant/#"]
+        with home, device, thief:
+            assert all(wait_for(peer.connected.is_set) for peer in (home, device, thief))
+            time.sleep(0.3)
+            attacks = [
+                (thief, "homeassistant/device/pump-1/config"),  # removes or renames another's entities
+                (thief, "homeassistant/device/other/config"),
+                (thief, "homeassistant/sensor/pump-2/config"),
+                (thief, "homeassistant/status"),
+                (thief, topic("pump-1", "ha/state")),  # shows another as well
+                (thief, topic("pump-1", "ha/online")),
+                (thief, topic("pump-2", "ha/other")),
+                (home, "homeassistant/device/pump-1/config"),
+                (home, topic("pump-1", "command")),
+                (home, topic("pump-1", "ha/state")),
+            ]
+            refusals = {}
+            for peer, name in attacks:
+                mid = peer.client.publish(name, b"attack", 1).mid
+                wait_for(lambda peer=peer, mid=mid: mid in peer.pubacks)
+                refusals[peer.client._client_id, name] = str(peer.pubacks.get(mid))
+            assert set(refusals.values()) == {"Not authorized"}, refusals
+            own = [("homeassistant/device/pump-1/config", b"{}"), (topic("pump-1", "ha/state"), b"{}")]
+            for name, payload in own:
+                device.publish(name, payload)
+            device.publish(topic("pump-1", "report"), b"sealed")  # none of Home Assistant's business
+            home.publish("homeassistant/status", b"online")
+            assert wait_for(lambda: len(home.got) >= 2 and device.got)
+            time.sleep(0.5)
+            assert sorted(set(home.got)) == sorted([*own, ("homeassistant/status", b"online")])
+            assert set(device.got) == {("homeassistant/status", b"online")}

@@ -276,6 +276,16 @@ KEYS = {
             "each time, up to an hour.",
         ),
     },
+    "homeassistant": {
+        "discovery": Key(
+            False,
+            _one_of(True, False, "remove"),
+            "true announces this device to Home Assistant over the same broker and publishes its state as JSON, which\n"
+            'is not authenticated and not counted in bytes_per_day; "remove" takes it out of Home Assistant again.',
+        ),
+        "prefix": Key("homeassistant", _prefix, "Home Assistant's discovery prefix."),
+        "name": Key("", _text, "What Home Assistant calls the device. Empty: its id."),
+    },
     "log": {
         "level": Key("info", _one_of("error", "warning", "info", "debug"), "What goes to standard error (journald)."),
     },

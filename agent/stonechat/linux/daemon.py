@@ -73,6 +73,7 @@ class Daemon:
         user_id = privileges.user_ids(user)[0] if os.geteuid() == 0 else None
         credentials = Credentials(config["mqtt"])
         self._connectable = prepare(config)
+        self._home = _home_assistant(config, model)
         own, self._slot = (None, None) if check else own_channel(config, model, key, log)
         collector = open_collector(config, model, key, user_id)
         extra = open_channels(config, model, collector)
@@ -158,6 +159,8 @@ class Daemon:
                 self.troubles.say("unforeseen", describe(error))
                 sleep_ms(CONNECTING_MS)
         self.agent.close()
+        if self._home:
+            self._home.goodbye(self.transport)
         self.transport.close()
         self._write_health()
         self.log(
@@ -213,6 +216,11 @@ class Daemon:
                 self.troubles.say("sources", "lacking " + lacks)
             else:
                 self.troubles.recovered("sources", 0)
+        if self._home:
+            try:
+                self._home.turn(self.transport)
+            except (StonechatError, OSError) as error:
+                self.troubles.say("Home Assistant", str(error))
         try:
             self._sleep.turn(agent, self.transport)
         except (StonechatError, OSError) as error:
@@ -305,14 +313,25 @@ class Daemon:
     def _connect(self, credentials: Credentials) -> None:
         self.transport = self.agent.connect(self._connectable(credentials))
         self.transport.on_connect = self._on_connect
+        if self._home:
+            self.transport.subscribe(self._home.status_topic, 0)
+            self.transport.on_message = self._on_message
 
     def _on_connect(self) -> None:
         self.log("info", "connected to " + self._where[len("broker ") :])
         self.troubles.over(self._where)
         self.agent.connected()
+        if self._home:
+            self._home.connected()
+
+    def _on_message(self, topic: str, payload: bytes) -> None:
+        if not self._home.on_message(topic, payload):
+            self.agent.on_message(topic, payload)
 
     def _on_verdict(self, verdict, agent) -> None:
         self._log_fit(agent)
+        if self._home:
+            self._home.observe(verdict, agent)
         if verdict.changed:
             self._named = {}
         lead = getattr(verdict, "channel", 0)
@@ -350,6 +369,15 @@ class Daemon:
         if cause not in self._named:
             return NEWS_WINDOWS
         return int(self.agent.windows - self._named[cause])
+
+
+def _home_assistant(config: dict, model):
+    """None where it is off: then it costs no memory."""
+    if config["homeassistant"]["discovery"] is False:
+        return None
+    from .homeassistant import open_home
+
+    return open_home(config, model.metadata.window_ms)
 
 
 def _of_channel(channel) -> str:

@@ -15,6 +15,7 @@ Examples:
   stonechat provision rotate pump-1             # a new secret and certificate beside the old ones
   stonechat provision finish-rotation pump-1    # the new ones are installed: end the old ones
   stonechat provision revoke pump-2
+  stonechat provision home-assistant            # devices may announce themselves to Home Assistant
   stonechat provision list
 """
 
@@ -27,12 +28,12 @@ import json
 import re
 import secrets
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stonechat.errors import ConfigError
-from stonechat.linux import config
+from stonechat.linux import config, homeassistant
 
 from ..board_files import FOLDER, write_board
 from ..console import clipped, model_path, read_toml, write_atomic
@@ -46,7 +47,13 @@ if TYPE_CHECKING:
 
 HELP = "make, rotate and revoke device identities"
 HOLDS_KEYS = True
-RESERVED = ("collector", "operator", "broker", "admin")  # user names at the broker that no device may have
+RESERVED = (
+    "collector",
+    "operator",
+    "broker",
+    "admin",
+    "homeassistant",
+)  # user names at the broker that no device may have
 CA_DAYS = 3650
 CERTIFICATE_DAYS = 1825
 ACCOUNTS = ("collector", "operator")  # the collector may read reports and acknowledge; the operator may command
@@ -84,6 +91,7 @@ class Settings:
     alpn: str = ""
     username_file: str = ""
     install_dir: str = "/etc/stonechat"
+    home_assistant: bool = False
 
     @property
     def topics(self) -> str:
@@ -116,11 +124,19 @@ class Settings:
             mqtt["username_file"] = self.username_file
         if self.alpn:
             mqtt["alpn"] = self.alpn
-        return {
+        sections: dict[str, dict[str, Any]] = {
             "device": {"id": device, "fleet": self.fleet, "key_file": f"{where}/device.key"},
             "model": {"file": f"{where}/model.tflite"},
             "mqtt": mqtt,
         }
+        if self.home_assistant:
+            sections["homeassistant"] = {"discovery": True}
+        return sections
+
+    @property
+    def accounts(self) -> tuple[str, ...]:
+        """At the broker, beside the devices."""
+        return (*ACCOUNTS, "homeassistant") if self.home_assistant else ACCOUNTS
 
     def to_toml(self) -> str:
         lines = ["# Made by `stonechat provision init`; shared by all devices of this fleet."]
@@ -156,13 +172,29 @@ class Fleet:
             certificate, key = new_ca(f"stonechat fleet {settings.fleet}".encode()[:64].decode(errors="ignore"))
             write_file(folder / "ca.key", pem_key(key))
             write_file(folder / "ca.crt", pem(certificate), 0o644)
-        for place in (folder, folder / "keys", folder / "operator/keys"):
-            write_file(place / "fleet.toml", settings.to_toml())
-        fleet = cls(folder)
+        fleet = cls._with(folder, settings)
         for name in ACCOUNTS:
             fleet._issue(name, folder / name)
         fleet.write_broker_lists()
         return fleet
+
+    @classmethod
+    def _with(cls, folder: Path, settings: Settings) -> "Fleet":
+        """The fleet in `folder` with these settings, which are written where they are read."""
+        for place in (folder, folder / "keys", folder / "operator/keys"):
+            write_file(place / "fleet.toml", settings.to_toml())
+        return cls(folder)
+
+    def add_home_assistant(self) -> Path:
+        """Let the devices announce themselves to Home Assistant, and give it an account -> the account's folder. It may
+        read what they announce, and nothing else."""
+        place = self.folder / "homeassistant"
+        self._check_folders(place)
+        if not self.settings.home_assistant:
+            self.settings = self._with(self.folder, replace(self.settings, home_assistant=True)).settings
+            self._issue("homeassistant", place)
+        self.write_broker_lists()
+        return place
 
     @property
     def devices(self) -> list[str]:
@@ -360,9 +392,9 @@ class Fleet:
         if self.settings.auth == "managed":
             return
         make_folder(place)
-        write_atomic(place / "acl", acl(self.settings.topics), 0o600, owner)
+        write_atomic(place / "acl", acl(self.settings.topics, self.settings.home_assistant), 0o600, owner)
         if self.settings.auth == "passwords":
-            accounts = [(name, self.folder / name) for name in ACCOUNTS]
+            accounts = [(name, self.folder / name) for name in self.settings.accounts]
             accounts += [(device, self.folder / "devices" / device) for device in self.devices]
             before = _entries(place / "passwd")
             lines = [_password_entry(name, home / "password", before) for name, home in accounts]
@@ -386,9 +418,9 @@ class Fleet:
         return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def acl(topics: str) -> str:
-    """mosquitto's access list: a device reaches its own topics only, the collector and the operator what
-    they need."""
+def acl(topics: str, home_assistant: bool = False) -> str:
+    """mosquitto's access list: a device reaches its own topics only, the collector, the operator and Home Assistant
+    what they need."""
     lines = ["# A device's user name is its id."]
     lines += [f"pattern write {topics}%u/{name}" for name in ("report", "status")]
     lines += [f"pattern read {topics}%u/{name}" for name in ("ack", "command", "model")]
@@ -396,6 +428,11 @@ def acl(topics: str) -> str:
     lines += [f"topic read {topics}+/{name}" for name in ("report", "status")]
     lines += [f"topic write {topics}+/ack", "", "user operator"]
     lines += [f"topic write {topics}+/{name}" for name in ("command", "model")]
+    if home_assistant:
+        lines += ["", *(f"pattern write {topics}%u/{name}" for name in homeassistant.TOPICS)]
+        lines += ["pattern write homeassistant/device/%u/config", "pattern read homeassistant/status"]
+        lines += ["", "user homeassistant", "topic read homeassistant/#", "topic write homeassistant/status"]
+        lines += [f"topic read {topics}+/ha/+"]
     return "\n".join(lines) + "\n"
 
 
@@ -534,6 +571,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 help="also make what a MicroPython board needs, in devices/DEVICE/board: the arguments of start() as a "
                 "module, certificates as DER",
             )
+    acts.add_parser(
+        "home-assistant",
+        help="let the devices announce themselves to Home Assistant, and make its account at the broker",
+    )
     acts.add_parser("list", help="list the devices").add_argument(
         "--json", action="store_true", help="print the list as JSON"
     )
@@ -546,6 +587,9 @@ def run(args: argparse.Namespace) -> int:
     fleet = Fleet(folder)
     if args.act == "list":
         _list(fleet, args.json)
+        return 0
+    if args.act == "home-assistant":
+        print(f"{fleet.add_home_assistant()}: the account for Home Assistant's MQTT integration; next: {_HOME_STEPS}")
         return 0
     for device in args.device:
         more = {"board": args.board} if args.act in ("add", "rotate") else {}
@@ -562,6 +606,12 @@ def run(args: argparse.Namespace) -> int:
     if fleet.settings.auth in ("mtls", "passwords"):
         print("the broker takes up broker/ on SIGHUP; connections that are open last until they end")
     return 0
+
+
+_HOME_STEPS = (
+    "stonechat broker-config, and on each device that is in the fleet already: [homeassistant] discovery = true in its "
+    "stonechat.toml (devices that are added from now on have it)"
+)
 
 
 def _board_steps(folder: Path, settings: Settings) -> str:
