@@ -1,17 +1,25 @@
 """The emulated boards that `make boards` has built: a deployment over the serial port, and the golden vectors."""
 
+import contextlib
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fleet_support import Mosquitto, broker, needs_mosquitto, wait_for
+from stonechat.errors import StonechatError
 from stonechat_tools import cli
+from stonechat_tools.fleet import provision
+from stonechat_tools.fleet.store import Store
+from stonechat_tools.proofs.boards import uart
 from stonechat_tools.proofs.boards.firmware import BUILDS, DISKS, BuildError, build_all
 from stonechat_tools.proofs.boards.machine import MACHINES, BoardError, Machine
 from stonechat_tools.proofs.boards.prove import PRELUDE, Result, files_of, golden
 
-M3 = next(board for board in BUILDS if board.name == "m3")
+M3, PICO = (next(board for board in BUILDS if board.name == name) for name in ("m3", "pico"))
+__all__ = ["broker"]
 built = pytest.mark.skipif(M3.missing is not None, reason=f"Cortex-M3: {M3.missing}")
 
 
@@ -66,3 +74,35 @@ def test_the_board_keeps_its_files_and_says_what_went_wrong(tmp_path: Path) -> N
         result = Result("m3", "Cortex-M3")
         golden(machine, result, ["dense-tensor", "micropython-1"])
         assert result.golden == {"plain": 44, "viper": 44} and result.proved
+
+
+@needs_mosquitto
+@pytest.mark.slow
+@pytest.mark.skipif(PICO.missing is not None, reason=f"Pico: {PICO.missing}")
+def test_a_plain_pico_reports_over_its_uart_to_a_collector(tmp_path: Path, broker: Mosquitto) -> None:
+    """The example as it is: no socket module, publish= over the UART, forward.py, and acknowledgements back."""
+    fleet = provision.Fleet.init(tmp_path / "fleet", provision.Settings("localhost", broker.port, auth="plain"))
+    fleet.add("sensor-7")
+    database = tmp_path / "reports.db"
+    collect = [sys.executable, "-m", "stonechat_tools.cli", "collect", "--keys", str(fleet.folder / "keys"), "--plain"]
+    with open(tmp_path / "log", "wb") as log:
+        collector = subprocess.Popen([*collect, "--db", str(database)], stdout=log, stderr=log)
+        try:
+            address = f"127.0.0.1:{broker.port}"
+            with uart.reporting(PICO, "sensor-7", fleet.secrets("sensor-7")[0], address):
+
+                def heard() -> bool:
+                    assert collector.poll() is None, (tmp_path / "log").read_text()
+                    if not database.exists():
+                        return False
+                    with contextlib.suppress(StonechatError), Store(database) as store:
+                        return store.count("sensor-7") >= 3 and bool(store.devices()[0]["online"])
+                    return False
+
+                assert wait_for(heard, 600), (tmp_path / "log").read_text()
+        finally:
+            collector.kill()
+            collector.wait()
+    with Store(database) as store:
+        assert store.sequences("sensor-7")[:3] == [1, 2, 3]
+        assert not store.rejections()

@@ -12,6 +12,7 @@ import json
 import os
 import select
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -71,9 +72,17 @@ class LateError(BoardError):
 
 class Machine:
     """The board, switched on. romfs: an image for its ROM partition (qemu's boards); files: what lies on its littlefs,
-    empty where there are none. Raises BoardError."""
+    empty where there are none; uart: a socket on its UART 0 (a Pico's); repl: False leaves it to its
+    main.py. Raises BoardError."""
 
-    def __init__(self, board: Board, romfs: Path | None = None, files: Mapping[str, bytes] | None = None) -> None:
+    def __init__(
+        self,
+        board: Board,
+        romfs: Path | None = None,
+        files: Mapping[str, bytes] | None = None,
+        uart: socket.socket | None = None,
+        repl: bool = True,
+    ) -> None:
         self.board = board
         self._scratch = tempfile.TemporaryDirectory(prefix="stonechat-machine-")
         flash = Path(self._scratch.name) / "littlefs"
@@ -85,6 +94,8 @@ class Machine:
             command = ["node", str(folder / "rp2040.mjs"), str(board.path)]
             if files:
                 command.append(f"--littlefs={flash}")
+            if uart:
+                command.append(f"--uart={uart.fileno()}")
         else:
             command = [*MACHINES[board.name], "-nographic", "-monitor", "null", "-semihosting", "-icount", "shift=3"]
             command += ["-serial", "stdio", "-kernel", str(board.path)]
@@ -97,9 +108,16 @@ class Machine:
                 at = DISKS[board.make[0].partition("=")[2]][1]
                 command += ["-device", f"loader,file={flash},addr={at:#x},force-raw=on"]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            pass_fds=[uart.fileno()] if uart else [],
         )
         self._buffer = b""
+        if not repl:
+            return
         try:
             self._send(b"\r\x03\x03")
             self._until(b">>> ")

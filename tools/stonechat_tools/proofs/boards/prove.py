@@ -25,7 +25,9 @@ from stonechat_tools.proofs.boards.machine import BoardError, LateError, Machine
 
 APART = ("linux", "compat_cpython", "own_model")  # what only runs on CPython
 PRELUDE = """
+import gc
 import sys
+gc.threshold(8192)  # else what lives long comes to lie all over the heap, and no long gap is left
 class Borrowed:
     pass
 def borrow(name, more):
@@ -141,6 +143,7 @@ def files_of(board: Board, scratch: Path, tests: list[Path]) -> dict[str, bytes]
         f"/lib/stonechat/{module}.mpy": (scratch / f"agent/stonechat/{module}.mpy").read_bytes()
         for module in build(architecture, scratch / "agent", extra, linked=False).sizes
     }
+    files["/tmp/empty"] = b""
     files["/prelude.py"] = PRELUDE.encode()
     files["/run.mpy"] = compiled(root / "firmware_tests/run.py", architecture, scratch)
     units = root / "firmware_tests/unit"

@@ -1,6 +1,8 @@
-// node rp2040.mjs FIRMWARE.bin [--littlefs=IMAGE]: a Raspberry Pi Pico in rp2040js, its USB serial port on stdin and stdout.
+// node rp2040.mjs FIRMWARE.bin [--littlefs=IMAGE] [--uart=FD]: a Raspberry Pi Pico in rp2040js, its USB serial port on stdin and
+// stdout, its UART 0 at 115,200 baud on the descriptor FD.
 // The flash behind the SSI takes erase and program commands, which rp2040js does not have; littlefs needs them.
 import fs from 'fs';
+import net from 'net';
 import { Simulator, USBCDC, ConsoleLogger, LogLevel } from 'rp2040js';
 
 const LITTLEFS = 0xa0000;  // where MicroPython has it in a Pico's flash
@@ -100,12 +102,40 @@ process.stdin.on('data', (data) => { (connected ? waiting : early).push(...data)
 process.stdin.on('end', () => process.exit(0));
 mcu.peripherals[0x40058].onWatchdogTrigger = () => process.exit(9);
 
+// rp2040js asks for the transmit interrupt all the time, and never for that of an idle receiver.
+const uart = mcu.uart[0], uartWrite = uart.writeUint32.bind(uart);
+uart.checkInterrupts = () => mcu.setInterrupt(uart.irq, !!(uart.interruptStatus & uart.interruptMask));
+uart.writeUint32 = (offset, value) => {
+  uartWrite(offset, value);
+  if (offset === 0) { uart.interruptStatus |= 0x20; uart.checkInterrupts(); }
+};
+function receive(byte) {
+  uart.rxFIFO.push(byte);
+  uart.interruptStatus |= 0x50;
+  uart.checkInterrupts();
+}
+let uartByte = () => {};
+if (option('uart')) {
+  const wire = new net.Socket({ fd: +option('uart'), readable: true, writable: true });
+  const arriving = [];
+  let next = 0, sending = [];
+  wire.on('data', (data) => arriving.push(...data));
+  uart.onByte = (byte) => sending.push(byte);
+  uartByte = () => {
+    if (sending.length) { wire.write(Buffer.from(sending)); sending = []; }
+    if (!arriving.length || sim.clock.nanos < next || uart.rxFIFO.full) return;
+    next = sim.clock.nanos + 1e10 / 115200;
+    receive(arriving.shift());
+  };
+}
+
 mcu.core.PC = 0x10000000;
 const nanos = 1e9 / 125e6;
 function loop() {
   for (let k = 0; k < 50; k++) {
     pump();
-    for (let i = 0; i < 10000; i++) {
+    uartByte();
+    for (let i = 0; i < 5000; i++) {
       if (mcu.core.waiting) {
         const idle = sim.clock.nanosToNextAlarm;
         sim.clock.tick(idle);
