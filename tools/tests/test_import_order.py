@@ -43,7 +43,7 @@ WINGS = [
     ["modeling"],
     ["evaluation", "proofs"],
     ["bench"],
-    ["cli", "demo"],
+    ["cli", "demo", "simulate"],
 ]
 WING_HEIGHT = {wing: height for height, wings in enumerate(WINGS) for wing in wings}
 # what must run where nothing from pip is installed: no import of pip's at the top, in it or in what it imports
