@@ -21,7 +21,7 @@ import pytest
 from fleet_support import FakeVerdict, Mosquitto, Peer, broker, free_port, needs_mosquitto, wait_for
 from stonechat.delivery import Delivery
 from stonechat.outbox import Outbox
-from stonechat_tools.fleet import keyring, provision, wire
+from stonechat_tools.fleet import certificates, keyring, provision, wire
 from stonechat_tools.fleet.collector import Collector
 from stonechat_tools.fleet.mqtt_codec import Message
 from stonechat_tools.fleet.store import Store
@@ -451,7 +451,7 @@ def test_a_report_that_is_never_taken_is_refused_and_frees_its_place(tmp_path: P
 def tls_server(folder: Path, port: int, *, client_certificates: bool) -> Iterator[provision.Fleet]:
     fleet = provision.Fleet.init(folder / "fleet", provision.Settings("localhost", port))
     certificate, key = fleet.certificate("broker", ["wrong.example"] if not client_certificates else ["localhost"])
-    (folder / "server.pem").write_bytes(provision.pem(certificate) + provision.pem_key(key))
+    (folder / "server.pem").write_bytes(certificates.pem(certificate) + certificates.pem_key(key))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.pem")
     if client_certificates:

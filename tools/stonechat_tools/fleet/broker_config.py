@@ -21,7 +21,8 @@ from pathlib import Path
 from stonechat.errors import ConfigError
 
 from ..console import write_atomic
-from .provision import Fleet, pem, pem_key
+from .certificates import pem, pem_key
+from .provision import Fleet
 
 HELP = "write a mosquitto configuration for the fleet"
 HOLDS_KEYS = True

@@ -20,10 +20,6 @@ Examples:
 """
 
 import argparse
-import base64
-import datetime
-import hashlib
-import ipaddress
 import json
 import re
 import secrets
@@ -33,13 +29,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stonechat.errors import ConfigError
-from stonechat.linux import config, homeassistant
+from stonechat.linux import config
 
 from ..board_files import FOLDER, write_board
-from ..console import clipped, model_path, read_toml, write_atomic
-from . import keyring
+from ..console import model_path, read_toml, write_atomic
+from . import certificates, keyring
 from .broker import split_host
+from .broker_lists import acl, password_entries, password_entry
 from .bundle import check_model, make_bundle
+from .certificates import new_ca, pem, pem_key
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -54,8 +52,6 @@ RESERVED = (
     "admin",
     "homeassistant",
 )  # user names at the broker that no device may have
-CA_DAYS = 3650
-CERTIFICATE_DAYS = 1825
 ACCOUNTS = ("collector", "operator")  # the collector may read reports and acknowledge; the operator may command
 AUTHS = ("mtls", "passwords", "managed", "plain")
 FOLDERS = ("keys", "secrets", "issued", "devices", "broker", "revoked", "operator", "operator/keys")
@@ -336,23 +332,7 @@ class Fleet:
         self, name: str, addresses: list[str] | None = None
     ) -> "tuple[x509.Certificate, ec.EllipticCurvePrivateKey]":
         """One signed by the fleet's CA: for a client, or with `addresses` (names or IPs) for the broker."""
-        from cryptography import x509
-        from cryptography.hazmat.primitives.asymmetric import ec
-        from cryptography.x509.oid import ExtendedKeyUsageOID
-
-        ca, ca_key = self._ca()
-        key = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(_name(name), ca.subject, key.public_key(), CERTIFICATE_DAYS)
-        usage = ExtendedKeyUsageOID.SERVER_AUTH if addresses else ExtendedKeyUsageOID.CLIENT_AUTH
-        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-        builder = builder.add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
-        )
-        if addresses:
-            names = [_general_name(address) for address in addresses]
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return _sign(builder, ca_key), key
+        return certificates.issue(*self._ca(), name, addresses)
 
     def _ca(self) -> "tuple[x509.Certificate, ec.EllipticCurvePrivateKey]":
         from cryptography import x509
@@ -396,138 +376,16 @@ class Fleet:
         if self.settings.auth == "passwords":
             accounts = [(name, self.folder / name) for name in self.settings.accounts]
             accounts += [(device, self.folder / "devices" / device) for device in self.devices]
-            before = _entries(place / "passwd")
-            lines = [_password_entry(name, home / "password", before) for name, home in accounts]
+            before = password_entries(place / "passwd")
+            lines = [password_entry(name, home / "password", before) for name, home in accounts]
             write_atomic(place / "passwd", "".join(lines), 0o600, owner)
         if self.settings.auth == "mtls":
             write_atomic(place / "crl.pem", self._crl(), 0o644, owner)
 
     def _crl(self) -> bytes:
-        from cryptography import x509
-        from cryptography.hazmat.primitives import hashes, serialization
-
-        ca, ca_key = self._ca()
-        now = datetime.datetime.now(datetime.UTC)
-        builder = x509.CertificateRevocationListBuilder().issuer_name(ca.subject).last_update(now)
-        builder = builder.next_update(now + datetime.timedelta(days=CA_DAYS))
-        for path in sorted((self.folder / "revoked").iterdir()):
-            if not re.fullmatch("[0-9a-f]{1,40}", path.name):
-                continue
-            revoked = x509.RevokedCertificateBuilder().serial_number(int(path.name, 16)).revocation_date(now)
-            builder = builder.add_revoked_certificate(revoked.build())
-        return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
-def acl(topics: str, home_assistant: bool = False) -> str:
-    """mosquitto's access list: a device reaches its own topics only, the collector, the operator and Home Assistant
-    what they need."""
-    lines = ["# A device's user name is its id."]
-    lines += [f"pattern write {topics}%u/{name}" for name in ("report", "status")]
-    lines += [f"pattern read {topics}%u/{name}" for name in ("ack", "command", "model")]
-    lines += ["", "user collector"]
-    lines += [f"topic read {topics}+/{name}" for name in ("report", "status")]
-    lines += [f"topic write {topics}+/ack", "", "user operator"]
-    lines += [f"topic write {topics}+/{name}" for name in ("command", "model")]
-    if home_assistant:
-        lines += ["", *(f"pattern write {topics}%u/{name}" for name in homeassistant.TOPICS)]
-        lines += ["pattern write homeassistant/device/%u/config", "pattern read homeassistant/status"]
-        lines += ["", "user homeassistant", "topic read homeassistant/#", "topic write homeassistant/status"]
-        lines += [f"topic read {topics}+/ha/+"]
-    return "\n".join(lines) + "\n"
-
-
-def _entries(path: Path) -> dict[str, str]:
-    lines = path.read_text().splitlines() if path.is_file() and not path.is_symlink() else []
-    return {line.partition(":")[0]: line for line in lines}
-
-
-def _password_entry(name: str, file: Path, before: dict[str, str]) -> str:
-    """mosquitto's form (PBKDF2-SHA512). An entry that still fits is left as it is, and so is that of a device whose
-    folder is not here any more."""
-    try:
-        password = file.read_text().strip()
-    except FileNotFoundError:
-        return before[name] + "\n" if name in before else ""
-    old = before.get(name, "").split("$")
-    if len(old) == 5 and _hash(password, base64.b64decode(old[3]), int(old[2])) == old[4]:
-        return before[name] + "\n"
-    salt = secrets.token_bytes(12)
-    return f"{name}:$7$101${base64.b64encode(salt).decode()}${_hash(password, salt, 101)}\n"
-
-
-def _hash(password: str, salt: bytes, iterations: int) -> str:
-    return base64.b64encode(hashlib.pbkdf2_hmac("sha512", password.encode(), salt, iterations, 64)).decode()
-
-
-def _name(common_name: str) -> "x509.Name":
-    from cryptography import x509
-    from cryptography.x509.oid import NameOID
-
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
-def _general_name(address: str) -> "x509.GeneralName":
-    from cryptography import x509
-
-    try:
-        return x509.IPAddress(ipaddress.ip_address(address))
-    except ValueError:
-        pass
-    try:
-        name = address.encode("idna").decode()
-    except UnicodeError:
-        name = ""
-    if not re.fullmatch(r"[A-Za-z0-9_.*-]+", name):
-        raise ConfigError(f"{clipped(address)}: not the name or the address of a host")
-    return x509.DNSName(name)
-
-
-def _builder(subject: Any, issuer: Any, public_key: Any, days: int) -> "x509.CertificateBuilder":
-    from cryptography import x509
-
-    now = datetime.datetime.now(datetime.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))  # a device's clock may be behind
-        .not_valid_after(now + datetime.timedelta(days=days))
-    )
-
-
-def _sign(builder: "x509.CertificateBuilder", key: "ec.EllipticCurvePrivateKey") -> "x509.Certificate":
-    from cryptography.hazmat.primitives import hashes
-
-    return builder.sign(key, hashes.SHA256())
-
-
-def new_ca(common_name: str) -> "tuple[x509.Certificate, ec.EllipticCurvePrivateKey]":
-    from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    builder = _builder(_name(common_name), _name(common_name), key.public_key(), CA_DAYS)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)  # sign certificates and lists
-    builder = builder.add_extension(usage, critical=True)
-    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    return _sign(builder, key), key
-
-
-def pem(certificate: "x509.Certificate") -> bytes:
-    from cryptography.hazmat.primitives import serialization
-
-    return certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def pem_key(key: "ec.EllipticCurvePrivateKey") -> bytes:
-    from cryptography.hazmat.primitives import serialization
-
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+        names = (path.name for path in sorted((self.folder / "revoked").iterdir()))
+        serials = [int(name, 16) for name in names if re.fullmatch("[0-9a-f]{1,40}", name)]
+        return certificates.revocation_list(*self._ca(), serials)
 
 
 # --- the verb --------------------------------------------------------------------------------------------------------
