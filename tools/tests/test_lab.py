@@ -296,14 +296,16 @@ def _own_namespaces() -> list[str]:
 
 class ScriptedStage:
     """Two windows of learning, the one that ends it, two benign ones and a false alarm; then an alarm in the third
-    window of the first attack, and none in the four of the second; four of rest after each."""
+    window of the first attack, and none in the four of the second; four of rest after each. Two windows end while each
+    attack starts."""
 
     def __init__(self) -> None:
-        calm = {"level": "normal", "learning": False, "evidence": 0.0, "explain": []}
+        calm = {"level": "normal", "learning": False, "evidence": 0.0, "surprise": 0.0, "explain": []}
         watch = {**calm, "evidence": 0.6, "explain": [{"feature": "forks"}]}
-        alarm = {"level": "alarm", "learning": False, "evidence": 1.2, "explain": [{"feature": "syn_out"}]}
+        alarm = {**calm, "level": "alarm", "evidence": 1.2, "explain": [{"feature": "syn_out"}]}
         rest = [calm] * trial.SETTLE_WINDOWS
-        first, second = [calm, watch, alarm, watch, *rest], [calm, watch, calm, calm, calm, *rest]
+        early = [{**alarm, "early": True}] * 2
+        first, second = [*early, calm, watch, alarm, watch, *rest], [*early, calm, watch, calm, calm, calm, *rest]
         self._script = iter([{**calm, "learning": True}] * 2 + [calm] * 3 + [alarm] + first + second)
 
     def attacked(self, name: str):
@@ -311,7 +313,9 @@ class ScriptedStage:
 
     def window(self) -> dict[str, object]:
         deltas = list(range(len(schemas.LINUX_PROC_1)))
-        return {"verdict": next(self._script), "time_s": 1.0, "elapsed_ms": 1000, "deltas": deltas}
+        verdict = next(self._script)
+        time_s = 1.0 if verdict.get("early") else 4e9
+        return {"verdict": verdict, "time_s": time_s, "elapsed_ms": 1000, "deltas": deltas}
 
 
 def test_a_trial_counts_windows_to_alarm_and_false_alarms(tmp_path):
