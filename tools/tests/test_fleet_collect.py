@@ -212,7 +212,7 @@ class Line:
     def __init__(self, store: Store, secret: bytes) -> None:
         self.pending: list[tuple[str, bytes]] = []
         self.collector = Collector(store, keyring.Keys({"board": secret}))
-        self.collector._client = self
+        self.collector._clients = [self]
 
     def send(self, mids: list[int], publishes: list[tuple[str, bytes]], epoch: int | None = None) -> None:
         self.pending += publishes

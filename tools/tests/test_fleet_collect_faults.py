@@ -401,7 +401,7 @@ def test_a_message_that_cant_be_stored_costs_itself(tmp_path: Path) -> None:
 
     with Picky(":memory:") as store:
         collector = Collector(store, keyring.Keys({"dev-0": secret_of(0)}))
-        collector._client = Client()
+        collector._clients = [Client()]
         collector._store([Message(PREFIX + "dev-0/report", message(0, n), n, 1) for n in (1, 2, 3)])
         assert store.sequences("dev-0") == [1, 3] and acked == [1, 2, 3]
         assert collector.counts["malformed"] == 1
@@ -417,7 +417,7 @@ def test_a_report_that_is_never_taken_is_refused_and_frees_its_place(tmp_path: P
 
     with Store(":memory:") as store:
         collector = Collector(store, keyring.Keys({"dev-0": secret_of(0)}))
-        collector._client = Client()
+        collector._clients = [Client()]
         device = Delivery(
             "dev-0", secret_of(0), Outbox(str(tmp_path / "box")), heartbeat_windows=1, bytes_per_day=0, resend_ms=1000
         )

@@ -19,6 +19,7 @@ BENCHES = {
     "agent": "stonechat_tools.bench.agent",
     "board": "stonechat_tools.bench.board",
     "wire": "stonechat_tools.bench.wire",
+    "fleet": "stonechat_tools.bench.fleet",
     "peers": "stonechat_tools.bench.peers",
     "rollout": "stonechat_tools.bench.rollout",
     "update": "stonechat_tools.bench.update",

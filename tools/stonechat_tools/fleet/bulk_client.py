@@ -109,7 +109,7 @@ class BulkClient:
             if mids and epoch in (None, self._epoch):
                 self._unsent += mqtt_codec.acks(mids)
             if publishes:
-                self._unsent += b"".join(codec.publish(topic, payload, 0, False, 0) for topic, payload in publishes)
+                self._unsent += codec.notices(publishes)
             if len(self._unsent) > MAX_UNSENT_BYTES:
                 self._breaking = True
         self.wake()

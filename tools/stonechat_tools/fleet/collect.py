@@ -6,7 +6,8 @@ Examples:
   stonechat collect --keys fleet/keys
   stonechat collect --broker broker.example:8883 --cafile ca.crt --cert me.crt --key me.key --keys fleet/keys
   stonechat collect --broker localhost --plain --keys fleet/keys --json --for 60
-  stonechat collect --keys fleet/keys --db postgresql://collector@db.example/fleet --shard 1/2
+  stonechat collect --keys fleet/keys --broker a.example --also b.example --db postgresql://db.example/fleet \\
+    --shard 1/2
 """
 
 import argparse
@@ -23,7 +24,7 @@ from dataclasses import asdict
 from stonechat.errors import StonechatError
 
 from . import alert_settings, alerts, keyring, wire
-from .broker import add_broker_arguments, broker_options
+from .broker import add_broker_arguments, broker_options, split_host
 from .collector import MQTT, RETRY_S, Collector
 from .incidents import Policy
 from .monitor import Monitor
@@ -51,7 +52,9 @@ class JsonLines:
         self._thread.start()
 
     def __call__(self, report: wire.Report) -> None:
-        values = {name: value for name, value in asdict(report).items() if name not in ("body", "key", "current")}
+        left = ("body", "key", "current", "packed")
+        values = {name: value for name, value in asdict(report).items() if name not in left}
+        values["features"] = [asdict(feature) for feature in report.features]
         values["stream"] = report.stream.hex()
         try:
             self._lines.put_nowait(json.dumps(values).encode() + b"\n")
@@ -79,7 +82,14 @@ class JsonLines:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_broker_arguments(parser)
-    parser.add_argument("--client-id", default="stonechat-collector", help="MQTT client id (default %(default)s)")
+    parser.add_argument("--client-id", help="MQTT client id (default: stonechat-collector, with the number of --shard)")
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="HOST[:PORT]",
+        help="one more broker of the fleet; may be repeated",
+    )
     parser.add_argument(
         "--mqtt",
         choices=MQTT,
@@ -113,6 +123,8 @@ def run(args: argparse.Namespace) -> int:
     keep = Keep(args.keep_reports, args.keep_hourly, args.keep_daily)
     keys = keyring.Keys(args.keys)
     options = broker_options(args, "collector")
+    more = [split_host(text, "--also") for text in args.also]
+    also = [(host, port or int(options["port"])) for host, port in more]
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
@@ -123,7 +135,8 @@ def run(args: argparse.Namespace) -> int:
         lines = JsonLines() if args.json else None
         notifier = opened.enter_context(alerts.Alerts(settings))
         monitor = Monitor(store, settings.policy, notifier.notify, shard=shard)
-        options |= {"client_id": args.client_id, "mqtt": args.mqtt, "monitor": monitor}
+        options["client_id"] = args.client_id or "stonechat-collector" + (f"-{shard.number}" if args.shard else "")
+        options |= {"mqtt": args.mqtt, "also": also, "monitor": monitor}
         collector = Collector(store, keys, on_report=lines, keep=keep, shard=shard, **options)
         with collector:
             if args.json or not sys.stdout.isatty():

@@ -5,10 +5,10 @@ queue of bounded size: while it is full nothing is read from the broker.
 """
 
 import contextlib
+import functools
 import ssl
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,13 +21,9 @@ from .mqtt_codec import Message
 from .shards import Shard
 from .store import DUPLICATE, STORED, Store, StoreError
 from .store.retention import Keep
+from .waiting import Source, Waiting
 
-MAX_BATCH = 2000
-MAX_WAITING = 8000  # messages between the connection and the database; the broker keeps the others,
-MAX_WAITING_BYTES = 4_000_000  # with all that they take in memory
-MESSAGE_BYTES = 450  # of memory for a message, beside its payload
 BATCH_WAIT_S = 0.005
-BATCH_LEAST = 200  # with this many it does not wait for more
 MAX_ACK_RANGES = limits.ACK_NUMBERS // 2
 RETRY_S = 1.0
 LISTENED_S = 10.0
@@ -35,59 +31,9 @@ RETAIN_S, RETAIN_BUSY_S = 30.0, 90.0
 STEP_S = 1.0
 MQTT = ("auto", "5", "3.1.1", "paho")
 
+_NOT_YET = "not connected yet"
+
 OnReport = Callable[[wire.Report], None]
-
-
-class _Waiting:
-    """Messages on their way to the database, bounded by number and by bytes. Each with the connection that brought
-    it."""
-
-    def __init__(self) -> None:
-        self._parts: deque[tuple[int, list[Message], int]] = deque()
-        self._count = self._bytes = 0
-        self._changed = threading.Condition()
-
-    def __len__(self) -> int:
-        return self._count
-
-    def has_space(self, share: int = 1) -> bool:
-        return self._count * share < MAX_WAITING and self._bytes * share < MAX_WAITING_BYTES
-
-    def wait_space(self, wait_s: float) -> bool:
-        with self._changed:
-            return self._changed.wait_for(self.has_space, wait_s)
-
-    def put(self, epoch: int, messages: list[Message]) -> None:
-        size = sum(len(message.payload) for message in messages) + MESSAGE_BYTES * len(messages)
-        with self._changed:
-            self._parts.append((epoch, messages, size))
-            self._count += len(messages)
-            self._bytes += size
-            self._changed.notify_all()
-
-    def take(self, first_s: float, more_s: float) -> tuple[int, list[Message]]:
-        """Up to MAX_BATCH messages of one connection: the first within first_s, the others within more_s of it."""
-        found: list[Message] = []
-        with self._changed:
-            self._changed.wait_for(lambda: self._parts, first_s)
-            if not self._parts:
-                return 0, found
-            if self._count < BATCH_LEAST:
-                self._changed.wait_for(lambda: self._count >= BATCH_LEAST, more_s)
-            epoch = self._parts[0][0]
-            while self._parts and self._parts[0][0] == epoch and len(found) < MAX_BATCH:
-                _, messages, size = self._parts.popleft()
-                space = MAX_BATCH - len(found)
-                if len(messages) > space:
-                    left = messages[space:]
-                    left_size = size * len(left) // len(messages)
-                    self._parts.appendleft((epoch, left, left_size))
-                    messages, size = messages[:space], size - left_size
-                found += messages
-                self._count -= len(messages)
-                self._bytes -= size
-            self._changed.notify_all()
-        return epoch, found
 
 
 class Collector:
@@ -96,7 +42,8 @@ class Collector:
     thread; `counts` has what became of every message; `failure` is what ended the worker, None while it works.
     mqtt: one of MQTT, see bulk_client. keep: what to roll up and delete; None for all as it is.
     shard: which devices are its own; messages of all others are acknowledged to the broker and left to their collector.
-    monitor: judges what was committed (monitor.py)."""
+    monitor: judges what was committed (monitor.py).
+    also: more brokers, (host, port): devices connect to one of them, and the collector to all."""
 
     def __init__(
         self,
@@ -116,6 +63,7 @@ class Collector:
         keep: Keep | None = None,
         shard: Shard | None = None,
         monitor: Monitor | None = None,
+        also: Sequence[tuple[str, int]] = (),
     ) -> None:
         self.store = store
         self._retention = None if keep is None else store.retention(keep)
@@ -130,35 +78,41 @@ class Collector:
         names = (STORED, DUPLICATE, "status", *keyring.REASONS, "refused", "dropped")
         self.counts: dict[str, int] = dict.fromkeys(names, 0)
         self.failure: BaseException | None = None
-        self.connected = threading.Event()  # set while subscribed
+        self.connected = threading.Event()  # set while subscribed, at each broker
         self.ever_connected = False
-        self._network_error: str | None = None
         self._store_error: str | None = None
-        self._waiting = _Waiting()
+        self._waiting = Waiting()
         self._stopping = threading.Event()
         self._since_s = 0.0  # when this connection was subscribed
         self._listened_s = 0.0  # when that was last noted in the database
         options: dict[str, Any] = {"username": username, "password": password, "tls": tls}
-        options |= {"on_messages": self._on_messages, "on_state": self._on_state}
-        place = (client_id, (host, port), [self.prefix + "+/report", self.prefix + "+/status"])
-        self._client: Any
-        if mqtt == "paho":
-            from .paho_client import PahoClient
+        topics = [self.prefix + "+/report", self.prefix + "+/status"]
+        places = [(host, port), *also]
+        self._network: list[str | None] = [_NOT_YET] * len(places)  # what is wrong with each broker
+        self._clients: list[Any] = []
+        for at, where in enumerate(places):
+            options["on_messages"] = functools.partial(self._on_messages, at)
+            options["on_state"] = functools.partial(self._on_state, at)
+            if mqtt == "paho":
+                from .paho_client import PahoClient
 
-            self._client = PahoClient(*place, wait_space=self._waiting.wait_space, **options)
-        else:
-            from .bulk_client import BulkClient
+                client: Any = PahoClient(client_id, where, topics, wait_space=self._waiting.wait_space, **options)
+            else:
+                from .bulk_client import BulkClient
 
-            self._client = BulkClient(*place, has_space=self._waiting.has_space, version=mqtt, **options)
+                space = self._waiting.has_space
+                client = BulkClient(client_id, where, topics, has_space=space, version=mqtt, **options)
+            self._clients.append(client)
         self._worker = threading.Thread(target=self._work, name="collector", daemon=True)
 
     @property
     def error(self) -> str | None:
         """Why the database does not take a batch, or why there is no connection; None while all is well."""
-        return self._store_error or self._network_error
+        return self._store_error or next((why for why in self._network if why and why != _NOT_YET), None)
 
     def start(self) -> "Collector":
-        self._client.start()
+        for client in self._clients:
+            client.start()
         self._worker.start()
         return self
 
@@ -167,7 +121,8 @@ class Collector:
         self._stopping.set()
         if self._worker.is_alive():
             self._worker.join(timeout=30)
-        self._client.stop()
+        for client in self._clients:
+            client.stop()
 
     def __enter__(self) -> "Collector":
         return self.start()
@@ -176,45 +131,46 @@ class Collector:
         self.stop()
 
     def publish(self, topic: str, payload: bytes, qos: int = 1, retain: bool = False) -> bool:
-        """Through the collector's own connection. False where it is not taken."""
-        return bool(self._client.publish(topic, payload, qos, retain))
+        """Through the collector's own connections, to each broker. False where one does not take it."""
+        taken = [client.publish(topic, payload, qos, retain) for client in self._clients]
+        return all(taken)
 
     # --- the connection's thread --------------------------------------------------------------------------------------
 
-    def _on_state(self, connected: bool, why: str) -> None:
-        if connected:
-            self._network_error = None
-            self.ever_connected = True
+    def _on_state(self, at: int, connected: bool, why: str) -> None:
+        self._network[at] = None if connected else why
+        self.ever_connected = self.ever_connected or connected
+        if not any(self._network):
             if not self.connected.is_set():
                 self._since_s = time.time()
             self.connected.set()
-            return
-        self.connected.clear()
-        if not self._stopping.is_set():
-            self._network_error = why
+        else:
+            self.connected.clear()
 
-    def _on_messages(self, messages: list[Message]) -> None:
+    def _on_messages(self, at: int, messages: list[Message]) -> None:
         # Devices send with QoS 1. What is sent with QoS 0 gets half of the space and is never waited for.
         if not self._waiting.has_space(2):
             kept = [message for message in messages if message.qos]
             self.counts["dropped"] += len(messages) - len(kept)
             messages = kept
         if messages:
-            self._waiting.put(self._client.epoch, messages)
+            self._waiting.put((at, self._clients[at].epoch), messages)
 
     # --- the worker's thread --------------------------------------------------------------------------------------
 
     def _work(self) -> None:
         try:
             while not (self._stopping.is_set() and not len(self._waiting)):
-                if self._client.failure is not None:
-                    raise self._client.failure
+                for client in self._clients:
+                    if client.failure is not None:
+                        raise client.failure
                 full = not self._waiting.has_space()
-                epoch, batch = self._waiting.take(BATCH_WAIT_S * 20, BATCH_WAIT_S)
+                source, batch = self._waiting.take(BATCH_WAIT_S * 20, BATCH_WAIT_S)
                 if full:
-                    self._client.wake()
+                    for client in self._clients:
+                        client.wake()
                 if batch:
-                    self._store(batch, epoch)
+                    self._store(batch, source)
                 self._note_listening()
                 self._retain(not batch)
                 self._judge()
@@ -223,7 +179,8 @@ class Collector:
                     self.monitor.close()
         except BaseException as error:
             self.failure = error
-            self._client.stop()
+            for client in self._clients:
+                client.stop()
 
     def _note_listening(self) -> None:
         """Every LISTENED_S: that whoever was silent until now was silent."""
@@ -250,12 +207,12 @@ class Collector:
             with contextlib.suppress(StoreError):  # as for the reports, which wait for the database
                 self.monitor.step()
 
-    def _store(self, batch: Sequence[Message], epoch: int | None = None) -> None:
+    def _store(self, batch: Sequence[Message], source: Source | None = None) -> None:
         """Take a batch, however long the database needs to be well again; a message that it can't hold costs only
         itself."""
         while True:
             try:
-                self.take(batch, epoch)
+                self.take(batch, source)
                 self._store_error = None
                 return
             except StoreError as error:  # nothing of the batch was acknowledged
@@ -267,14 +224,18 @@ class Collector:
                     self.counts["malformed"] += 1
                     self._store_error = f"one message can't be stored: {error}"
                     # its device keeps it, the broker need not
-                    self._client.send([batch[0].mid] if batch[0].qos else [], [], epoch)
+                    self._send([batch[0].mid] if batch[0].qos else [], [], source)
                     return
                 for message in batch:
-                    self._store([message], epoch)
+                    self._store([message], source)
                 return
 
-    def take(self, messages: Sequence[Message], epoch: int | None = None) -> None:
-        """One batch of messages, of the connection `epoch`. Raises StoreError with nothing acknowledged."""
+    def _send(self, mids: list[int], publishes: list[tuple[str, bytes]], source: Source | None) -> None:
+        at, epoch = source or (0, None)
+        self._clients[at].send(mids, publishes, epoch)
+
+    def take(self, messages: Sequence[Message], source: Source | None = None) -> None:
+        """One batch of messages of one connection. Raises StoreError with nothing acknowledged."""
         reports: list[wire.Report] = []
         signers: list[keyring.DeviceKeys] = []
         statuses: list[wire.Status] = []
@@ -305,7 +266,7 @@ class Collector:
                 rejections.append((device, rejected.reason))
         results = self.store.put(reports, statuses, rejections, [device for device, *_ in refused])
         mids = [message.mid for message in messages if message.qos]
-        self._client.send(mids, self._acknowledgements(reports, signers, refused), epoch)
+        self._send(mids, self._acknowledgements(reports, signers, refused), source)
         self._count(reports, results, rejections)
         if self.monitor is not None:
             with contextlib.suppress(StoreError):  # the batch is committed
@@ -383,8 +344,7 @@ class Collector:
         # (keys, stream) -> numbers committed, numbers refused
         due: dict[tuple[keyring.DeviceKeys, bytes], tuple[list[int], list[int]]] = {}
         for report, keys in zip(reports, signers, strict=True):
-            name = (keys, report.stream)
-            found = due.get(name)
+            found = due.get(name := (keys, report.stream))
             if found is None:
                 due[name] = ([report.sequence], [])
             else:
@@ -394,7 +354,7 @@ class Collector:
         made = []
         time_s = int(time.time())
         for (keys, stream), (committed, never) in due.items():
-            taken, left = wire.ranges_of(committed), wire.ranges_of(never)
+            taken, left = wire.ranges_of(committed), wire.ranges_of(never) if never else []
             topic = f"{self.prefix}{keys.device}/ack"
             for at in range(0, max(len(taken), len(left)), MAX_ACK_RANGES):
                 part = slice(at, at + MAX_ACK_RANGES)

@@ -31,7 +31,9 @@ _INNER = bytes(byte ^ 0x36 for byte in range(256))  # RFC 2104
 _OUTER = bytes(byte ^ 0x5C for byte in range(256))
 _INNER_REST, _OUTER_REST = b"\x36" * 32, b"\x5c" * 32
 _sha256 = hashlib.sha256
-_LABEL_SETS: dict[tuple[str, ...], tuple[str, ...]] = {}
+# The begin of RFC 9052's MAC_structure, up to the device id as external_aad, by the length of this id
+_CONTEXTS = [b"\x84\x64MAC0\x43\xa1\x01\x04" + (bytes((0x40 + n,)) if n < 24 else bytes((0x58, n))) for n in range(256)]
+_LABEL_SETS: dict[tuple[str, ...], dict[str, int]] = {}
 _DEVICE = re.compile(r"(?=.*[A-Za-z0-9])[A-Za-z0-9_.-]{1,64}")
 
 
@@ -73,10 +75,8 @@ class Mac:
 
     def __init__(self, key: bytes, device: str) -> None:
         self._key = key
-        name = device.encode()  # up to 64 bytes
-        size = len(name)
-        head = bytes((0x40 + size,)) if size < 24 else bytes((0x58, size))
-        self._context = b"\x84\x64MAC0\x43\xa1\x01\x04" + head + name
+        name = device.encode()
+        self._context = _CONTEXTS[len(name)] + name
 
     def seal(self, payload: bytes) -> bytes:
         size = len(payload)
@@ -121,9 +121,10 @@ class DeviceKeys:
         self._take({label: derive(secret, label.encode()) for label in LABELS}, device, current)
 
     def _take(self, keys: dict[str, bytes], device: str, current: bool) -> None:
-        self._held = tuple(label for label in LABELS if label in keys)
-        self._held = _LABEL_SETS.setdefault(self._held, self._held)  # one tuple for all devices
-        self._packed = b"".join(keys[label] for label in self._held)
+        labels = tuple(label for label in LABELS if label in keys)
+        offsets = {label: n * SECRET_BYTES for n, label in enumerate(labels)}
+        self._held = _LABEL_SETS.setdefault(labels, offsets)  # label: offset in _packed; one for all devices
+        self._packed = b"".join(keys[label] for label in labels)
         self.device = device
         self.current = current  # False for keys that are being rotated out
         self.fingerprint = fingerprint(keys.get("report") or next(iter(keys.values())))
@@ -138,9 +139,9 @@ class DeviceKeys:
     def _mac(self, label: str) -> Mac:
         """Raises ConfigError where there are keys of other directions only."""
         try:
-            at = self._held.index(label) * SECRET_BYTES
+            at = self._held[label]
             return Mac(self._packed[at : at + SECRET_BYTES], self.device)
-        except ValueError:
+        except KeyError:
             side = "the operator" if label in OPERATOR_LABELS else "the collector"
             raise ConfigError(f"{self.device}: no key for {label} here; {side} has it") from None
 

@@ -63,6 +63,8 @@ class Codec(Protocol):
 
     def publish(self, topic: str, payload: bytes, qos: int, retain: bool, mid: int) -> bytes: ...
 
+    def notices(self, publishes: Sequence[tuple[str, bytes]]) -> bytes: ...
+
     def feed(self, data: bytes) -> Arrived: ...
 
 
@@ -78,6 +80,19 @@ def _length(count: int) -> bytes:
         count >>= 7
         if not count:
             return bytes(made)
+
+
+def _notices(publishes: Sequence[tuple[str, bytes]], properties: bytes) -> bytes:
+    """A PUBLISH of QoS 0 for each (topic, payload)."""
+    made = []
+    for topic, payload in publishes:
+        raw = topic.encode()
+        size, total = len(raw), len(raw) + len(payload) + 2 + len(properties)
+        if total < 128:
+            made.append(bytes((0x30, total, size >> 8, size & 255)) + raw + properties + payload)
+        else:
+            made.append(b"\x30" + _length(total) + size.to_bytes(2) + raw + properties + payload)
+    return b"".join(made)
 
 
 def _text(text: str | bytes) -> bytes:
@@ -202,6 +217,9 @@ class Codec3(_Framed):
         body = _text(topic) + (mid.to_bytes(2) if qos else b"")
         return bytes([0x30 | qos << 1 | retain]) + _length(len(body) + len(payload)) + body + payload
 
+    def notices(self, publishes: Sequence[tuple[str, bytes]]) -> bytes:
+        return _notices(publishes, b"")
+
     def _publish(self, data: bytes, view: memoryview, at: int, start: int, end: int) -> Message:
         qos = data[at] >> 1 & 1
         topic_end = start + 2 + (data[start] << 8 | data[start + 1]) if end - start >= 2 else end + 1
@@ -261,6 +279,9 @@ class Codec5(_Framed):
     def publish(self, topic: str, payload: bytes, qos: int, retain: bool, mid: int) -> bytes:
         body = _text(topic) + (mid.to_bytes(2) if qos else b"") + b"\x00"
         return bytes([0x30 | qos << 1 | retain]) + _length(len(body) + len(payload)) + body + payload
+
+    def notices(self, publishes: Sequence[tuple[str, bytes]]) -> bytes:
+        return _notices(publishes, b"\x00")
 
     def _publish(self, data: bytes, view: memoryview, at: int, start: int, end: int) -> Message:
         try:

@@ -28,6 +28,7 @@ class Watch:
     """Raises OSError where the folder can't be watched; whoever asks then has to look at the files."""
 
     def __init__(self, folder: Path) -> None:
+        self._handle = -1
         if not _is_local(folder):
             raise OSError("not on a local disk")
         libc = ctypes.CDLL(None, use_errno=True)

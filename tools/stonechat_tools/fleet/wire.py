@@ -6,7 +6,7 @@ before its tag verifies: what others send is compared, counted and dropped.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import cbor2
@@ -68,7 +68,7 @@ class Report:
     score_max_q8: int | None = None
     surprise_q8: int | None = None
     evidence_q8: int | None = None
-    features: list[Feature] = field(default_factory=list)
+    packed: bytes = b""  # `features`, as the device packed them
     detail: str | None = None
     lost: int = 0
     channel: int = 0  # which of the status's channels carries it, from 1; 0 is the device itself
@@ -77,6 +77,10 @@ class Report:
     body: bytes = b""  # without the age, which differs each time that the report is sent
     key: str = ""  # fingerprint of the key that it verified with,
     current: bool = True  # which is the device's current one, not one that is being rotated out
+
+    @property
+    def features(self) -> list[Feature]:
+        return list(_features(self.packed))
 
 
 @dataclass(slots=True)
@@ -134,24 +138,24 @@ class _Fields:
             raise Rejected("malformed", str(error)) from None
         if not isinstance(decoded, dict):
             raise Rejected("malformed", "not a map")
-        self._map = decoded
+        self.all = decoded
         if decoded.get(0) != VERSION:
             raise Rejected("version", repr(decoded.get(0))[:20])
 
     def __contains__(self, key: int) -> bool:
-        return key in self._map
+        return key in self.all
 
     def count(self, key: int, top: int = _COUNT_MAX) -> int:
-        value = self._map.get(key)
+        value = self.all.get(key)
         if type(value) is not int or not 0 <= value <= top:
             raise Rejected("malformed", f"key {key}")
         return value
 
     def maybe(self, key: int, top: int = _COUNT_MAX) -> int | None:
-        return self.count(key, top) if key in self._map else None
+        return self.count(key, top) if key in self.all else None
 
     def own(self, key: int) -> OwnModel | None:
-        value = self._map.get(key)
+        value = self.all.get(key)
         if value is None:
             return None
         if not isinstance(value, (list, tuple)) or len(value) != 5:
@@ -169,7 +173,7 @@ class _Fields:
 
     def counts(self, key: int, size: int | None) -> tuple[int, ...]:
         """size: how many, or None for up to limits.CAUSES."""
-        value = self._map.get(key)
+        value = self.all.get(key)
         if (
             not isinstance(value, (list, tuple))
             or (len(value) > limits.CAUSES if size is None else len(value) != size)
@@ -179,14 +183,14 @@ class _Fields:
         return tuple(value)
 
     def text(self, key: int, most_bytes: int) -> str | None:
-        value = self._map.get(key)
+        value = self.all.get(key)
         if value is not None and not isinstance(value, str):
             raise Rejected("malformed", f"key {key}")
         return None if value is None else _plain(value, most_bytes)
 
     def texts(self, key: int, most: int, most_bytes: int) -> tuple[str, ...]:
         """The first `most` of a list; empty where there is none."""
-        value = self._map.get(key)
+        value = self.all.get(key)
         if value is None:
             return ()
         if not isinstance(value, (list, tuple)) or any(not isinstance(item, str) for item in value):
@@ -194,13 +198,13 @@ class _Fields:
         return tuple(_plain(item, most_bytes) for item in value[:most])
 
     def detail(self) -> str | None:
-        value = self._map.get(13)
+        value = self.all.get(13)
         if value is not None and (not isinstance(value, str) or value != _plain(value, limits.DETAIL_BYTES)):
             raise Rejected("malformed", "key 13")
         return value
 
     def octets(self, key: int, most: int) -> bytes | None:
-        value = self._map.get(key)
+        value = self.all.get(key)
         if value is not None and (not isinstance(value, bytes) or len(value) > most):
             raise Rejected("malformed", f"key {key}")
         return value
@@ -212,13 +216,13 @@ class _Fields:
         return value
 
     def flag(self, key: int) -> bool | None:
-        value = self._map.get(key)
+        value = self.all.get(key)
         if value is not None and not isinstance(value, bool):
             raise Rejected("malformed", f"key {key}")
         return value
 
     def raw(self, key: int) -> Any:
-        return self._map.get(key)
+        return self.all.get(key)
 
 
 def open_report(device: str, keys: DeviceKeys, message: bytes) -> Report:
@@ -257,8 +261,45 @@ def _undated(body: bytes, late: int | bool) -> bytes:
     return body
 
 
+_UNUSUAL = frozenset((4, 12, 13, 14, 15, 17, LATE_KEY))
+
+
+def _usual(device: str, body: bytes, fields: dict[Any, Any]) -> Report | None:
+    """As _report(), for what most reports are: one window, dated, on time. None for anything else."""
+    if not _UNUSUAL.isdisjoint(fields):
+        return None
+    get = fields.get
+    sequence, boot, time_s, level, flags = get(1), get(2), get(3), get(5), get(6, 0)
+    score, surprise, evidence, packed, stream = get(7), get(8), get(9), get(10, b""), get(16)
+    if not (
+        type(sequence) is type(boot) is type(time_s) is type(level) is int
+        and type(score) is type(surprise) is type(evidence) is type(flags) is int
+        and type(stream) is type(packed) is bytes
+        and 0 <= sequence <= _COUNT_MAX
+        and 0 <= boot <= _COUNT_MAX
+        and 0 <= time_s <= _COUNT_MAX
+        and 0 <= score <= _COUNT_MAX
+        and 0 <= surprise <= _COUNT_MAX
+        and 0 <= evidence <= _COUNT_MAX
+        and 0 <= level <= 2
+        and 0 <= flags <= 0xFF
+        and len(stream) == limits.STREAM_BYTES
+        and len(packed) <= limits.FEATURES_BYTES
+        and not len(packed) % 3
+    ):
+        return None
+    return Report(
+        device, sequence, boot, time_s, None, stream, level, flags, 1, score, score, score, surprise, evidence, packed,
+        None, 0, 0, None, None, body,
+    )  # fmt: skip
+
+
 def _report(device: str, body: bytes) -> Report:
     fields = _Fields(body)
+    return _usual(device, body, fields.all) or _any_report(device, body, fields)
+
+
+def _any_report(device: str, body: bytes, fields: _Fields) -> Report:
     report = Report(
         device=device,
         sequence=fields.count(1),
@@ -290,7 +331,9 @@ def _report(device: str, body: bytes) -> Report:
         return report
     report.score_q8 = report.score_min_q8 = report.score_max_q8 = fields.count(7)
     report.surprise_q8 = fields.count(8)
-    report.features = list(_features(fields.octets(10, limits.FEATURES_BYTES) or b""))
+    report.packed = fields.octets(10, limits.FEATURES_BYTES) or b""
+    if len(report.packed) % 3:
+        raise Rejected("malformed", "features")
     return report
 
 
@@ -300,8 +343,6 @@ def reread(device: str, body: bytes) -> Report:
 
 
 def _features(packed: bytes) -> Iterator[Feature]:
-    if len(packed) % 3:
-        raise Rejected("malformed", "features")
     for at in range(0, len(packed), 3):
         index, z_q4, share = packed[at : at + 3]
         yield Feature(index, (z_q4 - 256 if z_q4 > 127 else z_q4) / 16, share)
@@ -355,12 +396,30 @@ def seal_ack(
 ) -> bytes:
     """ranges: (first, last) of the stream's sequence numbers that are committed; refused: of those that will never be
     taken -> the acknowledgement."""
-    fields: dict[int, Any] = {0: VERSION, 1: [number for pair in ranges for number in pair]}
-    fields[2] = int(time.time()) if time_s is None else time_s
-    fields[3] = stream
-    if refused:
-        fields[4] = [number for pair in refused for number in pair]
-    return keys.ack.seal(encode(fields))
+    dated = b"\x02" + _uint(int(time.time()) if time_s is None else time_s) + b"\x03\x44"
+    if len(ranges) == 1 and not refused:
+        ((first, last),) = ranges
+        return keys.ack.seal(b"\xa4\x00\x01\x01\x82" + _uint(first) + _uint(last) + dated + stream)
+    head = b"\xa5\x00\x01\x01" if refused else b"\xa4\x00\x01\x01"
+    tail = b"\x04" + _ranges(refused) if refused else b""
+    return keys.ack.seal(head + _ranges(ranges) + dated + stream + tail)
+
+
+def _uint(value: int) -> bytes:
+    if value < 24:
+        return bytes((value,))
+    if value < 0x100:
+        return bytes((0x18, value))
+    if value < 0x10000:
+        return b"\x19" + value.to_bytes(2)
+    return b"\x1a" + value.to_bytes(4) if value <= _COUNT_MAX else b"\x1b" + value.to_bytes(8)
+
+
+def _ranges(ranges: Sequence[tuple[int, int]]) -> bytes:
+    count = 2 * len(ranges)
+    head = _uint(count)
+    head = bytes((head[0] | 0x80,)) + head[1:]  # an array's head is that of a number, of another major type
+    return head + b"".join([_uint(first) + _uint(last) for first, last in ranges])
 
 
 def seal_command(keys: DeviceKeys, sequence: int, expires_s: int, code: int, arguments: Sequence[int] = ()) -> bytes:
@@ -376,6 +435,8 @@ def encode(value: Any) -> bytes:
 
 def ranges_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
     """Sequence numbers in any order -> the runs that they make."""
+    if len(numbers) == 1:
+        return [(numbers[0], numbers[0])]
     runs: list[tuple[int, int]] = []
     for number in sorted(set(numbers)):
         if runs and runs[-1][1] == number - 1:

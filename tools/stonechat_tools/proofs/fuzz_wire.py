@@ -137,7 +137,7 @@ def soak(scale: float) -> bool:
     store = Store(":memory:")
     collector = Collector(store, keyring.Keys(fuzzer.secrets))
     client = _Client()
-    collector._client = client
+    collector._clients = [client]
     reporters = {name: Delivery(name, secret, MemoryOutbox()) for name, secret in fuzzer.secrets.items()}
     actions: list[list[int]] = []  # the arguments of the commands that the message in hand made a device carry out
     for reporter in reporters.values():

@@ -19,6 +19,7 @@ from .base import Db, StoreError, marks
 
 _BUSY_S = 10.0
 _CACHE_KIB = 16_384
+_LOG_PAGES = 4_000  # a page that many batches change is written back once for all of them
 _TRANSIENT = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -104,6 +105,7 @@ class Sqlite:
                 db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
             if version != schema.VERSION:
                 self._bring_up(db)
         except BaseException:
