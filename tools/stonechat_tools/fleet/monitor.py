@@ -277,7 +277,7 @@ class Monitor:
         else:
             self._levels.pop(report.device, None)
         if report.level == 2:
-            if report.features or report.device not in self._alarmed:
+            if report.packed or report.device not in self._alarmed:
                 self._alarmed[report.device] = report
             self._odd.add(report.device)
         else:

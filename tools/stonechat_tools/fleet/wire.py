@@ -342,6 +342,11 @@ def reread(device: str, body: bytes) -> Report:
     return _report(device, body)
 
 
+def pack_features(features: Sequence[Feature]) -> bytes:
+    """As a device packs them: index, sixteenths of a deviation, share."""
+    return bytes([byte for f in features for byte in (f.index, round(f.deviation * 16) & 255, f.share_percent)])
+
+
 def _features(packed: bytes) -> Iterator[Feature]:
     for at in range(0, len(packed), 3):
         index, z_q4, share = packed[at : at + 3]

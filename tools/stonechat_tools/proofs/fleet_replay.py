@@ -15,7 +15,7 @@ from ..fleet.incidents import Notification, Policy
 from ..fleet.labels import Labels
 from ..fleet.monitor import Monitor
 from ..fleet.store import CONFLICT, DUPLICATE, STORED
-from ..fleet.wire import Feature, Report, Status
+from ..fleet.wire import Feature, Report, Status, pack_features
 
 BEGAN_S = 1_795_000_000.0
 WINDOW_S, HEARTBEAT = 10, 30
@@ -176,7 +176,7 @@ class Simulated:
             level=level,
             windows=1 if level else max(1, int(self.every_s / WINDOW_S)),
             score_q8=self.world.random.randrange(200, 400) if not level else 3000,
-            features=features or [],
+            packed=pack_features(features or []),
             **more,
         )
         if self.connected and self.world.up:
