@@ -11,10 +11,11 @@ from .commands import CALIBRATE, OWN_MODEL, WAS_NORMAL, WrongArguments
 from .compat import sleep_ms, ticks_diff, ticks_ms
 from .delivery import Delivery
 from .errors import StonechatError
-from .loop import Channel, Loop
+from .loop import Loop
 from .model import open_model
 from .outbox import Outbox
 from .state import open_state
+from .steady import SteadyChannel
 
 
 class Agent(Loop):
@@ -40,7 +41,7 @@ class Agent(Loop):
         firmware="",
         learn_peers_hours=24,
     ) -> None:
-        channels: list = [(own or Channel)(collector, model, state)]
+        channels: list = [(own or SteadyChannel)(collector, model, state)]
         self.own = getattr(channels[0], "own", None)
         if learn_peers_hours and hasattr(collector, "hold_peers") and getattr(collector, "contacts", ()) is not None:
             from .lasting_peers import LastingPeers
@@ -56,8 +57,9 @@ class Agent(Loop):
             self._fused = fusion.FusedVerdict(0)
             channels += [fusion.SideChannel(each[0], each[1], state, *each[2:]) for each in extra]
         self.channel_names = [channel.name for channel in channels[1:]]
-        # Keys 21 to 25 of the status: planned sleep, three of the response and of updates, names of the channels.
-        reporter.more = [None, None, None, None, self.channel_names or None]
+        # Keys 18 to 25 of the status: steady, own model, one made there, planned sleep, three of the response and of
+        # updates, names of the channels.
+        reporter.more = [None, None, None, None, None, None, None, self.channel_names or None]
         ids = [collector.schema.id] + [channel.id for channel in channels[1:]]
         for section in list(state.sections):  # of a schema that is no longer in use
             if len(section) > 8 and section[-8:] not in ids:
@@ -66,6 +68,7 @@ class Agent(Loop):
         if own:
             reporter.commands.actions[OWN_MODEL] = self._own_model
         self.on_verdict = on_verdict
+        self._steady = False
         Loop.__init__(self, channels, reporter, state, publish=publish, firmware=firmware)
 
     def connect(self, client):
@@ -109,10 +112,11 @@ class Agent(Loop):
         verdict = Loop.end_window(self, now_ms)
         if self.own is not None and self.own.news:
             self._status_due = True
-            try:
-                self.save()
-            except (StonechatError, OSError) as error:
-                self._failed(error)
+            self._try_to_save()
+        if verdict is not None and getattr(verdict, "steady", False) != self._steady:
+            self._steady = not self._steady
+            self.announce()
+            self._try_to_save()
         if verdict is not None and self.on_verdict is not None:
             self.on_verdict(verdict, self)
         return verdict
@@ -171,11 +175,11 @@ class Agent(Loop):
         """Send a status: the device sleeps now, and the next one follows within `seconds`. Let the client send it
         (in_flight empty), save() and sleep -> False where the byte budget does not allow it. Raises what publish
         raises. A sleep longer than two heartbeats that is not announced makes the device silent."""
-        self.reporter.more[0] = seconds
+        self.reporter.more[3] = seconds
         try:
             return self.reporter.send_status(self.publish, self.status)
         finally:
-            self.reporter.more[0] = None
+            self.reporter.more[3] = None
 
     def on_message(self, topic, payload: bytes) -> None:
         """Take a message from the broker: acknowledgements and commands that authenticate are carried out."""
@@ -209,16 +213,24 @@ class Agent(Loop):
         self.save()
 
     def status(self) -> bytearray:
+        longest_s = None
+        for scorer in [channel.scorer for channel in self.channels] + [self.own.scorer if self.own else None]:
+            if getattr(scorer, "steady", False):
+                longest_s = max(longest_s or 0, scorer.age * self.window_ms // 1000)
+        self.reporter.more[0] = longest_s
         if self.own is not None:
-            self.reporter.own = self.own.status
+            self.reporter.more[1] = self.own.status
         return Loop.status(self)
 
-    def close(self) -> None:
-        """Save and let go of the collectors; errors are counted, not raised."""
+    def _try_to_save(self) -> None:
         try:
             self.save()
         except (StonechatError, OSError) as error:
             self._failed(error)
+
+    def close(self) -> None:
+        """Save and let go of the collectors; errors are counted, not raised."""
+        self._try_to_save()
         for channel in self.channels:
             channel.collector.close()
 

@@ -99,7 +99,7 @@ class Delivery(Reporter):
             channel = getattr(verdict, "channel", 0)
             self._led = self._led | 1 << channel if verdict.level else 0
             self._fields[17] = channel or None
-        flags = Reporter._flags(self, verdict)
+        flags = Reporter._flags(self, verdict) | getattr(verdict, "steady", False) << 4
         if self.uptime_s < self.commands.mute_until_s:
             flags |= _FLAG_MUTED
         if self.uptime_s < self.commands.maintenance_until_s:

@@ -34,7 +34,9 @@ class Verdict:
 
     score_q8, surprise_q8 (-log10 p), evidence_q8 (256: the threshold), level, changed (the level is another than a
     window ago), learning (calibrating: it can't alarm yet), unfit (the model did not fit what was learned, which is
-    learned again)."""
+    learned again), steady (changed for an hour, and constant: the level is that of what is new on top; steady.py)."""
+
+    steady: bool  # absent where the scorer does not know the state
 
     def __init__(self, n: int) -> None:
         self.score_q8 = 0

@@ -3,10 +3,10 @@ channels' verdicts of the same window."""
 
 from .compat import sha256
 from .detection import ALARM, NORMAL, Verdict
-from .loop import Channel
+from .steady import SteadyChannel
 
 
-class SideChannel(Channel):
+class SideChannel(SteadyChannel):
     """A channel beside the device's own. name: as the status lists it, unique; "": "counters" and the schema's name.
 
     `id` names what it has learned in the state: the schema's where that is enough. `absent`: what it watches is not
@@ -16,7 +16,7 @@ class SideChannel(Channel):
         schema = collector.schema
         self.id = sha256(schema.id + name.encode()).digest()[:8] if name else schema.id
         self.name = (name or "counters " + schema.name)[:24]  # limits.CHANNEL_BYTES
-        Channel.__init__(self, collector, model, _Sections(state, self.id))
+        SteadyChannel.__init__(self, collector, model, _Sections(state, self.id))
 
     @property
     def absent(self) -> bool:
@@ -24,7 +24,7 @@ class SideChannel(Channel):
 
     def end_window(self, now_ms: int):
         """As Channel does. While what it watches is absent the evidence ebbs, as in windows without surprise."""
-        verdict = Channel.end_window(self, now_ms)
+        verdict = SteadyChannel.end_window(self, now_ms)
         if not self.absent:
             return verdict
         self.window.primed = False
@@ -69,6 +69,7 @@ def fuse(verdicts, fused=None):
     lead = 0
     learning = True
     unfit = False
+    steady = False
     best = (False, -1, 0, 0)
     for i in range(len(verdicts)):
         verdict = verdicts[i]
@@ -77,6 +78,7 @@ def fuse(verdicts, fused=None):
         level = max(level, verdict.level)
         learning = learning and verdict.learning
         unfit = unfit or verdict.unfit
+        steady = steady or getattr(verdict, "steady", False)
         evidence_q8 = verdict.evidence_q8
         raised = verdict.changed and verdict.level == ALARM
         rank = (raised, verdict.level, evidence_q8, verdict.surprise_q8 if evidence_q8 else 0)
@@ -92,6 +94,7 @@ def fuse(verdicts, fused=None):
     fused.evidence_q8 = verdict.evidence_q8
     fused.learning = learning
     fused.unfit = unfit
+    fused.steady = steady
     fused.changed = level != fused.level
     fused.level = level
     return fused

@@ -24,9 +24,11 @@ class Channel:
     """One collector with its scorer. The device's own counters are one channel, a vendor's custom counters another.
     Raises ModelError where the model is not for the collector's schema."""
 
+    _scorer_type = Scorer
+
     def __init__(self, collector, model, state) -> None:
         self.collector = collector
-        self.scorer = Scorer(model, collector.schema, state)
+        self.scorer = self._scorer_type(model, collector.schema, state)
         self.window = Window(collector.schema, self.scorer.window_ms)
         self.values = [0] * len(collector.schema)
         self._section = b"peers" + collector.schema.id

@@ -20,10 +20,9 @@ from .detection import NORMAL, Verdict
 from .errors import StonechatError
 from .features import Normalization
 from .int8 import tflite
-from .loop import Channel
 from .model import load_model
 from .own_model_training import LEAST_WINDOWS, Training
-from .scorer import Scorer
+from .steady import SteadyChannel, SteadyScorer
 
 OFF = const(0)
 COLLECTING = const(1)
@@ -76,7 +75,7 @@ class OwnModel:
 
     def _clear(self, phase) -> None:
         self.phase = phase
-        self.scorer: Scorer | None = None
+        self.scorer: SteadyScorer | None = None
         self._rows = array("H")
         self._steps = None
         self._training: Training | None = None
@@ -114,7 +113,7 @@ class OwnModel:
         own = None
         if not verdict.learning:
             if self.phase == COLLECTING:
-                if verdict.level == NORMAL:
+                if verdict.level == NORMAL and not verdict.steady:
                     self._collect(window)
             elif self.scorer is not None:
                 own = self.scorer.score(window.deltas, window.elapsed_ms)
@@ -199,7 +198,7 @@ class OwnModel:
         """keep: what its scorer had learned before a restart. Raises ModelError."""
         if not keep:
             self._state.forget(self._schema.id)
-        self.scorer = Scorer(load_model(data), self._schema, self._state)
+        self.scorer = SteadyScorer(load_model(data), self._schema, self._state)
         self._data = data
 
     # --- an operator's word, a new normal -----------------------------------------------------------------------------
@@ -254,19 +253,19 @@ class OwnModel:
                 self._refuse(str(error))
 
 
-class OwnChannel(Channel):
+class OwnChannel(SteadyChannel):
     """A Channel whose verdicts are those of the reference model and of the device's own together. make(schema,
     reference, state) -> OwnModel."""
 
     def __init__(self, collector, model, state, make) -> None:
-        Channel.__init__(self, collector, model, state)
+        SteadyChannel.__init__(self, collector, model, state)
         self.own: OwnModel = make(collector.schema, self.scorer, state)
 
     def end_window(self, now_ms: int):
-        return self.own.judge(self.window, Channel.end_window(self, now_ms))
+        return self.own.judge(self.window, SteadyChannel.end_window(self, now_ms))
 
     def save(self, state) -> None:
-        Channel.save(self, state)
+        SteadyChannel.save(self, state)
         self.own.save()
 
 
@@ -283,7 +282,7 @@ class _Sections:
         self._state.put(b"own" + section, value)
 
     def forget(self, schema_id) -> None:
-        for name in (b"norm", b"cal"):
+        for name in (b"norm", b"cal", b"new"):
             self._state.put(b"own" + name + schema_id, b"")
 
 
@@ -303,6 +302,7 @@ def _worst(fused, reference, own):
     fused.evidence_q8 = lead.evidence_q8
     fused.learning = reference.learning
     fused.unfit = reference.unfit
+    fused.steady = reference.steady or own is not None and own.steady
     fused.changed = lead.level != fused.level
     fused.level = lead.level
     return fused

@@ -28,8 +28,7 @@ class Reporter:
     subscriptions: tuple = ()  # topics that the transport should hear
     lost: int | None = None  # reports dropped since this boot
     trouble: tuple | None = None  # for the status: Delivery's counters
-    more: "list | tuple" = ()  # for the status: the values of its keys from 21
-    own: "tuple | None" = None  # for the status: own_model.OwnModel.status
+    more: "list | tuple" = (None, None, None)  # for the status: the values of its keys from 18; 20 is set here
 
     def __init__(
         self,
@@ -203,9 +202,9 @@ class Reporter:
             self._status_number += 1
             fields[6] = self._status_number
         fields += (firmware, model, schema, window_ms, sources, adaptation_q8, learning, agent)
-        fields += (self.trouble, self.stream, unscored, None, self.own)
-        fields.append(window_ms and window_ms * self.heartbeat_windows // 1000)
+        fields += (self.trouble, self.stream, unscored)
         fields += self.more
+        fields[20] = window_ms and window_ms * self.heartbeat_windows // 1000
         value = bytearray()
         cbor.encode_fields(fields, value)
         return self._status_mac.seal(value)

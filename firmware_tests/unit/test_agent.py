@@ -248,8 +248,8 @@ def test_a_planned_sleep_is_in_one_status_only():
     agent = play([QUIET] * 2)
     agent.connect(Client())
     seen = []
-    agent.reporter.status = lambda **facts: seen.append(agent.reporter.more[0]) or b"status"
-    assert agent.announce_sleep(3600) and agent.reporter.more[0] is None
+    agent.reporter.status = lambda **facts: seen.append(agent.reporter.more[3]) or b"status"
+    assert agent.announce_sleep(3600) and agent.reporter.more[3] is None
     agent.reporter.send_status(agent.publish, agent.status)
     assert seen == [3600, None]
 

@@ -176,9 +176,9 @@ def test_status_and_will():
         17: [1, 2, 3, 4],
         20: 10 * bench.reporter.heartbeat_windows,
     }
-    bench.reporter.more = [3600]
+    bench.reporter.more = [None, None, None, 3600]
     assert loads(unseal(mac, bench.reporter.status(window_ms=10000)))[21] == 3600
-    bench.reporter.more = ()
+    bench.reporter.more = [None, None, None]
     assert loads(unseal(mac, bench.reporter.status(online=False))) == {0: 1, 2: 9, 4: 0, 5: False, 16: b"boot"}
 
 

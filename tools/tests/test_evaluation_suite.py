@@ -10,7 +10,7 @@ from stonechat.features import RATE
 from stonechat.schema import Schema
 from stonechat_tools import cli
 from stonechat_tools.evaluation.evaluate import evaluate
-from stonechat_tools.evaluation.suite import ablations, baselines, captures, page, protocol, runner
+from stonechat_tools.evaluation.suite import ablations, baselines, captures, checks, protocol, runner
 from stonechat_tools.modeling.device_path import features_q8
 from stonechat_tools.modeling.fit import fit
 from stonechat_tools.traces.files import write_trace
@@ -135,7 +135,7 @@ def test_a_suite_without_captures_says_so(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_checks_notice_what_is_not_met(folder):
     figures = runner.run_suite(folder, 1, lambda what: None)
-    met = {text: ok for text, _, ok in page.checks(figures)}
+    met = {text: ok for text, _, ok in checks.checks(figures)}
     assert met["pi-spectrum: at most one alarm (an outage), which ends by itself, on benign days"]
     own = figures["comparison"]["pi-spectrum"]["made-up"][protocol.OWN]
     own["alarms"] = 2
@@ -143,7 +143,7 @@ def test_the_checks_notice_what_is_not_met(folder):
     figures["float"][0]["int8"] -= 0.01
     figures["contamination"][0]["trimmed"] = figures["contamination"][0]["clean"] - 0.02
     figures["explanation"][0] |= {"top_three": 0.9, "mahalanobis": 0.99}
-    broken = {text: ok for text, _, ok in page.checks(figures)}
+    broken = {text: ok for text, _, ok in checks.checks(figures)}
     for text in (
         "pi-spectrum: at most one alarm (an outage), which ends by itself, on benign days",
         "pi-spectrum: every attack alarmed within 30 windows, median at most 25",
@@ -154,7 +154,7 @@ def test_the_checks_notice_what_is_not_met(folder):
     named = "explanation: injected feature in the top three in .97, wherever Mahalanobis's is"
     assert not broken[contaminated] and not broken[named]
     figures["explanation"][0]["mahalanobis"] = 0.9  # then nobody could have known
-    assert {text: ok for text, _, ok in page.checks(figures)}[named]
+    assert {text: ok for text, _, ok in checks.checks(figures)}[named]
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def status_of(sources: list[str], **more: Any) -> wire.Status:
     reporter.uptime_s = reporter._status_number = 0xFFFFFFFE
     reporter.trouble = (0xFFFFFFFF,) * 4  # type: ignore[assignment]
     channels = ["c" * limits.CHANNEL_BYTES] * limits.CHANNELS
-    reporter.more = (0xFFFFFFFF, None, None, None, channels)
+    reporter.more = (0xFFFFFFFF, None, None, 0xFFFFFFFF, None, None, None, channels)
     facts: dict[str, Any] = {
         "firmware": "f" * limits.FIRMWARE_BYTES,
         "model": bytes(limits.DIGEST_BYTES),

@@ -1,17 +1,30 @@
 """The database: names of reports, the newest event, presence, files that are moved, damaged or full."""
 
+import io
+import itertools
 import os
 import sqlite3
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fleet_support import FakeVerdict
+from rich.console import Console
+from stonechat.agent import Agent
 from stonechat.delivery import Delivery
+from stonechat.features import LEVEL
+from stonechat.model import load_model
 from stonechat.outbox import Outbox
-from stonechat_tools.fleet import keyring, wire
+from stonechat.outbox_memory import MemoryOutbox
+from stonechat.replay import Replay
+from stonechat.schema import Schema
+from stonechat.state import State
+from stonechat_tools.fleet import keyring, overview, wire
 from stonechat_tools.fleet.store import CONFLICT, DUPLICATE, STORED, Store, StoreError
+from stonechat_tools.modeling.device_path import features_q8
+from stonechat_tools.modeling.fit import fit
 
 KEYS = keyring.DeviceKeys(bytes(32), "pump-1")
 NOW_S = 1_795_000_000
@@ -156,6 +169,73 @@ def test_what_a_real_device_sends_is_stored_once(tmp_path: Path) -> None:
         reports = [wire.open_report("pump-1", keys, message) for message in sent]
         assert set(store.put(reports)) == {STORED} and set(store.put(reports)) == {DUPLICATE}
         assert [row.level for row in store.history("pump-1")] == [i % 3 for i in range(9)]
+
+
+def test_a_change_that_is_steady_crosses_from_the_agent_to_the_table() -> None:
+    """A real agent on a counter that stays higher: one alarm, one report and a status that say that it is steady, and
+    the fleet's table says so until the operator answers."""
+    rng = np.random.default_rng(2)
+    schema = Schema("steady-1", tuple((f"c{i}", "1", LEVEL) for i in range(6)))
+    values = np.exp(rng.normal(6, 0.3, (1600, 1)) + rng.normal(0, 0.1, (1600, 6))).astype(int)
+    minutes = np.full(1600, 60_000)
+    model = fit(features_q8(schema, values[:1000], minutes[:1000], 60_000), schema, 60_000)
+    values[1200:, 2] *= 3
+    replay = Replay(schema, [(60_000, row) for row in values[1000:].tolist()])
+    reporter = Delivery("pump-1", bytes(32), MemoryOutbox(), heartbeat_windows=30, bytes_per_day=0)
+    agent = Agent(replay, load_model(model.to_tflite("steady", 1)), reporter=reporter, state=State())
+    reports: list[wire.Report] = []
+    statuses: list[wire.Status] = []
+
+    def publish(topic: str, payload: bytes, qos: int, retain: bool) -> None:
+        if topic.endswith("/status"):
+            statuses.append(wire.open_status("pump-1", KEYS, bytes(payload)))
+        else:
+            reports.append(wire.open_report("pump-1", KEYS, bytes(payload)))
+
+    for now_ms in replay:
+        agent.end_window(now_ms)
+        if agent._status_due:
+            agent._status_due = False
+            publish("x/status", agent.status(), 1, True)
+        reporter.pump(publish, now_ms)
+        if reports:
+            committed = [(reports[0].sequence, reports[-1].sequence)]
+            reporter.on_message(reporter.topic + "ack", wire.seal_ack(KEYS, reporter.stream, committed))
+    alarms = [two for one, two in itertools.pairwise(reports) if one.level < 2 == two.level]
+    said = [one for one in reports if one.flags & 16 and one.windows == 1]
+    assert len(alarms) == 1 and len(said) == 1 and said[0].level == 0
+    assert all(one.flags & 16 for one in reports if one.sequence > said[0].sequence)
+    assert [one.steady_s is not None for one in statuses].count(True) == 1
+    assert 3600 <= (statuses[-1].steady_s or 0) <= 3600 + 5 * 60
+    with Store(":memory:") as store:
+        store.put(reports, statuses, now_s=NOW_S)
+        device = store.devices()[0]
+        assert device["flags"] == ["changed and steady"]
+        assert device["steady_since_s"] == NOW_S - (statuses[-1].steady_s or 0)
+        assert "changed and steady since" in table_of(store) and "was-normal or calibrate" in table_of(store)
+        agent.reporter.commands.actions[3]([1])  # was normal
+        agent.announce()
+        reporter.commands.report_now = True
+        agent.end_window(now_ms + 60_000)
+        reporter.pump(publish, now_ms + 60_000)
+        publish("x/status", agent.status(), 1, True)
+        store.put(reports, statuses, now_s=NOW_S + 60)
+        assert store.devices()[0]["flags"] == [] and "steady" not in table_of(store)
+
+
+def test_a_model_that_does_not_fit_is_in_the_table() -> None:
+    with Store(":memory:") as store:
+        store.put([report(1, k6=9)], now_s=NOW_S)
+        assert store.devices()[0]["flags"] == ["learning", "model does not fit"]
+        assert "(model does not fit)" in table_of(store) and "train a model" in table_of(store)
+        store.put([report(2, time_s=NOW_S + 1)], now_s=NOW_S + 1)
+        assert "does not fit" not in table_of(store)
+
+
+def table_of(store: Store) -> str:
+    out = io.StringIO()
+    Console(width=250, file=out).print(overview.fleet_table(store))
+    return out.getvalue()
 
 
 def test_history_of_a_device_without_a_clock_gets_its_time_later() -> None:

@@ -24,6 +24,7 @@ LEVELS = [
     ["model_file", "scorer", "outbox", "outbox_memory", "mqtt"],
     ["report", "replay", "own_model_file"],
     ["delivery", "loop", "own_model_training"],
+    ["steady"],
     ["fusion", "own_model"],
     ["agent"],
 ]

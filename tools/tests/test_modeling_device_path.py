@@ -7,6 +7,7 @@ from stonechat.model import load_model
 from stonechat.schema import Schema
 from stonechat.scorer import Scorer
 from stonechat.state import State
+from stonechat.steady import SteadyScorer
 from stonechat_tools.modeling import device_path
 from stonechat_tools.modeling.device_path import Replay, features_q8
 from stonechat_tools.modeling.fit import fit
@@ -88,6 +89,40 @@ def test_a_stream_gives_the_devices_verdicts(fitted, learn):
         far += int(np.count_nonzero(over))
     assert far > 20
     assert result.alarms and 250 < result.alarms[0] < 350
+
+
+def test_a_steady_change_gives_the_devices_verdicts():
+    """A counter that stays thrice as high, a burst on top of it, a second change, and the way back."""
+    minute = 60_000
+    deltas, elapsed = windows(1200, 1)
+    model = fit(features_q8(SCHEMA, deltas, elapsed * 60, minute), SCHEMA, minute)
+    deltas, elapsed = windows(1500, 5)
+    deltas[100:, 8] *= 8
+    deltas[450:490, :3] *= 400
+    deltas[600:1000, 3] *= 9
+    deltas[1300:, 8] //= 8
+    elapsed = elapsed * 60
+    state = State()
+    scorer = SteadyScorer(load_model(model.to_tflite("twin", 1)), SCHEMA, state)
+    twin = model.replay()
+    result = twin.run(features_q8(SCHEMA, deltas, elapsed, minute))
+    kept = 0
+    for i, (row, ms) in enumerate(zip(deltas.tolist(), elapsed.tolist(), strict=True)):
+        if result.steady[i] and i % 50 == 0:  # a restart keeps what was found out
+            scorer.save()
+            scorer = SteadyScorer(scorer.model, SCHEMA, state)
+            kept += 1
+        verdict = scorer.score(row, ms)
+        got = (verdict.score_q8, verdict.surprise_q8, verdict.evidence_q8, verdict.level, verdict.steady)
+        want = [int(getattr(result, key)[i]) for key in ("score_q8", "surprise_q8", "evidence_q8", "level", "steady")]
+        assert got == tuple(want), i
+    assert kept > 10
+    assert result.steady[440] and result.level[440] == 0  # the shift
+    assert result.level[480] == 2 and result.steady[480] and result.level[590] == 0  # the burst on top of it
+    assert result.steady[990] and result.level[990] == 0  # the second change
+    assert result.steady[1290] and result.level[1290] == 0  # its end
+    assert not result.steady[-1] and result.level[-1] == 0  # as it was
+    assert len(result.alarms) == 4, result.alarms
 
 
 def test_a_fork_leaves_the_original_alone(fitted):

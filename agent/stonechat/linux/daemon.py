@@ -55,6 +55,8 @@ class Daemon:
     """Everything that runs, put together from the configuration. check: attach everything, but create, lock and change
     nothing. Raises StonechatError where it can't be."""
 
+    _steady: list = []  # noqa: RUF012 - never changed in place; what the log has reported last
+
     def __init__(self, config: dict, log: Log, check: bool = False) -> None:
         from . import privileges
 
@@ -330,6 +332,7 @@ class Daemon:
 
     def _on_verdict(self, verdict, agent) -> None:
         self._log_fit(agent)
+        self._log_steady(agent)
         if self._home:
             self._home.observe(verdict, agent)
         if verdict.changed:
@@ -362,6 +365,17 @@ class Daemon:
             if name not in unfit:
                 self.log("info", "model %s fits now" % name)
         self._unfit = unfit
+
+    def _log_steady(self, agent) -> None:
+        steady = [_of_channel(each) for each in agent.channels if getattr(each.scorer, "steady", False)]
+        for name in steady:
+            if name not in self._steady:
+                text = "changed, and steady%s: an hour of alarm at a constant level; what is new on top still alarms."
+                self.log("warning", text % name + " Answer with the command `was-normal` or `calibrate`")
+        for name in self._steady:
+            if name not in steady:
+                self.log("info", "steady no longer%s: it is back, or an operator has answered" % name)
+        self._steady = steady
 
     def _windows_since(self, cause: tuple) -> int:
         """cause: (channel, feature) -> windows since it led an alarm's explanation; NEWS_WINDOWS where it has not in

@@ -32,12 +32,12 @@ from stonechat.errors import ConfigError, ModelError, StateError, StonechatError
 from stonechat.features import LEVEL, RATE, SHARE, Normalization
 from stonechat.linux import schemas, shipped
 from stonechat.linux.collector import LinuxCollector
-from stonechat.loop import Channel
 from stonechat.model import load_model
 from stonechat.model_file import pack_normalization
 from stonechat.schema import Schema
 from stonechat.scorer import Scorer
 from stonechat.state import State
+from stonechat.steady import SteadyChannel
 from stonechat.window import Window
 
 from ..console import has, plain_table, read_file
@@ -93,7 +93,7 @@ class View:
     def __init__(self, collector: Any, model: Any, state: State | None, interval_s: float) -> None:
         self.collector = collector
         self.schema: Schema = collector.schema
-        self.channel = Channel(collector, model, state or State()) if model else None
+        self.channel = SteadyChannel(collector, model, state or State()) if model else None
         self.scorer: Scorer | None = self.channel.scorer if self.channel else None
         self.model_name = self.scorer.meta.name if self.scorer else None
         self.window_ms: int = self.scorer.window_ms if self.scorer else round(1000 * interval_s)
@@ -167,6 +167,7 @@ class View:
         shown = {
             "level": _LEVELS[verdict.level],
             "learning": verdict.learning,
+            "steady": getattr(verdict, "steady", False),
             "surprise": round(verdict.surprise_q8 / 256, 2),
             "evidence": round(verdict.evidence_q8 / 256, 3),
             "explain": [

@@ -242,7 +242,7 @@ def _suite(args: argparse.Namespace) -> int:
         raise ConfigError(f"{root}: none of {', '.join(SETS)} is there; name the folder of the captures with --data")
     from rich.console import Console
 
-    from stonechat_tools.evaluation.suite import page, plots, protocol, runner
+    from stonechat_tools.evaluation.suite import checks, page, plots, protocol, runner
 
     console = Console(stderr=True)
     for name in SETS:
@@ -264,7 +264,7 @@ def _suite(args: argparse.Namespace) -> int:
     if args.json:
         _write_json(figures, args.json)
     if args.json != "-":
-        for text, got, met in page.checks(figures):
+        for text, got, met in checks.checks(figures):
             Console().print(
                 f"{'[green]yes[/]' if met else '[red]no [/]'} {text}: {got}", highlight=False, soft_wrap=True
             )

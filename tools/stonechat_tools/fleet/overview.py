@@ -53,7 +53,7 @@ def fleet_table(store: Store, caption: str = "", states: list[Seen] | None = Non
             Text(seen.state.state, "" if seen.state.state in CALM else "bold red"),
             Text(wire.LEVELS[level], COLOURS[level])
             + (_in_channel(store, row) if level else "")
-            + (" (learning)" if row.get("learning") else ""),
+            + Text("".join(f" ({mark})" for mark in marks(row)), "yellow"),
             figure(row["score"]),
             figure(row["evidence"]),
             str(row["reports"]),
@@ -87,6 +87,12 @@ def common_causes(states: list[Seen]) -> str:
     return "; ".join(f"{count} of {len(states)} devices left together: {name}" for name, count in sorted(away.items()))
 
 
+def marks(device: dict[str, Any]) -> list[str]:
+    """What qualifies a device's level, of one of Store.devices()."""
+    found = ["learning"] if device.get("learning") else []
+    return found + [flag for flag in device["flags"] if flag != "learning"]
+
+
 def notes(row: dict[str, Any], seen: Seen) -> list[str]:
     """What an operator should look into."""
     found = []
@@ -96,6 +102,12 @@ def notes(row: dict[str, Any], seen: Seen) -> list[str]:
         found.append("comes and goes")
     if seen.unexplained:
         found.append(f"{seen.unexplained} lost, unexplained")
+    if "changed and steady" in row["flags"]:
+        since_s = row.get("steady_since_s")
+        since = "" if since_s is None else time.strftime(" since %m-%d %H:%M", time.localtime(since_s))
+        found.append(f"changed and steady{since}: was-normal or calibrate?")
+    if "model does not fit" in row["flags"]:
+        found.append("train a model on its own recordings")
     if row["refused"]:
         found.append(f"{row['refused']} refused")
     own = row.get("own_model")

@@ -17,7 +17,7 @@ from .keyring import MAX_MESSAGE_BYTES, MAX_VERIFIED_BYTES, DeviceKeys, Rejected
 VERSION = 1
 PREFIX = "stonechat/1/fleet/"
 LEVELS = ("normal", "watch", "alarm")
-FLAGS = {1: "learning", 2: "muted", 4: "maintenance", 8: "model does not fit"}
+FLAGS = {1: "learning", 2: "muted", 4: "maintenance", 8: "model does not fit", 16: "changed and steady"}
 RESULTS = ("accepted", "not supported", "expired", "bad arguments", "clock not set", "failed")
 COMMANDS = {
     "mute": 1,
@@ -125,6 +125,7 @@ class Status:
     channels: tuple[str, ...] = ()  # names of those beside the device's own
     own: "OwnModel | None" = None
     heartbeat_s: int | None = None
+    steady_s: int | None = None  # changed and steady for so long
     sleep_s: int | None = None  # the device sleeps now, for so long
 
 
@@ -380,6 +381,7 @@ def open_status(device: str, keys: DeviceKeys, message: bytes) -> Status:
         channels=fields.texts(25, limits.CHANNELS, limits.CHANNEL_BYTES),
         own=fields.own(19),
         heartbeat_s=fields.maybe(20),
+        steady_s=fields.maybe(18),
         sleep_s=fields.maybe(21),
     )
 

@@ -303,7 +303,7 @@ def living_streams(meta: Metadata, network: Network, trace: Trace, skip: int = 0
     for name in trace.device_names:
         part = trace.of_device(name)
         f_q8 = to_features(part)
-        result = Replay(meta, network).run(f_q8)
+        result = Replay(meta, network, steady=False).run(f_q8)
         stream = result.surprise_q8[~result.learning][skip:]
         if len(stream):
             streams.append(stream)
@@ -342,7 +342,7 @@ def _renew_table(meta: Metadata, network: Network, benign: Trace) -> None:
     segments = []
     for name in benign.device_names:
         part = benign.of_device(name)
-        result = Replay(meta, network).run(to_features(part))
+        result = Replay(meta, network, steady=False).run(to_features(part))
         scores = np.sort(result.score_q8[~result.learning])
         if len(scores) >= TABLE_WINDOWS:
             segments.append(scores)

@@ -24,6 +24,7 @@ from stonechat.model_file import RECONSTRUCTION, WEIGHT_ONE
 from stonechat.schema import Schema
 
 from ..traces.trace import Trace
+from .steady_path import SecondReference
 from .tflite_writer import Layer
 
 Ints = npt.NDArray[np.int64]
@@ -212,13 +213,14 @@ def _input_of(tensor: Any) -> Layer:
 
 @dataclass
 class Result:
-    """What a stream of windows gave, one entry a window."""
+    """What a stream of windows gave, one entry a window. steady: changed, and steady (stonechat.steady)."""
 
     score_q8: Ints
     surprise_q8: Ints
     evidence_q8: Ints
     level: Ints
     learning: npt.NDArray[np.bool_]
+    steady: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.score_q8)
@@ -236,19 +238,20 @@ class Result:
 
 
 class Replay:
-    """One device's living state; `run` takes it further. `fork()` gives a copy to try something from here."""
+    """One device's living state; `run` takes it further. `fork()` gives a copy to try something from here. steady=False
+    leaves out what follows an alarm that does not end: for calibration, which looks at the evidence itself."""
 
-    def __init__(self, meta: Metadata, network: Network, learn: bool = True) -> None:
+    def __init__(self, meta: Metadata, network: Network, learn: bool = True, steady: bool = True) -> None:
         self.meta = meta
         self.network = network
         n = len(meta)
         schema = Schema("replay", tuple((str(i), "1", LEVEL) for i in range(n)))
         self.normalization = Normalization(schema, meta.normalization)
         self._adaptation = Adaptation(self.normalization, meta.drift_shift, meta.drift_cap)
-        self._centre = np.array(self.normalization.centre_q8, dtype=np.int64)
-        self._inv = np.array(self.normalization.inv, dtype=np.int64)
-        self._shift = np.array(list(self.normalization.shift), dtype=np.int64)
-        self._half = np.left_shift(1, self._shift) >> 1
+        self.centre = np.array(self.normalization.centre_q8, dtype=np.int64)
+        self.inv = np.array(self.normalization.inv, dtype=np.int64)
+        self.shift = np.array(list(self.normalization.shift), dtype=np.int64)
+        self._half = np.left_shift(1, self.shift) >> 1
         self._limit = np.array(self.normalization.limit, dtype=np.int64)
         self.deviation_q8 = np.array(self._adaptation._deviation_q8, dtype=np.int64)
         weights = bytes([WEIGHT_ONE]) * n if meta.weights is None else meta.weights
@@ -264,18 +267,25 @@ class Replay:
         self.unfit = False  # what was learned did not fit: it is learned again
         self._low_q8 = np.zeros(n, dtype=np.int64)  # f_q8 of the last window with x at its lower end
         self._rows: list[Any] = []
+        self.second = SecondReference(self) if steady else None
 
     def fork(self) -> "Replay":
         other = copy.copy(self)
         other.learned, other.drift = self.learned.copy(), self.drift.copy()
         other.evidence, other._rows = list(self.evidence), list(self._rows)
         other._low_q8 = self._low_q8.copy()
+        other.second = self.second and self.second.fork()
         return other
 
     def calm(self) -> "Replay":
         """A copy without evidence: what an attack meets on an ordinary day, whatever happened before."""
         other = self.fork()
+        if other.second and other.second.steady:
+            other.second.evidence, other.second.level = [0] * len(self.meta.alarm_rules), NORMAL
+            return other
         other.evidence, other.level = [0] * len(self.meta.alarm_rules), NORMAL
+        if other.second:
+            other.second.forget(other)
         return other
 
     @property
@@ -285,7 +295,7 @@ class Replay:
 
     def steps(self, f_q8: Ints) -> Ints:
         """f_q8 -> how far each feature lies from its centre under the present offset, in 1/16 deviation, unclipped."""
-        out: Ints = ((f_q8 - self._centre - self.offset) * self._inv + self._half) >> self._shift
+        out: Ints = ((f_q8 - self.centre - self.offset) * self.inv + self._half) >> self.shift
         return out
 
     def inputs(self, f_q8: Ints) -> Ints:
@@ -326,7 +336,7 @@ class Replay:
         """f_q8: (windows, n) in their order -> the verdicts. adapt=False holds the centre still."""
         count = len(f_q8)
         score, surprises, evidence, level = np.zeros((4, count), dtype=np.int64)
-        out = Result(score, surprises, evidence, level, np.zeros(count, dtype=bool))
+        out = Result(score, surprises, evidence, level, *np.zeros((2, count), dtype=bool))
         start = 0
         bound = self.meta.drift_cap << self.meta.drift_shift
         while start < count and self.seen < self.meta.learn_windows:
@@ -340,24 +350,39 @@ class Replay:
                 score = int(still[i])
             surprise = self.surprise(score)
             share = self._weigh(surprise)
-            if still is None and share < WATCH_Q8:
-                self.drift = np.clip(self.drift + np.clip(x, -DRIFT_CLIP, DRIFT_CLIP), -bound, bound)
-            out.score_q8[i], out.surprise_q8[i], out.evidence_q8[i], out.level[i] = score, surprise, share, self.level
+            if still is None:
+                self.follow(x, share)
+            found = score, surprise, share, self.level
+            if self.second and adapt:
+                on_top = self.second.step(self, f_q8[i], surprise, share)
+                out.steady[i] = on_top is not None
+                found = on_top or found
+            out.score_q8[i], out.surprise_q8[i], out.evidence_q8[i], out.level[i] = found
         return out
 
+    def follow(self, steps: Ints, share: int) -> None:
+        """The drift after a window, unless its evidence is suspicious."""
+        if share < WATCH_Q8:
+            bound = self.meta.drift_cap << self.meta.drift_shift
+            self.drift = np.clip(self.drift + np.clip(steps, -DRIFT_CLIP, DRIFT_CLIP), -bound, bound)
+
     def _weigh(self, surprise: int) -> int:
+        share, self.level = self.weighed(self.evidence, self.level, surprise)
+        return share
+
+    def weighed(self, evidence: list[int], level: int, surprise: int) -> tuple[int, int]:
+        """Add a surprise to the evidence, in place -> the greatest share of a threshold, and the level."""
         share = 0
         for i, (k, cap, alarm) in enumerate(self.meta.alarm_rules):
-            e = min(max(0, self.evidence[i] + min(surprise, cap) - k), alarm + (alarm >> 1))
-            self.evidence[i] = e
+            evidence[i] = e = min(max(0, evidence[i] + min(surprise, cap) - k), alarm + (alarm >> 1))
             share = max(share, (e << 8) // alarm)
         if share >= ALARM_Q8:
-            self.level = ALARM
+            level = ALARM
         elif share < CLEAR_Q8:
-            self.level = NORMAL
-        elif share >= WATCH_Q8 and self.level == NORMAL:
-            self.level = WATCH
-        return share
+            level = NORMAL
+        elif share >= WATCH_Q8 and level == NORMAL:
+            level = WATCH
+        return share, level
 
     def _learn(self, f_q8: Ints, start: int, out: Result) -> int:
         """Take the windows up to the next half of the learning; returns where it stopped."""

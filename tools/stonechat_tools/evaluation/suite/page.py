@@ -1,12 +1,14 @@
 """The suite's figures as one page of Markdown, JSON and plots. Nothing is computed here that is not in the figures."""
 
 import math
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from stonechat_tools.evaluation.suite import page_robustness
+from stonechat_tools.evaluation.suite.checks import checks
 from stonechat_tools.evaluation.suite.protocol import OWN
+from stonechat_tools.evaluation.suite.tables import grid, number, whole
 from stonechat_tools.modeling.fit import DEFAULT_ALARM_RULES
 
 _PEERS_SHOWN = ("Mahalanobis", "KitNET", "float autoencoder", "IsolationForest", "robust z")
@@ -37,13 +39,14 @@ def page(figures: dict[str, Any], command: str) -> str:
         *_devices(figures),
         *_wins(figures),
         *_budgets(figures),
-        *_ramps(figures),
-        *_fresh(figures),
-        *_starts(figures),
-        *_unseen(figures),
-        *_contamination(figures),
-        *_explanation(figures),
-        *_float(figures),
+        *page_robustness.ramps(figures),
+        *page_robustness.fresh(figures),
+        *page_robustness.starts(figures),
+        *page_robustness.steady(figures),
+        *page_robustness.unseen(figures),
+        *page_robustness.contamination(figures),
+        *page_robustness.explanation(figures),
+        *page_robustness.int8_loss(figures),
         *_tried(figures),
         *_models(figures),
         *_limits(figures),
@@ -60,131 +63,9 @@ def compact(figures: Any) -> Any:
     return round(figures, 5) if isinstance(figures, float) else figures
 
 
-def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return [*lines, ""]
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    if value is None:
-        return "never"
-    text = f"{value:.{digits}f}"
-    return text[1:] if text.startswith("0.") else text
-
-
-def _whole(value: float | None) -> str:
-    return "never" if value is None else f"{value:.0f}"
-
-
-def checks(figures: dict[str, Any]) -> list[tuple[str, str, bool]]:
-    """What had to be shown: (requirement, what came out, met)."""
-    rows: list[tuple[str, str, bool]] = []
-    comparison = figures["comparison"]
-    for device in comparison.get("pi3-malware", {}).values():
-        own, rival = device[OWN], device["Mahalanobis"]
-        loud = {name: row for name, row in own["attacks"].items() if "idle" not in name}
-        worst_auc = min(row["auc"] for row in loud.values())
-        worst_recall = min(row["recall"] for row in loud.values())
-        rows.append(
-            (
-                "pi3-malware: AUC and recall at least .99 at FPR at most .02 (all but the idle backdoor)",
-                f"AUC {_number(worst_auc)}, recall {_number(worst_recall)} at FPR {_number(own['fpr'])}",
-                worst_auc >= 0.99 and worst_recall >= 0.99 and own["fpr"] <= 0.02,
-            )
-        )
-        for name, row in own["attacks"].items():
-            if "idle" in name:
-                text = f"AUC {_number(row['auc'])}; Mahalanobis {_number(rival['attacks'][name]['auc'])} here"
-                rows.append(("pi3-malware: the idle backdoor, no target", text, True))
-    for group, limit, outages in (("pi-spectrum", 30.0, 1), ("iot-lan", 30.0, 0)):
-        devices = comparison.get(group, {})
-        if not devices:
-            continue
-        owns = [device[OWN] for device in devices.values()]
-        alarms, days = sum(one["alarms"] for one in owns), sum(one["device_days"] for one in owns)
-        share = sum(one["alarm_share"] * one["device_days"] for one in owns) / days
-        asked = "no alarm" if not outages else "at most one alarm (an outage), which ends by itself,"
-        text = f"{alarms:.0f} in {days:.1f} device-days, {100 * share:.2f} % of the time in alarm"
-        rows.append((f"{group}: {asked} on benign days", text, alarms <= outages and share <= 0.02))
-        waits = [row["windows_to_alarm"] for one in owns for row in one["attacks"].values()]
-        seen = [wait for wait in waits if wait is not None]
-        slowness = float(np.median([math.inf if wait is None else wait for wait in waits])) if waits else math.inf
-        text = f"{len(seen)} of {len(waits)}, in {min(seen, default=0):.0f} to {max(seen, default=0):.0f} windows, "
-        text += f"median {slowness:.0f}"
-        met = len(seen) == len(waits) and max(seen, default=0) <= limit and slowness <= 25
-        rows.append((f"{group}: every attack alarmed within {limit:.0f} windows, median at most 25", text, met))
-        if group == "pi-spectrum":
-            earned = {budget: _earned(figures, group, budget) for budget in ("1/30d", "1/1d")}
-            text = f"{earned['1/30d']} for a budget of one alarm in 30 days, {earned['1/1d']} for one a day"
-            asked = f"{group}: attacks alarmed in 25 windows by the rules that the devices earn"
-            rows.append((asked, f"{text}, of {len(waits)}", earned["1/30d"] == len(waits)))
-        else:
-            recall = float(np.mean([row["recall"] for one in owns for row in one["attacks"].values()]))
-            rows.append((f"{group}: window recall at least .95", _number(recall), recall >= 0.95))
-    ramps = figures["ramps"]
-    if ramps:
-        late = {length: [row[length] for row in ramps] for length in ("1000", "4000")}
-        worst = {length: None if None in values else max(values) for length, values in late.items()}
-        met = worst["1000"] is not None and worst["1000"] <= 1000
-        rows.append(("ramp over 1,000 windows: alarm by 1,000", f"latest after {_whole(worst['1000'])}", met))
-        met = worst["4000"] is not None and worst["4000"] <= 3500
-        rows.append(("ramp over 4,000 windows: alarm by 3,500", f"latest after {_whole(worst['4000'])}", met))
-    if figures["starts"]:
-        ranges = [_of_median(row["scale"]) for row in figures["starts"]]
-        low, high = min(pair[0] for pair in ranges), max(pair[1] for pair in ranges)
-        asked = "twelve starts of a fresh device: learned scale within x.85 to x1.25 of the median"
-        rows.append((asked, f"x{_number(low, 2)} to x{high:.2f}", low >= 0.85 and high <= 1.25))
-        missed = 0
-        for row in figures["starts"]:
-            for each in row["attacks"].values():
-                ordered = sorted(math.inf if wait is None else wait for wait in each)
-                missed += sum(wait == math.inf for wait in ordered) if _middle(ordered) < math.inf else 0
-        rows.append(("twelve starts: no attack missed that the median start finds", f"{missed} missed", not missed))
-    daily = [row for row in figures["budgets"] if row["budget"] == "1/1d"]
-    if daily:
-        over = [row for row in daily if row["alarms"] > max(row["allowed"], 0)]
-        total, days = sum(row["alarms"] for row in daily), sum(row["judged_days"] for row in daily)
-        text = f"{total} alarms in {days:.1f} judged device-days; over three times the budget: {len(over)} streams"
-        rows.append(("budget of one a day: at most three times that on every benign stream", text, not over))
-    losses = [row["float"] - row["int8"] for row in figures["float"] if "idle" not in row["attack"]]
-    if losses:
-        text = f"greatest loss {_number(max(losses), 4)} (without the idle backdoor, which is near chance)"
-        rows.append(("int8 against its own float: AUC loss at most .002", text, max(losses) <= 0.002))
-    spoiled = [row for row in figures["contamination"] if "idle" not in row["attack"]]
-    for key, clean, what in (
-        ("trimmed", "clean", "2 % contaminated"),
-        ("trimmed_more", "trimmed_more_clean", "up to 5 % contaminated, no target"),
-    ):
-        lost = [row[clean] - row[key] for row in spoiled]
-        if lost:
-            over = sum(one > 0.01 for one in lost)
-            middle = _number(float(np.median(lost)))
-            text = f"median {middle}, greatest {_number(max(lost))}; over .01: {over} of {len(lost)} attacks"
-            rows.append((f"{what}, blocks trimmed: at most .01 AUC lost", text, key != "trimmed" or not over))
-    named = figures["explanation"]
-    if named:
-        few = [row for row in named if row["top_three"] < 0.97]
-        lost_too = [row for row in few if row["mahalanobis"] < 0.97]
-        median = _number(float(np.median([row["top_three"] for row in named])))
-        text = f"median {median}; below .97: {len(few)} of {len(named)} devices"
-        if few:
-            least = min(few, key=lambda row: float(row["top_three"]))
-            text += f", least {_number(least['top_three'])}, where Mahalanobis has {_number(least['mahalanobis'])}"
-        asked = "explanation: injected feature in the top three in .97, wherever Mahalanobis's is"
-        rows.append((asked, text, len(few) == len(lost_too)))
-    return rows
-
-
-def _earned(figures: dict[str, Any], group: str, budget: str) -> int:
-    """How many attacks alarm within 25 windows on the alarm rules that calibrate gave the group's devices."""
-    rows = [row for row in figures["budgets"] if row["group"] == group and row["budget"] == budget]
-    return sum(wait is not None and wait <= 25 for row in rows for wait in row["attack_windows"])
-
-
 def _shown(figures: dict[str, Any]) -> list[str]:
     rows = [(text, got, "yes" if met else "**no**") for text, got, met in checks(figures)]
-    return ["## What had to be shown", "", *_grid(("requirement", "measured", "met"), rows)]
+    return ["## What had to be shown", "", *grid(("requirement", "measured", "met"), rows)]
 
 
 def _alarms(figures: dict[str, Any]) -> list[str]:
@@ -193,7 +74,7 @@ def _alarms(figures: dict[str, Any]) -> list[str]:
         days, alarms = one["device_days"], one["alarms"]
         share = f"{100 * one['alarm_days'] / days:.2f} %"
         bound = f"{one['bound_per_30d']:.1f}"
-        rows.append((name, f"{alarms:.0f}", f"{days:.1f}", _number(alarms / days, 2), share, bound))
+        rows.append((name, f"{alarms:.0f}", f"{days:.1f}", number(alarms / days, 2), share, bound))
     text = (
         "All benign windows outside training and calibration. Every detector's score goes through the same table and "
         f"the same alarm rules ({_RULE}), so the difference is the detector and, for stonechat, "
@@ -201,7 +82,7 @@ def _alarms(figures: dict[str, Any]) -> list[str]:
         "more than 90/D alarms per 30 days."
     )
     head = ("detector", "false alarms", "device-days", "per device-day", "time in alarm", "proven: at most per 30 days")
-    return ["## False alarms after the alarm logic", "", text, "", *_grid(head, rows)]
+    return ["## False alarms after the alarm logic", "", text, "", *grid(head, rows)]
 
 
 def _devices(figures: dict[str, Any]) -> list[str]:
@@ -222,15 +103,15 @@ def _devices(figures: dict[str, Any]) -> list[str]:
             rows = [
                 [attack, *[_cell(row[name]["attacks"][attack]) for name in names]] for attack in row[OWN]["attacks"]
             ]
-            rows.append(["*FPR*", *[_number(row[name]["fpr"]) for name in names]])
+            rows.append(["*FPR*", *[number(row[name]["fpr"]) for name in names]])
             rows.append(["*alarms, benign*", *[f"{row[name]['alarms']:.0f}" for name in names]])
             rows.append(["*time in alarm*", *[f"{100 * row[name]['alarm_share']:.1f} %" for name in names]])
-            out += _grid(["attack", *names], rows)
+            out += grid(["attack", *names], rows)
     return out
 
 
 def _cell(row: dict[str, Any]) -> str:
-    return f"{_number(row['auc'])} / {_number(row['recall'], 2)} / {_whole(row['windows_to_alarm'])}"
+    return f"{number(row['auc'])} / {number(row['recall'], 2)} / {whole(row['windows_to_alarm'])}"
 
 
 def _overlay_rows(devices: dict[str, Any]) -> list[str]:
@@ -247,13 +128,13 @@ def _overlay_rows(devices: dict[str, Any]) -> list[str]:
             wait = f"{max(seen):.0f}" if seen else "-"
             alarmed = f"{len(seen)}/{len(attacks)} in {wait}"
             cells.append(
-                f"{_number(mean_auc)} / {_number(recall, 2)} / {alarmed}; {row[name]['alarms']:.0f} "
+                f"{number(mean_auc)} / {number(recall, 2)} / {alarmed}; {row[name]['alarms']:.0f} "
                 f"({100 * row[name]['alarm_share']:.1f} %)"
             )
         rows.append(cells)
     text = "Mean AUC / mean recall / overlays alarmed, windows to the slowest alarm; false alarms on benign windows "
     text += "(time in alarm)."
-    return [text, "", *_grid(["device", *names], rows)]
+    return [text, "", *grid(["device", *names], rows)]
 
 
 def _wins(figures: dict[str, Any]) -> list[str]:
@@ -271,14 +152,14 @@ def _wins(figures: dict[str, Any]) -> list[str]:
                     if gap < worst[0]:
                         worst = (
                             gap,
-                            f"{group} {device}, {attack}: {_number(own['auc'])} against {_number(other['auc'])}",
+                            f"{group} {device}, {attack}: {number(own['auc'])} against {number(other['auc'])}",
                         )
                     a, b = own["windows_to_alarm"] or math.inf, other["windows_to_alarm"] or math.inf
                     faster, slower = faster + (a < b), slower + (a > b)
         rows.append((peer, f"{win}", f"{tie}", f"{lose}", f"{faster}", f"{slower}", worst[1] or "-"))
     text = f"Over all attacks of all devices; AUCs within {_TIE} tie. A peer that rings on benign days is often faster."
     head = ("against", "AUC won", "tied", "lost", "alarms sooner", "later", "worst loss")
-    return ["## Wins and losses", "", text, "", *_grid(head, rows)]
+    return ["## Wins and losses", "", text, "", *grid(head, rows)]
 
 
 def _budgets(figures: dict[str, Any]) -> list[str]:
@@ -311,144 +192,7 @@ def _budgets(figures: dict[str, Any]) -> list[str]:
         "alarms in days judged",
         "windows to alarm",
     )
-    return ["## Budgets and the alarm rules they earn", "", text, "", *_grid(head, rows)]
-
-
-def _ramps(figures: dict[str, Any]) -> list[str]:
-    rows = [
-        (row["device"], row["attack"], _whole(row["1000"]), _whole(row["4000"]), _number(row["largest_unseen"], 3))
-        for row in figures["ramps"]
-    ]
-    text = (
-        "An attack that grows feature by feature from nothing to its full strength over 1,000 or 4,000 windows of a "
-        "later benign stream: the window of the alarm. Last column: the share of the attack (in eighths) that can be "
-        "walked to over 2,000 windows, stay for 2,000 more and never alarm. That is what lies inside the adaptation's "
-        "bound of half a deviation, and what this detector does not see."
-    )
-    head = ("device", "attack", "ramp 1,000", "ramp 4,000", "largest unseen share")
-    return ["## Slow ramps: the adaptation can't be exploited", "", text, "", *_grid(head, rows)]
-
-
-def _fresh(figures: dict[str, Any]) -> list[str]:
-    rows = []
-    for row in figures["fresh"]:
-        waits = [f"{name} {_whole(wait)}" for name, wait in row["attacks"].items()]
-        rows.append((row["device"], f"{row['alarms']} in {row['device_days']:.2f}", ", ".join(waits)))
-    text = (
-        "A device that begins its life in the later session: it takes its own centres and score from its first 128 "
-        "windows, then watches. The windows to the alarm of each attack:"
-    )
-    return ["## A fresh device", "", text, "", *_grid(("device", "false alarms in days", "attacks"), rows)]
-
-
-def _starts(figures: dict[str, Any]) -> list[str]:
-    if not figures["starts"]:
-        return []
-    scales, waits = [], []
-    for row in figures["starts"]:
-        least, median, most = (f"{value:.2f}" for value in np.quantile(row["scale"], [0, 0.5, 1]))
-        low, high = _of_median(row["scale"])
-        places = sorted(row["location"])
-        where = f"{places[0]:+.2f} to {places[-1]:+.2f}"
-        scales.append((row["device"], f"{least}, {median}, {most}", f"x{low:.2f} to x{high:.2f}", where))
-        for attack, each in row["attacks"].items():
-            ordered = sorted(math.inf if wait is None else wait for wait in each)
-            found = sum(wait < math.inf for wait in ordered)
-            shown = [_whole(None if math.isinf(wait) else wait) for wait in (ordered[0], _middle(ordered), ordered[-1])]
-            waits.append((row["device"], attack, f"{found} of {len(each)}", *shown))
-    text = (
-        "One device that begins its life at twelve times of the later session, and learns from 128 windows each time. "
-        "The scale of its score (here against the model's) says how surprising a window is. It comes from 64 windows; "
-        "so it is the model's, moved a quarter of the way to the device's own and by x.94 to x1.1 at most, "
-        "unless the device's own windows would come near an alarm. The device's own scale alone was between x.74 and "
-        "x1.84 of the median, and missed `freeze` and `repeat` from some starts. The location is in doublings of the "
-        "score, against the model's."
-    )
-    head = ("device", "scale: least, median, greatest", "against the median start", "location")
-    then = "Windows to the alarm, over the starts:"
-    return [
-        "## Twelve starts of a fresh device",
-        "",
-        text,
-        "",
-        *_grid(head, scales),
-        then,
-        "",
-        *_grid(("device", "attack", "found", "soonest", "median", "latest"), waits),
-    ]
-
-
-def _of_median(scales: Sequence[float]) -> tuple[float, float]:
-    """The least and the greatest, against the median."""
-    middle = float(np.median(scales))
-    return min(scales) / middle, max(scales) / middle
-
-
-def _middle(ordered: Sequence[float]) -> float:
-    return ordered[len(ordered) // 2]
-
-
-def _unseen(figures: dict[str, Any]) -> list[str]:
-    rows = []
-    for row in figures["unseen"]:
-        waits = list(row["attacks"].values())
-        seen = [wait for wait in waits if wait is not None]
-        wait = f", in {min(seen):.0f}-{max(seen):.0f} windows" if seen else ""
-        rows.append(
-            (row["device"], f"{row['alarms']} in {row['device_days']:.2f}", f"{len(seen)} of {len(waits)}{wait}")
-        )
-    text = (
-        "One model fitted on all home devices but one, on the one left out: it learns for 128 windows, then watches "
-        "its own benign days, then malware laid over its last fifth. One model for devices as different as a lamp "
-        "and a camera is the worst case of a device class: train one per product."
-    )
-    head = ("device", "false alarms in days", "attacks alarmed")
-    return ["## A model for a class, on a device it never saw", "", text, "", *_grid(head, rows)] if rows else []
-
-
-def _contamination(figures: dict[str, Any]) -> list[str]:
-    keys = ("clean", "trimmed_clean", "untrimmed", "trimmed", "trimmed_more")
-    rows = [
-        (row["device"], row["attack"], *[_number(row[key]) for key in keys], _number(row["trimmed_more_share"]))
-        for row in figures["contamination"]
-    ]
-    text = (
-        "AUC on the attack's remaining windows when a run of it makes 2 % of the training windows, and 5 % or as much "
-        "as half the attack's recording gives (static centre). Trimming leaves out the strangest tenth of the "
-        "20-window blocks, then takes back those that a model of the others finds ordinary; what it costs a clean "
-        "recording is in the second column. It is an option, for recordings that may hold an attack."
-    )
-    head = ("device", "attack", "clean", "clean, trimmed", "2 % attack", "2 %, trimmed", "more, trimmed", "its share")
-    return ["## Contaminated training data", "", text, "", *_grid(head, rows)]
-
-
-def _explanation(figures: dict[str, Any]) -> list[str]:
-    rows = [
-        (row["group"], row["device"], _number(row["top_three"]), _number(row["mahalanobis"]))
-        for row in figures["explanation"]
-    ]
-    text = (
-        "One feature of an ordinary benign window moved by 4 deviations: how often it is among the first three named. "
-        "The last column is what Mahalanobis's distance would name, in floats and with every covariance. Where it "
-        "fails too, the injected feature is not the strangest of the window: a device that trained on quiet days has "
-        "later windows in which several features lie farther out than 4 deviations."
-    )
-    head = ("set", "device", "in the top three", "Mahalanobis")
-    return ["## Explanation", "", text, "", *_grid(head, rows)]
-
-
-def _float(figures: dict[str, Any]) -> list[str]:
-    rows = [
-        (
-            row["device"],
-            row["attack"],
-            _number(row["int8"], 4),
-            _number(row["float"], 4),
-            f"{row['float'] - row['int8']:+.4f}",
-        )
-        for row in figures["float"]
-    ]
-    return ["## int8 against its own float", "", *_grid(("device", "attack", "int8", "float", "loss"), rows)]
+    return ["## Budgets and the alarm rules they earn", "", text, "", *grid(head, rows)]
 
 
 def _tried(figures: dict[str, Any]) -> list[str]:
@@ -456,10 +200,10 @@ def _tried(figures: dict[str, Any]) -> list[str]:
         (
             row["device"],
             row["variant"],
-            _number(row["auc"]),
-            _number(row["least"]),
-            _whole(row["slowest"]),
-            _number(row["peak"], 2),
+            number(row["auc"]),
+            number(row["least"]),
+            whole(row["slowest"]),
+            number(row["peak"], 2),
             f"{row['alarms']}",
         )
         for row in figures["tried"]
@@ -473,7 +217,7 @@ def _tried(figures: dict[str, Any]) -> list[str]:
         "kept weights on."
     )
     head = ("device", "variant", "mean AUC", "least AUC", "slowest alarm", "benign peak, thresholds", "false alarms")
-    return ["## Tried and not kept", "", text, "", *_grid(head, rows)]
+    return ["## Tried and not kept", "", text, "", *grid(head, rows)]
 
 
 def _models(figures: dict[str, Any]) -> list[str]:
@@ -483,7 +227,7 @@ def _models(figures: dict[str, Any]) -> list[str]:
     ]
     text = "The file holds the columns' names too (for the tools); the device reads weights and its own metadata only."
     head = ("model", "features", "bottleneck", "multiply-accumulates", "file, bytes")
-    return ["## What a model costs", "", text, "", *_grid(head, rows)]
+    return ["## What a model costs", "", text, "", *grid(head, rows)]
 
 
 def _limits(figures: dict[str, Any]) -> list[str]:

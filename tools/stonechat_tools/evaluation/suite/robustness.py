@@ -18,6 +18,8 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 _AFTER_START = 4 * 128  # windows of the session behind the last of several starts
 _ATTACK_WINDOWS = 400  # of each attack, from each start
+_FEATURES = 4  # raised for good, one after the other
+_PATIENCE = 8  # hours of one attack
 
 
 def ramps(subjects: Sequence[Subject], show: Show, lengths: Sequence[int] = (1000, 4000)) -> list[dict[str, Any]]:
@@ -194,6 +196,75 @@ def starts(subjects: Sequence[Subject], show: Show, count: int = 12, learn_windo
                 row["attacks"].setdefault(name, []).append(wait)
         rows.append(row)
     return rows
+
+
+def steady_change(subjects: Sequence[Subject], show: Show) -> list[dict[str, Any]]:
+    """The later session, which begins days after the first one, with one feature raised by three deviations for good:
+    alarms, time in alarm, and the windows to the alarm of each attack on top of it, beside those without the change."""
+    rows = []
+    for one in subjects:
+        if not one.later:
+            continue
+        model = make_model(one)
+        replay = model.replay()
+        replay.run(one.table)
+        replay.run(one.rest)
+        plain = replay.fork()
+        plain.run(one.later[0])
+        without = _waits(plain, one.attacks)
+        n = len(model.meta)
+        for feature in range(0, n, max(1, n // _FEATURES)):
+            show(f"steady change: {one.name} {one.schema.columns[feature][0]}")
+            raised = np.zeros(n, dtype=np.int64)
+            raised[feature] = 3 * replay.deviation_q8[feature]
+            changed = replay.calm()
+            result = changed.run(one.later[0] + raised)
+            rows.append(
+                {
+                    "device": one.name,
+                    "feature": one.schema.columns[feature][0],
+                    "windows": len(result),
+                    "alarms": len(result.alarms),
+                    "alarm_share": result.alarm_windows / len(result),
+                    "steady_share": float(result.steady.mean()),
+                    "steady_after": int(np.argmax(result.steady)) if result.steady.any() else None,
+                    "without": without,
+                    "on_top": _waits(changed, {name: f_q8 + raised for name, f_q8 in one.attacks.items()}),
+                }
+            )
+    return rows
+
+
+def steady_attacks(subjects: Sequence[Subject], show: Show) -> list[dict[str, Any]]:
+    """What an attacker gains by the state: each attack, over and over, until it is steady; then each other attack, in
+    its place, from there."""
+    rows = []
+    for one in subjects:
+        model = make_model(one)
+        replay = model.replay()
+        replay.run(one.table)
+        replay.run(one.rest)
+        for name, f_q8 in one.attacks.items():
+            show(f"steady attack: {one.name} {name}")
+            living = replay.calm()
+            assert living.second
+            again = f_q8[np.arange(_PATIENCE * living.second.stated) % len(f_q8)]
+            result = living.run(again)
+            others = {other: rest for other, rest in one.attacks.items() if other != name}
+            rows.append(
+                {
+                    "device": one.name,
+                    "attack": name,
+                    "windows_to_alarm": first_alarm(result),
+                    "steady_after": int(np.argmax(result.steady)) if result.steady.any() else None,
+                    "others": _waits(living, others) if result.steady[-1] else None,
+                }
+            )
+    return rows
+
+
+def _waits(replay: Replay, attacks: dict[str, Ints]) -> dict[str, int | None]:
+    return {name: first_alarm(replay.calm().run(f_q8[:_ATTACK_WINDOWS])) for name, f_q8 in attacks.items()}
 
 
 def unseen_devices(

@@ -220,7 +220,13 @@ class _Batch:
                 device.heartbeat = max(report.windows, beat - (beat + 7) // 8)
                 if trusted and (device.newest_s is None or device.newest_s <= order_s or device.newest_s > self._now):
                     device.newest_s = order_s
-                    change.newest = (report.sequence, report.level, report.score_q8, report.evidence_q8)
+                    change.newest = (
+                        report.sequence,
+                        report.level,
+                        report.flags,
+                        report.score_q8,
+                        report.evidence_q8,
+                    )
             if result is CONFLICT:
                 change.conflicts += 1
                 counted[report.device, "conflict"] += 1
@@ -345,7 +351,7 @@ class _Batch:
         if newest:
             db.executemany(
                 "UPDATE devices SET reports = reports + ?, last_seen_s = ?, heartbeat_windows = ?, newest_s = ?,"
-                " newest_sequence = ?, level = ?, score_q8 = ?, evidence_q8 = ? WHERE id = ?",
+                " newest_sequence = ?, level = ?, flags = ?, score_q8 = ?, evidence_q8 = ? WHERE id = ?",
                 newest,
             )
         rest = [

@@ -9,7 +9,7 @@ from .base import Engine, Row, number
 _DEVICE_COLUMNS = (
     "d.name, d.online, d.last_seen_s, d.reports, d.level, d.score_q8, d.evidence_q8, d.lost, s.facts,"
     " d.newest_sequence, d.conflicts, d.refused, d.online_since_s, d.conflict_s, d.heartbeat_windows, d.first_seen_s,"
-    " d.key"
+    " d.key, d.flags"
 )
 
 
@@ -52,6 +52,7 @@ def devices(engine: Engine, device: str | None = None) -> list[dict[str, Any]]:
             "heartbeat_windows": row[14],
             "first_seen_s": row[15],
             "key": row[16],
+            "flags": [name for bit, name in wire.FLAGS.items() if row[17] & bit],
             "window_ms": None,
             **json.loads(row[8] or "{}"),
         }

@@ -186,10 +186,16 @@ def _to_4(engine: Engine, db: Db) -> None:
     )
 
 
+def _to_6(engine: Engine, db: Db) -> None:
+    """The flags of a device's newest report, beside its level."""
+    _script(engine, db, "ALTER TABLE devices ADD COLUMN flags {integer} NOT NULL DEFAULT 0")
+
+
 OLDEST = 3  # the first version that a step leads on from
 STEPS: dict[int, Callable[[Engine, Db], None]] = {  # by the version that it leads to
     4: _to_4,
     5: lambda engine, db: _script(engine, db, NOTES),
+    6: _to_6,
 }
 VERSION = max(STEPS)
 BORN = 4  # the version that FIRST makes; the steps after it follow at once

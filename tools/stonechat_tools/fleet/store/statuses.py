@@ -37,11 +37,11 @@ def put_status(db: Db, device: Device, stream: Stream, status: Status, now_s: fl
     )
     db.execute(
         "INSERT INTO statuses (device, facts) VALUES (?, ?) ON CONFLICT (device) DO UPDATE SET facts = excluded.facts",
-        (device.id, json.dumps(facts_of(status))),
+        (device.id, json.dumps(facts_of(status, now_s))),
     )
 
 
-def facts_of(status: Status) -> dict[str, object]:
+def facts_of(status: Status, now_s: float) -> dict[str, object]:
     """What Store.devices() gives of a status."""
     return {
         "firmware": status.firmware,
@@ -60,6 +60,7 @@ def facts_of(status: Status) -> dict[str, object]:
         "own_model": status.own and asdict(status.own) | {"digest": status.own.digest.hex(), "shown": str(status.own)},
         "boot": status.boot,
         "stream": status.stream.hex(),
+        "steady_since_s": None if status.steady_s is None else now_s - status.steady_s,
     }
 
 
