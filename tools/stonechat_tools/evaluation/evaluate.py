@@ -18,6 +18,7 @@ Examples:
   stonechat evaluate linux-1 own/*.csv.gz --personalize 400 --contaminated 0.05,1
   stonechat evaluate --suite --data ../shared/data --report models/REPORT.md --json suite.json
   stonechat evaluate --suite --data captures/ --seeds 1
+  stonechat evaluate --suite --earlier models/report/figures.json --report models/REPORT.md
   stonechat evaluate --manifest my-captures.toml --report my-report.md
 """
 
@@ -68,6 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--suite", action="store_true", help="the whole method on public captures, beside its peers")
     add("--data", default=DEFAULT_DATA, metavar="DIR", help=f"where the captures are (default {DEFAULT_DATA})")
     add("--manifest", metavar="TOML", help="the suite on your own captures, as this file describes them")
+    add(
+        "--earlier",
+        metavar="JSON",
+        help="figures.json of an earlier suite: measure again only what learning and alarms move",
+    )
     add("--seeds", type=int, default=5, help="how many, where a seed plays a part (default 5)")
     add(
         "--report",
@@ -248,14 +254,16 @@ def _suite(args: argparse.Namespace) -> int:
     for name in SETS:
         if name not in there and args.manifest is None:
             console.print(f"left out: {root / name} is not there")
+    earlier = json.loads(read_file(args.earlier)) if args.earlier else None
     with _progress(console) as show:
         manifest = None if args.manifest is None else Path(args.manifest)
-        figures = runner.run_suite(root, args.seeds, show, manifest)
+        figures = runner.run_suite(root, args.seeds, show, manifest, earlier)
         if args.report and manifest is None:
             show("plots")
             plots.plots(protocol.load(root), Path(args.report).parent / "report")
     if args.report:
         of = "--suite" if args.manifest is None else f"--manifest {args.manifest}"
+        of += f" --earlier {args.earlier}" if earlier else ""
         command = f"stonechat evaluate {of} --seeds {args.seeds} --report {args.report}"
         beside = Path(args.report).parent / "report/figures.json"
         beside.parent.mkdir(parents=True, exist_ok=True)

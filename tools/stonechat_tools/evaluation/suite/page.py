@@ -29,6 +29,15 @@ def page(figures: dict[str, Any], command: str) -> str:
         f"of this repository. Medians over {figures['seeds']} seeds where a seed plays a part (stonechat's network is "
         "fitted in closed form and needs none).",
         "",
+        *(
+            [
+                "The figures of the peers, of contamination, explanation, int8 against float and what was tried are "
+                "those of an earlier run: nothing of what has changed since reaches them.",
+                "",
+            ]
+            if figures.get("earlier")
+            else []
+        ),
         "Plots of every Pi (ROC, evidence over time, drift) and all figures as JSON are in `report/` beside this page.",
         "",
         "Attack captures were mostly taken on another day than the benign ones, which flatters every detector alike: "

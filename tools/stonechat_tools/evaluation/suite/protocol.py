@@ -30,6 +30,7 @@ OWN = "stonechat int8"
 MONTH, DAY = Budget(1, 30), Budget(1, 1)
 _OVERLAY_WINDOWS = 120
 _SHORT_ATTACK = 40
+_SURPRISES = 40  # windows of each attack whose surprise is kept
 
 _DAY_S = 86_400
 
@@ -208,6 +209,7 @@ def own_figures(one: Subject, model: FittedModel) -> tuple[dict[str, Any], dict[
         streams[name] = result
         scores = np.maximum(floor, result.score_q8).astype(np.float64)
         attacks[name] = _attack_row(benign, scores, max(threshold, floor), first_alarm(result))
+        attacks[name]["surprise"] = [round(value / 256, 2) for value in result.surprise_q8[:_SURPRISES].tolist()]
     benign_results = [result for name, result in streams.items() if name not in attacks]
     windows = sum(map(len, benign_results))
     peak = max(int(result.evidence_q8.max()) for result in benign_results) / 256
@@ -289,13 +291,20 @@ def _evidence_alarms(surprise_q8: Ints) -> tuple[list[int], int]:
 # --------------------------------------------------------------------------------------------------------- the suite
 
 
-def compare(groups: dict[str, list[Subject]], seeds: int, show: Show) -> dict[str, Any]:
-    """Every detector on every device: medians over the seeds where a seed plays a part."""
+def compare(
+    groups: dict[str, list[Subject]], seeds: int, show: Show, earlier: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Every detector on every device: medians over the seeds where a seed plays a part. earlier: a comparison from
+    which the peers' figures are taken, where it has the device."""
     out: dict[str, Any] = {}
     for group, subjects in groups.items():
         for one in subjects:
             show(f"{group} {one.name}")
             row = {OWN: own_figures(one, make_model(one))[0]}
+            known = (earlier or {}).get(group, {}).get(one.name)
+            if known:
+                out.setdefault(group, {})[one.name] = known | row
+                continue
             for name, seeded in baselines.PEERS.items():
                 show(f"{group} {one.name}: {name}")
                 runs = [peer_figures(one, name, seed) for seed in range(seeds if seeded else 1)]

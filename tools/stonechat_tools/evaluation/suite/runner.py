@@ -19,6 +19,7 @@ from stonechat_tools.evaluation.suite.protocol import (
 from stonechat_tools.modeling.calibrate import poisson_bound
 
 _CONTAMINATED_SEEDS = 3
+_STATIC = ("float", "contamination", "explanation", "tried")
 
 
 def summary_of_alarms(comparison: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -36,31 +37,41 @@ def summary_of_alarms(comparison: dict[str, Any]) -> dict[str, dict[str, float]]
     return totals
 
 
-def run_suite(root: Path, seeds: int, show: Show, manifest: Path | None = None) -> dict[str, Any]:
+def run_suite(
+    root: Path, seeds: int, show: Show, manifest: Path | None = None, earlier: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Everything. root: the folder with the sets; seeds: how many where a seed plays a part. manifest: anybody's
-    captures instead, of which what is about particular sets is left out."""
+    captures instead, of which what is about particular sets is left out. earlier: figures of a run; all is taken
+    over from it that a change of learning and alarms can't move (_STATIC, and the peers)."""
     if manifest is not None:  # what is wrong with it is said in one line, before any progress
         return _own_captures(load_manifest(manifest, show), seeds, show)
     show("reading the recordings")
     groups = long_enough(load(root), show)
     pis = groups.get("pi-spectrum", [])
-    comparison = compare(groups, seeds, show)
+    comparison = compare(groups, seeds, show, earlier and earlier["comparison"])
     return {
-        "seeds": seeds,
+        "seeds": earlier["seeds"] if earlier else seeds,
+        "earlier": list(_STATIC) if earlier else [],
         "comparison": comparison,
         "alarms": summary_of_alarms(comparison),
         "budgets": budgets({name: groups[name] for name in groups if name != "ipcam"}, show),
         "ramps": robustness.ramps(pis, show),
-        "float": robustness.against_float(groups),
-        "contamination": robustness.contamination(groups, show, min(seeds, _CONTAMINATED_SEEDS)),
-        "explanation": robustness.explanation(groups, seeds),
+        **({key: earlier[key] for key in _STATIC} if earlier else _static(groups, seeds, show)),
         "fresh": robustness.fresh_device([*pis, *groups.get("pi3-malware", [])], show),
         "starts": robustness.starts([*pis, *groups.get("pi3-malware", [])], show),
         "steady": robustness.steady_change(pis, show),
         "steady_attacks": robustness.steady_attacks(pis, show),
         "unseen": robustness.unseen_devices(groups, root, show),
-        "tried": ablations.tried([*groups.get("pi3-malware", []), *pis], show),
         "models": {one.name: _model_facts(one) for group in groups.values() for one in group},
+    }
+
+
+def _static(groups: dict[str, list[Subject]], seeds: int, show: Show) -> dict[str, Any]:
+    return {
+        "float": robustness.against_float(groups),
+        "contamination": robustness.contamination(groups, show, min(seeds, _CONTAMINATED_SEEDS)),
+        "explanation": robustness.explanation(groups, seeds),
+        "tried": ablations.tried([*groups.get("pi3-malware", []), *groups.get("pi-spectrum", [])], show),
     }
 
 
