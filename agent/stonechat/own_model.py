@@ -113,7 +113,7 @@ class OwnModel:
         own = None
         if not verdict.learning:
             if self.phase == COLLECTING:
-                if verdict.level == NORMAL and not verdict.steady:
+                if verdict.level == NORMAL and not getattr(verdict, "steady", False):
                     self._collect(window)
             elif self.scorer is not None:
                 own = self.scorer.score(window.deltas, window.elapsed_ms)
@@ -302,7 +302,7 @@ def _worst(fused, reference, own):
     fused.evidence_q8 = lead.evidence_q8
     fused.learning = reference.learning
     fused.unfit = reference.unfit
-    fused.steady = reference.steady or own is not None and own.steady
+    fused.steady = getattr(reference, "steady", False) or own is not None and own.steady
     fused.changed = lead.level != fused.level
     fused.level = lead.level
     return fused
