@@ -72,6 +72,12 @@ def history(engine: Engine, device: str, since_s: float, until_s: float | None, 
     return [_row(device, row) for row in reversed(rows)]
 
 
+def span(engine: Engine, device: str) -> tuple[float, float]:
+    query = "SELECT MIN(at_s), MAX(at_s) FROM reports WHERE device = ?"
+    oldest_s, newest_s = engine.rows(query, (device_id(engine, device),))[0]
+    return (0.0, -1.0) if oldest_s is None else (oldest_s, newest_s)
+
+
 def _row(device: str, row: tuple[Any, ...]) -> Row:
     report = wire.reread(device, bytes(row[6]))
     return Row(

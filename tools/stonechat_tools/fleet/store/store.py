@@ -155,6 +155,10 @@ class Store:
         unset gets its time from the status of the same start, else from when it was received."""
         return read.history(self.engine, device, since_s, until_s, limit, answers)
 
+    def span(self, device: str) -> tuple[float, float]:
+        """Unix seconds of the oldest and the newest event of a device; (0, -1) without one."""
+        return read.span(self.engine, device)
+
     def rollup(
         self, device: str, table: str = "hourly", since_s: float = 0.0, until_s: float | None = None
     ) -> list[dict[str, Any]]:
