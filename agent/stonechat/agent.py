@@ -98,7 +98,7 @@ class Agent(Loop):
     def due_in_ms(self) -> int:
         """Milliseconds until tick() has something to do; never negative."""
         now_ms = ticks_ms()
-        return max(0, min(ticks_diff(self._due_ms, now_ms), ticks_diff(self._pump_due_ms, now_ms)))
+        return max(0, min(ticks_diff(self.due_ms, now_ms), ticks_diff(self.pump_due_ms, now_ms)))
 
     async def run(self) -> None:
         """tick() for ever under asyncio; cancel the task to stop."""
@@ -169,7 +169,7 @@ class Agent(Loop):
     def announce(self) -> None:
         """Send the status again: something in it has changed."""
         self._status_due = True
-        self._pump_due_ms = ticks_ms()
+        self.pump_due_ms = ticks_ms()
 
     def announce_sleep(self, seconds: int) -> bool:
         """Send a status: the device sleeps now, and the next one follows within `seconds`. Let the client send it
@@ -183,7 +183,7 @@ class Agent(Loop):
 
     def on_message(self, topic, payload: bytes) -> None:
         """Take a message from the broker: acknowledgements and commands that authenticate are carried out."""
-        self._pump_due_ms = ticks_ms()  # an acknowledgement frees space for what waits
+        self.pump_due_ms = ticks_ms()  # an acknowledgement frees space for what waits
         self.reporter.on_message(topic, payload)
 
     def _calibrate(self, arguments) -> None:

@@ -37,12 +37,10 @@ except ImportError:
         """Push what was written to `file` down to the medium (littlefs does so at flush)."""
         file.flush()
 
-    def write_atomic(path, data):
-        """Replace the file at `path` by `data`: after a power cut it holds the old bytes or the new, no mixture."""
+    def write_atomic(path, parts):
+        """Replace the file at `path` by `parts`, bytes one after the other: after a power cut it holds the old bytes or
+        the new, no mixture."""
         with open(path + ".tmp", "wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
         replace(path + ".tmp", path)
-
-    def int8_array(data):
-        """The bytes as the kernels want them: signed numbers on CPython, the very bytes on a board."""
-        return data

@@ -4,7 +4,6 @@ import os
 import stat
 import time
 from _operator import mul as _mul  # operator is Python, and larger
-from array import array as _array
 from os import replace, urandom
 from time import clock_gettime_ns as _now_ns
 
@@ -25,7 +24,6 @@ except ImportError:
 __all__ = (
     "const",
     "epoch_s",
-    "int8_array",
     "mem_alloc",
     "mem_free",
     "replace",
@@ -80,7 +78,7 @@ def sync_file(file):
     os.fsync(file.fileno())
 
 
-def write_atomic(path, data):
+def write_atomic(path, parts):
     temporary = path + ".tmp"
     try:
         if not stat.S_ISREG(os.lstat(temporary).st_mode):
@@ -89,7 +87,8 @@ def write_atomic(path, data):
         pass
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     with open(os.open(temporary, flags, 0o600), "wb") as file:
-        file.write(data)
+        for part in parts:
+            file.write(part)
         sync_file(file)
     replace(temporary, path)
     # POSIX: the rename is durable only once its folder is
@@ -112,13 +111,9 @@ def mem_alloc():
 mem_free = mem_alloc
 
 
-def int8_array(data):
-    return _array("b", bytes(data))
-
-
 def dot(weights, at, count, x):  # int8/plain.py's, as is flip
     return sum(map(_mul, weights[at : at + count], x))
 
 
-def flip(source, target, count):
-    target[:count] = bytes(source).translate(_FLIP)
+def flip(source, target, count, at):
+    target[:count] = bytes(source[at : at + count]).translate(_FLIP)

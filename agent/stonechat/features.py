@@ -76,25 +76,32 @@ class Normalization:
     def fill_q8(self, deltas: list[int], elapsed_ms: int, window_ms: int, out: list[int]) -> None:
         """deltas: n counts or readings of one window -> out: n ints f_q8, before any normalization."""
         stretch_q8 = log2_q8(elapsed_ms) - log2_q8(window_ms)
+        kinds = self.kinds
         for i in range(len(out)):  # enumerate() would allocate
-            kind = self.kinds[i]
             value = deltas[i]
-            if kind == SHARE:
-                out[i] = 0 if value < 0 else value if value < _SHARE_MAX else _SHARE_MAX
-            elif value <= 0:
-                out[i] = 0
-            elif kind == RATE:
-                out[i] = max(0, log2_q8(1 + value) - stretch_q8)
-            else:
-                out[i] = log2_q8(1 + value)
+            if kinds[i] == SHARE:
+                value = min(value, _SHARE_MAX)
+            elif value > 0:
+                value = log2_q8(1 + value)
+                if kinds[i] == RATE:
+                    value -= stretch_q8
+            out[i] = value if value > 0 else 0
 
     def fill(self, f_q8: list[int], x: bytearray) -> None:
         """f_q8: n ints -> x: bytearray(n), int8 as two's complement, 16 steps a deviation, clipped at 8 of them; and
         `excess`, up to 1792 steps, so that the squares of detection.py stay small ints."""
-        for i in range(len(self.kinds)):
-            shift = self.shift[i]
-            step = (f_q8[i] - self.centre_q8[i] - self.offset_q8[i]) * self.inv[i] + ((1 << shift) >> 1) >> shift
-            x[i] = min(max(step, -128), 127) & 0xFF
-            limit = self.limit[i]
-            over = step - limit if step > limit else step + limit if step < -limit else 0
-            self.excess[i] = min(max(over, -_BEYOND_MAX), _BEYOND_MAX)
+        centre_q8 = self.centre_q8  # a local variable is found faster than an attribute
+        offset_q8 = self.offset_q8
+        inv = self.inv
+        shifts = self.shift
+        for i in range(len(x)):
+            shift = shifts[i]
+            step = (f_q8[i] - centre_q8[i] - offset_q8[i]) * inv[i] + ((1 << shift) >> 1) >> shift
+            over = 0
+            if step > 127 or step < -128:  # a limit is at least 128
+                limit = self.limit[i]
+                over = step - limit if step > limit else step + limit if step < -limit else 0
+                over = min(max(over, -_BEYOND_MAX), _BEYOND_MAX)
+                step = 127 if step > 0 else -128
+            x[i] = step & 0xFF
+            self.excess[i] = over

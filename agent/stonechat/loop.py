@@ -72,7 +72,7 @@ class Loop:
     the loop was late or suspended, priming or warming up, not read, failed otherwise."""
 
     _status_due: bool
-    _pump_due_ms: int
+    pump_due_ms: int
 
     def __init__(self, channels, reporter, state, *, publish=None, firmware: str = "") -> None:
         self.channels = channels
@@ -92,7 +92,7 @@ class Loop:
             self.recalibrate()
         state.put(b"firmware", release)
         self._learning = self.learning
-        self._due_ms = ticks_ms()
+        self.due_ms = ticks_ms()
         self.connected()
 
     def tick(self):
@@ -102,15 +102,15 @@ class Loop:
         the last one is in `last_error`, and the next window is another attempt."""
         now_ms = ticks_ms()
         verdict = None
-        if ticks_diff(now_ms, self._due_ms) >= 0:
-            self._due_ms = ticks_add(self._due_ms, self.window_ms)
-            late_ms = ticks_diff(now_ms, self._due_ms)
+        if ticks_diff(now_ms, self.due_ms) >= 0:
+            self.due_ms = ticks_add(self.due_ms, self.window_ms)
+            late_ms = ticks_diff(now_ms, self.due_ms)
             if late_ms >= 0:  # a whole window late: a suspend, a stalled loop
                 self.unscored[_DROPPED] += 1 + late_ms // self.window_ms
-                self._due_ms = ticks_add(now_ms, self.window_ms)
+                self.due_ms = ticks_add(now_ms, self.window_ms)
             verdict = self.end_window(now_ms)
-            self._pump_due_ms = now_ms
-        if ticks_diff(now_ms, self._pump_due_ms) >= 0:
+            self.pump_due_ms = now_ms
+        if ticks_diff(now_ms, self.pump_due_ms) >= 0:
             wait_ms = _PUMP_EVERY_MS
             self.offline = ""
             try:
@@ -120,7 +120,7 @@ class Loop:
             except (StonechatError, OSError) as error:
                 self.offline = repr(error)
                 wait_ms = _PUMP_AGAIN_MS
-            self._pump_due_ms = ticks_add(now_ms, wait_ms)
+            self.pump_due_ms = ticks_add(now_ms, wait_ms)
         return verdict
 
     def end_window(self, now_ms: int):
@@ -187,7 +187,7 @@ class Loop:
         """To be called when a connection to the broker is made (on_connect): sends the status and what waits."""
         self.reporter.reconnected()
         self._status_due = True
-        self._pump_due_ms = ticks_ms()
+        self.pump_due_ms = ticks_ms()
 
     def recalibrate(self) -> None:
         """Forget the calibration of every scorer and learn it again, as after a new firmware."""

@@ -17,12 +17,14 @@ from .metadata import Metadata
 END = "<II4sI"  # see metadata.py
 END_BYTES = const(16)
 MAGIC = b"SCM2"  # format 2; format 1 was a CBOR map
+_IN_PLACE_BYTES = const(1024)  # of weights that are copied into memory from a ROM partition
 _WHOLE = const(0x2144DF1C)  # the CRC-32 of anything that ends in its own CRC-32
 
 
 def load_model(data, backend=None, resident_bytes=16384):
-    """data: a .tflite as bytes, bytearray or memoryview (then used in place, in flash if it is there), or a file
-    open for reading in binary, which stays in use: the weights beyond `resident_bytes` are read from it at each run.
+    """data: a .tflite as bytes, bytearray or memoryview (in flash perhaps), or a file open for reading in binary. It
+    stays in use where the weights take more than `resident_bytes`: those beyond are read from it at each run, through
+    a buffer of a kilobyte (`model.chunk`).
 
     backend: None for the fastest kernels there are, "plain", "viper", or a callable such as
     linux.tflite_runtime.TfliteRuntime that makes from data what runs it. All give the same bytes. A file with a plan
@@ -62,10 +64,18 @@ def load_model(data, backend=None, resident_bytes=16384):
 
 def open_model(path: str):
     """The model in the file `path`, or in the file of that name below a folder of sys.path: mip puts it into /lib, and
-    a ROM partition is /rom. Raises ModelError, OSError."""
+    a ROM partition is /rom, where its bytes are used in place. Raises ModelError, OSError."""
     for folder in [""] + sys.path:  # noqa: RUF005 - MicroPython has no [*a]
         try:
-            return load_model(open(folder + "/" + path if folder else path, "rb"))
+            file = open(folder + "/" + path if folder else path, "rb")
         except OSError:
-            pass
+            continue
+        try:
+            data = memoryview(file)  # type: ignore[arg-type]  # a file of a ROM partition only
+        except TypeError:
+            model = load_model(file)
+            if not model.chunk:  # pyright: ignore[reportAttributeAccessIssue] - nothing is read from it any more
+                file.close()
+            return model
+        return load_model(data, None, _IN_PLACE_BYTES)
     raise ModelError(path + ": no such file")

@@ -120,7 +120,7 @@ class Outbox:
         self._close()
         self._trim()
         name = self._name(number)
-        write_atomic(name, self._mark())
+        write_atomic(name, (self._mark(),))
         self._segments.append([number, 0, 0, self.stream])
         self._file = open(name, "ab")
         self._at = _MARK_BYTES

@@ -178,7 +178,7 @@ class Slots:
     def save(self) -> None:
         """Raises OSError."""
         record = self._pack()
-        write_atomic(self.folder + "/record", record + pack("<I", crc32(record)))
+        write_atomic(self.folder + "/record", (record, pack("<I", crc32(record))))
 
     def keys(self, own) -> list:
         """The keys that verify a manifest: those of the last rotation, or `own`, those the device came with."""
@@ -195,7 +195,7 @@ class Slots:
 
         packed = bytearray()
         encode(keys, packed)
-        write_atomic(self.folder + "/keys", bytes(packed) + pack("<I", crc32(packed)))
+        write_atomic(self.folder + "/keys", (packed, pack("<I", crc32(packed))))
 
 
 def append(path: str, data) -> None:

@@ -35,21 +35,31 @@ class State:
             return
         try:
             with open(path, "rb") as file:
-                size = file.seek(0, 2)  # MicroPython takes the RAM for all that read() is asked for
-                file.seek(0)
-                raw = file.read(min(size, MAX_BYTES + 1))
+                self._read(file)
         except OSError:
             return
-        end = len(raw) - 4
-        if not 0 <= end <= MAX_BYTES - 4 or crc32(raw[:end]) != unpack_from("<I", raw, end)[0]:
-            self.damaged = "%d bytes, damaged" % len(raw)
-            return
-        at = 0
-        while at < end:  # the checksum behind it keeps unpack_from inside the record
-            size, value_size = unpack_from("<BH", raw, at)
-            at += 3 + size
-            self.sections[raw[at - size : at]] = raw[at : at + value_size]
-            at += value_size
+        except MemoryError:
+            self.damaged = "large"
+        if self.damaged:
+            self.sections = {}
+
+    def _read(self, file):
+        """Section by section: nothing but what is kept takes memory."""
+        end = file.seek(0, 2) - 4
+        file.seek(0)
+        at = crc = 0
+        while at < end <= MAX_BYTES - 4:
+            head = file.read(3)
+            name_size, size = unpack_from("<BH", head, 0)
+            at += 3 + name_size + size
+            if at > end:
+                break
+            name = file.read(name_size)
+            value = file.read(size)
+            crc = crc32(value, crc32(name, crc32(head, crc)))
+            self.sections[name] = value
+        if at != end or unpack_from("<I", file.read(4), 0)[0] != crc:
+            self.damaged = "%d bytes, damaged" % (end + 4)
 
     def get(self, section: bytes, default=None):
         return self.sections.get(section, default)
@@ -62,14 +72,19 @@ class State:
         """Write the record atomically. Raises StateError where the medium refuses (full, read-only)."""
         if self.path is None:
             return
-        record = bytearray()
+        parts = []
+        size = 4
+        crc = 0
         for name in self.sections:
             value = self.sections[name]
-            record.extend(pack("<BH", len(name), len(value) & 0xFFFF) + name + value)  # more is refused below
-        record.extend(pack("<I", crc32(record)))
+            head = pack("<BH", len(name), len(value) & 0xFFFF) + name  # more is refused below
+            crc = crc32(value, crc32(head, crc))
+            size += len(head) + len(value)
+            parts += [head, value]
+        parts.append(pack("<I", crc))
         try:
-            if len(record) > MAX_BYTES:
-                raise OSError("%d bytes" % len(record))
-            write_atomic(self.path, record)
+            if size > MAX_BYTES:
+                raise OSError("%d bytes" % size)
+            write_atomic(self.path, parts)
         except OSError as error:
             raise StateError("can't write %s: %s" % (self.path, error))

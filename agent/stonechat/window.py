@@ -30,14 +30,15 @@ class Window:
         """values: n readings taken at now_ms (ticks) -> True if `deltas` holds a window, False if this one only
         primed or had to be dropped (longer than 1.5 window lengths, or shorter than half)."""
         last = self._last
+        kinds = self._kinds
         for i in range(len(last)):
-            value = values[i]
-            if self._kinds[i] == RATE:
+            value = now = values[i]
+            if kinds[i] == RATE:
                 value -= last[i]
                 if value < 0:
-                    value = self._after_fall(values[i], last[i])
-                last[i] = values[i]
-            self.deltas[i] = min(value, DELTA_MAX)
+                    value = self._after_fall(now, last[i])
+                last[i] = now
+            self.deltas[i] = value if value < DELTA_MAX else DELTA_MAX
         self.elapsed_ms = ticks_diff(now_ms, self._last_ms)
         self._last_ms = now_ms
         if not self.primed:

@@ -279,7 +279,7 @@ def test_windows_that_were_not_scored_are_counted_by_cause_and_reported():
             assert agent._status_due is (at == 6)  # at once, and not each time
     assert agent.unscored[:3] == [1, 3, 2]  # the first window after the gap was too long
     agent._status_due = True
-    agent._pump_due_ms = agent._due_ms
+    agent.pump_due_ms = agent.due_ms
     agent.tick()
     assert agent.reporter.statuses[-1]["unscored"] is agent.unscored
 
@@ -288,7 +288,7 @@ def test_a_loop_that_stalls_counts_the_windows_that_it_missed():
     agent = Agent(Replay(SCHEMA, []), EchoModel(), publish=publish, reporter=Reporter(), state=State())
     agent.tick()
     assert agent.unscored == [0, 1, 0, 0]
-    agent._due_ms -= 5 * WINDOW_MS + WINDOW_MS // 2
+    agent.due_ms -= 5 * WINDOW_MS + WINDOW_MS // 2
     agent.channels[0].window._last_ms -= 5 * WINDOW_MS + WINDOW_MS // 2
     agent.tick()
     assert agent.unscored[0] in (4, 5)

@@ -2,6 +2,7 @@
 
 from stonechat.board import device as board
 from stonechat.board import hooks
+from stonechat.compat import ticks_ms
 from stonechat.errors import MQTTError, StonechatError
 from stonechat.report import Reporter
 from test_mqtt import Broker, settle
@@ -17,6 +18,7 @@ class Agent:
     due_in_ms = 5
 
     def __init__(self, work=None):
+        self.due_ms = self.pump_due_ms = ticks_ms()
         self.work = work
         self.ticks = 0
         self.saved = 0

@@ -45,7 +45,7 @@ def test_a_file_reads_as_its_bytes_do():
     data = read(dense())
     with open(dense(), "rb") as file:
         lazy, whole = tflite.read(file), tflite.read(data)
-        assert lazy.in_file and not whole.in_file
+        assert lazy.held is None and whole.held == data
         for number in range(whole.tensor_count):
             a, b = lazy.tensor(number), whole.tensor(number)
             assert (a.kind, a.shape, a.scale, a.zero_point) == (b.kind, b.shape, b.scale, b.zero_point)

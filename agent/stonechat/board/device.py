@@ -1,6 +1,6 @@
 """Start-up shared by both board profiles. Returns a Watch, the object that the firmware ticks."""
 
-from ..compat import const, ticks_ms, tidy
+from ..compat import const, ticks_diff, ticks_ms, tidy
 from ..mqtt import Client
 from . import hooks
 
@@ -24,10 +24,14 @@ class Watch:
 
     def tick(self, _=None):
         """One turn -> the Verdict of a window that has just ended, else None. (The argument is a Timer's.)"""
-        self.counter.beat(ticks_ms())
+        now_ms = ticks_ms()
+        verdict = None
+        self.counter.beat(now_ms)
         if self.transport is not None:
             self._quietly(self._poll)
-        verdict = self._quietly(self._turn)
+        agent = self.agent
+        if ticks_diff(now_ms, agent.due_ms) >= 0 or ticks_diff(now_ms, agent.pump_due_ms) >= 0:
+            verdict = self._quietly(self._turn)
         if self.feed is not None:
             self.feed()
         return verdict

@@ -141,6 +141,8 @@ class FirmwareCollector:
         self._sent = self._writes = 0  # as of the window before
         self._lag_ms = 0
         self._beat_ms = None
+        self._free = None
+        self._heap = (mem_free() + mem_alloc() >> 4) or 1  # CPython has none
         self._last: tuple = (
             _unlocked,
             None,
@@ -172,12 +174,10 @@ class FirmwareCollector:
             values[_MEAN_WRITE] = (values[_BYTES_OUT] - self._sent & _MASK) // writes
         self._sent = values[_BYTES_OUT]
         self._writes = values[_WRITES]
-        free = mem_free()
-        whole = free + mem_alloc()
-        while whole > 40000:  # times 25600 must stay a small int
-            free >>= 1
-            whole >>= 1
-        values[_HEAP_FREE] = free * 25600 // whole if whole else 0  # percent in Q8
+        if self._free is None:  # no turn of the loop since the window before
+            self._free = mem_free()
+        values[_HEAP_FREE] = (self._free >> 4) * 25600 // self._heap  # percent in Q8; a small int below 650 KB
+        self._free = None
         values[_LOOP_LAG] = self._lag_ms
         self._lag_ms = 0
 
@@ -217,10 +217,16 @@ class FirmwareCollector:
         remove()
 
     def beat(self, now_ms):
-        """Once a turn of the main loop: how long did the turn take?"""
-        if self._beat_ms is not None:
-            self._lag_ms = max(self._lag_ms, ticks_diff(now_ms, self._beat_ms))
+        """Once a turn of the main loop: how long did the turn take? The first turn of a window looks at the free heap:
+        that takes a large heap as long as all the rest of a window does."""
+        last_ms = self._beat_ms
         self._beat_ms = now_ms
+        if last_ms is not None:
+            last_ms = ticks_diff(now_ms, last_ms)
+            if last_ms > self._lag_ms:
+                self._lag_ms = last_ms
+        if self._free is None:
+            self._free = mem_free()
 
     def meet(self, address):
         """address: whatever connect() or sendto() was given, (host, port) as boards have it or the unix port's packed

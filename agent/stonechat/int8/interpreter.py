@@ -21,8 +21,7 @@ from array import array
 from ..compat import const, tidy
 from ..errors import ModelError
 from . import requantize, tflite
-from .network import Layer, Network
-from .plain import fully_connected
+from .network import Layer, Network, choose
 
 _DEQUANTIZE = const(6)
 _FULLY_CONNECTED = const(9)
@@ -57,8 +56,8 @@ class Interpreter(Network):
         if len(graph.inputs) != 1 or len(graph.outputs) != 1:
             raise ModelError("%d inputs, %d outputs: 1 and 1 are supported" % (len(graph.inputs), len(graph.outputs)))
         self.graph = graph
+        self.steps = []
         self.values: dict = {}
-        self.layers: list = []
         self._input = b""
         first = graph.tensor(graph.inputs[0])
         if first.kind != tflite.FLOAT32:  # a float input waits for its QUANTIZE
@@ -122,11 +121,11 @@ class Interpreter(Network):
                 layer = self._dense(inputs, source, output, target, options)
             except ModelError as error:
                 raise ModelError("operator %d FULLY_CONNECTED: %s" % (number, error))
-            self.layers.append(layer)
             self.steps.append(layer)
         else:
             from . import operators
 
+            self.mixed = True
             self.steps.append(_Step(operators.prepare(self, number, operator)))
 
     def _dense(self, inputs, source, output, target, options):
@@ -158,10 +157,12 @@ class Interpreter(Network):
         low, high = requantize.clamp(graph.byte(options, 0) if options else 0, output)
         table[_ZERO], table[_LOW], table[_HIGH] = output.zero_point + 128, low + 128, high + 128
         _multiply(table, graph, source, weights, output)
+        table[_DIGIT] = 8  # until it is proved
         layer = Layer(self, graph, weights.data_at, table, x, out)
         table[_DIGIT] = _prove(layer, graph, source.zero_point, bias_at)
         if not table[_DIGIT]:
-            layer.kernel = fully_connected
+            layer.kernels = choose("plain")
+            self.mixed = True
         return layer
 
 
@@ -180,10 +181,11 @@ def _prove(layer, graph, zero, bias_at):
     for row in range(rows):
         at = row % layer.rows_at_once
         if not at:
-            weights = layer.fetch(row)
+            layer.fetch(row)
+            weights = layer.weights
         positive = negative = 0
         for i in range(at * width, at * width + width):
-            weight = (weights[i] & 255 ^ 128) - 128  # a board has the bytes, CPython the signed numbers
+            weight = weights[i] - 128
             if weight > 0:
                 positive += weight
             else:

@@ -8,9 +8,9 @@ arithmetic."""
 
 from array import array
 from binascii import crc32
-from struct import unpack_from
+from struct import pack, pack_into, unpack_from
 
-from ..compat import const, int8_array, sha256
+from ..compat import const, sha256
 from ..errors import ModelError
 
 _MAX_ELEMENTS = const(4096)  # of one activation; constants are bounded by the file that holds them
@@ -28,23 +28,28 @@ _STEP = const(5)  # 2: a multiplier per row, 0: one for all
 _DIGIT = const(6)  # bits of a multiplier that 32-bit arithmetic takes at a time: 8, 4, or 0 where even 4 could overflow
 _HEADER = const(7)
 
+# What the kernels take of a layer is an entry of `program`: where x, weights, out and table lie (for viper's), the
+# first of the rows to compute, and the one after the last.
+_ENTRY_BYTES = const(40)
+_ROWS_AT = const(32)
+
 
 class Source:
     """A file's bytes, `size` of them. data: bytes, bytearray, memoryview, or a file open for reading in binary, which
-    then stays in use (`in_file`)."""
+    then stays in use; `held`: the bytes where they are in memory, None where they are in a file."""
 
     def __init__(self, data):
-        self.in_file = hasattr(data, "readinto")
+        in_file = hasattr(data, "readinto")
         self._file = data
-        self._view = b"" if self.in_file else memoryview(data)
-        self.size = data.seek(0, 2) if self.in_file else len(data)
+        self.held = None if in_file else memoryview(data)
+        self.size = data.seek(0, 2) if in_file else len(data)
 
     def bytes(self, at, size, out=None):
         """`size` bytes from position `at`: a view where the file is in memory, else `out`, filled, or a new bytearray.
         Raises ModelError beyond the end."""
         if size >= 0 and 0 <= at <= self.size - size:
-            if not self.in_file:
-                return self._view[at : at + size]
+            if self.held is not None:
+                return self.held[at : at + size]
             out = bytearray(size) if out is None else out
             self._file.seek(0)  # littlefs up to 2.8 reads another block behind a read that ended with one
             self._file.seek(at)
@@ -68,46 +73,63 @@ class Source:
 
 class Layer:
     """One dense layer: `run()` computes `out` from `x`. at: where its weights lie in the source; network: bounds what
-    is held in memory."""
+    is held in memory. The kernels take the weights as value + 128, like x."""
+
+    weights: bytearray | memoryview
 
     def __init__(self, network, source, at, table, x, out):
         self.at = at
         self.table = table
         self.x = x
         self.out = out
-        self.kernel = network.kernels.fully_connected
+        self.kernels = network.kernels
+        if not table[_DIGIT]:  # rows that need 64 bits
+            self.kernels = choose("plain")
+            network.mixed = True
+        self._network = network
         self._source = source
-        self._view = None
+        self._number = len(network.layers)
+        network.layers.append(self)
         width = table[_INPUTS]
-        self.rows_at_once = rows = table[_ROWS]
-        if source.in_file:
-            network.resident_bytes -= width * rows
-            if network.resident_bytes < 0:  # read at each run: as many rows as fit a chunk and divide them all
-                network.resident_bytes += width * rows
-                while rows > 1 and (rows * width > _CHUNK_BYTES or self.rows_at_once % rows):
-                    rows -= 1
-                self.rows_at_once = rows
-                if len(network.chunk) < rows * width:
-                    network.chunk = int8_array(bytearray(rows * width))
-                self._weights = network.chunk
-                self._view = memoryview(network.chunk)[: rows * width]
-                return
-        self._weights = int8_array(source.bytes(at, width * rows))
+        rows = table[_ROWS]
+        network.resident_bytes -= width * rows
+        self._stays = network.resident_bytes >= 0
+        if self._stays:
+            self.weights = bytearray(width * rows)
+            self.fetch(0)
+        else:  # read at each run: as many rows as fit a chunk and divide them all
+            network.mixed = True
+            network.resident_bytes += width * rows
+            while rows > 1 and (rows * width > _CHUNK_BYTES or table[_ROWS] % rows):
+                rows -= 1
+            if len(network.chunk) < rows * width:
+                network.chunk = bytearray(rows * width)
+            self.weights = memoryview(network.chunk)[: rows * width]
+        self.rows_at_once = rows
+        place = self.kernels.place  # pyright: ignore[reportPrivateImportUsage]
+        network.program.extend(pack("<QQQQII", place(x), place(self.weights), place(out), place(table), 0, rows))
 
     def run(self):
+        number = self._number
+        program = self._network.program
         first = 0
         while first < self.table[_ROWS]:
-            last = first + self.rows_at_once
-            if self._view:
+            if not self._stays:
                 self.fetch(first)
-            self.kernel(self.x, self._weights, self.out, self.table, first, last)
+            last = first + self.rows_at_once
+            pack_into("<II", program, _ENTRY_BYTES * number + _ROWS_AT, first, last)
+            self.kernels.layers(number, number + 1, 0, program, self._network.layers)
             first = last
 
     def fetch(self, first):
-        """The weights of rows first .. first + rows_at_once - 1."""
-        if self._view:
-            self._source.bytes(self.at + first * self.table[_INPUTS], len(self._view), self._view)
-        return self._weights
+        """Read the weights of rows first .. first + rows_at_once - 1, value + 128."""
+        weights = self.weights
+        at = self.at + first * self.table[_INPUTS]
+        data = self._source.held
+        if data is None:
+            data = self._source.bytes(at, len(weights), weights)
+            at = 0
+        self.kernels.flip(data, weights, len(weights), at)  # pyright: ignore[reportArgumentType] - viper's ptr8
 
 
 class Network:
@@ -123,7 +145,10 @@ class Network:
         self.resident_bytes = resident_bytes
         self.chunk = b""  # where the layers that stay in the file pass through
         self.macs = 0
-        self.steps = []
+        self.layers: list = []  # the dense ones, in order,
+        self.program = bytearray()  # and what the kernels take of each
+        self.steps = self.layers  # those and others
+        self.mixed = False  # True where one kernel can't run all layers in one call
 
     def lead(self, x, y):
         """x, y: where the steps find the input and leave the output, value + 128."""
@@ -138,10 +163,14 @@ class Network:
         if len(x) != self.input_size:
             raise ModelError("input: %d bytes" % len(x))
         flip = self.kernels.flip
-        flip(x, self._x, self.input_size)
-        for step in self.steps:
-            step.run()
-        flip(self._y, self._out, self.output_size)  # pyright: ignore[reportArgumentType] - viper's ptr8
+        flip(x, self._x, self.input_size, 0)
+        if self.mixed:
+            for step in self.steps:
+                step.run()
+        else:
+            kernel = self.kernels.layers
+            kernel(0, len(self.layers), 0, self.program, self.layers)  # pyright: ignore[reportArgumentType]
+        flip(self._y, self._out, self.output_size, 0)  # pyright: ignore[reportArgumentType] - viper's ptr8
         return self._out
 
     def load_plan(self, source, at, end):
@@ -167,13 +196,10 @@ class Network:
                 for q in range(_HEADER + rows + 1, len(table), 2):
                     sound = sound and 0 < table[q] < 63
             if not sound or at > end:
-                raise ModelError("plan: layer %d" % len(self.steps))
+                raise ModelError("plan: layer %d" % len(self.layers))
             x = x or bytearray(inputs)
             first = first or x
             layer = Layer(self, source, start, table, x, bytearray(rows))
-            if not digit:
-                layer.kernel = choose("plain").fully_connected
-            self.steps.append(layer)
             x = layer.out
         self.lead(first, x)
 

@@ -53,7 +53,7 @@ def _operand(interpreter, number):
     if tensor.size > tflite.MAX_ELEMENTS:
         raise ModelError("constant tensor %d has %d elements" % (number, tensor.size))
     value = bytearray(tensor.size)
-    flip(interpreter.graph.bytes(tensor.data_at, tensor.size), value, tensor.size)
+    flip(interpreter.graph.bytes(tensor.data_at, tensor.size), value, tensor.size, 0)
     return tensor, value
 
 

@@ -4,6 +4,8 @@ interpreter.py describes the arithmetic, network.py the table. A board's core pr
 files are made for its processor, and rows of 64 bits are refused there.
 """
 
+from struct import unpack_from
+
 from ..compat import const
 
 try:
@@ -12,16 +14,17 @@ try:
 except ImportError:
 
     def dot(weights, at, count, x):
-        """Sum of the int8 weights[at : at + count] times the unsigned bytes of x."""
+        """Sum of weights[at : at + count] times x, all of them unsigned bytes."""
         total = 0
         for i in range(count):
-            total += ((weights[at + i] ^ 128) - 128) * x[i]
+            total += weights[at + i] * x[i]
         return total
 
-    def flip(source, target, count):
-        """target[:count] = source[:count] with the top bit of each byte turned: int8 to value + 128, and back."""
+    def flip(source, target, count, at):
+        """target[:count] = source[at : at + count] with the top bit of each byte turned: int8 to value + 128, and
+        back."""
         for i in range(count):
-            target[i] = source[i] ^ 128
+            target[i] = source[at + i] ^ 128
 
 
 _INPUTS = const(0)
@@ -31,6 +34,8 @@ _LOW = const(3)
 _HIGH = const(4)
 _STEP = const(5)
 _HEADER = const(7)
+_ENTRY_BYTES = const(40)  # of `program`: see network.py
+_ROWS_AT = const(32)
 
 
 def requantize(acc, m, shift):
@@ -44,13 +49,29 @@ def requantize(acc, m, shift):
     return h
 
 
+def place(data):
+    """Where data lies: viper's layers() has to know it."""
+    return 0
+
+
+def layers(number, end, _, program, dense):
+    """Runs the layers from `number` to before `end` of dense, a list of network.Layer, each as far as `program` says.
+    (The third argument is a register of viper's.)"""
+    while number < end:
+        layer = dense[number]
+        first, last = unpack_from("<II", program, _ENTRY_BYTES * number + _ROWS_AT)
+        fully_connected(layer.x, layer.weights, layer.out, layer.table, first, last)
+        number += 1
+
+
 def fully_connected(x, weights, out, table, first, last):
-    """Rows first .. last - 1 of a dense layer, `weights` starting at row `first`; x and out hold value + 128."""
+    """Rows first .. last - 1 of a dense layer, `weights` starting at row `first`; x, weights, out: value + 128."""
     inputs, zero, low, high, step = table[_INPUTS], table[_ZERO], table[_LOW], table[_HIGH], table[_STEP]
+    correction = sum(x) << 7  # w + 128 in place of w adds 128 * sum(x)
     at = 0
     q = _HEADER + table[_ROWS] + first * step
     for row in range(first, last):
-        acc = table[_HEADER + row] + dot(weights, at, inputs, x)
+        acc = table[_HEADER + row] + dot(weights, at, inputs, x) - correction
         y = requantize(acc, table[q], table[q + 1] - 32) + zero
         out[row] = low if y < low else high if y > high else y
         at += inputs

@@ -45,8 +45,8 @@ class Graph(Source):
 
     def __init__(self, data):
         Source.__init__(self, data)
-        if self.in_file:
-            self._view = memoryview(bytearray(_PAGE_BYTES))
+        self._view = memoryview(bytearray(_PAGE_BYTES)) if self.held is None else self.held
+        if self.held is None:
             self._page_at = -_PAGE_BYTES
         if not 16 <= self.size <= _MAX_BYTES or bytes(self.bytes(4, 4)) != b"TFL3":
             raise ModelError("not a .tflite file (no TFL3 mark)")
@@ -188,7 +188,7 @@ class Graph(Source):
     def _unpack(self, form, at, size):
         if at < 0 or at + size > self.size:
             raise ModelError("truncated: %d bytes at %d of %d" % (size, at, self.size))
-        if self.in_file:
+        if self.held is None:
             if not self._page_at <= at <= self._page_at + _PAGE_BYTES - size:
                 self._page_at = at
                 page = self._view[: self.size - at]

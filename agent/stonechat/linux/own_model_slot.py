@@ -66,7 +66,7 @@ class Slot:
         self._content = content
         body = self._head + content
         try:
-            write_atomic(self._path, body + self._tag(body))
+            write_atomic(self._path, (body, self._tag(body)))
         except OSError as error:
             raise StateError("can't write %s: %s" % (self._path, error))
 

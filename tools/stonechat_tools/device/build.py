@@ -17,6 +17,7 @@ Examples:
   stonechat build --arch xtensawin --out build/esp32
   stonechat build --profile core --arch armv6m --model models/micropython-1/model.tflite
   stonechat build --arch armv6m --with custom_counters,replay --model models/micropython-1/model.tflite
+  stonechat build --arch armv7emsp --model micropython-1 --romfs
   (cd build/board/armv6m && python3 -m http.server)   # on the board: mip.install("http://HOST:8000/package.json")
 """
 
@@ -38,7 +39,8 @@ from stonechat import model_file
 from stonechat.errors import ConfigError
 
 from stonechat_tools.console import model_path, read_file
-from stonechat_tools.device.link import in_order, link, package_of, private_names, shorten
+from stonechat_tools.device import romfs
+from stonechat_tools.device.link import in_order, link, often_used, package_of, private_names, shorten
 
 # mpy-cross's names, and boards that have them
 ARCHITECTURES = {
@@ -53,7 +55,13 @@ ARCHITECTURES = {
     "x86": "the unix port, 32 bit",
 }
 DEFAULT = ("armv6m", "armv7emsp", "xtensawin", "rv32imc")
-OPTIONAL = ("custom_counters", "int8/interpreter", "int8/operators", "int8/plain", "int8/operator_names")
+OPTIONAL = (
+    "custom_counters",
+    "int8/interpreter",
+    "int8/operators",
+    "int8/plain",
+    "int8/operator_names",
+)
 APART = (
     "__init__",
     "board/__init__",
@@ -65,8 +73,21 @@ APART = (
     "int8/viper",
     "int8/plain",
 )
+OFTEN = (
+    36,
+    40,
+    44,
+    48,
+    56,
+    64,
+)  # how many of a module's most used names to put first: whichever makes the smallest file
+ROMFS = "stonechat.romfs"
 NEVER = ("compat_cpython",)  # CPython's half of the seam
-PROFILES = {"full": ("board/full", "board/tls", "int8/plain"), "core": ("board/core",)}  # entries, the first one linked
+PROFILES = {  # entries, the first one linked
+    "full": ("board/full", "board/tls", "int8/plain"),
+    "core": ("board/core",),
+}
+DROPPED = {"core": ("subscribe", "_ask_for")}  # methods of linked modules: core listens to no topic
 PACKAGE = Path(stonechat.__file__).parent
 
 
@@ -96,6 +117,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a .tflite or a shipped model: becomes model.tflite",
     )
     parser.add_argument("--url", default="", help="address that the folder of an architecture is served from")
+    parser.add_argument(
+        "--romfs", action="store_true", help="also make stonechat.romfs, an image for a ROM partition (deploy --romfs)"
+    )
     parser.add_argument("--unlinked", action="store_true", help="a file for every module")
     parser.add_argument("--json", action="store_true", help="print the sizes as JSON")
 
@@ -106,6 +130,8 @@ def run(args: argparse.Namespace) -> int:
     built = [
         build(name, args.out / name, extra, args.model, args.url, args.profile, not args.unlinked) for name in names
     ]
+    for one in built if args.romfs else ():
+        (one.folder / ROMFS).write_bytes(rom_image(one, args.model))
     if args.json:
         print(json.dumps({one.architecture: one.sizes for one in built}))
         return 0
@@ -122,7 +148,10 @@ def run(args: argparse.Namespace) -> int:
     table.add_row("together", *[f"{one.total:,}" for one in built])
     Console().print(table)
     for one in built:
-        print(f"{one.folder}: {len(one.sizes)} files, package.json, manifest.py; {ARCHITECTURES[one.architecture]}")
+        rom = f", {ROMFS} of {(one.folder / ROMFS).stat().st_size:,} bytes" if args.romfs else ""
+        print(
+            f"{one.folder}: {len(one.sizes)} files, package.json, manifest.py{rom}; {ARCHITECTURES[one.architecture]}"
+        )
     return 0
 
 
@@ -215,7 +244,7 @@ def build(
                 texts = {one: (PACKAGE / (one + ".py")).read_text() for one in built.modules}
                 known = set().union(*[private_names(texts[one]) for one in apart & set(built.modules)])
                 source = Path(scratch) / source.name
-                source.write_text(link(entry, order, texts, known))
+                source.write_text(link(entry, order, texts, known, DROPPED.get(profile, ())))
             elif together:
                 others = [
                     private_names((PACKAGE / (one + ".py")).read_text()) for one in built.modules if one != module
@@ -225,17 +254,45 @@ def build(
                 source.write_text(text)
             target = folder / "stonechat" / (module + ".mpy")
             target.parent.mkdir(parents=True, exist_ok=True)
-            lines = "-O3" if together else "-O2"  # where modules are linked, a line's number would point nowhere
-            command = [compiler, lines, "-march=" + architecture, "-s", source.name, "-o", str(target), str(source)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-            if done.returncode:
-                raise ConfigError(f"{source.name} for {architecture}: {done.stderr.strip()}")
-            built.sizes[module] = target.stat().st_size
+            built.sizes[module] = _compile(compiler, architecture, source, target, bool(together))
     if model is not None:
         shutil.copyfile(model, folder / "model.tflite")
     (folder / "package.json").write_text(json.dumps(_package(built, model is not None, url), indent=1) + "\n")
     (folder / "manifest.py").write_text(_manifest(built))
     return built
+
+
+def rom_image(built: Built, model: Path | None) -> bytes:
+    """The image of a ROM partition with the package in /lib and the model beside it. Raises OSError."""
+    files = {
+        f"lib/stonechat/{module}.mpy": (built.folder / "stonechat" / f"{module}.mpy").read_bytes()
+        for module in built.sizes
+    }
+    if model is not None:
+        files["model.tflite"] = model.read_bytes()
+    return romfs.image(files)
+
+
+def _compile(compiler: str, architecture: str, source: Path, target: Path, smallest: bool) -> int:
+    """source -> target, an .mpy file; smallest: `source` is a scratch file, and no line of it is ever named -> its
+    bytes. Raises ConfigError."""
+    text = source.read_text()
+    often = often_used(text)
+    best: bytes | None = None
+    for number in (0, *OFTEN) if smallest else (0,):
+        if number:  # a list that is dropped at once: names that are met first are those with the short numbers
+            source.write_text(f"{often[:number]}\n{text}")
+        lines = "-O3" if smallest else "-O2"  # where modules are linked, a line's number would point nowhere
+        command = [compiler, lines, "-march=" + architecture, "-s", source.name, "-o", str(target), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            raise ConfigError(f"{source.name} for {architecture}: {done.stderr.strip()}")
+        made = target.read_bytes()
+        if best is None or len(made) < len(best):
+            best = made
+    assert best is not None
+    target.write_bytes(best)
+    return len(best)
 
 
 def _package(built: Built, with_model: bool, url: str) -> dict[str, object]:

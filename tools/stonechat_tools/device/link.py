@@ -9,6 +9,7 @@ no other module uses become short ones, and so do arguments that no call names.
 import ast
 import itertools
 import string
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeGuard
@@ -21,6 +22,25 @@ INNER = {
     "max_in_flight",
     "max_packet",
     "alarm_rules",
+    "pump_due_ms",
+    "due_ms",
+    "held",
+    "backend",
+    "lead",
+    "drift",
+    "resets",
+    "dropped",
+    "status_topic",
+    "mixed",
+    "sections",
+    "metadata",
+    "adaptation",
+    "unscored",
+    "uptime_s",
+    "elapsed_ms",
+    "report_topic",
+    "learn_windows",
+    "resident_bytes",
     "cause",
     "centre_q8",
     "chunk",
@@ -34,7 +54,6 @@ INNER = {
     "excess",
     "forget",
     "golden",
-    "in_file",
     "knots",
     "learned_q8",
     "load_plan",
@@ -78,10 +97,12 @@ def in_order(paths: Iterable[str], imports: dict[str, set[str]]) -> list[str]:
     return order
 
 
-def link(entry: str, order: list[str], sources: dict[str, str], kept: Iterable[str] = ()) -> str:
-    """order: modules, each behind those that it imports; sources: their texts; kept: private names to leave as they are
-    -> the text of a module that replaces `entry` and holds them all. Raises ConfigError where names
-    collide."""
+def link(
+    entry: str, order: list[str], sources: dict[str, str], kept: Iterable[str] = (), dropped: Iterable[str] = ()
+) -> str:
+    """order: modules, each behind those that it imports; sources: their texts; kept: private names to leave as they
+    are; dropped: methods to leave out -> the text of a module that replaces `entry` and holds them all. Raises
+    ConfigError where names collide."""
     imported: dict[str, tuple[str, str]] = {}  # name -> (statement's module, name there)
     owners: dict[str, str] = {}
     body: list[ast.stmt] = []
@@ -92,6 +113,8 @@ def link(entry: str, order: list[str], sources: dict[str, str], kept: Iterable[s
                 if owners.setdefault(name, path) != path:
                     raise ConfigError(f"link: {name} is in {owners[name]} and in {path}")
             if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
+                if isinstance(statement, ast.ClassDef):
+                    statement.body = [one for one in statement.body if getattr(one, "name", "") not in {*dropped}]
                 made = linker.visit(statement)
                 body += [made] if made is not None else []
     for name, (module, _) in imported.items():
@@ -114,6 +137,38 @@ def link(entry: str, order: list[str], sources: dict[str, str], kept: Iterable[s
         names = [real if name == real else f"{real} as {name}" for name, real in pairs]
         lines += [f"from {module} import {', '.join(names)}"] if module else [f"import {name}" for name in names]
     return "\n".join([*lines, ast.unparse(ast.fix_missing_locations(ast.Module(body, []))), ""])
+
+
+def often_used(source: str) -> list[str]:
+    """The names of a text, most used first, as MicroPython's bytecode refers to them: all but local
+    variables. The first 128 that a module uses take one byte at each use, all others two."""
+    found: Counter[str] = Counter()
+
+    def count(node: ast.AST, local: frozenset[str]) -> None:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            inside = [one for one in ast.walk(node) if one is not node]
+            arguments = [one.arg for one in inside if isinstance(one, ast.arg)]
+            stored = {one.id for one in inside if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+            outer = {name for one in inside if isinstance(one, ast.Global) for name in one.names}
+            local = frozenset(({*arguments} | stored) - outer)
+            found.update(arguments)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found[node.name] += 2
+        elif isinstance(node, ast.Attribute):
+            found[node.attr] += 1
+        elif isinstance(node, ast.Name) and node.id not in local:
+            found[node.id] += 1
+        elif isinstance(node, ast.keyword) and node.arg:
+            found[node.arg] += 1
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+            found[node.value] += 1
+        for one in ast.iter_child_nodes(node):
+            count(one, local)
+
+    count(ast.parse(source), frozenset())
+    for name in ("const", "None", "True", "False"):
+        found.pop(name, None)
+    return [name for name, _ in found.most_common()]
 
 
 def _defined_in(source: str) -> list[str]:

@@ -71,9 +71,9 @@ class LateError(BoardError):
 
 
 class Machine:
-    """The board, switched on. romfs: an image for its ROM partition (qemu's boards); files: what lies on its littlefs,
-    empty where there are none; uart: a socket on its UART 0 (a Pico's); repl: False leaves it to its
-    main.py. Raises BoardError."""
+    """The board, switched on. romfs: an image for its ROM partition; files: what lies on its littlefs, empty where
+    there are none; uart: a socket on its UART 0 (a Pico's); repl: False leaves it to its main.py; firmware: another one
+    than the board's. Raises BoardError."""
 
     def __init__(
         self,
@@ -82,6 +82,7 @@ class Machine:
         files: Mapping[str, bytes] | None = None,
         uart: socket.socket | None = None,
         repl: bool = True,
+        firmware: Path | None = None,
     ) -> None:
         self.board = board
         self._scratch = tempfile.TemporaryDirectory(prefix="stonechat-machine-")
@@ -91,14 +92,15 @@ class Machine:
         if board.port == "rp2":
             folder = simulator()
             shutil.copyfile(Path(__file__).parent / "rp2040.mjs", folder / "rp2040.mjs")
-            command = ["node", str(folder / "rp2040.mjs"), str(board.path)]
+            command = ["node", str(folder / "rp2040.mjs"), str(firmware or board.path)]
+            command += [f"--romfs={romfs}"] if romfs else []
             if files:
                 command.append(f"--littlefs={flash}")
             if uart:
                 command.append(f"--uart={uart.fileno()}")
         else:
             command = [*MACHINES[board.name], "-nographic", "-monitor", "null", "-semihosting", "-icount", "shift=3"]
-            command += ["-serial", "stdio", "-kernel", str(board.path)]
+            command += ["-serial", "stdio", "-kernel", str(firmware or board.path)]
             if romfs is not None:
                 if romfs.stat().st_size > ROMFS_MOST:
                     raise BoardError(f"{romfs}: larger than the ROM partition of {ROMFS_MOST} bytes")

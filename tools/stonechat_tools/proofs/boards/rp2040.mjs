@@ -1,11 +1,11 @@
-// node rp2040.mjs FIRMWARE.bin [--littlefs=IMAGE] [--uart=FD]: a Raspberry Pi Pico in rp2040js, its USB serial port on stdin and
-// stdout, its UART 0 at 115,200 baud on the descriptor FD.
+// node rp2040.mjs FIRMWARE.bin [--littlefs=IMAGE] [--romfs=IMAGE] [--uart=FD]: a Raspberry Pi Pico in rp2040js, its USB
+// serial port on stdin and stdout, its UART 0 at 115,200 baud on the descriptor FD.
 // The flash behind the SSI takes erase and program commands, which rp2040js does not have; littlefs needs them.
 import fs from 'fs';
 import net from 'net';
 import { Simulator, USBCDC, ConsoleLogger, LogLevel } from 'rp2040js';
 
-const LITTLEFS = 0xa0000;  // where MicroPython has it in a Pico's flash
+const LITTLEFS = 0xa0000, ROMFS = 0x80000;  // where MicroPython has them in a Pico's flash
 
 const sim = new Simulator();
 const mcu = sim.rp2040;
@@ -14,6 +14,7 @@ mcu.logger = new ConsoleLogger(LogLevel.Error);
 mcu.flash.fill(0xff);
 mcu.flash.set(fs.readFileSync(process.argv[2]), 0);
 const option = (name) => (process.argv.find((word) => word.startsWith(`--${name}=`)) || '').slice(name.length + 3);
+if (option('romfs')) mcu.flash.set(fs.readFileSync(option('romfs')), ROMFS);
 if (option('littlefs')) mcu.flash.set(fs.readFileSync(option('littlefs')), LITTLEFS);
 
 const ssi = mcu.peripherals[0x18000];
