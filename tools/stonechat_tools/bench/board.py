@@ -11,6 +11,7 @@ heap is 4 MB; a board's is a fiftieth of that.
 Examples:
   stonechat bench board
   stonechat bench board --json board.json
+  stonechat bench board --emulated rp2040 --before af0f5e3   # cycles of an emulated RP2040, before and now
 """
 
 import argparse
@@ -43,9 +44,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=model_path("micropython-1"),
         help="a .tflite or a shipped model (default micropython-1)",
     )
+    parser.add_argument(
+        "--emulated",
+        metavar="BOARDS",
+        nargs="?",
+        const="rp2040,m3,m7,rv32",
+        help="on the emulated boards of `make boards` (default rp2040,m3,m7,rv32): cycles and instructions",
+    )
+    parser.add_argument("--before", metavar="COMMIT", default="", help="with --emulated: measure that commit too")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.emulated:
+        from stonechat_tools.bench import emulated
+
+        found = emulated.run(args.emulated.split(","), args.before, args.model)
+        emulated.show(found)
+        return found
     sys.path.insert(0, str(working_copy() / "firmware_tests"))
     try:
         from targets import targets

@@ -9,6 +9,7 @@ Examples:
   stonechat deploy --port /dev/ttyUSB0 --model micropython-1
   stonechat deploy --port /dev/ttyACM0 --profile core --model models/micropython-1/model.tflite --hook
   stonechat deploy --port /dev/ttyACM0 --model micropython-1 --hook --identity fleet/devices/sensor-7/board
+  stonechat deploy --port /dev/ttyACM0 --model micropython-1 --romfs
   stonechat deploy --port /dev/ttyACM0 --arch armv6m --dry-run
 """
 
@@ -26,10 +27,11 @@ from stonechat.errors import ConfigError
 
 from stonechat_tools.board_files import read_board
 from stonechat_tools.console import model_path
-from stonechat_tools.device.build import ARCHITECTURES, PROFILES, build, mpy_version
+from stonechat_tools.device.build import ARCHITECTURES, PROFILES, ROMFS, build, mpy_version, rom_image
 
 TIMEOUT_S = 300.0
 BLOCK_BYTES = 4096  # of littlefs on a board: a file takes whole ones
+ROM_GAIN_KB = {"core": 20, "full": 28}  # least heap of an emulated RP2040: `stonechat bench board --emulated`
 VECTORS = 4  # run on the board afterwards
 NATIVE = (  # sys.implementation._mpy >> 10, as py/persistentcode.h numbers them
     *("", "x86", "x64", "armv6", "armv6m", "armv7m", "armv7em", "armv7emsp", "armv7emdp", "xtensa", "xtensawin"),
@@ -64,9 +66,18 @@ try:
     free = free[0] * free[3]
 except OSError:
     free = -1
+rom = 0
+try:
+    import vfs
+    if vfs.rom_ioctl(1) > 0:
+        rom = vfs.rom_ioctl(2, 0)
+        rom = rom.ioctl(4, 0) * rom.ioctl(5, 0) if hasattr(rom, "ioctl") else len(rom)
+except (ImportError, AttributeError, OSError, TypeError, ValueError):
+    pass
 machine = getattr(sys.implementation, "_machine", sys.platform)
 facts = {"mpy": getattr(sys.implementation, "_mpy", 0), "machine": machine, "heap": gc.mem_free()}
-facts.update({"free": free, "found": found, "version": ".".join([str(n) for n in sys.implementation.version[:3]])})
+facts.update({"free": free, "found": found, "rom": rom})
+facts["version"] = ".".join([str(n) for n in sys.implementation.version[:3]])
 print("FACTS", json.dumps(facts))
 """
 PROVE = """
@@ -77,7 +88,7 @@ try:
     from stonechat.model import load_model
 except ImportError:
     load_model = entry.load_model
-with open("/model.tflite", "rb") as file:
+with open(MODEL, "rb") as file:
     model = load_model(file)
     for x in VECTORS:
         print("GAVE", hexlify(model.run(unhexlify(x))).decode())
@@ -87,7 +98,8 @@ with open("/model.tflite", "rb") as file:
 @dataclass(frozen=True)
 class Facts:
     """What a board said. architecture: "" where it loads no machine code; mpy: version and subversion of .mpy files;
-    free, heap: bytes, free -1 where it has no file system; found: (path, bytes) of an earlier deployment."""
+    free, heap: bytes, free -1 where it has no file system; found: (path, bytes) of an earlier deployment; rom: bytes of
+    its ROM partition."""
 
     machine: str
     version: str
@@ -96,6 +108,7 @@ class Facts:
     free: int
     heap: int
     found: tuple[tuple[str, int], ...]
+    rom: int = 0
 
     def loads(self, architecture: str) -> bool:
         """Whether machine code for `architecture` runs there."""
@@ -118,6 +131,7 @@ def read_facts(text: str) -> Facts:
             int(raw["free"]),
             int(raw["heap"]),
             tuple((str(path), int(size)) for path, size in raw["found"]),
+            int(raw.get("rom", 0)),
         )
     except (IndexError, KeyError, TypeError, ValueError):
         raise ConfigError("the board does not say what it is: is it MicroPython 1.19 or later?") from None
@@ -135,6 +149,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hook", action="store_true", help="make boot.py install the hook first")
     parser.add_argument(
         "--identity", type=Path, metavar="FOLDER", help="of `stonechat provision add --board`: the device's own files"
+    )
+    parser.add_argument(
+        "--romfs", action="store_true", help="into the board's ROM partition, where it has one: half the heap"
     )
     parser.add_argument("--no-reset", action="store_true", help="leave the board as it is afterwards")
     parser.add_argument("--dry-run", action="store_true", help="print the commands only; needs --arch")
@@ -167,11 +184,22 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="stonechat-") as folder:
         built = build(architecture, Path(folder), extra, args.model, profile=args.profile)
         files = [(Path(folder) / "stonechat" / f"{module}.mpy", f"stonechat/{module}.mpy") for module in built.sizes]
+        image = Path(folder) / ROMFS
+        if args.romfs:
+            image.write_bytes(rom_image(built, args.model))
+        in_rom = args.romfs and (facts is None or fits_rom(facts, image.stat().st_size, args.profile))
+        if in_rom:
+            files = []
         old = stale(facts, files, target) if facts else []
-        if facts:
+        if facts and not in_rom:
             check_space(facts, [here for here, _ in files] + own + ([args.model] if args.model else []))
-        commands = plan(args.port, files, args.model, target, args.hook, not args.no_reset, old, own)
-        proof = proof_of(args.model, args.profile, target) if args.model and facts else None
+        commands = plan(
+            args.port, files, None if in_rom else args.model, target, args.hook, not args.no_reset, old, own
+        )
+        if in_rom:
+            commands.insert(1, ["connect", args.port, "romfs", "deploy", str(image)])
+        where = "/rom/model.tflite" if in_rom else "/model.tflite"
+        proof = proof_of(args.model, args.profile, target, where) if args.model and facts else None
         if proof:
             commands.insert(len(commands) - (not args.no_reset), ["connect", args.port, "exec", proof[0]])
         for command in commands:
@@ -185,7 +213,8 @@ def run(args: argparse.Namespace) -> int:
                     raise ConfigError(f"the board's outputs are not the reference's: {gave}, not {proof[1]}")
                 print(f"{len(gave)} golden vectors: byte-equal on the board")
     if not args.dry_run:
-        print(f"{args.port}: {len(built.sizes)} files, {built.total:,} bytes in {args.target}")
+        where = "the ROM partition" if in_rom else args.target
+        print(f"{args.port}: {len(built.sizes)} files, {built.total:,} bytes in {where}")
     return 0
 
 
@@ -222,8 +251,21 @@ def check_space(facts: Facts, files: list[Path]) -> None:
         raise ConfigError(f"{needed:,} bytes are needed on the board, {there:,} are free: try --profile core")
 
 
-def proof_of(model: Path, profile: str, target: str) -> tuple[str, list[str]] | None:
-    """(a script for the board, what it must print) from the golden vectors beside a model; None without them."""
+def fits_rom(facts: Facts, size: int, profile: str) -> bool:
+    """Whether the board has a ROM partition for an image of `size` bytes; says what that gains, or why not."""
+    if facts.rom >= size:
+        print(
+            f"ROM partition of {facts.rom:,} bytes: the agent runs in place, with {ROM_GAIN_KB[profile]} KB less heap"
+        )
+        return True
+    lack = f"its ROM partition has {facts.rom:,} bytes, the image {size:,}" if facts.rom else "it has no ROM partition"
+    print(f"{lack}: files instead")
+    return False
+
+
+def proof_of(model: Path, profile: str, target: str, where: str = "/model.tflite") -> tuple[str, list[str]] | None:
+    """where: the model on the board -> (a script for the board, what it must print) from the golden vectors beside
+    `model`; None without them."""
     golden = model.parent / "golden.json"
     try:
         vectors = json.loads(golden.read_text())["vectors"][:VECTORS]
@@ -232,7 +274,9 @@ def proof_of(model: Path, profile: str, target: str) -> tuple[str, list[str]] | 
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return None
     entry = PROFILES[profile][0].rpartition("/")[2]
-    script = f"VECTORS = {inputs!r}\nimport sys\nsys.path.insert(0, {target!r})\n" + PROVE.replace("ENTRY", entry)
+    script = f"VECTORS = {inputs!r}\nMODEL = {where!r}\nimport sys\nsys.path.insert(0, {target!r})\n" + PROVE.replace(
+        "ENTRY", entry
+    )
     return script, wanted
 
 
