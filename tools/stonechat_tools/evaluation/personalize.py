@@ -23,8 +23,8 @@ from stonechat.errors import ConfigError, ModelError
 from stonechat.model import load_model
 from stonechat.own_model_training import Training
 from stonechat.schema import Schema
-from stonechat.scorer import Scorer
 from stonechat.state import State
+from stonechat.steady import SteadyScorer
 from stonechat.window import Window
 
 from ..modeling import golden
@@ -73,7 +73,7 @@ class Device:
 
     def _start(self, state: State, data: bytes | None) -> None:
         self._state = state
-        self.scorer = Scorer(load_model(self._reference), self._schema, state)
+        self.scorer = SteadyScorer(load_model(self._reference), self._schema, state)
         self.own = own_model.OwnModel(self._schema, self.scorer, state, _Memory(data), self._windows)
         self.window = Window(self._schema, self.scorer.window_ms)
 
