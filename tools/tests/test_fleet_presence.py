@@ -1,6 +1,7 @@
 """Who is there, in virtual time: true silence is seen within two intervals, and nobody is silent who is not."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cbor2
@@ -213,6 +214,23 @@ def test_a_removed_device_stays_away_until_it_says_something_new() -> None:
         fleet.report("d-1")
         assert fleet.states() == {"d-0": "reporting", "d-1": "reporting"}
         assert labels.read(store)["d-1"] == labels.Labels(site="berlin")
+
+
+def test_a_database_that_is_moved_away_is_given_what_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.db"
+    with Store(path) as store:
+        fleet = Fleet(store, 2)
+        fleet.live(INTERVAL_S)
+        fleet.status("d-0", k21=7200)
+        assert fleet.states()["d-0"] == "asleep"
+        for end in ("", "-wal", "-shm"):
+            if (tmp_path / f"fleet.db{end}").exists():
+                (tmp_path / f"fleet.db{end}").rename(tmp_path / f"moved.db{end}")
+        fleet.now_s += INTERVAL_S
+        fleet.report("d-1")
+        fleet.monitor.step()
+        assert store.notes("presence").keys() == {"d-0", "d-1"}
+        assert fleet.monitor.states()[0].state.state == "asleep"
 
 
 def test_devices_behind_one_dead_router_are_one_line() -> None:

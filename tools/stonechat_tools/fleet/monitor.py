@@ -16,7 +16,7 @@ from . import labels as labels_of_devices
 from .causes import Causes, Label
 from .incidents import Alert, Incident, Incidents, Notification, Policy, Silence
 from .labels import NONE, Labels
-from .presence import AWAY, Change, Device, Fleet, State
+from .presence import AWAY, NO_FACTS, Change, Device, Fleet, State
 from .sense import Outbreak, Sense
 from .shards import Shard
 from .store import DUPLICATE, STORED, Store, StoreError
@@ -90,7 +90,6 @@ class Monitor:
         self._shard = shard or Shard()
         self._part = f"{self._shard.name} " if self._shard.of > 1 else ""  # before names that are this collector's own
         self.labels: dict[str, Labels] = {}
-        self._facts: dict[str, tuple[str, str, str]] = {}  # device: schema, model, firmware
         self._shared: dict[tuple[str, str, str], tuple[str, str, str]] = {}
         self._alarmed: dict[str, Report] = {}
         self._levels: dict[str, int] = {}  # of those that are not normal
@@ -108,8 +107,10 @@ class Monitor:
             incidents = self._load(store)
         first = (self._shard.number - 1) * MAX_IDS
         self.incidents = Incidents(policy or Policy(), incidents, day_s or _local_day_s, first)
+        self._generation = 0
         if store is not None:
             self._look(store)
+            self._generation = store.engine.generation
 
     # --- from and to the database ---------------------------------------------------------------------------------
 
@@ -132,8 +133,8 @@ class Monitor:
             device.window_s = (row["window_ms"] or 0) / 1000
             device.announced_s = row.get("heartbeat_s") or 0
             device.windows = max(device.windows, row["heartbeat_windows"])
-            self._set_facts(name, row.get("schema") or "", row.get("model") or "", row.get("firmware") or "")
             self.fleet.devices[name] = device
+            self._set_facts(device, row.get("schema") or "", row.get("model") or "", row.get("firmware") or "")
             if row["level"]:
                 self._levels[name] = row["level"]
             self._odd.add(name)
@@ -147,16 +148,21 @@ class Monitor:
         found = [Incident.load(value) for value in store.notes("incident").values()]
         return [incident for incident in found if incident.id // MAX_IDS == self._shard.number - 1]
 
-    def _set_facts(self, device: str, *facts: str) -> None:
+    def _set_facts(self, device: Device, *facts: str) -> None:
         triple = (facts[0], facts[1], facts[2])
-        self._facts[device] = self._shared.setdefault(triple, triple)
+        device.facts = self._shared.setdefault(triple, triple)
+
+    def _facts(self, name: str) -> tuple[str, str, str]:
+        """Schema, model and firmware of a device."""
+        device = self.fleet.devices.get(name)
+        return NO_FACTS if device is None else device.facts
 
     def _labels(self, device: str) -> Sequence[Label]:
         found = self.labels.get(device)
         return () if found is None else found.all
 
     def _class_and_model(self, device: str) -> tuple[str, str]:
-        schema, model, _ = self._facts.get(device, ("", "", ""))
+        schema, model, _ = self._facts(device)
         label = self.labels.get(device, NONE).group
         return f"{label}/{schema}" if label else schema, model
 
@@ -212,6 +218,14 @@ class Monitor:
             except StoreError:
                 self.incidents.changed |= changed
                 raise
+
+    def _all_anew(self) -> None:
+        """The database is another one: what is known goes into it."""
+        for device in self.fleet:
+            device.dirty = True
+        for cause in self.causes.open:
+            cause.dirty = True
+        self.incidents.changed |= {incident.id for incident in self.incidents.open.values()}
 
     def close(self) -> None:
         """Write down what is known. Raises StoreError."""
@@ -290,7 +304,7 @@ class Monitor:
         if status.online:
             schema = status.schema.hex() if status.schema else ""
             model = status.model.hex() if status.model else ""
-            self._set_facts(status.device, schema, model, status.firmware or "")
+            self._set_facts(self.fleet.devices[status.device], schema, model, status.firmware or "")
             self.sense.moved(status.device, now_s)
             stream = self.fleet.devices[status.device].streams[-1]
             if stream.status != before and status.device in self.labels:
@@ -322,6 +336,9 @@ class Monitor:
                 self.sense.shift(jump_s)
                 self._looked_s = self._minute_s = self._saved_s = -1e18
             now_s = self.now_s
+            if self._store is not None and self._store.engine.generation != self._generation:
+                self._generation = self._store.engine.generation
+                self._all_anew()
             if self._store is not None and now_s - self._looked_s >= LOOK_S:
                 self._looked_s = now_s
                 self._look(self._store)
@@ -489,7 +506,7 @@ class Monitor:
         return [column[0] for column in found.columns] if found else []
 
     def _features(self, name: str, report: Report) -> list[str]:
-        columns = self._columns(self._facts.get(name, ("", "", ""))[0])
+        columns = self._columns(self._facts(name)[0])
         if getattr(report, "channel", 0):
             columns = []
         return [
@@ -537,7 +554,7 @@ class Monitor:
                 if labels.removed_s is not None:
                     continue
                 cause = self.causes.cause_of(name)
-                schema, model, firmware = self._facts.get(name, ("", "", ""))
+                schema, model, firmware = device.facts
                 found.append(
                     Seen(
                         name,

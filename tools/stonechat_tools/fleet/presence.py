@@ -31,6 +31,7 @@ UNDATED_S = 60.0 + SLACK_S  # a report that carries no age is not older than tha
 RETURNS = 2  # times in a day that an earlier start has to go on until two starts are proved
 DAY_S = 86_400.0
 FLAPS = 5  # outages a day from which on a device counts as flapping
+NO_FACTS = ("", "", "")  # schema, model, firmware: of the last status
 HALF_S = DAY_S  # outages count half after that time
 MAX_PATIENCE_S = 6 * 3600.0
 
@@ -78,6 +79,7 @@ class Device:
         "counted",
         "dirty",
         "due_s",
+        "facts",
         "gap_s",
         "heard_s",
         "left_s",
@@ -134,6 +136,7 @@ class Device:
         self.outages = 0.0  # of the last days, old ones count less
         self.outages_s = now_s  # when that was counted
         self.outage_s = 0.0  # how long they last
+        self.facts = NO_FACTS
         self.dirty = True  # differs from what is in the database
 
     # --- derived --------------------------------------------------------------------------------------------------
@@ -259,7 +262,7 @@ class Device:
         return device
 
 
-_SAVED = tuple(sorted(set(Device.__slots__) - {"name", "streams", "due_s", "dirty"}))
+_SAVED = tuple(sorted(set(Device.__slots__) - {"name", "streams", "due_s", "dirty", "facts"}))
 
 
 class Fleet:
