@@ -119,7 +119,7 @@ def test_one_cgroup_is_not_watched_without_bpf(machine, bpf, tmp_path):
 def test_cgroup_version_1_only(machine):
     _proc(machine, "self/mounts", "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n")
     check = _check(machine, "cgroup v2")
-    assert check.found == "only version 1 is mounted"
+    assert check.found == "only version 1 is mounted: no single services can be watched"
     assert "systemd.unified_cgroup_hierarchy=1" in check.fix
     _proc(machine, "self/mounts", "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n")
     assert _check(machine, "cgroup v2") == doctor.Check("cgroup v2", "/sys/fs/cgroup")

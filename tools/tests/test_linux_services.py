@@ -1,14 +1,33 @@
 """Every service its own channel: counters per cgroup in the kernel, services that come, restart and go, names."""
 
+import argparse
+import json
 import math
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import netns
 import pytest
+from stonechat.agent import Agent
+from stonechat.delivery import Delivery
 from stonechat.errors import CollectorError, ConfigError
-from stonechat.linux import services
+from stonechat.fusion import SideChannel
+from stonechat.linux import bpf, services, syscalls
 from stonechat.linux.collector import LinuxCollector
 from stonechat.linux.schemas import LINUX_SERVICE_1
+from stonechat.model import open_model
+from stonechat.outbox_memory import MemoryOutbox
+from stonechat.state import State
+from stonechat_tools.fleet import history, overview, wire
+from stonechat_tools.fleet.keyring import DeviceKeys
+from stonechat_tools.fleet.store import Store
+from stonechat_tools.traces.files import read_trace
+from stonechat_tools.traces.format import BENIGN
+
+MODELS = Path(__file__).parents[2] / "models"
+RECORDED = Path(__file__).parent / "services"
 
 COLUMNS = [name for name, _, _ in LINUX_SERVICE_1.columns]
 CALLS = "import os\nfor _ in range(5000): os.getppid()"
@@ -202,3 +221,156 @@ def test_the_words_of_the_kernel_are_the_columns():
     names = {"syn_out": "SYN_OUT", "accepted": "ACCEPTED", "rst_in": "RST_IN"}
     names |= {"bytes_out": "BYTES_OUT", "bytes_in": "BYTES_IN"}
     assert [getattr(services, names[column]) for column in COLUMNS[18:23]] == list(range(5))
+
+
+@pytest.mark.root
+def test_a_kernel_that_gives_no_ancestor_counts_what_is_in_the_cgroup_itself(groups, monkeypatch):
+    """Linux before 5.15 refuses the helper to tracepoints."""
+    load = syscalls.Syscalls._load
+
+    def refuse(self, program, name):
+        if self._cgroup_helper == bpf.CURRENT_ANCESTOR_CGROUP_ID:
+            raise CollectorError("the verifier refused: unknown func bpf_get_current_ancestor_cgroup_id#123")
+        return load(self, program, name)
+
+    monkeypatch.setattr(syscalls.Syscalls, "_load", refuse)
+    watch = Watch(groups)
+    try:
+        assert "before 5.15" in next(note for group, _, note in watch.collector.sources if group == "syscalls")
+        for busy in (0, 7):
+            run(CALLS, groups[busy])
+            rows = watch.look()
+            assert rows[busy]["sys_info"] >= 5000
+            assert not any(any(row.values()) for n, row in enumerate(rows) if n != busy)
+    finally:
+        watch.collector.close()
+
+
+# --- from the kernel's counters to the operator's table ---------------------------------------------------------------
+
+
+class Played:
+    """A collector that plays a trace's windows."""
+
+    sources = ()
+    schema = LINUX_SERVICE_1
+
+    def __init__(self, rows: list[list[int]]) -> None:
+        self._rows = iter(rows)
+        self._sums = [0] * len(COLUMNS)
+        self.absent = False
+
+    def read(self, values: list[int]) -> None:
+        row = next(self._rows)
+        self._sums = [a + b for a, b in zip(self._sums, row, strict=True)]
+        values[:] = self._sums
+
+    def close(self) -> None:
+        pass
+
+
+def played(name: str, attacked: int = 0) -> tuple[list[list[int]], int]:
+    """The windows of a recording in tools/tests/services -> (a row to prime with and those before the attack, with
+    `attacked` windows of it behind them; how many are before)."""
+    trace = read_trace(RECORDED / f"{name}.csv.gz")
+    rows = trace.deltas.tolist()
+    before = next((n for n, label in enumerate(trace.labels) if label != BENIGN), len(rows))
+    return [[0] * len(COLUMNS), *rows[: before + attacked]], before
+
+
+def test_an_attack_in_a_service_is_named_at_the_collector(monkeypatch, tmp_path, capsys):
+    """The real agent, its reporter, the wire, the store and `stonechat report`; windows as they were recorded."""
+    model = open_model(str(MODELS / "linux-service-1/model.tflite"))
+    model.metadata.alarm_rules = services.share_budget(model.metadata.alarm_rules, 8)
+    quiet, n = played("store")
+    loud, _ = played("store", attacked=8)
+    calm = Played(quiet + quiet[1:9])
+    extra = [(Played(quiet + quiet[1:9]), model, "quiet.service"), (Played(loud), model, "store.service")]
+    secret = bytes(range(32))
+    heard: list[tuple[str, bytes]] = []
+    reporter = Delivery("pump-1", secret, MemoryOutbox(32768), prefix="stonechat/1/fleet/")
+    state = State(None)
+    agent = Agent(calm, model, reporter=reporter, state=state, extra=extra, publish=lambda *_: None)
+    verdicts = []
+
+    def publish(topic, payload, qos, retain):
+        heard.append((topic, bytes(payload)))
+
+    agent.publish = publish
+    for window in range(n + 9):
+        verdict = agent.end_window(window * 5000)
+        if verdict is not None:
+            verdicts.append(verdict.level)
+        if window == n // 2:
+            agent.save()
+        reporter.pump(publish, window * 5000)
+    publish(reporter.status_topic, agent.status(), 1, True)
+    assert max(verdicts[:n]) == 0 and 2 in verdicts[n:]
+    assert {section[-8:] for section in state.sections if len(section) > 8} == {c.id for c in agent.channels[1:]} | {
+        LINUX_SERVICE_1.id
+    }
+    keys = DeviceKeys(secret, "pump-1")
+    path = str(tmp_path / "fleet.db")
+    with Store(path) as store:
+        reports = [wire.open_report("pump-1", keys, message) for topic, message in heard if topic.endswith("/report")]
+        statuses = [wire.open_status("pump-1", keys, message) for topic, message in heard if topic.endswith("/status")]
+        assert statuses[-1].channels == ("quiet.service", "store.service")
+        store.put(reports, statuses)
+        alarm = next(report for report in reports if report.level == 2)
+        assert alarm.channel == 2
+        assert str(overview.in_channel(store, store.devices()[0])) == " in store.service"
+    parser = argparse.ArgumentParser()
+    history.add_arguments(parser)
+    assert history.run(parser.parse_args(["pump-1", "--db", path, "--json"])) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    row = next(row for row in rows if row["level"] == "alarm")
+    assert row["channel"] == "store.service"
+    assert {feature["name"] for feature in row["features"]} <= set(COLUMNS)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert history.run(parser.parse_args(["pump-1", "--db", path])) == 0
+    assert "store.service" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_service_that_is_gone_lets_the_evidence_ebb_and_learns_nothing():
+    model = open_model(str(MODELS / "linux-service-1/model.tflite"))
+    loud, n = played("store", attacked=8)
+    collector = Played(loud + [loud[-1]] * 40)
+    channel = SideChannel(collector, model, State(None), "store.service")
+    for window in range(n + 9):
+        verdict = channel.end_window(window * 5000)
+    assert verdict is not None and verdict.level == 2
+    collector.absent = True
+    seen = channel.scorer.seen
+    levels = [channel.end_window((n + 9 + window) * 5000).level for window in range(20)]
+    assert levels[-1] == 0 and levels == sorted(levels, reverse=True) and channel.scorer.seen == seen
+    collector.absent = False
+    assert channel.end_window((n + 29) * 5000) is None  # the first reading after it came back only primes
+    assert channel.end_window((n + 30) * 5000) is not None
+    fresh = SideChannel(Played(loud), model, State(None), "other.service")
+    fresh.collector.absent = True
+    assert [fresh.end_window(window * 5000) for window in range(5)] == [None] * 5 and fresh.scorer.seen == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('services = ["nginx"]', "nginx is no unit like"),
+        ('services = ["a.service", "/system.slice/a.service"]', "are the same"),
+        ('services = ["a.service"]\nbpf = false', "services needs BPF"),
+        ('services = ["a.service"]\nservice_model = "/nowhere/model.tflite"', "[collector] service_model"),
+    ],
+)
+@pytest.mark.root
+def test_a_wrong_configuration_is_one_clear_line(line, words, tmp_path):
+    if os.geteuid():
+        pytest.skip("needs root: BPF")
+    key = tmp_path / "key"
+    key.touch(mode=0o600)
+    key.write_text("00" * 32)
+    text = f'[device]\nid = "x"\nkey_file = "{key}"\nstate_file = "{tmp_path}/state"\n[model]\nfile = "linux-1"\n'
+    path = tmp_path / "stonechat.toml"
+    path.write_text(text + f'[collector]\n{line}\n[mqtt]\nhost = "127.0.0.1"\ntls = false\n')
+    command = [sys.executable, "-m", "stonechat.linux.cli", "--config", str(path), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1 and words in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr

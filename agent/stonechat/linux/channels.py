@@ -112,19 +112,25 @@ def open_counters(config: dict, model) -> list:
 
 
 def open_services(config: dict, model, collector) -> list:
-    """The services: [(collector, model, name), ...], all with one model. Raises ConfigError, ModelError."""
+    """The services: [(collector, model, name), ...], with one model for all or one for each. Raises ConfigError,
+    ModelError."""
     if not config["collector"]["services"]:
         return []
-    from .services import share_budget
+    from .services import model_path, share_budget
 
     what = "[collector] service_model"
-    path = config["collector"]["service_model"]
-    own = side_model(config, path, what, model)
-    schema = collector.services[0].schema
-    if own.metadata.schema_id != schema.id:
-        raise ModelError("%s %s is for schema %s, not %s" % (what, path, own.metadata.schema_name, schema.name))
-    own.metadata.alarm_rules = share_budget(own.metadata.alarm_rules, len(collector.services))
-    return [(each, own, each.name) for each in collector.services]
+    models: dict = {}
+    extra = []
+    for each in collector.services:
+        path = model_path(config["collector"]["service_model"], each.name)
+        if path not in models:
+            models[path] = own = side_model(config, path, what, model)
+            if own.metadata.schema_id != each.schema.id:
+                names = (what, path, own.metadata.schema_name, each.schema.name)
+                raise ModelError("%s %s is for schema %s, not %s" % names)
+            own.metadata.alarm_rules = share_budget(own.metadata.alarm_rules, len(collector.services))
+        extra.append((each, models[path], each.name))
+    return extra
 
 
 def side_model(config: dict, path: str, what: str, model):

@@ -191,8 +191,9 @@ KEYS = {
         "service_model": Key(
             "linux-service-1",
             _filled,
-            "The model of every service: a .tflite made of recordings of services (stonechat record --services), or\n"
-            "the name of one that comes with the package. Of the same window length as the device's.",
+            "The model of every service: a .tflite made of recordings of services (stonechat record --services), the\n"
+            "name of one that comes with the package, or a folder that has one for each, as `stonechat train --each`\n"
+            "makes them: nginx/model.tflite for nginx.service. Of the same window length as the device's.",
         ),
         "bpf": Key(
             "auto",

@@ -90,16 +90,17 @@ class Services:
     def _find(self, p: bpf.Program, helper: int, none: str) -> None:
         """R1 = where the service of the caller (of the packet in R6) begins in a block; goto `none` where it is in
         none. Uses R0 to R5."""
-        for level in self.levels:
+        exact = helper == bpf.CURRENT_CGROUP_ID
+        for level in self.levels[:1] if exact else self.levels:
             if helper == bpf.SKB_ANCESTOR_CGROUP_ID:
                 p.copy(R1, R6)
                 p.move(R2, level)
-            else:
+            elif not exact:
                 p.move(R1, level)
             p.call(helper)
             p.map_value(R1, self._memory.fd)
             for slot, each in enumerate(self._ids):
-                if each.level == level:
+                if exact or each.level == level:
                     p.load(8, R2, R1, 8 * slot)
                     p.jump_reg("eq", R0, R2, "service_%d" % slot)
         p.goto(none)
@@ -109,10 +110,11 @@ class Services:
             p.goto("service")
         p.label("service")
 
-    def count_call(self, p: bpf.Program, cpu_at: int) -> None:
+    def count_call(self, p: bpf.Program, helper: int, cpu_at: int) -> None:
         """Add one to the word at byte R7 (0 to 248) of the caller's service; the CPU's number is on the stack at
-        cpu_at. Goes on at label "out" otherwise."""
-        self._find(p, bpf.CURRENT_ANCESTOR_CGROUP_ID, "out")
+        cpu_at. helper: CURRENT_ANCESTOR_CGROUP_ID, or CURRENT_CGROUP_ID, which leaves out what is in a cgroup below
+        that of the service. Goes on at label "out" otherwise."""
+        self._find(p, helper, "out")
         p.load(8, R2, FP, cpu_at)
         p.alu("and", R2, self.cpus - 1)
         p.alu("mul", R2, MAX_SERVICES * _BLOCK)
@@ -204,6 +206,11 @@ class ServiceCollector:
 
     def close(self) -> None:
         self._file.close()
+
+
+def model_path(path: str, name: str) -> str:
+    """path: a model of all services, or a folder that has one for each; name: a channel's -> the model's file."""
+    return os.path.join(path, name.rpartition(".")[0] or name, "model.tflite") if os.path.isdir(path) else path
 
 
 def share_budget(alarm_rules, n: int) -> list:

@@ -66,6 +66,7 @@ class Syscalls:
         if self._own is None:
             self.note = "exact; with the agent's own calls, whose process number a PID namespace hides"
         self._links: list = []
+        self._cgroup_helper = bpf.CURRENT_ANCESTOR_CGROUP_ID
         self._compat = _COMPAT_MARKS.get(kernel_machine())
         self._only = CgroupId(cgroup) if cgroup else None
         self.services: Services | None = Services(services, self._cpus) if services else None
@@ -100,19 +101,26 @@ class Syscalls:
             self.services.close()
 
     def _attach(self) -> None:
-        try:
-            calls = self._load(self._sys_enter(), "stonechat_sys")
-        except (CollectorError, OSError) as error:
-            if self._compat is None:
-                raise
-            self._compat = None  # lockdown=confidentiality refuses to read the caller's registers
-            calls = self._load(self._sys_enter(), "stonechat_sys")
-            self.note += "; 32-bit callers are counted by the 64-bit table: %s" % error
+        calls = self._load_sys_enter()
         self._link(calls, "sys_enter")
         for slot, name in ((EXEC, "exec"), (FORK, "fork"), (EXIT, "exit")):
             event = self._load(self._event(slot), "stonechat_" + name)
             self._link(event, "sched_process_" + name)
         self._memory.release_fd()
+
+    def _load_sys_enter(self) -> int:
+        try:
+            return self._load(self._sys_enter(), "stonechat_sys")
+        except (CollectorError, OSError) as error:
+            if "#%d" % self._cgroup_helper in str(error) and self._cgroup_helper == bpf.CURRENT_ANCESTOR_CGROUP_ID:
+                self._cgroup_helper = bpf.CURRENT_CGROUP_ID  # before 5.15 tracepoints can't ask for an ancestor
+                self.note += "; of a cgroup only the processes in itself, not in those below it (Linux before 5.15)"
+                return self._load_sys_enter()
+            if self._compat is None:
+                raise
+            self._compat = None  # lockdown=confidentiality refuses to read the caller's registers
+            self.note += "; 32-bit callers are counted by the 64-bit table: %s" % error
+            return self._load_sys_enter()
 
     def _load(self, program: bpf.Program, name: str) -> int:
         return bpf.load_program(bpf.PROG_RAW_TRACEPOINT, program, name)
@@ -167,7 +175,7 @@ class Syscalls:
             p.jump("eq", R8, self._own, "out")
         if self._only:
             p.move(R1, self._only.level)
-            p.call(bpf.CURRENT_ANCESTOR_CGROUP_ID)
+            p.call(self._cgroup_helper)
             p.map_value(R1, self._memory.fd, _ONLY_AT)
             p.load(8, R1, R1)
             p.jump_reg("ne", R0, R1, "out")
@@ -219,7 +227,7 @@ class Syscalls:
         p.alu("add", R2, 1)
         p.store(8, R9, offset, R2)
         if self.services is not None:
-            self.services.count_call(p, _CPU)
+            self.services.count_call(p, self._cgroup_helper, _CPU)
         p.label("out")
         p.move(R0, 0)
         p.exit()

@@ -195,7 +195,8 @@ def _cgroup(machine: Machine) -> Check:
         return Check("cgroup v2", folders[0])
     only_v1 = any(len(fields) > 2 and fields[2] == "cgroup" for fields in mounts)
     fix = "boot with systemd.unified_cgroup_hierarchy=1, or mount -t cgroup2 none /sys/fs/cgroup/unified"
-    return Check("cgroup v2", "only version 1 is mounted" if only_v1 else "not mounted", fix)
+    without = ": no single services can be watched"
+    return Check("cgroup v2", ("only version 1 is mounted" if only_v1 else "not mounted") + without, fix)
 
 
 def _lockdown(machine: Machine) -> Check | None:

@@ -11,6 +11,7 @@ Examples:
   stonechat trial models/linux-1/model.tflite --boxes 3 --json trial.json
   stonechat trial models/linux-1/model.tflite --kinds sensor,gateway --attacks scan_1ps,ransom --traces recorded/
   stonechat trial models/linux-proc-1/model.tflite --guests --boxes 4
+  stonechat trial linux-service-1 --kinds web,cron --attacks shell_recon,miner,ransom
   stonechat trial models/linux-proc-1/model.tflite --loopback --attacks scan_connect,miner
 """
 
@@ -277,9 +278,14 @@ class Trials:
 
 
 def run_trial(args: argparse.Namespace, show: Show) -> dict[str, Any]:
-    meta = load_model(read_file(args.model)).metadata
+    first = next(iter(sorted(Path(args.model).glob("*/model.tflite"))), None) if Path(args.model).is_dir() else None
+    meta = load_model(read_file(str(first or args.model))).metadata
     if meta is None:
         raise ConfigError(f"{args.model} has no stonechat metadata")
+    if meta.schema_id == schemas.LINUX_SERVICE_1.id:
+        from stonechat_tools.evaluation import trial_services
+
+        return trial_services.run(args, meta, show)
     schema = next((one for one in (schemas.LINUX_1, schemas.LINUX_PROC_1) if one.id == meta.schema_id), None)
     if schema is None:
         raise ConfigError(f"{args.model} is for {meta.schema_name}, which no Linux device gives")
@@ -287,7 +293,7 @@ def run_trial(args: argparse.Namespace, show: Show) -> dict[str, Any]:
     if args.guests and (args.loopback or schema is schemas.LINUX_1):
         raise ConfigError("--guests is for linux-proc-1, with its peers outside")
     names = _chosen(args.attacks, attacks.ATTACKS, "attack")
-    tasks = deal(_chosen(args.kinds, benign.KINDS, "kind"), names, args.boxes)
+    tasks = deal(_chosen(args.kinds or "sensor", benign.KINDS, "kind"), names, args.boxes)
     trials = Trials(args, schema, meta.window_ms, show)
     with ThreadPoolExecutor(args.boxes) as pool:
         try:
@@ -339,8 +345,13 @@ def read_figures(path: str) -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", type=shipped.path, help="a .tflite for linux-1 or linux-proc-1, or the name of a shipped model")
-    add("--kinds", default="sensor", metavar="A,B", help=f"the devices, of {', '.join(benign.KINDS)} (default sensor)")
+    add(
+        "model",
+        type=shipped.path,
+        help="a .tflite for linux-1, linux-proc-1 or linux-service-1, a shipped name, or a folder: a model a service",
+    )
+    add("--kinds", metavar="A,B", help=f"the devices, of {', '.join(benign.KINDS)} (default sensor); or the services")
+    add("--beside", default="linux-1", metavar="MODEL", help="a model of services: the host's own ('': none)")
     add("--attacks", metavar="A,B", help="these only (default: all)")
     add("--boxes", type=int, default=1, metavar="N", help="number of sandboxes that run in parallel (default 1)")
     add("--pace", type=float, default=4.0, help="how much more often rare things happen (default 4)")
@@ -385,7 +396,11 @@ def run(args: argparse.Namespace) -> int:
     print(f"{figures['false_alarms']} false alarms in {figures['benign_windows']} benign windows")
     if args.json:
         Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
-    if args.page:
+    if args.page and "services" in figures:
+        from stonechat_tools.evaluation.trial_services import write_page
+
+        write_page(figures, args.page)
+    elif args.page:
         benign_figures = None
         if args.benign:
             from stonechat_tools.evaluation.evaluate import evaluate

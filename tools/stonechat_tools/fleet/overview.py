@@ -52,7 +52,7 @@ def fleet_table(store: Store, caption: str = "", states: list[Seen] | None = Non
             Text(seen.labels.name or seen.device),
             Text(seen.state.state, "" if seen.state.state in CALM else "bold red"),
             Text(wire.LEVELS[level], COLOURS[level])
-            + (_in_channel(store, row) if level else "")
+            + (in_channel(store, row) if level else "")
             + Text("".join(f" ({mark})" for mark in marks(row)), "yellow"),
             figure(row["score"]),
             figure(row["evidence"]),
@@ -64,7 +64,7 @@ def fleet_table(store: Store, caption: str = "", states: list[Seen] | None = Non
     return table
 
 
-def _in_channel(store: Store, device: dict[str, Any]) -> str:
+def in_channel(store: Store, device: dict[str, Any]) -> str:
     """ " in nginx.service", where the last report of a device that is not normal names a channel."""
     rows = store.history(device["device"], limit=1) if device.get("channels") else []
     name = channel_name(device, rows[-1].channel) if rows else ""

@@ -58,7 +58,7 @@ def host(seconds: float, pace: float = 1.0, seed: int = 7) -> Iterator[Host]:
         _, folder = stack.enter_context(box.disk())
         parent = stack.enter_context(box.cgroup())
         cgroups, inside = {}, {}
-        for kind in (*KINDS, *DEVICES):
+        for kind in NAMES:
             group = parent / f"{kind}.service"
             group.mkdir()
             stack.callback(box.remove, group)
@@ -166,6 +166,9 @@ def _cron(scene: Scene) -> None:
 
 
 KINDS: dict[str, Callable[[Scene], None]] = {"web": _web, "store": _store, "login": _login, "cron": _cron}
+
+
+NAMES = (*KINDS, *DEVICES)
 
 
 def _clients(scene: Scene, target: str) -> None:

@@ -69,13 +69,19 @@ def count():
     sys.path.insert(0, "/agent")
     from stonechat.linux import privileges
     from stonechat.linux.collector import LinuxCollector
-    collector = LinuxCollector(interfaces=["lo"], use_bpf=True)
+    groups = ["/sys/fs/cgroup/busy.service", "/sys/fs/cgroup/deep/idle.service"]
+    for group in groups: os.makedirs(group)
+    for group in ("/sys/fs/cgroup", groups[0]): os.chmod(group + "/cgroup.procs", 0o666)
+    collector = LinuxCollector(interfaces=["lo"], use_bpf=True, services=groups)
+    rows = [[[0] * len(each.schema) for _ in range(2)] for each in collector.services]
+    columns = [column[0] for column in collector.services[0].schema.columns]
     names = [column[0] for column in collector.schema.columns]
     values, before = [0] * len(names), [0] * len(names)
     result = {"kernel": os.uname().release, "machine": os.uname().machine, "schema": collector.schema.name}
     result["sources"] = collector.sources
     def work():
         if os.fork() == 0:
+            with open(groups[0] + "/cgroup.procs", "w") as procs: procs.write(str(os.getpid()))
             for _ in range(50_000): os.getppid()
             for i in range(40):
                 s = socket.socket()
@@ -84,11 +90,15 @@ def count():
             os._exit(0)
         os.wait()
     for phase in ("root", "dropped"):
-        collector.read(before); work(); collector.read(values)
+        collector.read(before)
+        for each, (old, _) in zip(collector.services, rows): each.read(old)
+        work(); collector.read(values)
+        for each, (_, new) in zip(collector.services, rows): each.read(new)
         grown = dict(zip(names, [new - old for new, old in zip(values, before)]))
         result[phase] = {name: grown[name] for name in ("syn_out", "rst_in")}
         result[phase].update(calls=grown["sys_rate"], write=grown["sys_write"])
         result[phase]["peers"] = values[names.index("peers")]
+        result[phase]["services"] = [dict(zip(columns, [b - a for a, b in zip(old, new)])) for old, new in rows]
         if phase == "root": privileges.drop("nobody")
     result["status"] = privileges.status()
     return result
@@ -179,6 +189,10 @@ def faults(result: dict[str, Any]) -> list[str]:
         found += [f"{phase}: {key} {counted[key]}" for key in ("syn_out", "rst_in", "peers") if counted[key] != 40]
         if not 50_000 <= counted["calls"] < 52_000:
             found.append(f"{phase}: {counted['calls']} calls, made 50,000 and a few hundred")
+        busy, idle = counted["services"]
+        calls = sum(busy[key] for key in busy if key.startswith("sys_"))
+        if not 50_000 <= calls < 52_000 or busy["syn_out"] != 40 or not busy["cpu_time"] or any(idle.values()):
+            found.append(f"{phase}: of the services, the busy one {busy}, the idle one {idle}")
         if counted["write"] > 1000:  # getppid of armhf has the number that write has on arm64
             found.append(f"{phase}: {counted['write']} writes, made a few; the callers' ABI is mistaken")
     return found

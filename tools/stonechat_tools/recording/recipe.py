@@ -13,7 +13,7 @@ makes it again.
     collector = "proc"              # or "bpf"
     peers = "remote"                # across a veth pair; "loopback": on the device's own loopback, which is counted
     guests = true                   # each device a guest under User-mode Linux (guest.py); false: in a box (box.py)
-    devices = [{name = "sensor-1", kind = "sensor", pace = 4.0, seed = 1}]
+    devices = [{name = "sensor-1", kind = "sensor", pace = 4.0, seed = 1}]   # kind "services": a host of eight
 
     [later]                         # what `stonechat record --recipe FILE --part later` records, for `calibrate`; and
     windows = 400                   # [test], for `evaluate`. Keys that are not here are those of [record]
@@ -33,6 +33,7 @@ from stonechat.errors import ConfigError
 from ..console import clipped, read_toml
 
 _TOP = {"name": str, "version": int, "summary": str, "recordings": str, "limits": list, "record": dict, "fit": dict}
+HOST = "services"  # the kind of a device that is a host of eight services, recorded a trace each
 PARTS = ("later", "test")  # recordings that the model is not made of
 _RECORD = {
     "window_s": (int, float),
@@ -80,8 +81,15 @@ class Recipe:
 
     def names(self, file: str) -> bool:
         """Whether a file of the folder is a recording of this recipe: of one of its devices, where it has some."""
-        devices = [device["name"] for device in self.record.get("devices", [])]
-        return not file.startswith(".") and (not devices or file.split(".")[0] in devices)
+        devices = self.record.get("devices", [])
+        stem = file.split(".")[0]
+        return not file.startswith(".") and (
+            not devices
+            or any(
+                stem.startswith(device["name"] + "-") if device["kind"] == HOST else stem == device["name"]
+                for device in devices
+            )
+        )
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
@@ -112,6 +120,8 @@ def _check_record(record: Any, name: str) -> None:
         "loopback",
     ):
         raise ConfigError(f"{name}: [record] has collector proc or bpf, and peers remote or loopback")
+    if any(device["kind"] == HOST for device in record.get("devices", [])) and record.get("collector") != "bpf":
+        raise ConfigError(f'{name}: [record] devices of kind {HOST} need collector = "bpf"')
     if record.get("guests") and record.get("collector") == "bpf":
         raise ConfigError(f"{name}: [record] guests have no BPF")
 
