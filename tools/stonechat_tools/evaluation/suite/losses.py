@@ -38,7 +38,7 @@ def losses(figures: dict[str, Any], peers: Sequence[str]) -> list[str]:
 
 
 def _rows(figures: dict[str, Any], peers: Sequence[str]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for group, devices in figures["comparison"].items():
         for device, row in devices.items():
             for attack, own in row[OWN]["attacks"].items():
