@@ -541,3 +541,53 @@ def test_a_fleet_of_another_name_is_found_by_its_folder(tmp_path: Path, broker: 
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
+
+
+@pytest.mark.parametrize("case", ["cafile", "cert", "key", "password-file"])
+def test_a_fifo_in_place_of_a_file_is_not_waited_for(tmp_path: Path, case: str) -> None:
+    fleet = provision.Fleet.init(tmp_path / "fleet", provision.Settings("localhost", 8883))
+    place = fleet.folder / "collector"
+    files = {"cafile": place / "ca.crt", "cert": place / "client.crt", "key": place / "client.key"}
+    os.mkfifo(tmp_path / "fifo")
+    files[case] = tmp_path / "fifo"
+    words = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    code, said = outcome(tmp_path, "--broker", "localhost:1", *words)
+    assert code == 1 and f"--{case}" in said and "not a regular file" in said
+
+
+def test_an_encrypted_key_asks_nobody_for_a_password(tmp_path: Path) -> None:
+    fleet = provision.Fleet.init(tmp_path / "fleet", provision.Settings("localhost", 8883))
+    place = fleet.folder / "collector"
+    subprocess.run(
+        ["openssl", "pkey", "-in", str(place / "client.key"), "-aes128", "-passout", "pass:x"]
+        + ["-out", str(tmp_path / "locked.key")],
+        check=True,
+        capture_output=True,
+    )
+    code, said = outcome(
+        tmp_path, "--broker", "localhost:1", "--cafile", str(place / "ca.crt"), "--cert", str(place / "client.crt"),
+        "--key", str(tmp_path / "locked.key"),
+    )  # fmt: skip
+    assert code == 1 and "is encrypted" in said and "Enter PEM" not in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+def test_a_disk_that_is_full_at_the_start_is_waited_for(tmp_path: Path, broker: Mosquitto) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)], check=True)
+    try:
+        with (disk / "fill").open("wb", buffering=0) as fill, pytest.raises(OSError, match="No space"):
+            while True:
+                fill.write(bytes(4096))
+        with Process(tmp_path, broker.port, "--db", str(disk / "fleet.db")) as collector:
+            collector.db = disk / "fleet.db"
+            assert wait_for(lambda: "waiting for it" in collector.said(), 60), collector.said()
+            assert "full" in collector.said() or "No space" in collector.said()
+            (disk / "fill").unlink()
+            with ready(collector, broker.port) as sender:
+                send(sender, "dev-0/report", message(0, 1))
+                assert wait_for(lambda: collector.stored() == [1], 60), collector.said()
+            assert collector.end() == 0 and "Traceback" not in collector.said()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

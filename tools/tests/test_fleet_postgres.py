@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from fleet_support import wait_for
-from postgres_support import Server, needs_postgres, postgres, postgres_server
+from postgres_support import needs_postgres, postgres, postgres_server
 from stonechat_tools.fleet import keyring, wire
 from stonechat_tools.fleet.store import DUPLICATE, STORED, Store, StoreError
 from stonechat_tools.fleet.store.retention import Keep
+from stonechat_tools.proofs.postgres_server import Server
 
 __all__ = ["postgres", "postgres_server"]
 pytestmark = [needs_postgres, pytest.mark.slow]

@@ -97,7 +97,14 @@ def broker_options(args: argparse.Namespace, account: str = "") -> dict[str, Any
     return options
 
 
+def _regular(path: Path | str, option: str) -> None:
+    """Raises ConfigError for what is there and is no file: a FIFO would be waited for."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise ConfigError(f"{option} {path}: not a regular file")
+
+
 def _text(path: Path, option: str) -> str:
+    _regular(path, option)
     try:
         return path.read_text()
     except (OSError, ValueError) as error:
@@ -105,6 +112,9 @@ def _text(path: Path, option: str) -> str:
 
 
 def _context(ca: str | None, certificate: str | None, key: str | None, port: int) -> ssl.SSLContext:
+    for path, option in ((ca, "--cafile"), (certificate, "--cert"), (key, "--key")):
+        if path is not None:
+            _regular(path, option)
     try:
         context = ssl.create_default_context(cafile=ca)
     except (OSError, ValueError) as error:
@@ -113,8 +123,15 @@ def _context(ca: str | None, certificate: str | None, key: str | None, port: int
     if port == 443:
         context.set_alpn_protocols(["x-amzn-mqtt-ca", "mqtt"])
     if certificate:
+
+        def encrypted() -> str:  # asked for a password; without this, OpenSSL asks at the terminal
+            raise ConfigError(
+                f"--key {key or certificate}: is encrypted; give a key without a password, readable by its user only"
+                " (openssl pkey -in FILE -out NEW)"
+            )
+
         try:
-            context.load_cert_chain(certificate, key)
+            context.load_cert_chain(certificate, key, encrypted)
         except (OSError, ValueError) as error:
             raise ConfigError(f"--cert {certificate}, --key {key or certificate}: {_why(error)}") from None
     return context

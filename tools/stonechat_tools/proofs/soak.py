@@ -19,6 +19,7 @@ SOAKS = {
     "mqtt": "stonechat_tools.proofs.mqtt:soak",
     "fleet": "stonechat_tools.proofs.fleet_replay:soak",
     "outages": "stonechat_tools.proofs.outages:soak",
+    "shards": "stonechat_tools.proofs.shards:soak",
     "world": "stonechat_tools.proofs.world.run:soak",
 }
 
