@@ -28,7 +28,6 @@ from stonechat_tools.evaluation.personalize import page, personalize
 from stonechat_tools.fleet import command, keyring, wire
 from stonechat_tools.fleet.collect import Collector
 from stonechat_tools.fleet.local_broker import LocalBroker
-from stonechat_tools.fleet.overview import notes
 from stonechat_tools.fleet.store import Store
 from stonechat_tools.modeling import fit
 from stonechat_tools.modeling.device_path import Network, Replay, features_q8
@@ -361,7 +360,7 @@ def test_the_collector_reads_its_state_and_an_operator_commands_it(tmp_path: Pat
             assert shown and len(shown[-1].digest) == 8
             order(store, keys, broker.port, 0)
             wait_for(lambda: phase("off"), say=agent.said)
-            assert "own model off" in ", ".join(notes(store.devices()[0]))
+            assert store.devices()[0]["own_model"]["shown"] == "off"
             statuses.clear()
             order(store, keys, broker.port, 1)
             wait_for(lambda: phase("collecting"), say=agent.said)

@@ -2,7 +2,7 @@
 
 Each device lives through its benign windows with the agent's own code: the reference model learns, the own model is
 collected, trained, tried out and adopted. Its attacks are then tried on the state at the end of them, without evidence.
-Contaminated starts: windows of an attack stand in place of a share of the windows that the own model is trained on, or
+Contaminated starts: windows of an attack replace a share of the windows that the own model is trained on, or
 of all windows from the first one on. They replace them because they were recorded on that device at its work.
 """
 
