@@ -22,7 +22,7 @@ from stonechat.errors import ConfigError
 
 from . import wire
 from .command import span_s
-from .overview import COLOURS, channel_name, figure, fleet_table
+from .overview import COLOURS, channel_name, figure, fleet_table, shown_states
 from .store import URLS, Row, Store
 
 HELP = "show a device's history as a table or a plot"
@@ -70,8 +70,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _overview(store: Store, as_lines: bool) -> int:
     if as_lines:
+        seen = {each.device: each for each in shown_states(store)[0]}
         for device in store.devices():
-            print(json.dumps(device))
+            if device["device"] in seen:
+                print(json.dumps(device | {"presence": asdict(seen[device["device"]].state)}))
         return 0
     from rich.console import Console
 

@@ -34,8 +34,7 @@ from . import alert_settings, labels
 from .command import span_s
 from .incidents import Incident, split_matcher
 from .labels import NONE
-from .monitor import read_states
-from .overview import STALE_S
+from .overview import shown_states
 from .presence import span
 from .store import Store
 
@@ -88,14 +87,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _states(store: Store, args: argparse.Namespace) -> int:
-    now_s = time.time()
-    since_s, until_s = store.listening() or (now_s, now_s)
-    if now_s - until_s > STALE_S:
-        now_s = until_s
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(until_s))
+    states, now_s, stale = shown_states(store)
+    if stale:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now_s))
         print(f"stonechat fleet: as of {when}, when a collector was last connected", file=sys.stderr)
     rows = []
-    for seen in read_states(store, now_s, since_s):
+    for seen in states:
         if args.json:
             print(json.dumps(asdict(seen)))
             continue

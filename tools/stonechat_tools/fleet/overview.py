@@ -13,17 +13,23 @@ COLOURS = ("green", "yellow", "bold red")  # of the levels
 CALM = ("reporting", "unknown", "asleep", "off")
 
 
+def shown_states(store: Store) -> tuple[list[Seen], float, bool]:
+    """-> (the states out of the database, as of when, whether no collector runs): then as it was when one did."""
+    now_s = time.time()
+    since_s, until_s = store.listening() or (now_s, now_s)
+    stale = now_s - until_s > STALE_S
+    now_s = until_s if stale else now_s
+    return read_states(store, now_s, since_s), now_s, stale
+
+
 def fleet_table(store: Store, caption: str = "", states: list[Seen] | None = None) -> Any:
     """The fleet as a rich table, one line a device. What devices say is never read as markup. states: those of a
     collector that runs in this process; None: those of the database."""
     if states is None:
-        now_s = time.time()
-        since_s, until_s = store.listening() or (now_s, now_s)
-        if now_s - until_s > STALE_S:  # no collector runs: what was so when the last one did
-            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(until_s))
+        states, now_s, stale = shown_states(store)
+        if stale:
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now_s))
             caption = f"as of {when}, when a collector was last connected" + (f"; {caption}" if caption else "")
-            now_s = until_s
-        states = read_states(store, now_s, since_s)
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
