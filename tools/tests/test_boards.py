@@ -1,9 +1,13 @@
 """The emulated boards that `make boards` has built: a deployment over the serial port, and the golden vectors."""
 
 import contextlib
+import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+import tty
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,21 +15,23 @@ import pytest
 from fleet_support import Mosquitto, broker, needs_mosquitto, wait_for
 from stonechat.errors import StonechatError
 from stonechat_tools import cli
+from stonechat_tools.device.deploy import mpremote
 from stonechat_tools.fleet import provision
 from stonechat_tools.fleet.store import Store
-from stonechat_tools.proofs.boards import uart
-from stonechat_tools.proofs.boards.firmware import BUILDS, DISKS, BuildError, build_all
-from stonechat_tools.proofs.boards.machine import MACHINES, BoardError, Machine
+from stonechat_tools.proofs.boards import power_cuts, uart
+from stonechat_tools.proofs.boards.firmware import BUILDS, DISKS, Board, BuildError, build_all
+from stonechat_tools.proofs.boards.machine import MACHINES, BoardError, Machine, simulator
 from stonechat_tools.proofs.boards.prove import PRELUDE, Result, files_of, golden
 
-M3, PICO = (next(board for board in BUILDS if board.name == name) for name in ("m3", "pico"))
+M3, PICO, RP2040 = (next(board for board in BUILDS if board.name == name) for name in ("m3", "pico", "rp2040"))
+ROOT = Path(__file__).resolve().parents[2]
 __all__ = ["broker"]
 built = pytest.mark.skipif(M3.missing is not None, reason=f"Cortex-M3: {M3.missing}")
 
 
 def test_every_board_has_a_machine_and_a_disk() -> None:
     for board in BUILDS:
-        if board.name != "rp2040":
+        if board.port == "qemu":
             assert board.name in MACHINES
             assert board.make[0].partition("=")[2] in DISKS
     compile(PRELUDE, "prelude.py", "exec")
@@ -36,30 +42,68 @@ def test_a_board_that_there_is_not_is_named() -> None:
         build_all(["esp32"])
 
 
-@pytest.fixture
-def serial_port() -> Iterator[str]:
-    """An emulated Cortex-M3 with an empty file system, its serial port a terminal of this machine."""
-    command = [*MACHINES["m3"], "-nographic", "-monitor", "null", "-semihosting", "-serial", "pty", "-kernel"]
+@contextlib.contextmanager
+def serial_port(board: Board) -> Iterator[str]:
+    """An emulated board with an empty file system -> its serial port, a terminal of this machine."""
+    if board.port == "qemu":
+        command = [*MACHINES[board.name], "-nographic", "-monitor", "null", "-semihosting", "-serial", "pty", "-kernel"]
+        with subprocess.Popen(
+            [*command, str(board.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            assert process.stdout
+            found = re.search(r"/dev/pts/\d+", process.stdout.readline())
+            assert found
+            yield found[0]
+            process.kill()
+        return
+    folder = simulator()
+    shutil.copyfile(Path(uart.__file__).parent / "rp2040.mjs", folder / "rp2040.mjs")
+    master, slave = os.openpty()
+    tty.setraw(slave)
     with subprocess.Popen(
-        [*command, str(M3.path)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        ["node", str(folder / "rp2040.mjs"), str(board.path)], stdin=master, stdout=master
     ) as process:
-        assert process.stdout
-        found = re.search(r"/dev/pts/\d+", process.stdout.readline())
-        assert found
-        yield found[0]
+        yield os.ttyname(slave)
         process.kill()
+    os.close(master)
+    os.close(slave)
 
 
 @built
-def test_deploy_over_a_serial_port(serial_port: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["deploy", "--port", serial_port, "--model", "micropython-1", "--no-reset"]) == 0
-    told = capsys.readouterr().out
-    assert "mps2-an385 with Cortex-M3, MicroPython 1.25" in told
-    assert "4 golden vectors: byte-equal on the board" in told
+def test_deploy_over_a_serial_port(capsys: pytest.CaptureFixture[str]) -> None:
+    with serial_port(M3) as port:
+        assert cli.main(["deploy", "--port", port, "--model", "micropython-1", "--no-reset"]) == 0
+    printed = capsys.readouterr().out
+    assert "mps2-an385 with Cortex-M3, MicroPython 1.25" in printed
+    assert "4 golden vectors: byte-equal on the board" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(RP2040.missing is not None, reason=f"RP2040: {RP2040.missing}")
+def test_the_boards_section_of_the_readme_word_for_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its commands, but for the port; then its main.py, as far as the loop, on the board that they have made."""
+    section = (ROOT / "README.md").read_text().partition("\n## A board in three commands\n")[2].partition("\n## ")[0]
+    lines = [line.split("#")[0] for line in section.splitlines() if line.startswith("$ stonechat ")]
+    commands = [command.strip().lstrip("$ ") for line in lines for command in line.split("&&")]
+    assert [command.split()[1] for command in commands] == ["provision", "provision", "deploy"]
+    main = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[1].partition("while True")[0]
+    monkeypatch.chdir(tmp_path)
+    with serial_port(RP2040) as port:
+        for command in commands:
+            words = shlex.split(command.replace("/dev/ttyACM0", port))[1:]
+            assert cli.main([*words, "--no-reset"] if words[0] == "deploy" else words) == 0, command
+        assert "4 golden vectors: byte-equal on the board" in capsys.readouterr().out
+        script = main + "watch.tick()\nprint('RUNS', watch.errors, watch.agent.reporter.topic, open('boot.py').read())"
+        done = subprocess.run(
+            [*mpremote(), "connect", port, "exec", script], capture_output=True, text=True, timeout=600
+        )
+    assert "RUNS 0 stonechat/1/fleet/sensor-7/report from stonechat.board import hooks" in done.stdout, done
 
 
 @built
@@ -106,3 +150,10 @@ def test_a_plain_pico_reports_over_its_uart_to_a_collector(tmp_path: Path, broke
     with Store(database) as store:
         assert store.sequences("sensor-7")[:3] == [1, 2, 3]
         assert not store.rejections()
+
+
+@built
+@pytest.mark.slow
+def test_power_cuts_inside_flash_operations() -> None:
+    result = power_cuts.lives(M3, 3)
+    assert result.proved and result.cuts == 3, str(result)

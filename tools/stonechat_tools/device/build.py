@@ -15,6 +15,7 @@ mip before MicroPython 1.26 wants whole addresses in package.json: --url is wher
 Examples:
   stonechat build
   stonechat build --arch xtensawin --out build/esp32
+  stonechat build --profile core --arch armv6m --optional
   stonechat build --profile core --arch armv6m --model models/micropython-1/model.tflite
   stonechat build --arch armv6m --with custom_counters,replay --model models/micropython-1/model.tflite
   stonechat build --arch armv7emsp --model micropython-1 --romfs
@@ -121,11 +122,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--romfs", action="store_true", help="also make stonechat.romfs, an image for a ROM partition (deploy --romfs)"
     )
     parser.add_argument("--unlinked", action="store_true", help="a file for every module")
+    parser.add_argument("--optional", action="store_true", help="print only what each feature of --with would cost")
     parser.add_argument("--json", action="store_true", help="print the sizes as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     names = args.arch.split(",")
+    if args.optional:
+        from stonechat_tools.device import costs
+
+        if args.json:
+            print(json.dumps({name: costs.costs(name, args.profile) for name in names}))
+        else:
+            print("\n".join(costs.table(name, args.profile) for name in names))
+        return 0
     extra = [name for name in args.extra.split(",") if name]
     built = [
         build(name, args.out / name, extra, args.model, args.url, args.profile, not args.unlinked) for name in names
