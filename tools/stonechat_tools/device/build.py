@@ -89,6 +89,15 @@ PROFILES = {  # entries, the first one linked
     "core": ("board/core",),
 }
 DROPPED = {"core": ("subscribe", "_ask_for")}  # methods of linked modules: core listens to no topic
+FEATURES = {  # module -> what a firmware gets by it
+    "board/tls": "TLS for the own client",
+    "custom_counters": "counters of the product's own",
+    "lasting_peers": "a channel of its own for quiet, lasting contacts",
+    "replay": "a recording in place of the hook, for tests on a board",
+    "update": "new models over the air, signed",
+    "int8/plain": "inference without machine code",
+    "int8/interpreter": "any .tflite, without a plan",
+}
 PACKAGE = Path(stonechat.__file__).parent
 
 
@@ -129,12 +138,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     names = args.arch.split(",")
     if args.optional:
-        from stonechat_tools.device import costs
-
         if args.json:
-            print(json.dumps({name: costs.costs(name, args.profile) for name in names}))
+            print(json.dumps({name: costs(name, args.profile) for name in names}))
         else:
-            print("\n".join(costs.table(name, args.profile) for name in names))
+            print("\n".join(cost_table(name, args.profile) for name in names))
         return 0
     extra = [name for name in args.extra.split(",") if name]
     built = [
@@ -303,6 +310,24 @@ def _compile(compiler: str, architecture: str, source: Path, target: Path, small
     assert best is not None
     target.write_bytes(best)
     return len(best)
+
+
+def costs(architecture: str, profile: str) -> dict[str, int]:
+    """Of FEATURES: module -> bytes that it adds to the profile; 0 where the profile has it. Raises ConfigError."""
+    there = modules((), profile)
+    with tempfile.TemporaryDirectory(prefix="stonechat-costs-") as scratch:
+        base = build(architecture, Path(scratch), profile=profile).total
+        return {
+            name: 0 if name in there else build(architecture, Path(scratch), [name], profile=profile).total - base
+            for name in FEATURES
+        }
+
+
+def cost_table(architecture: str, profile: str) -> str:
+    lines = [f"--with, for {profile} on {architecture}: bytes of .mpy more"]
+    for name, more in costs(architecture, profile).items():
+        lines.append(f"  {name:18} {f'{more:,}' if more else 'in it':>8}  {FEATURES[name]}")
+    return "\n".join(lines)
 
 
 def _package(built: Built, with_model: bool, url: str) -> dict[str, object]:
