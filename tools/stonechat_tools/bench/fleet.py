@@ -312,11 +312,14 @@ def serve(kind: str, port: int, keys: str, db: str) -> None:
     else:
         from stonechat_tools.fleet import keyring
         from stonechat_tools.fleet.collector import Collector
+        from stonechat_tools.fleet.monitor import Monitor
         from stonechat_tools.fleet.store import Store
 
         store = Store(db)
+        monitor = Monitor(store)  # presence, causes and what only the fleet shows, as `stonechat collect` does
         mqtt = {OWN: "5", OWN_311: "3.1.1", OWN_PAHO: "paho"}[kind]
         options: dict[str, Any] = {"host": "127.0.0.1", "port": port, "client_id": f"bench-{os.getpid()}", "mqtt": mqtt}
+        options["monitor"] = monitor
         collector = Collector(store, keyring.Keys(keys), **options).start()
         if not collector.connected.wait(30):
             raise SystemExit(collector.error)

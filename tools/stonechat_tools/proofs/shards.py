@@ -30,7 +30,7 @@ from .postgres_server import Server, missing
 DEVICES, REPORTS = 200, 50
 BACK_S = 5.0
 SUPERVISOR_S = 10.0
-LIMIT_S = 150.0
+LIMIT_S = 400.0
 HAPROXY = shutil.which("haproxy", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 CONFIG = """
 global
@@ -154,7 +154,10 @@ class Proof:
             self.turn(0.05)
             if time.monotonic() - began_s > LIMIT_S:
                 logs = [log.read_text()[-300:] for log in self.folder.glob("collector-*.log")]
-                raise OSError(f"{what}: not within {LIMIT_S:.0f} s; collectors: {logs}")
+                left = [
+                    (d.name, d.delivery.outbox.oldest, d.delivery.outbox.sequence) for d in self.devices if not d.empty
+                ]
+                raise OSError(f"{what}: not within {LIMIT_S:.0f} s; outboxes: {left[:5]}; collectors: {logs}")
         return time.monotonic() - began_s
 
     def run(self, server: Server, brokers: Sequence[LocalBroker]) -> dict[str, Any]:
