@@ -29,7 +29,7 @@ from stonechat_tools.traces.format import BENIGN, TraceWriter
 
 ATTACKS = ("shell_recon", "miner", "ransom")
 SETTLE_WINDOWS = 4
-MAX_FAILURES = 10
+LEARN_TIMES = 3  # a channel that has not learned in so many times its windows goes on alone
 _LONGEST_S = 4 * 3600.0
 
 
@@ -84,6 +84,14 @@ class Watched:
     @property
     def learning(self) -> bool:
         return any(channel.scorer.learning for channel in self._all)
+
+    @property
+    def still_learning(self) -> list[str]:
+        return [channel.name for channel in self.channels if channel.scorer.learning]
+
+    @property
+    def own_learn_windows(self) -> int:
+        return max(int(channel.scorer.meta.learn_windows) for channel in self._all)
 
     def columns(self, fused: Any) -> list[str]:
         names = self.channels[fused.channel - 1].collector.schema.columns
@@ -160,14 +168,18 @@ def _trial(
     names: list[str],
     show: Callable[[str], None],
 ) -> dict[str, Any]:
-    false_alarms = host_alarms = calm = 0
-    while watched.learning or calm < args.calm:
+    false_alarms = host_alarms = calm = waited = 0
+    most = LEARN_TIMES * watched.own_learn_windows
+    while waited < most and watched.learning or calm < args.calm:
         clock.wait()
         fused, name, host_alarm = watched.window({})
-        if not watched.learning:
+        waited += 1
+        if waited >= most or not watched.learning:
             calm += 1
             false_alarms += fused is not None and fused.level > 1
             host_alarms += host_alarm
+    for name in watched.still_learning:
+        show(f"{name}: its model does not fit, or it has too few windows; it learns on and can't alarm")
     show(f"learned; {false_alarms} windows in alarm of {calm} benign ones")
     outcomes = []
     for attack in names:
