@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--earlier",
         metavar="JSON",
-        help="figures.json of an earlier suite: measure again only what learning and alarms move",
+        help="figures.json of an earlier suite: measure again what learning moves",
     )
     add("--seeds", type=int, default=5, help="how many, where a seed plays a part (default 5)")
     add(
@@ -176,7 +176,7 @@ def _device(meta: Metadata, network: Network, part: Trace, learn: bool) -> dict[
                     f"{meta.learn_windows} windows in which it learns its normal. Put the device's benign windows "
                     "first (stonechat dataset append BENIGN ATTACK), or give --learned if the model was trained on it"
                 )
-            result = replay.calm().run(f_q8[start:stop])
+            result = replay.calm(steady=False).run(f_q8[start:stop])
             row = {
                 "windows": stop - start,
                 "windows_to_alarm": result.alarms[0] + 1 if result.alarms else None,

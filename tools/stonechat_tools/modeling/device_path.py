@@ -277,9 +277,12 @@ class Replay:
         other.second = self.second and self.second.fork()
         return other
 
-    def calm(self) -> "Replay":
-        """A copy without evidence: what an attack meets on an ordinary day, whatever happened before."""
+    def calm(self, steady: bool = True) -> "Replay":
+        """A copy without evidence: what an attack meets on an ordinary day, whatever happened before. steady=False: its
+        scores stay those of the first reference, however long the attack lasts."""
         other = self.fork()
+        if not steady:
+            other.second = None
         if other.second and other.second.steady:
             other.second.evidence, other.second.level = [0] * len(self.meta.alarm_rules), NORMAL
             return other

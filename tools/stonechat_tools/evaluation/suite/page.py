@@ -31,8 +31,8 @@ def page(figures: dict[str, Any], command: str) -> str:
         "",
         *(
             [
-                "The figures of the peers, of contamination, explanation, int8 against float and what was tried are "
-                "those of an earlier run: nothing of what has changed since reaches them.",
+                "The figures of the peers, of budgets, ramps, contamination, explanation, int8 against float and of "
+                "what was tried are those of an earlier run: what a device learns can't move them.",
                 "",
             ]
             if figures.get("earlier")

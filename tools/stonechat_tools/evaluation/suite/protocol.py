@@ -205,7 +205,7 @@ def own_figures(one: Subject, model: FittedModel) -> tuple[dict[str, Any], dict[
         state = model.replay() if one.overlaid else replay
         if one.overlaid:
             state.run(one.table)
-        result = state.calm().run(f_q8)
+        result = state.calm(steady=False).run(f_q8)
         streams[name] = result
         scores = np.maximum(floor, result.score_q8).astype(np.float64)
         attacks[name] = _attack_row(benign, scores, max(threshold, floor), first_alarm(result))

@@ -19,7 +19,7 @@ from stonechat_tools.evaluation.suite.protocol import (
 from stonechat_tools.modeling.calibrate import poisson_bound
 
 _CONTAMINATED_SEEDS = 3
-_STATIC = ("float", "contamination", "explanation", "tried")
+_STATIC = ("budgets", "ramps", "float", "contamination", "explanation", "tried")
 
 
 def summary_of_alarms(comparison: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -42,7 +42,7 @@ def run_suite(
 ) -> dict[str, Any]:
     """Everything. root: the folder with the sets; seeds: how many where a seed plays a part. manifest: anybody's
     captures instead, of which what is about particular sets is left out. earlier: figures of a run; all is taken
-    over from it that a change of learning and alarms can't move (_STATIC, and the peers)."""
+    over from it that a change of learning on the device can't move (_STATIC, and the peers)."""
     if manifest is not None:  # what is wrong with it is said in one line, before any progress
         return _own_captures(load_manifest(manifest, show), seeds, show)
     show("reading the recordings")
@@ -54,8 +54,6 @@ def run_suite(
         "earlier": list(_STATIC) if earlier else [],
         "comparison": comparison,
         "alarms": summary_of_alarms(comparison),
-        "budgets": budgets({name: groups[name] for name in groups if name != "ipcam"}, show),
-        "ramps": robustness.ramps(pis, show),
         **({key: earlier[key] for key in _STATIC} if earlier else _static(groups, seeds, show)),
         "fresh": robustness.fresh_device([*pis, *groups.get("pi3-malware", [])], show),
         "starts": robustness.starts([*pis, *groups.get("pi3-malware", [])], show),
@@ -67,11 +65,14 @@ def run_suite(
 
 
 def _static(groups: dict[str, list[Subject]], seeds: int, show: Show) -> dict[str, Any]:
+    pis = groups.get("pi-spectrum", [])
     return {
+        "budgets": budgets({name: groups[name] for name in groups if name != "ipcam"}, show),
+        "ramps": robustness.ramps(pis, show),
         "float": robustness.against_float(groups),
         "contamination": robustness.contamination(groups, show, min(seeds, _CONTAMINATED_SEEDS)),
         "explanation": robustness.explanation(groups, seeds),
-        "tried": ablations.tried([*groups.get("pi3-malware", []), *groups.get("pi-spectrum", [])], show),
+        "tried": ablations.tried([*groups.get("pi3-malware", []), *pis], show),
     }
 
 
