@@ -496,7 +496,7 @@ def test_a_collector_that_never_connects_says_why(tmp_path: Path, case: str) -> 
     elif case == "silent":
         with socket.create_server(("127.0.0.1", port)):
             code, said = outcome(tmp_path, "--plain", "--broker", f"127.0.0.1:{port}", "--for", "12")
-        assert "no connection to the broker yet" in said
+        assert "no answer" in said and str(port) in said
     else:
         with tls_server(tmp_path, port, client_certificates=case != "wrong name") as fleet:
             more = ["--broker", f"localhost:{port}"]

@@ -36,6 +36,7 @@ __all__ = ["Collector"]
 HELP = "subscribe to the fleet's reports and store them"
 HOLDS_KEYS = True
 SAY_AFTER_S = 10.0
+NOT_YET = "no connection to the broker yet"
 MAX_LINES = 10_000  # of --json that wait for whoever reads them
 
 
@@ -194,7 +195,7 @@ def _wait(
         problems = [*collector.keys.problems.values(), *notifier.errors]
         now = {text for text in (collector.error, lines and lines.error, *problems) if text}
         if not (now or collector.ever_connected) and time.monotonic() - begin_s > SAY_AFTER_S:
-            now.add("no connection to the broker yet")
+            now.add(NOT_YET)
         for text in sorted(now - said):
             _say(text)
         if said and not now and collector.connected.is_set():
@@ -207,7 +208,7 @@ def _show(collector: Collector, stop: threading.Event, end_s: float) -> None:
 
     with Live(refresh_per_second=2) as live:
         while time.monotonic() < end_s and not stop.wait(0.5) and collector.failure is None:
-            caption = collector.error or _line(collector)
+            caption = collector.error or ("" if collector.ever_connected else NOT_YET) or _line(collector)
             if collector.connected.is_set() and not any(collector.counts.values()):
                 caption = f"connected; nothing yet on {collector.prefix}+: is --prefix the fleet's?"
             for problem in collector.keys.problems.values():
