@@ -85,6 +85,7 @@ class Machine:
         firmware: Path | None = None,
     ) -> None:
         self.board = board
+        self.files = files or {}
         self._scratch = tempfile.TemporaryDirectory(prefix="stonechat-machine-")
         flash = Path(self._scratch.name) / "littlefs"
         if files:

@@ -159,23 +159,27 @@ def files_of(board: Board, scratch: Path, tests: list[Path]) -> dict[str, bytes]
 
 
 def golden(machine: Machine, result: Result, names: list[str] | None = None) -> None:
-    """Every golden vector of the tests' models and of the shipped ones (names: of those models), with each kernel that
-    the board can have."""
-    root = working_copy()
-    paths = [*(root / "firmware_tests/golden").glob("*/golden.json"), *(root / "models").glob("*/golden.json")]
+    """Every golden vector of the tests' models and of the shipped ones that lies on the board (names: of those models),
+    with each kernel that the board can have."""
+    found = {
+        path[: -len("/golden.json")]: data for path, data in machine.files.items() if path.endswith("/golden.json")
+    }
     machine.restart()
     machine.run(GOLDEN)
     for kernels in ("plain", "viper") if machine.board.architecture else ("plain",):
-        for path in sorted(path for path in paths if names is None or path.parent.name in names):
-            vectors = [vector[:2] for vector in json.loads(path.read_text())["vectors"]]
-            where = f"/{'golden' if 'firmware_tests' in path.parts else 'models'}/{path.parent.name}/model.tflite"
+        for folder in sorted(found):
+            name = folder.rpartition("/")[2]
+            if names is not None and name not in names:
+                continue
+            vectors = [vector[:2] for vector in json.loads(found[folder])["vectors"]]
+            where = folder + "/model.tflite"
             result.wanted[kernels] = result.wanted.get(kernels, 0) + len(vectors)
             for at in range(0, len(vectors), BATCH):
                 said = machine.run(f"check({where!r}, {kernels!r}, {vectors[at : at + BATCH]!r})").split()
                 same = said.count("SAME")
                 result.golden[kernels] = result.golden.get(kernels, 0) + same
                 if same != len(vectors[at : at + BATCH]):
-                    result.fail(f"{kernels} {path.parent.name} from vector {at}", " ".join(said))
+                    result.fail(f"{kernels} {name} from vector {at}", " ".join(said))
     print(f"{machine.board.name}: golden vectors {result.golden} of {result.wanted}", flush=True)
 
 
