@@ -29,7 +29,7 @@ from stonechat_tools.traces.format import BENIGN, TraceWriter
 
 ATTACKS = ("shell_recon", "miner", "ransom")
 SETTLE_WINDOWS = 4
-LEARN_TIMES = 3  # a channel that has not learned in so many times its windows goes on alone
+LEARN_TIMES = 3  # learn_windows, after which a trial no longer waits for a channel
 _LONGEST_S = 4 * 3600.0
 
 
