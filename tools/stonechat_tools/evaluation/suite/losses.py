@@ -19,7 +19,6 @@ NOTES = {
         "windows lie only .3 to .5 doublings above it. Every detector's table is made from these bursts; the peer's "
         "score puts more distance between them and the malware, and less elsewhere"
     ),
-    ("pi3-malware", "pi3-malware"): "at the idle backdoor every detector is near chance",
 }
 
 
@@ -34,7 +33,8 @@ def unexplained(figures: dict[str, Any], peers: Sequence[str]) -> int:
 def losses(figures: dict[str, Any], peers: Sequence[str]) -> list[str]:
     rows = _rows(figures, peers)
     head = ("attack", "against", "AUC", "windows to the alarm", "why")
-    return ["### Every loss", "", *grid(head, rows)] if rows else []
+    notes = [f"{device}: {text}.\n" for (group, device), text in NOTES.items() if device in str(rows)]
+    return ["### Every loss", "", *grid(head, rows), *notes] if rows else []
 
 
 def _rows(figures: dict[str, Any], peers: Sequence[str]) -> list[tuple[str, ...]]:
@@ -73,7 +73,7 @@ def _why(
         reasons.append(f"{len(faint)} of the first {wait:.0f} windows have a surprise below 2 (least {min(faint):.2f})")
     note = NOTES.get((group, device))
     if note and (later or not reasons):
-        reasons.append(note)
+        reasons.append("see the note below")
     waits = f"{whole(wait)} against {whole(other['windows_to_alarm'])}"
     return f"{number(own['auc'])} against {number(other['auc'])}", waits, "; ".join(reasons) or _UNKNOWN
 
