@@ -35,7 +35,7 @@ class SecondReference:
 
     def step(self, replay: Any, f_q8: Ints, surprise: int, share: int) -> tuple[int, int, int, int] | None:
         """After the first reference has weighed a window -> (score, surprise, evidence, level) of the second where the
-        device is changed and steady, else None: the first one's stand."""
+        device is changed and steady, else None: the first one's count."""
         if (share == 0) if self.steady else replay.level < ALARM:
             if self.age or self.tries:
                 self.forget(replay)
