@@ -75,6 +75,7 @@ class BulkClient:
         self._pending: dict[int, tuple[str, bytes, bool]] = {}
         self._mid = 0
         self._breaking = False
+        self._unanswered = False  # connected, and the log-in is not answered yet
         self._stopping = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
@@ -175,6 +176,8 @@ class BulkClient:
             self._on_state(False, f"fault: {error}")
 
     def _explain(self, error: BaseException) -> str:
+        if self._unanswered and isinstance(error, (ssl.SSLError, ConnectionError)):  # after the handshake
+            return unanswered(*self._where, self._tls is not None)
         if isinstance(error, mqtt_codec.ProtocolFault):
             return f"broker {self._where[0]}:{self._where[1]}: {error}; connecting again"
         if isinstance(error, StonechatError):
@@ -195,13 +198,14 @@ class BulkClient:
 
     def _connection(self) -> str:
         """One connection, from its begin to its end -> why it ended."""
-        self._breaking = False
+        self._breaking = self._unanswered = False
         sock: socket.socket = socket.create_connection(self._where, CONNECT_S)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
                 sock = self._tls.wrap_socket(sock, server_hostname=self._where[0])
             codec = mqtt_codec.codec(self._versions[0])
+            self._unanswered = True
             sock.sendall(codec.connect(self._client_id, *self._login, KEEPALIVE_S))
             sock.setblocking(False)
             return self._serve(sock, codec)
@@ -250,6 +254,7 @@ class BulkClient:
                         return refused(*self._where, found.refused)
                     if found.accepted and not accepted:
                         accepted = self._known = True
+                        self._unanswered = False
                         answer_by_s = now_s + ANSWER_S
                         with self._lock:
                             self._unsent += codec.subscribe(self._next_mid(), self._topics)
