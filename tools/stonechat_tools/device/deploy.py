@@ -31,7 +31,6 @@ from stonechat_tools.device.build import ARCHITECTURES, PROFILES, ROMFS, build, 
 
 TIMEOUT_S = 300.0
 BLOCK_BYTES = 4096  # of littlefs on a board: a file takes whole ones
-ROM_GAIN_KB = {"core": 20, "full": 28}  # least heap of an emulated RP2040: `stonechat bench board --emulated`
 VECTORS = 4  # run on the board afterwards
 NATIVE = (  # sys.implementation._mpy >> 10, as py/persistentcode.h numbers them
     *("", "x86", "x64", "armv6", "armv6m", "armv7m", "armv7em", "armv7emsp", "armv7emdp", "xtensa", "xtensawin"),
@@ -151,7 +150,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--identity", type=Path, metavar="FOLDER", help="of `stonechat provision add --board`: the device's own files"
     )
     parser.add_argument(
-        "--romfs", action="store_true", help="into the board's ROM partition, where it has one: half the heap"
+        "--romfs",
+        action="store_true",
+        help="into the board's ROM partition, where it has one: code and weights take no heap",
     )
     parser.add_argument("--no-reset", action="store_true", help="leave the board as it is afterwards")
     parser.add_argument("--dry-run", action="store_true", help="print the commands only; needs --arch")
@@ -187,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
         image = Path(folder) / ROMFS
         if args.romfs:
             image.write_bytes(rom_image(built, args.model))
-        in_rom = args.romfs and (facts is None or fits_rom(facts, image.stat().st_size, args.profile))
+        in_rom = args.romfs and (facts is None or fits_rom(facts, image.stat().st_size))
         if in_rom:
             files = []
         old = stale(facts, files, target) if facts else []
@@ -251,12 +252,10 @@ def check_space(facts: Facts, files: list[Path]) -> None:
         raise ConfigError(f"{needed:,} bytes are needed on the board, {there:,} are free: try --profile core")
 
 
-def fits_rom(facts: Facts, size: int, profile: str) -> bool:
+def fits_rom(facts: Facts, size: int) -> bool:
     """Whether the board has a ROM partition for an image of `size` bytes; says what that gains, or why not."""
     if facts.rom >= size:
-        print(
-            f"ROM partition of {facts.rom:,} bytes: the agent runs in place, with {ROM_GAIN_KB[profile]} KB less heap"
-        )
+        print(f"ROM partition of {facts.rom:,} bytes: code and weights stay there and take no heap")
         return True
     lack = f"its ROM partition has {facts.rom:,} bytes, the image {size:,}" if facts.rom else "it has no ROM partition"
     print(f"{lack}: files instead")
