@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fleet_support import Mosquitto, Peer, broker, free_port, needs_mosquitto, wait_for
@@ -210,3 +211,52 @@ def test_nothing_is_read_while_there_is_no_room() -> None:
         client.wake()
         assert wait_for(lambda: len(got) == 8000), len(got)
         client.stop()
+
+
+@pytest.mark.parametrize("mqtt", ["3.1.1", "paho"])
+def test_what_a_broker_sends_before_it_answers_the_subscription_is_acknowledged(mqtt: str) -> None:
+    """A broker that kept the session sends what waits right after the log-in: left without an acknowledgement, these
+    messages would fill its window, and nothing would come any more."""
+    got: list[tuple[int, Message]] = []
+    states: list[tuple[bool, str]] = []
+    acknowledged: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.recv(4096)
+                peer.sendall(b"\x20\x02\x01\x00" + mqtt_codec.codec("3.1.1").publish("a/b", b"waited", 1, False, 7))
+                asked = peer.recv(4096)
+                if asked[:1] == b"\x40":  # the acknowledgement came first
+                    acknowledged.append(asked)
+                    asked = peer.recv(4096)
+                wait_for(lambda: bool(got))
+                for _ in range(2):  # one answer too many
+                    peer.sendall(b"\x90\x03" + asked[2:4] + b"\x01")
+                while data := peer.recv(4096):
+                    acknowledged.append(data)
+
+        threading.Thread(target=serve, daemon=True).start()
+        place = listener.getsockname()
+        options: Any = {"on_state": lambda *state: states.append(state)}
+
+        def keep(messages: list[Message]) -> None:
+            got.extend((client.epoch, message) for message in messages)
+
+        if mqtt == "paho":
+            from stonechat_tools.fleet.paho_client import PahoClient
+
+            client: Any = PahoClient("c", place, ["a/+"], on_messages=keep, wait_space=lambda _: True, **options)
+        else:
+            client = BulkClient("c", place, ["a/+"], on_messages=keep, has_space=lambda: True, version=mqtt, **options)
+        client.start()
+        try:
+            assert wait_for(lambda: (True, "") in states), states
+            assert [message.payload for _, message in got] == [b"waited"]
+            for epoch, message in got:
+                client.send([message.mid], [], epoch)
+            assert wait_for(lambda: mqtt_codec.acks([7]) in b"".join(acknowledged)), acknowledged
+            assert mqtt == "paho" or states.count((True, "")) == 1
+        finally:
+            client.stop()

@@ -70,7 +70,7 @@ class BulkClient:
         self._known = len(self._versions) == 1  # which version the broker speaks
         self._lock = threading.Lock()
         self._unsent = bytearray()
-        self._codec: mqtt_codec.Codec | None = None  # while subscribed
+        self._codec: mqtt_codec.Codec | None = None  # while logged in
         self._epoch = 0  # counts connections: an acknowledgement belongs to the one that brought its message
         self._pending: dict[int, tuple[str, bytes, bool]] = {}
         self._mid = 0
@@ -220,7 +220,7 @@ class BulkClient:
             ANSWER_S if self._known else FIRST_ANSWER_S
         )  # for the log-in, the subscription, or a ping
         sent_s = now_s
-        accepted = False
+        accepted = subscribed = False
         while True:
             reading = not accepted or self._has_space()
             with self._lock:
@@ -256,13 +256,13 @@ class BulkClient:
                         accepted = self._known = True
                         self._unanswered = False
                         answer_by_s = now_s + ANSWER_S
-                        with self._lock:
-                            self._unsent += codec.subscribe(self._next_mid(), self._topics)
+                        self._logged_in(codec)
                     if found.subscribed is False:
                         return f"broker refuses the subscription to {self._topics[0]}: is --prefix the fleet's?"
-                    if found.subscribed:
+                    if found.subscribed and accepted and not subscribed:
+                        subscribed = True
                         answer_by_s = None
-                        self._subscribed(codec)
+                        self._on_state(True, "")
                     for mid in found.acknowledged:
                         self._pending.pop(mid, None)
                     if found.messages:
@@ -281,13 +281,15 @@ class BulkClient:
         if not self._known:
             self._versions.reverse()
 
-    def _subscribed(self, codec: mqtt_codec.Codec) -> None:
+    def _logged_in(self, codec: mqtt_codec.Codec) -> None:
+        """From here on messages come, and have to be acknowledged: a broker that kept the session sends what waits
+        before it answers the subscription."""
         with self._lock:
             self._codec = codec
             self._epoch += 1
+            self._unsent += codec.subscribe(self._next_mid(), self._topics)
             for mid, (topic, payload, retain) in list(self._pending.items()):
                 self._unsent += codec.publish(topic, payload, 1, retain, mid)
-        self._on_state(True, "")
 
     @staticmethod
     def _read(sock: socket.socket) -> bytes | None:

@@ -100,6 +100,7 @@ class PahoClient:
         if reason.is_failure:
             self._on_state(False, refused(*self._where, reason))
             return
+        self.epoch += 1  # a broker that kept the session sends what waits before it answers the subscription
         client.subscribe([(topic, 1) for topic in self._topics])
 
     def _on_subscribe(self, _client: Any, _user: Any, _mid: int, reasons: Any, _properties: Any) -> None:
@@ -107,7 +108,6 @@ class PahoClient:
             self._on_state(False, f"broker refuses the subscription to {self._topics[0]}: is --prefix the fleet's?")
             self.break_off()
             return
-        self.epoch += 1
         self._on_state(True, "")
 
     def _on_disconnect(self, _client: Any, _user: Any, _flags: Any, reason: Any, _properties: Any) -> None:
