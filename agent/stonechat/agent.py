@@ -128,7 +128,7 @@ class Agent(Loop):
         for channel in self.channels[1:]:
             try:
                 verdict = channel.end_window(now_ms)
-            except (StonechatError, OSError) as error:  # the device's own channel goes on without it
+            except Exception as error:  # noqa: BLE001 - a vendor's; the device's own channel goes on without it
                 self._failed(error)
                 channel.window.primed = False
                 verdict = None
@@ -221,6 +221,11 @@ class Agent(Loop):
         if self.own is not None:
             self.reporter.more[1] = self.own.status
         return Loop.status(self)
+
+    def save(self) -> None:
+        Loop.save(self)
+        if self.own is not None:  # last: where its file can't be written, the state is safe
+            self.own.save()
 
     def _try_to_save(self) -> None:
         try:

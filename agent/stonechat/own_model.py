@@ -190,8 +190,8 @@ class OwnModel:
                 "trained on %d windows (%d left out as unusual); on trial for %d more"
                 % (self.wanted, left_out, self._trial),
             )
-        except (StonechatError, MemoryError) as error:
-            self._refuse(str(error) or "out of memory")
+        except Exception as error:  # noqa: BLE001 - it would come again at each call, and stop what calls this
+            self._refuse(str(error) if isinstance(error, StonechatError) else repr(error))
         return False
 
     def _open(self, data, keep: bool) -> None:
@@ -244,7 +244,10 @@ class OwnModel:
             if len(self._rows) >= self.wanted * len(self._schema):
                 self._rows = self._rows[-self.wanted * len(self._schema) :]
                 self._train()
-        elif phase != OFF:
+        elif phase == OFF:
+            if self._state.get(_OFF) is None:  # the state is lost; that it is forbidden is not
+                self.forbid()
+        else:
             try:
                 self._open(body, True)
                 self.phase = DECIDING if phase == DECIDING else ON_TRIAL
@@ -265,8 +268,10 @@ class OwnChannel(SteadyChannel):
         return self.own.judge(self.window, SteadyChannel.end_window(self, now_ms))
 
     def save(self, state) -> None:
+        """Into the state; Agent.save() has the own model's file written after that."""
         SteadyChannel.save(self, state)
-        self.own.save()
+        if self.own.scorer is not None:
+            self.own.scorer.save()
 
 
 class _Sections:

@@ -1,5 +1,6 @@
 from stonechat.agent import Agent
 from stonechat.commands import CALIBRATE, WAS_NORMAL, Commands
+from stonechat.custom_counters import CounterCollector
 from stonechat.detection import ALARM, NORMAL
 from stonechat.errors import CollectorError, ModelError
 from stonechat.features import RATE
@@ -135,6 +136,29 @@ def test_a_failing_collector_is_counted_and_the_next_window_tried():
     # window 3 was not read and window 4 would have covered two: it is dropped, never scored as one
     assert agent.windows == 3
     assert agent.channels[0].window.dropped == 1
+
+
+def test_whatever_a_side_channel_raises_the_devices_own_goes_on():
+    """A vendor's function may raise anything; the main loop of a board would end with it."""
+    for error in (OSError(5), CollectorError("no source"), ZeroDivisionError("vendor"), AttributeError("vendor")):
+        replay = Replay(SCHEMA, [QUIET] * 5 + [LOUD] * 3)
+
+        def fail(error=error):
+            raise error
+
+        side = Schema("side", (("a", "1", RATE), ("b", "1", RATE)))
+        agent = Agent(
+            replay,
+            EchoModel(),
+            publish=publish,
+            reporter=Reporter(),
+            state=State(),
+            extra=((CounterCollector(side, fail), EchoModel(side)),),
+        )
+        for now_ms in replay:
+            agent.end_window(now_ms)
+        assert agent.windows == 8 and agent.reporter.levels[-1] == ALARM
+        assert agent.errors == 9 and repr(error) == agent.last_error and "side" in agent.lacks
 
 
 def test_a_model_for_another_schema_is_refused():

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import stonechat
 from agent_process import DEVICE, WINDOW_MS, AgentProcess, is_root, quick_model, wait_for
 from stonechat import model_file
 from stonechat.features import RATE
+from stonechat.linux.planned_sleep import Announcements
 from stonechat.model import END_BYTES
 from stonechat.schema import Schema
 from stonechat_tools.fleet import keyring, wire
@@ -63,7 +65,8 @@ def test_the_status_announces_heartbeat_and_sleep(folder: Path) -> None:
         collector.on_status = statuses.append
         with collector, agent:
             wait_for(lambda: store.count() >= 2, say=agent.said)
-            done = subprocess.run([*agent.command, "--announce-sleep", "3600"], timeout=30, check=False)
+            line = [*agent.command, "--announce-sleep", "3600"]
+            done = subprocess.run(line, timeout=30, check=False, umask=0o077)  # root's, as hardened systems have it
             assert done.returncode == 0, agent.said()
             wait_for(lambda: any(status.sleep_s == 3600 for status in statuses), say=agent.said)
             assert {status.heartbeat_s for status in statuses if status.online} <= {0, 1}  # one window of 400 ms
@@ -72,6 +75,37 @@ def test_the_status_announces_heartbeat_and_sleep(folder: Path) -> None:
         nobody = subprocess.run([*agent.command, "--announce-sleep", "60"], capture_output=True, text=True, timeout=60)
         assert nobody.returncode == 1 and "no agent runs with this configuration" in nobody.stderr
         assert not (folder / "state" / "state.sleep").exists()
+
+
+def test_a_sleep_whose_connection_breaks_is_announced_again(tmp_path: Path) -> None:
+    """What was on its way over a connection that is gone does not count: the machine would sleep unannounced."""
+
+    class Link:
+        connected, in_flight = True, [1]
+
+        def __init__(self) -> None:
+            self.announced: list[int] = []
+
+        def announce_sleep(self, seconds: int) -> bool:
+            self.announced.append(seconds)
+            return True
+
+    link: Any = Link()
+    path = tmp_path / "state.sleep"
+    sleep = Announcements(str(tmp_path / "state"))
+    path.touch()
+    sleep.turn(link, link)
+    assert path.exists() and not link.announced  # it is being written
+    path.write_text("60\n")
+    sleep.turn(link, link)
+    link.connected, link.in_flight = False, []  # a client forgets what was on its way
+    sleep.turn(link, link)
+    assert path.exists()
+    link.connected = True
+    sleep.connected()
+    sleep.turn(link, link)
+    sleep.turn(link, link)
+    assert link.announced == [60, 60] and not path.exists()
 
 
 def test_a_killed_broker_loses_nothing(folder: Path) -> None:

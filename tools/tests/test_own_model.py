@@ -1,6 +1,7 @@
 """A device's own model: what it is made of, how it is adopted and refused, and that nobody else's is taken for it."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,14 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import stonechat
 from agent_process import DEVICE, AgentProcess, quick_model, wait_for
 from stonechat import model_file, own_model, own_model_fit
-from stonechat.errors import ConfigError
+from stonechat.agent import Agent
+from stonechat.delivery import Delivery
+from stonechat.errors import ConfigError, StateError
 from stonechat.features import LEVEL, RATE, SHARE
 from stonechat.int8 import tflite
 from stonechat.linux.own_model_slot import Slot
 from stonechat.linux.schemas import LINUX_PROC_1
 from stonechat.model import load_model
+from stonechat.outbox_memory import MemoryOutbox
 from stonechat.own_model_training import Training
 from stonechat.schema import Schema
 from stonechat.scorer import Scorer
@@ -323,6 +328,65 @@ def test_it_is_bound_to_device_reference_schema_and_firmware(tmp_path: Path) -> 
     assert slot(path, bytes(32)).load() == b"content"
 
 
+def test_a_medium_that_refuses_once_gets_it_later(reference: bytes, tmp_path: Path) -> None:
+    """A write that failed must not count as done: a collection that an operator forbade would stay on the medium."""
+    path = tmp_path / "own"
+    device = Device(reference, slot(path))
+    device.live(windows(100))
+    device.save()
+    assert path.stat().st_size > 1000
+    device.own.forbid()
+    refusing = tmp_path / "own.tmp"
+    refusing.mkdir()
+    (refusing / "full").touch()
+    with pytest.raises(StateError):
+        device.save()
+    (refusing / "full").unlink()
+    refusing.rmdir()
+    device.save()
+    assert path.stat().st_size < 100
+    assert Device(reference, slot(path), State(None)).own.phase == own_model.OFF, "the state was lost, it was not"
+
+
+def test_a_file_that_cannot_be_written_does_not_keep_the_state_from_being_saved(
+    reference: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "own" / "in-the-way").mkdir(parents=True)
+    counts = [0] * len(WIDE)
+
+    class Counters:
+        schema, sources = WIDE, ()
+
+        def read(self, values: list[int]) -> None:
+            values[:] = counts
+
+        def close(self) -> None: ...
+
+    def make(schema: Any, scorer: Any, state: State) -> own_model.OwnModel:
+        return own_model.OwnModel(schema, scorer, state, slot(tmp_path / "own"))
+
+    state = State(str(tmp_path / "state"))
+    agent = Agent(
+        Counters(),
+        load_model(reference),
+        reporter=Delivery(DEVICE, KEY, MemoryOutbox(4096), state=state),
+        state=state,
+        own=lambda collector, model, kept: own_model.OwnChannel(collector, model, kept, make),
+    )
+    with pytest.raises(StateError):
+        agent.save()
+    assert b"cal" + WIDE.id in State(str(tmp_path / "state")).sections
+
+
+def test_a_training_that_fails_in_any_way_ends_and_begins_again(reference: bytes) -> None:
+    device = Device(reference)
+    device.own.work = lambda limit_ms: False  # type: ignore[method-assign]
+    device.live(windows(8 + 240))
+    del device.own.work  # type: ignore[method-assign]
+    device.own._steps = (1 // 0 for _ in range(1))
+    assert not device.own.work(5) and device.own.phase == own_model.COLLECTING and device.own.refused == 1
+
+
 def test_a_vendor_forbids_it_in_the_reference_model(reference: bytes) -> None:
     assert not own_model.forbidden(reference)
     rows = f_q8(windows(300))
@@ -333,8 +397,15 @@ def test_a_vendor_forbids_it_in_the_reference_model(reference: bytes) -> None:
 # -------------------------------------------------------------------------------------------------------- over the wire
 
 
-def test_the_collector_reads_its_state_and_an_operator_commands_it(tmp_path: Path) -> None:
-    """The real daemon with a memory that is nearly full, a real broker and the real collector."""
+def test_the_collector_reads_its_state_and_an_operator_commands_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real daemon with a memory that is nearly full, a real broker and the real collector. As root the package is
+    where only root may read: nothing can be imported after the change of user."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    shutil.copytree(Path(stonechat.__file__).parent, closed / "stonechat", ignore=shutil.ignore_patterns("models"))
+    monkeypatch.setenv("PYTHONPATH", str(closed))
     for parent in [tmp_path, *tmp_path.parents]:
         if parent.stat().st_uid == tmp_path.stat().st_uid and str(parent) not in ("/", "/tmp"):
             parent.chmod(parent.stat().st_mode | 0o011)

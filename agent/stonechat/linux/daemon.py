@@ -323,6 +323,7 @@ class Daemon:
         self.log("info", "connected to " + self._where[len("broker ") :])
         self.troubles.over(self._where)
         self.agent.connected()
+        self._sleep.connected()
         if self._home:
             self._home.connected()
 

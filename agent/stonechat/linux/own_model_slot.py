@@ -63,12 +63,12 @@ class Slot:
         """Written where it has changed. Raises StateError where the medium refuses."""
         if content == self._content and os.path.lexists(self._path):
             return
-        self._content = content
         body = self._head + content
         try:
             write_atomic(self._path, (body, self._tag(body)))
         except OSError as error:
             raise StateError("can't write %s: %s" % (self._path, error))
+        self._content = content
 
     def use_key(self, key: bytes) -> None:
         """The device has another key: seal it with that."""

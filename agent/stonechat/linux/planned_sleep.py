@@ -31,8 +31,13 @@ def announce(state_file: str, seconds: int, wait_ms: int = _WAIT_MS) -> None:
         raise ConfigError("%s is there: another announcement waits; remove it if none does" % path)
     except OSError as error:
         raise ConfigError("%s: %s; run it as root or as the agent's user" % (path, error.strerror))
-    with open(fd, "w") as file:
-        file.write("%d\n" % seconds)
+    try:
+        with open(fd, "w") as file:
+            os.fchmod(fd, 0o644)  # whatever the umask: the agent is another user
+            file.write("%d\n" % seconds)
+    except OSError as error:
+        os.unlink(path)
+        raise ConfigError("%s: %s" % (path, error.strerror))
     for _ in range(0, wait_ms, _STEP_MS):
         sleep_ms(_STEP_MS)
         if not os.path.lexists(path):
@@ -51,17 +56,23 @@ class Announcements:
         self._path = path_of(state_file)
         self._sent = False
 
+    def connected(self) -> None:
+        """There is a new connection: what was on its way over the last one may be lost, so it is announced again."""
+        self._sent = False
+
     def turn(self, agent, transport) -> None:
         """Raises OSError or a StonechatError: then nothing is announced, and the next turn is another try."""
         if not self._sent:
             if not transport.connected or not os.path.lexists(self._path):
                 return
             data, _ = read_regular(self._path, 32, "planned sleep")
+            if not data:
+                return  # it is being written
             text = data.decode("ascii", "replace").strip()
             if not text.isdigit() or not 1 <= int(text) <= MOST_S:
                 os.unlink(self._path)
                 raise ConfigError("planned sleep %s: not a number of seconds; removed" % self._path)
             self._sent = agent.announce_sleep(int(text))
-        elif not transport.in_flight:
+        elif transport.connected and not transport.in_flight:
             self._sent = False
             os.unlink(self._path)
