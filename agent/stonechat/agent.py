@@ -113,6 +113,9 @@ class Agent(Loop):
         if self.own is not None and self.own.news:
             self._status_due = True
             self._try_to_save()
+        if verdict is not None and getattr(verdict, "steady", False):  # of whichever channel or model
+            for channel in self.channels:
+                channel.hold_peers(True)
         if verdict is not None and getattr(verdict, "steady", False) != self._steady:
             self._steady = not self._steady
             self.announce()

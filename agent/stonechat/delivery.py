@@ -96,9 +96,7 @@ class Delivery(Reporter):
 
     def _flags(self, verdict) -> int:
         if verdict.level or self._level:
-            channel = getattr(verdict, "channel", 0)
-            self._led = self._led | 1 << channel if verdict.level else 0
-            self._fields[17] = channel or None
+            self._fields[17] = getattr(verdict, "channel", 0) or None
         flags = Reporter._flags(self, verdict) | getattr(verdict, "steady", False) << 4
         if self.uptime_s < self.commands.mute_until_s:
             flags |= _FLAG_MUTED
@@ -109,6 +107,10 @@ class Delivery(Reporter):
     def _begin(self) -> list:
         self._fields[17] = None
         return Reporter._begin(self)
+
+    def _said(self) -> None:
+        Reporter._said(self)
+        self._led = self._led | 1 << (self._fields[17] or 0) if self._level else 0
 
     def _keep(self, urgent: bool) -> None:
         size = len(self._body) + _SEAL_BYTES

@@ -165,6 +165,3 @@ class SteadyChannel(Channel):
 
     _scorer_type = SteadyScorer
     scorer: SteadyScorer
-
-    def hold_peers(self, hold):
-        Channel.hold_peers(self, hold or self.scorer.steady)

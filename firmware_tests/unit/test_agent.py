@@ -1,7 +1,7 @@
 from stonechat.agent import Agent
 from stonechat.commands import CALIBRATE, WAS_NORMAL, Commands
 from stonechat.custom_counters import CounterCollector
-from stonechat.detection import ALARM, NORMAL
+from stonechat.detection import ALARM, NORMAL, Verdict
 from stonechat.errors import CollectorError, ModelError
 from stonechat.features import RATE
 from stonechat.metadata import Metadata
@@ -159,6 +159,33 @@ def test_whatever_a_side_channel_raises_the_devices_own_goes_on():
             agent.end_window(now_ms)
         assert agent.windows == 8 and agent.reporter.levels[-1] == ALARM
         assert agent.errors == 9 and repr(error) == agent.last_error and "side" in agent.lacks
+
+
+def test_no_peer_becomes_known_while_any_channel_is_changed_and_steady():
+    class Peers(Replay):
+        held = None
+
+        def hold_peers(self, hold):
+            self.held = hold
+
+        def dump(self):
+            return b""
+
+    replay = Peers(SCHEMA, [QUIET] * 4)
+    side = Schema("side", (("a", "1", RATE), ("b", "1", RATE)))
+    extra = ((CounterCollector(side, lambda: (1, 1)), EchoModel(side)),)
+    more = {"extra": extra, "learn_peers_hours": 0}
+    agent = Agent(replay, EchoModel(), publish=publish, reporter=Reporter(), state=State(), **more)
+    steady = Verdict(2)
+    steady.steady = True
+    agent.channels[1].end_window = lambda now_ms: steady
+    for now_ms in replay:
+        agent.end_window(now_ms)
+    assert replay.held is True and set(agent.reporter.levels) == {NORMAL}
+    steady.steady = False
+    agent.channels[0].end_window = lambda now_ms: steady
+    agent.end_window(now_ms)
+    assert replay.held is False
 
 
 def test_a_model_for_another_schema_is_refused():

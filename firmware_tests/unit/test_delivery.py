@@ -649,3 +649,18 @@ def test_a_new_cause_is_named_while_the_alarm_goes_on_and_only_once_a_heartbeat(
     for _ in range(30):
         bench.window(surprise_q8=1200)
     assert [list(fields[10]) for fields in bench.heard[4:] if 10 in fields] == [[20, 30, 70]] * 2  # heartbeat between
+
+
+@on_clock
+def test_a_channel_that_leads_is_reported_once_there_are_bytes_for_it():
+    bench = Bench(heartbeat_windows=100_000, bytes_per_day=10_000)
+    bench.window(level=2, channel=0)
+    bench.ack(1, 1)
+    bench.reporter.budget.made = 0  # spent by what came before
+    bench.window(channel=1)
+    assert len(bench.heard) == 1
+    for _ in range(1000):
+        bench.window()
+        if len(bench.heard) > 1:
+            bench.ack(2, 2)
+    assert [report.get(17) for report in bench.heard] == [None, 1]
