@@ -131,8 +131,11 @@ def test_a_receiver_that_is_away_holds_up_nobody(server: Receiving) -> None:
     assert time.monotonic() - begin_s < 5 and away.counts["dropped"] >= 48
     assert wait_for(lambda: away.error)
     assert "127.0.0.1" in (away.error or "") and SECRET.decode() not in (away.error or "")
-    assert send(Receiver("hook", "webhook", server.url, SECRET), notification()).counts["sent"] == 1
+    taken = send(Receiver("hook", "webhook", server.url, SECRET), notification())
+    assert taken.counts["sent"] == 1 and not taken.unsent
+    assert away.unsent == {1}
     away.close(0.1)
+    assert away.unsent == {1}  # for the next start
 
 
 def test_who_gets_what() -> None:

@@ -1,15 +1,17 @@
 """Incidents and notifications in virtual time: grouped, repeated, silenced, acknowledged, escalated, in the digest."""
 
+from calendar import timegm
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from time import localtime, process_time, tzset
 
 import pytest
 from stonechat_tools import cli
-from stonechat_tools.fleet import labels
+from stonechat_tools.fleet import keyring, labels, wire
 from stonechat_tools.fleet.incidents import Alert, Incident, Incidents, Notification, Policy, Silence, split_matcher
-from stonechat_tools.fleet.monitor import Monitor
-from stonechat_tools.fleet.store import Store
+from stonechat_tools.fleet.monitor import Monitor, _local_day_s
+from stonechat_tools.fleet.store import Store, StoreError
 
 HOUR_S, DAY_S = 3600.0, 86_400.0
 MIDNIGHT_S = 1_795_046_400.0  # a day that begins then, in UTC
@@ -150,6 +152,136 @@ def test_a_clock_that_is_set_changes_nothing() -> None:
         time.incidents.shift(jump_s)
         assert not time.run(600)
     assert time.incidents.open["d-0"].end_s is None
+
+
+@pytest.mark.parametrize("day", [(2026, 3, 27), (2026, 10, 23)])
+def test_a_digest_a_day_where_the_clocks_change(day: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    tzset()
+    try:
+        time = Time(Policy(digest_s=8 * HOUR_S))
+        time.now_s = timegm((*day, 12, 0, 0))
+        time.incidents = Incidents(time.incidents.policy, day_s=_local_day_s)
+        hours = []
+        for n in range(4 * 24):
+            time.alert(f"clock-{n}", "info", "clock")
+            hours += [localtime(each.at_s)[2:5] for each in time.run(HOUR_S, 600) if each.reason == "digest"]
+        assert hours == [(day[2] + n, 8, 0) for n in range(1, 5)]
+    finally:
+        monkeypatch.undo()
+        tzset()
+
+
+def test_a_digest_that_a_restart_missed_is_made_up_for() -> None:
+    time = Time(Policy(digest_s=8 * HOUR_S), hour=7)
+    time.alert("clock-1", "info", "clock")
+    time.run(600)
+    saved = [Incident.load(time.incidents.open["clock-1"].dump())]
+    time.now_s += 2 * HOUR_S
+    time.incidents = Incidents(time.incidents.policy, saved)
+    assert shown(time.run(60)) == [("digest", ["clock-1"])]
+    saved = [Incident.load(time.incidents.open["clock-1"].dump())]
+    time.incidents = Incidents(time.incidents.policy, saved)
+    assert not time.run(600)
+
+
+def test_a_fleet_that_comes_back_at_once_is_handled_at_once() -> None:
+    time = Time(Policy(group_by=("device",), group_wait_s=0, digest_s=None))
+    for n in range(20_000):
+        time.alert(f"d-{n}", device=f"d-{n}")
+    begin_s = process_time()
+    assert len(time.run(5)) == 20_000
+    time.incidents.policy = replace(time.incidents.policy, quiet=(0, DAY_S))
+    assert not time.run(5)
+    time.incidents.policy = replace(time.incidents.policy, quiet=None)
+    time.alerts.clear()
+    assert len(time.run(5)) == 20_000
+    assert process_time() - begin_s < 20  # some minutes where each is compared with all
+
+
+class Judged:
+    """A collector's Monitor with a database in memory, in virtual time, which may be restarted."""
+
+    def __init__(self) -> None:
+        self.now_s = MIDNIGHT_S + 12 * HOUR_S
+        self.store = Store(":memory:")
+        self.sent: list[tuple[str, list[str]]] = []
+        self.unsent: set[int] = set()
+        self.start()
+
+    def start(self) -> None:
+        self.monitor = Monitor(
+            self.store,
+            Policy(group_wait_s=0, digest_s=None),
+            lambda each: self.sent.append((each.reason, [incident.key for incident in each.incidents])),
+            clock=lambda: self.now_s,
+            steady=lambda: self.now_s,
+            hold_s=0,
+            unsent=lambda: self.unsent,
+        )
+        self.monitor.connected(True)
+
+    def take(self, number: int, level: int) -> None:
+        keys = keyring.DeviceKeys(bytes(32), "d-1")
+        fields = {0: 1, 1: number, 2: 7, 3: int(self.now_s), 5: level, 7: 256, 8: 1, 9: 1, 16: b"aaaa"}
+        report = wire.open_report("d-1", keys, keys.report.seal(wire.encode(fields)))
+        states = [wire.Status("d-1", 7, None, 0, True, b"aaaa", number, heartbeat_s=600)]
+        self.monitor.took([report], self.store.put([report], states, now_s=self.now_s), states)
+
+    def run(self, seconds: int) -> list[tuple[str, list[str]]]:
+        self.sent.clear()
+        for _ in range(seconds):
+            self.now_s += 1
+            self.monitor.step()
+        return list(self.sent)
+
+
+def test_an_alarm_goes_on_over_a_restart_and_ends_by_a_report() -> None:
+    judged = Judged()
+    judged.take(1, 2)
+    assert judged.run(3) == [("firing", ["alarm-d-1"])]
+    judged.start()
+    assert not judged.run(300)
+    judged.take(2, 2)
+    assert not judged.run(10)
+    judged.start()
+    assert not judged.run(10)
+    judged.take(3, 0)
+    assert judged.run(3) == [("resolved", ["alarm-d-1"])]
+
+
+def test_what_no_receiver_took_is_sent_again_after_a_restart() -> None:
+    judged = Judged()
+    judged.take(1, 2)
+    judged.unsent = {1}
+    assert judged.run(3) == [("firing", ["alarm-d-1"])]
+    judged.start()
+    judged.unsent = set()
+    assert judged.run(3) == [("firing", ["alarm-d-1"])]
+    judged.start()
+    assert not judged.run(3)
+    judged.take(2, 0)
+    judged.unsent = {1}
+    assert judged.run(3) == [("resolved", ["alarm-d-1"])]
+    judged.start()
+    judged.unsent = set()
+    assert judged.run(3) == [("resolved", ["alarm-d-1"])]
+    judged.start()
+    assert not judged.run(3)
+
+
+def test_a_database_that_fails_holds_back_no_notification(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = Judged()
+    judged.take(1, 2)
+
+    def fail(*_: object) -> None:
+        raise StoreError("the disk is full", True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(judged.store, "note", fail)
+        with pytest.raises(StoreError):
+            judged.run(1)
+    assert judged.sent == [("firing", ["alarm-d-1"])]
 
 
 @pytest.mark.parametrize("wrong", ["site", "=x", "site=~(", ""])

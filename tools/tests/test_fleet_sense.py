@@ -6,7 +6,7 @@ import random
 import pytest
 from stonechat_tools.fleet.chance import normal_quantile, poisson_tail, upper_share
 from stonechat_tools.fleet.sense import Sense
-from stonechat_tools.fleet.wire import Feature, Report
+from stonechat_tools.fleet.wire import Report
 from stonechat_tools.proofs import fleet_replay as replay
 
 BEGAN_S = 1_795_000_000.0
@@ -65,9 +65,9 @@ class Fleet:
         self, name: str, level: int = 0, score_q8: int = 300, off_s: int = 0, signs: tuple[int, ...] = ()
     ) -> None:
         self.number += 1
-        features = [Feature(index, 5.0, 30) for index in signs]
+        packed = b"".join(bytes((index, 80, 30)) for index in signs)  # 5.0 deviations each, 30 percent
         at_s = int(self.now_s - off_s)
-        report = Report(name, self.number, 1, at_s, None, b"aaaa", level, score_q8=score_q8, features=features)
+        report = Report(name, self.number, 1, at_s, None, b"aaaa", level, score_q8=score_q8, packed=packed)
         self.sense.report(report, self.now_s)
 
     def run(self, seconds: float) -> None:
@@ -93,7 +93,7 @@ def test_alarms_that_have_nothing_in_common_are_no_outbreak_and_late_ones_none_a
     fleet.run(3 * DAY_S)
     for n in range(20):
         fleet.number += 1
-        late = Report(f"d-{n}", fleet.number, 1, None, 5, b"aaaa", 2, features=[Feature(3, 5, 90)], late_s=9000)
+        late = Report(f"d-{n}", fleet.number, 1, None, 5, b"aaaa", 2, packed=bytes((3, 80, 90)), late_s=9000)
         fleet.sense.report(late, fleet.now_s)
     fleet.run(60)
     assert not fleet.sense.open

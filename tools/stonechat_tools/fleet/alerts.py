@@ -25,6 +25,7 @@ from .incidents import Incident, Notification
 
 TIMEOUT_S = 10.0
 TRIES = 8
+CLOSE_S = 5.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 300.0
 MAX_WAITING = 1000  # notifications for one receiver; the oldest are dropped
 MAX_LISTED = 20  # incidents in the text of one notification
@@ -219,6 +220,7 @@ class Sender:
         self._clock = clock
         self._wait_s = wait_s
         self._queue: queue.Queue[Notification | None] = queue.Queue(MAX_WAITING)
+        self._unsent: dict[int, Notification] = {}  # by id(): those in the queue, and the one that is being sent
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name=f"alerts-{receiver.name}", daemon=True)
         self._thread.start()
@@ -234,14 +236,21 @@ class Sender:
 
     def put(self, notification: Notification) -> None:
         mine = self.takes(notification)
+        if mine is not None:
+            self._unsent[id(mine)] = mine
         while mine is not None:
             try:
                 self._queue.put_nowait(mine)
                 return
             except queue.Full:
                 with contextlib.suppress(queue.Empty):
-                    self._queue.get_nowait()
+                    self._unsent.pop(id(self._queue.get_nowait()), None)
                     self.counts["dropped"] += 1
+
+    @property
+    def unsent(self) -> set[int]:
+        """Ids of the incidents whose notification is on its way."""
+        return {incident.id for each in list(self._unsent.values()) for incident in each.incidents}
 
     def _work(self) -> None:
         while (notification := self._queue.get()) is not None:
@@ -252,16 +261,19 @@ class Sender:
                     send(self.receiver, notification, self._link, os.urandom(12).hex(), self._clock())
                     self.counts["sent"] += 1
                     self.error = None
+                    self._unsent.pop(id(notification), None)
                     break
                 except Exception as error:  # a receiver's library may raise anything; the next one is another try
                     self.error = str(error) if isinstance(error, DeliveryError) else f"{self.receiver.name}: {error!r}"
-                    last = attempt == TRIES - 1 or not getattr(error, "again", True)
-                    if last or self._stopping.wait(wait_s):
+                    if attempt == TRIES - 1 or not getattr(error, "again", True):
                         self.counts["failed"] += 1
+                        self._unsent.pop(id(notification), None)
                         break
+                    if self._stopping.wait(wait_s):  # not given up: the next start sends it
+                        return
                     wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
-    def close(self, wait_s: float = 5.0) -> None:
+    def close(self, wait_s: float = CLOSE_S) -> None:
         """Send what waits, for at most wait_s."""
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=wait_s)
@@ -279,6 +291,10 @@ class Alerts:
         for sender in self.senders:
             sender.put(notification)
 
+    def unsent(self) -> set[int]:
+        """Ids of the incidents whose notification has not reached each of its receivers yet."""
+        return set().union(*(sender.unsent for sender in self.senders))
+
     @property
     def errors(self) -> list[str]:
         return [sender.error for sender in self.senders if sender.error]
@@ -287,5 +303,6 @@ class Alerts:
         return self
 
     def __exit__(self, *_: object) -> None:
+        end_s = time.monotonic() + CLOSE_S
         for sender in self.senders:
-            sender.close()
+            sender.close(max(0.1, end_s - time.monotonic()))

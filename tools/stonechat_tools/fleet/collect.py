@@ -134,8 +134,10 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as opened:
         store = _open(args.db, shard, opened, stop, end_s)
         lines = JsonLines() if args.json else None
-        notifier = opened.enter_context(alerts.Alerts(settings))
-        monitor = Monitor(store, settings.policy, notifier.notify, shard=shard)
+        notifier = alerts.Alerts(settings)
+        monitor = Monitor(store, settings.policy, notifier.notify, shard=shard, unsent=notifier.unsent)
+        opened.callback(_note, monitor)  # what the receivers had not taken in the end
+        opened.enter_context(notifier)
         options["client_id"] = args.client_id or "stonechat-collector" + (f"-{shard.number}" if args.shard else "")
         options |= {"mqtt": args.mqtt, "also": also, "monitor": monitor}
         collector = Collector(store, keys, on_report=lines, keep=keep, shard=shard, **options)
@@ -174,6 +176,11 @@ def _open(db: str, shard: Shard, opened: contextlib.ExitStack, stop: threading.E
                 if said != (said := str(error)):
                     _say(f"{error}; waiting for it")
         stop.wait(min(RETRY_S, max(0.0, end_s - time.monotonic())))
+
+
+def _note(monitor: Monitor) -> None:
+    with contextlib.suppress(StoreError):
+        monitor.close()
 
 
 def _say(text: str, start: str = "stonechat collect: ") -> None:

@@ -7,7 +7,7 @@ hour. Time is passed in, in seconds; no clock is read here.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -137,7 +137,8 @@ class _Group:
 
 class Incidents:
     """step(alerts, now_s): what holds now; due(now_s): the notifications to send now. day_s(now_s) -> the second of the
-    local day. `changed` has the ids of the incidents that differ from what is in the database."""
+    local day. `changed` has the ids of the incidents that differ from what is in the database. unsent: ids of those of
+    `saved` of which a notification was not delivered: they are sent again."""
 
     def __init__(
         self,
@@ -145,6 +146,7 @@ class Incidents:
         saved: Iterable[Incident] = (),
         day_s: Callable[[float], float] = lambda now_s: now_s % DAY_S,
         last_id: int = 0,
+        unsent: Collection[int] = (),
     ) -> None:
         self.policy = policy
         self.silences: list[Silence] = []
@@ -156,17 +158,33 @@ class Incidents:
         self._pending: dict[str, float] = {}  # alert: since when it holds
         self._groups: dict[str, _Group] = {}
         self._resolved: list[Incident] = []
-        self._digest_day: int | None = None
+        self._digest_s: float | None = None  # the last hour of a digest
         self._last_id = last_id
         for incident in sorted(saved, key=lambda each: each.id):
             self._by_id[incident.id] = incident
             self._last_id = max(self._last_id, incident.id)
+            if incident.id in unsent:
+                self._anew(incident)
             if incident.end_s is None:
                 self.open[incident.key] = incident
                 if incident.first_notified_s is not None:
                     self._groups[self._group(incident)] = _Group(incident.start_s, incident.notified_s)
             else:
                 self.ended.append(incident)
+
+    def _anew(self, incident: Incident) -> None:
+        """As if it had not been sent yet."""
+        self.changed.add(incident.id)
+        if incident.end_s is not None and not incident.digested:
+            self._resolved.append(incident)
+        else:
+            incident.first_notified_s = incident.notified_s = incident.escalated_s = None
+            incident.digested = False
+
+    @property
+    def held(self) -> set[int]:
+        """Ids of those that ended and of which the end is not sent yet, in quiet hours."""
+        return {incident.id for incident in self._resolved}
 
     def get(self, number: int) -> Incident | None:
         return self._by_id.get(number)
@@ -305,16 +323,19 @@ class Incidents:
                     for incident in late:
                         incident.escalated_s = now_s
                     found.append(self._notify("escalation", name, late, now_s))
-        for name in [name for name in self._groups if name not in by_group]:
-            if not any(self._group(incident) == name for incident in self.open.values()):
-                del self._groups[name]
+        if len(by_group) < len(self._groups):
+            known = {self._group(incident) for incident in self.open.values()}
+            self._groups = {name: group for name, group in self._groups.items() if name in known}
         found += self._ends(now_s, quiet)
         found += self._digests(now_s)
         return found
 
     def _ends(self, now_s: float, quiet: bool) -> list[Notification]:
-        ready = [incident for incident in self._resolved if not quiet or incident.severity == "critical"]
-        self._resolved = [incident for incident in self._resolved if incident not in ready]
+        ready: list[Incident] = []
+        later: list[Incident] = []
+        for incident in self._resolved:
+            (later if quiet and incident.severity != "critical" else ready).append(incident)
+        self._resolved = later
         groups: dict[str, list[Incident]] = {}
         for incident in ready:
             if not incident.silenced:
@@ -329,17 +350,17 @@ class Incidents:
         if at_s is None:
             return []
         day_s = self._day_s(now_s)
-        # counts the local days that begin at at_s; in hours, as a day with a change of the clock is not one of 24
-        day = round((now_s - day_s) / HOUR_S) + (24 if day_s >= at_s else 0)
-        if self._digest_day is None or day == self._digest_day:
-            self._digest_day = day
+        hour_s = now_s - day_s + at_s - (0.0 if day_s >= at_s else DAY_S)  # the last one; off by the clock's change
+        before_s, self._digest_s = self._digest_s, hour_s
+        if before_s is not None and hour_s < before_s + DAY_S / 2:
             return []
-        self._digest_day = day
         waiting = [
             incident
             for incident in [*self.open.values(), *self.ended]
             if incident.severity in self.policy.digest and not incident.digested and not incident.silenced
         ]
+        if before_s is None and all(incident.opened_s >= hour_s for incident in waiting):
+            return []  # begun just now, and no digest was missed
         if not waiting:
             return []
         for incident in waiting:

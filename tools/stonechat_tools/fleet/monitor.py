@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 from ..schemas import SCHEMAS
@@ -33,6 +34,10 @@ SETTLED_S, GROWING_S = 15.0, 90.0  # a cause is shown when nobody left for so lo
 REJECTED = 10  # messages of a device in an hour
 MAX_REJECTED = 1000  # devices that are counted for that by name
 REASONS = ("forged", "conflict", "unknown device")
+# Incidents that are judged from what a restart forgets: how long each goes on after one without a new sign of it. An
+# alarm goes on until its device reports another level.
+HELD_S = {"alarm": inf, "outbreak": 1800.0, "model": 86_400.0, "clock": 7200.0, "apart": 93_600.0, "rejected": HOUR_S}
+UNSENT = "unsent"  # the kind of note
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,8 @@ def read_states(store: Store, now_s: float, listening_s: float | None) -> list[S
 class Monitor:
     """store: the database, or None for a replay without one; notify: takes what has to be sent; clock, steady: the
     wall's clock and one that is never set, in seconds; on_change: called for each change of a state, from step().
-    shard: which devices are this collector's; the others are judged by their own."""
+    shard: which devices are this collector's; the others are judged by their own. unsent() -> ids of the incidents
+    whose notification is on its way: those are sent again after a restart."""
 
     def __init__(
         self,
@@ -79,8 +85,11 @@ class Monitor:
         hold_s: float = HOLD_S,
         on_change: Callable[[Change], None] | None = None,
         shard: Shard | None = None,
+        unsent: Callable[[], set[int]] = set,
     ) -> None:
         self._store = store
+        self._undelivered = unsent
+        self._unsent: list[int] | None = None  # as in the database
         self._notify = notify
         self._clock, self._steady = clock, steady
         self._offset_s = clock() - steady()
@@ -103,10 +112,17 @@ class Monitor:
         self.causes = Causes(self._labels)
         self.sense = Sense(self._class_and_model)
         incidents: list[Incident] = []
+        again: list[int] = []
         if store is not None:
             incidents = self._load(store)
+            again = store.notes(UNSENT, self._part or "all").get(self._part or "all", [])
         first = (self._shard.number - 1) * MAX_IDS
-        self.incidents = Incidents(policy or Policy(), incidents, day_s or _local_day_s, first)
+        self.incidents = Incidents(policy or Policy(), incidents, day_s or _local_day_s, first, again)
+        self._held = {  # incidents from before a restart, and until when they go on without a new sign
+            incident.key: self.now_s + HELD_S[incident.kind]
+            for incident in self.incidents.open.values()
+            if incident.kind in HELD_S
+        }
         self._generation = 0
         if store is not None:
             self._look(store)
@@ -218,6 +234,10 @@ class Monitor:
             except StoreError:
                 self.incidents.changed |= changed
                 raise
+        unsent = sorted(self._undelivered() | self.incidents.held)
+        if unsent != self._unsent:
+            store.note(UNSENT, {self._part or "all": unsent or None})
+            self._unsent = unsent
 
     def _all_anew(self) -> None:
         """The database is another one: what is known goes into it."""
@@ -334,7 +354,8 @@ class Monitor:
                 self.incidents.shift(jump_s)
                 self.causes.shift(jump_s)
                 self.sense.shift(jump_s)
-                self._looked_s = self._minute_s = self._saved_s = -1e18
+                self._looked_s = self._minute_s = self._saved_s = self._hour_s = -1e18
+                self._held = {key: until_s + jump_s for key, until_s in self._held.items()}
             now_s = self.now_s
             if self._store is not None and self._store.engine.generation != self._generation:
                 self._generation = self._store.engine.generation
@@ -350,12 +371,11 @@ class Monitor:
                 self._minute_s = now_s
                 self._each_minute(now_s)
             self.incidents.step(self._alerts(now_s), now_s)
-            notifications = self.incidents.due(now_s)
-            if self._store is not None:
+            for notification in self.incidents.due(now_s):
+                if self._notify is not None:
+                    self._notify(notification)
+            if self._store is not None:  # after that: what is lost here is sent twice, not never
                 self._save(self._store)
-        if self._notify is not None:
-            for notification in notifications:
-                self._notify(notification)
 
     def _change(self, change: Change, now_s: float) -> None:
         device = change.device
@@ -430,7 +450,24 @@ class Monitor:
                         f"rejected-{name}-{reason}", "rejected", "warning", title, now_s, name, {"count": count}
                     )
                 )
-        return {alert.key: alert for alert in found}
+        made = {alert.key: alert for alert in found}
+        for key, until_s in list(self._held.items()):
+            incident = self.incidents.open.get(key)
+            if key in made or incident is None or now_s >= until_s or not self._goes_on(incident):
+                del self._held[key]
+            else:
+                about = (incident.title, incident.start_s, incident.labels, incident.evidence, incident.devices)
+                made[key] = Alert(key, incident.kind, incident.severity, *about, incident.count)
+        return made
+
+    def _goes_on(self, incident: Incident) -> bool:
+        """Whether nothing speaks against an incident from before a restart."""
+        if incident.kind != "alarm":
+            return True
+        name = incident.devices[0]
+        device = self.fleet.devices.get(name)
+        shown = device is not None and device.state == "reporting" and self.labels.get(name, NONE).removed_s is None
+        return shown and self._levels.get(name) == 2
 
     def _alert(
         self, key: str, kind: str, severity: str, title: str, since_s: float, device: str, evidence: dict[str, Any]
