@@ -1,6 +1,9 @@
 """Whom a machine has called, from the kernel's table of TCP connections."""
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,4 +68,44 @@ def test_this_machine_s_own_connection_is_found():
         accepted, _ = server.accept()
         accepted.close()
         port = b"%04X" % client.getsockname()[1]
-        assert port in [local for _, local, _ in calls()]
+        assert port in [local for _, local, _, _ in calls()]
+
+
+OTHER = """
+import socket, sys
+client = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+print("connected", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a network of its own")
+def test_the_agents_own_connection_is_no_contact_and_another_process_s_is():
+    """A broker at a new address is no lasting peer, whoever the agent runs as."""
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_NETWORK, OTHER], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.split() == ["0", "1", "0"], done.stderr
+
+
+OWN_NETWORK = """
+import os, socket, subprocess, sys
+from stonechat.linux.tcp_table import TcpContacts
+here = "192.0.2.1"
+os.unshare(os.CLONE_NEWNET) if hasattr(os, "unshare") else __import__("ctypes").CDLL(None).unshare(0x40000000)
+for line in ("link set lo up", "addr add %s/32 dev lo" % here):
+    subprocess.run(["ip"] + line.split(), check=True)
+server = socket.create_server((here, 0))
+address = server.getsockname()
+contacts = TcpContacts(b"secret")
+broker = socket.create_connection(address)
+print(len(contacts.contacts()))
+other = subprocess.Popen([sys.executable, "-c", sys.argv[1], here, str(address[1])], stdin=-1, stdout=-1)
+other.stdout.readline()
+print(len(contacts.contacts()))
+other.communicate(b"")
+contacts.contacts()  # it sees that one in TIME_WAIT
+broker.close()
+print(len(contacts.contacts()))
+"""

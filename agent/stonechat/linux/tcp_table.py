@@ -2,16 +2,20 @@
 
 Where there is no BPF, lasting_peers.py gets its contacts from here. Between two readings a connection is seen if it is
 still there, or was closed from this side: it stays in TIME_WAIT for a minute. UDP, and what the other side closed
-within a window, is not seen. Reading the table costs what the kernel's walk over its hash costs: 0.5 ms on a small
+within a window, is not seen. The agent's own connections are no contacts: its broker may move to another address any
+day. Reading the table costs what the kernel's walk over its hash costs: 0.5 ms on a small
 machine.
 """
 
+import os
+import stat
 import sys
 
 from ..compat import sha256
 from ..errors import CollectorError
 
 _MAX_TABLE_BYTES = 1 << 20
+_MOST_FILES = 128  # of the agent itself
 _ESTABLISHED, _SYN_SENT, _LISTEN = b"01", b"02", b"0A"
 _LOOPBACK = (bytes(10) + b"\xff\xff\x7f", bytes(15) + b"\x01", bytes(16))  # 127.0.0.0/8, ::1, nobody
 _CONTACT = 0x3FFFFFFF  # as in known_peers.py
@@ -19,7 +23,7 @@ _CONTACT = 0x3FFFFFFF  # as in known_peers.py
 
 def calls(proc: str = "/proc") -> list:
     """The connections whose local port nobody listens on: this machine opened them -> [(state, local port, address of
-    16 bytes)]."""
+    16 bytes, inode of the socket as text)]."""
     rows = []
     for name, size in (("/net/tcp", 4), ("/net/tcp6", 16)):
         try:
@@ -28,16 +32,17 @@ def calls(proc: str = "/proc") -> list:
         except OSError:
             continue
         for line in lines:
-            fields = line.split(None, 4)
-            if len(fields) == 5:
-                rows.append((fields[3], fields[1].rpartition(b":")[2], fields[2].rpartition(b":")[0], size))
-    listening = {port for state, port, _, _ in rows if state == _LISTEN}
-    return [(state, port, _address(peer, size)) for state, port, peer, size in rows if port not in listening]
+            fields = line.split(None, 10)
+            if len(fields) >= 5:
+                port, peer = fields[1].rpartition(b":")[2], fields[2].rpartition(b":")[0]
+                rows.append((fields[3], port, peer, size, fields[9] if len(fields) > 9 else b""))
+    listening = {port for state, port, _, _, _ in rows if state == _LISTEN}
+    return [(state, port, _address(peer, size), ino) for state, port, peer, size, ino in rows if port not in listening]
 
 
 def opened_connections(most: int = 512, proc: str = "/proc") -> list:
     """The peers of established connections that this machine opened -> addresses of 16 bytes."""
-    return [address for state, _, address in calls(proc) if state == _ESTABLISHED][:most]
+    return [address for state, _, address, _ in calls(proc) if state == _ESTABLISHED][:most]
 
 
 class TcpContacts:
@@ -51,14 +56,30 @@ class TcpContacts:
     def contacts(self) -> list:
         now = set()
         met = set()
-        for state, port, address in calls(self._proc):
+        own = _own_sockets()
+        for state, port, address, inode in calls(self._proc):
             now.add((port, address))
+            if inode in own:
+                continue
             alive = state in (_ESTABLISHED, _SYN_SENT)
             if (alive or (port, address) not in self._last) and not address.startswith(_LOOPBACK):
                 met.add(address)
         self._last = now
         keys = [sha256(self._secret + address).digest()[:4] for address in sorted(met)]
         return [int.from_bytes(key, "big") & _CONTACT for key in keys]
+
+
+def _own_sockets() -> set:
+    """The inodes of this process's sockets as text. /proc/self/fd can't be asked after a change of user."""
+    inodes = set()
+    for fd in range(_MOST_FILES):
+        try:
+            found = os.fstat(fd)
+        except OSError:
+            continue
+        if stat.S_ISSOCK(found.st_mode):
+            inodes.add(b"%d" % found.st_ino)
+    return inodes
 
 
 def _address(text: bytes, size: int) -> bytes:
