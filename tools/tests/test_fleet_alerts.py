@@ -276,6 +276,10 @@ def test_spans_and_hours(tmp_path: Path) -> None:
         ("x = [", "not TOML"),
         ('[[receivers]]\nurl = "https://example.org"', "needs secret_file"),
         ('[[receivers]]\nsecret_file = "hook.key"', "url or url_file"),
+        ('[[receivers]]\nurl = "http://[geheim"', "must begin with https:// or http://"),
+        ('[[receivers]]\nurl = "https://h/a b"', "without spaces"),
+        ('[[receivers]]\nurl = "https://h:geheim/"', "must begin with https:// or http://"),
+        ('[[receivers]]\nurl = "https://a..b/"', "must begin with https:// or http://"),
         (HOOK.replace("https", "ftp"), "must begin with https:// or http://"),
         (HOOK.replace("hook.key", "none.key"), "No such file"),
         (HOOK + 'type = "pager"', "one of webhook, alertmanager, apprise"),
@@ -287,7 +291,7 @@ def test_spans_and_hours(tmp_path: Path) -> None:
 def test_a_wrong_configuration_costs_one_line(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ConfigError, match="alerts.toml") as raised:
         alert_settings.load(written(tmp_path, text))
-    assert says in str(raised.value) and "\n" not in str(raised.value)
+    assert says in str(raised.value) and "\n" not in str(raised.value) and "geheim" not in str(raised.value)
 
 
 def test_a_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:

@@ -123,10 +123,9 @@ def _receiver(raw: dict[str, Any], what: str, folder: Path) -> Receiver:
         raise ConfigError(f"{what}: needs url or url_file, one of them")
     if url_file:
         url = _secret(folder / url_file, f"{what}: url_file").decode("utf-8", "replace")
-    if kind != "apprise":
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"{what}: url must begin with https:// or http:// and name a host")
+    if kind != "apprise" and not _is_web(url):
+        text = "must begin with https:// or http://, name a host, and be ASCII without spaces (write %20)"
+        raise ConfigError(f"{what}: {'url_file: the URL' if url_file else 'url'} {text}")
     secret_file = values.text("secret_file", "")
     secret = _secret(folder / secret_file, f"{what}: secret_file") if secret_file else b""
     if kind == "webhook" and len(secret) < 16:
@@ -144,6 +143,17 @@ def _receiver(raw: dict[str, Any], what: str, folder: Path) -> Receiver:
         severities,
         values.flag("escalation", False),
     )
+
+
+def _is_web(url: str) -> bool:
+    """Whether http.client takes it: what it says of one that it does not has parts of the URL, which may be secret."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, _ = parts.hostname, parts.port
+        (host or "").encode("idna")
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(host) and url.isascii() and url.isprintable() and " " not in url
 
 
 def _secret(path: Path, what: str) -> bytes:

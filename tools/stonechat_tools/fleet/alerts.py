@@ -178,6 +178,8 @@ def _post(url: str, body: bytes, headers: dict[str, str], receiver: Receiver) ->
             link.request("POST", target, body, {"Content-Type": "application/json", **headers})
             answer = link.getresponse()
             answer.read(65_536)
+    except http.client.InvalidURL:  # its text has the URL, which may be secret
+        raise DeliveryError(f"{receiver.name}: {host}: its URL has characters that no URL has", again=False) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise DeliveryError(f"{receiver.name}: {host}: {getattr(error, 'strerror', None) or error}") from None
     if not 200 <= answer.status < 300:

@@ -18,7 +18,8 @@ from .base import Db, StoreError
 CONNECT_S = 10
 _CLAIM = 0x53746F6E  # the first half of the advisory locks' numbers
 _TYPES = {"body": "bytea", "received_s": "float8", "sent_s": "float8", "answered_s": "float8"}
-_PASSWORD = re.compile(r"(?<=:)[^:@/]*(?=@)|(?<=password=)[^&\s]*")
+_PASSWORD = re.compile(r"(?<=password=)[^&\s]*")
+_LOGIN = re.compile(r"(?<=://)([^:@/?]*):(.*)@", re.DOTALL)
 
 
 class _Cursor:
@@ -34,6 +35,11 @@ class _Cursor:
         cursor = self.connection.cursor()
         cursor.executemany(_translated(query), rows)
         return cursor
+
+
+def masked(url: str) -> str:
+    """A URL without its password, whatever characters are in that."""
+    return _LOGIN.sub(r"\1:***@", _PASSWORD.sub("***", url))
 
 
 _queries: dict[str, str] = {}
@@ -62,7 +68,12 @@ class Postgres:
             raise ConfigError("--db postgresql://...: pip install 'stonechat[tools,postgres]'") from None
         self._psycopg = psycopg
         self._url = url
-        self._name = _PASSWORD.sub("***", url)
+        self._name = masked(url)
+        login = _LOGIN.search(url.partition("?")[0])
+        if login and re.search(r"[/@\s]", login[2]):  # libpq would print parts of it
+            raise ConfigError(
+                f"--db {self._name}: a password with / @ or space: put it into ~/.pgpass, or write %2F %40 %20"
+            )
         self._say = say
         self._shard = shard
         self._claimed = False
@@ -154,7 +165,10 @@ class Postgres:
     def _error(self, error: Exception) -> StoreError:
         text = " ".join(str(error).split()) or type(error).__name__
         passes = isinstance(error, self._psycopg.OperationalError)
-        return StoreError(f"{self._name}: {_PASSWORD.sub('***', text)[:300]}", passes)
+        login = _LOGIN.search(self._url)
+        if login and login[2]:
+            text = text.replace(login[2], "***")
+        return StoreError(f"{self._name}: {masked(text)[:300]}", passes)
 
     def _failed(self, error: Exception) -> StoreError:
         """A new connection begins with the next call, unless this one is whole."""

@@ -83,6 +83,9 @@ class Retention:
             [(sequence, sequence, stream) for stream, sequence in old],
         )
         db.execute("DELETE FROM reports WHERE id <= ? AND received_s < ?", (top, before_s))
+        # SQLite gives the numbers above the highest one again: what comes under them counts, too
+        (highest,) = db.execute("SELECT coalesce(max(id), 0) FROM reports").fetchone()
+        db.execute("UPDATE rolled SET report = ? WHERE id = 1 AND report > ?", (highest, highest))
         self._gone = dict(old)
         return bool(count >= CHUNK)
 
