@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -106,6 +107,16 @@ def test_a_sleep_whose_connection_breaks_is_announced_again(tmp_path: Path) -> N
     sleep.turn(link, link)
     sleep.turn(link, link)
     assert link.announced == [60, 60] and not path.exists()
+
+
+def test_an_interrupted_announcement_leaves_nothing_behind(tmp_path: Path) -> None:
+    """An agent that starts later would announce a sleep that nobody plans any more."""
+    code = "import sys; from stonechat.linux.planned_sleep import announce; announce(sys.argv[1], 60)"
+    line = [sys.executable, "-c", code, str(tmp_path / "state")]
+    process = subprocess.Popen(line, stderr=subprocess.DEVNULL)
+    wait_for((tmp_path / "state.sleep").exists)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(15) and not (tmp_path / "state.sleep").exists()
 
 
 def test_a_killed_broker_loses_nothing(folder: Path) -> None:

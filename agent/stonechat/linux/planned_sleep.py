@@ -38,15 +38,22 @@ def announce(state_file: str, seconds: int, wait_ms: int = _WAIT_MS) -> None:
     except OSError as error:
         os.unlink(path)
         raise ConfigError("%s: %s" % (path, error.strerror))
-    for _ in range(0, wait_ms, _STEP_MS):
-        sleep_ms(_STEP_MS)
-        if not os.path.lexists(path):
-            return
+    announced = False
     try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
-    raise ConfigError("the sleep was not announced: no agent runs with this configuration, or it has no connection")
+        for _ in range(0, wait_ms, _STEP_MS):
+            sleep_ms(_STEP_MS)
+            if not os.path.lexists(path):
+                break
+    finally:  # also where this is interrupted: the agent must not announce it some other day
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            announced = True
+    if not announced:
+        raise ConfigError(
+            "the sleep was not announced: no agent runs with this configuration, it has no connection, or bytes_per_day"
+            " are spent"
+        )
 
 
 class Announcements:
