@@ -1,5 +1,7 @@
 """Delivery of notifications, each way into a real receiver on this machine."""
 
+import email
+import email.policy
 import http.server
 import json
 import threading
@@ -219,11 +221,17 @@ def test_apprise_to_a_mail_server() -> None:
     try:
         port = running.server.sockets[0].getsockname()[1]
         url = f"mailto://127.0.0.1:{port}?from=fleet@example.org&to=ops@example.org&mode=insecure&smtp=127.0.0.1"
-        sender = send(Receiver("mail", "apprise", url), notification())
+        named = notification()
+        for incident in named.incidents:
+            incident.devices[0] = "<img src=http://a>"  # a stranger's name
+        sender = send(Receiver("mail", "apprise", url), named)
         assert sender.counts["sent"] == 1, sender.error
     finally:
         running.stop()
     (envelope,) = got
+    parts = list(email.message_from_bytes(envelope.content, policy=email.policy.default).walk())
+    pages = [part.get_content() for part in parts if part.get_content_type() == "text/html"]
+    assert not [page for page in pages if "<img" in page]
     assert envelope.rcpt_tos == ["ops@example.org"] and b"site north" in envelope.content
 
 

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from stonechat_tools.fleet import keyring, local_broker, mqtt_codec, wire
 from stonechat_tools.fleet.bulk_client import BulkClient
 from stonechat_tools.fleet.collector import Collector
+from stonechat_tools.fleet.incidents import Policy
+from stonechat_tools.fleet.monitor import Monitor
 from stonechat_tools.fleet.mqtt_codec import Message
 from stonechat_tools.fleet.store import Store
 
@@ -260,3 +262,23 @@ def test_what_a_broker_sends_before_it_answers_the_subscription_is_acknowledged(
             assert mqtt == "paho" or states.count((True, "")) == 1
         finally:
             client.stop()
+
+
+def test_a_name_that_a_stranger_chose_is_shown_without_control_characters(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir(mode=0o700)
+    with Store(":memory:") as store:
+        monitor = Monitor(store, Policy(), hold_s=0)
+        collector = Collector(store, keyring.Keys(tmp_path / "keys"), monitor=monitor)
+        monitor.step()
+        topic = collector.prefix + "a\x1b[31m\r\nSubject: b\u202e/report"
+        collector.take([Message(topic, b"x", number, 1) for number in range(1, 20)])
+        monitor.step()
+        shown = [*store.rejections(), *(incident.title for incident in monitor.incidents.open.values())]
+        assert len(shown) == 2 and all(text.isprintable() for text in shown), shown
+
+
+def test_the_text_of_a_broker_is_shown_without_control_characters() -> None:
+    mqtt5 = pytest.importorskip("mqtt5")
+    packet = mqtt5.DisconnectPacket(reason_str="\x1b[2J no\n" + 5000 * "x")
+    found = mqtt_codec.codec("5").feed(packet.write())
+    assert found.refused.isprintable() and len(found.refused) <= mqtt_codec.MAX_REASON

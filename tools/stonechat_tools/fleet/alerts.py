@@ -184,7 +184,8 @@ def _post(url: str, body: bytes, headers: dict[str, str], receiver: Receiver) ->
         raise DeliveryError(f"{receiver.name}: {host}: {getattr(error, 'strerror', None) or error}") from None
     if not 200 <= answer.status < 300:
         again = answer.status >= 500 or answer.status in (408, 425, 429)
-        raise DeliveryError(f"{receiver.name}: {host} answers {answer.status} {answer.reason}", again)
+        reason = "".join(letter for letter in answer.reason[:100] if letter.isprintable())
+        raise DeliveryError(f"{receiver.name}: {host} answers {answer.status} {reason}", again)
 
 
 def _apprise(receiver: Receiver, notification: Notification, link: str) -> None:
@@ -199,7 +200,8 @@ def _apprise(receiver: Receiver, notification: Notification, link: str) -> None:
     title, body = text_of(notification, link)
     kinds = {"critical": "failure", "warning": "warning", "info": "info"}
     kind = "success" if notification.reason == "resolved" else kinds[notification.severity]
-    if not target.notify(body=body, title=title, notify_type=kind):
+    # as text: a mail is HTML, and a name in it may be a stranger's
+    if not target.notify(body=body, title=title, notify_type=kind, body_format=apprise.NotifyFormat.TEXT):
         raise DeliveryError(f"{receiver.name}: Apprise could not deliver it")
 
 

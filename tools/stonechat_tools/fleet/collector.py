@@ -29,6 +29,7 @@ RETRY_S = 1.0
 LISTENED_S = 10.0
 RETAIN_S, RETAIN_BUSY_S = 30.0, 90.0
 STEP_S = 1.0
+MAX_NAME_BYTES = 64  # of a device that is not known
 MQTT = ("auto", "5", "3.1.1", "paho")
 
 _NOT_YET = "not connected yet"
@@ -263,7 +264,8 @@ class Collector:
                     device = topic[start:].partition("/")[0]
                     raise keyring.Rejected("malformed", "topic")
             except keyring.Rejected as rejected:
-                rejections.append((device, rejected.reason))
+                # whoever may publish, and the broker, choose this name: no control characters in mails and terminals
+                rejections.append((wire.plain(device, MAX_NAME_BYTES), rejected.reason))
         results = self.store.put(reports, statuses, rejections, [device for device, *_ in refused])
         mids = [message.mid for message in messages if message.qos]
         self._send(mids, self._acknowledgements(reports, signers, refused), source)

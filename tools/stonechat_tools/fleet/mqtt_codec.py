@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from stonechat.errors import StonechatError
 
 MAX_PACKET_BYTES = 8192
+MAX_REASON = 200  # characters of a broker's text
 OVERSIZE = bytes(MAX_PACKET_BYTES)  # in place of a longer payload
 SESSION_S = 86_400  # how long a broker of version 5 keeps what a collector that is away has not taken
 RECEIVE_MAX = 8192  # messages of QoS 1 that a broker of version 5 may send ahead of their acknowledgement
@@ -50,7 +51,9 @@ class Arrived:
 
 
 def _words(reason: object) -> str:
-    """ConnAckReasonCode.NOT_AUTHORIZED -> "not authorized"."""
+    """ConnAckReasonCode.NOT_AUTHORIZED -> "not authorized"; of the broker's own text what a terminal may show."""
+    if isinstance(reason, str):
+        return "".join(letter if letter.isprintable() else " " for letter in reason[:MAX_REASON])
     return str(getattr(reason, "name", reason)).rpartition(".")[2].replace("_", " ").lower()
 
 
@@ -305,13 +308,13 @@ class Codec5(_Framed):
         if isinstance(packet, self._mqtt5.ConnAckPacket):
             found.accepted = int(packet.reason_code) == 0
             if not found.accepted:
-                found.refused = packet.reason_str or _words(packet.reason_code)
+                found.refused = _words(packet.reason_str or packet.reason_code)
         elif isinstance(packet, self._mqtt5.SubAckPacket):
             found.subscribed = all(int(code) < 0x80 for code in packet.reason_codes)
         elif isinstance(packet, self._mqtt5.PubAckPacket):
             found.acknowledged.append(packet.packet_id)
         elif isinstance(packet, self._mqtt5.DisconnectPacket):
-            found.refused = packet.reason_str or _words(packet.reason_code)
+            found.refused = _words(packet.reason_str or packet.reason_code)
         elif not isinstance(packet, self._mqtt5.PingRespPacket):
             raise ProtocolFault(f"a packet of kind {kind}, which only a client sends")
 

@@ -187,7 +187,7 @@ class _Fields:
         value = self.all.get(key)
         if value is not None and not isinstance(value, str):
             raise Rejected("malformed", f"key {key}")
-        return None if value is None else _plain(value, most_bytes)
+        return None if value is None else plain(value, most_bytes)
 
     def texts(self, key: int, most: int, most_bytes: int) -> tuple[str, ...]:
         """The first `most` of a list; empty where there is none."""
@@ -196,11 +196,11 @@ class _Fields:
             return ()
         if not isinstance(value, (list, tuple)) or any(not isinstance(item, str) for item in value):
             raise Rejected("malformed", f"key {key}")
-        return tuple(_plain(item, most_bytes) for item in value[:most])
+        return tuple(plain(item, most_bytes) for item in value[:most])
 
     def detail(self) -> str | None:
         value = self.all.get(13)
-        if value is not None and (not isinstance(value, str) or value != _plain(value, limits.DETAIL_BYTES)):
+        if value is not None and (not isinstance(value, str) or value != plain(value, limits.DETAIL_BYTES)):
             raise Rejected("malformed", "key 13")
         return value
 
@@ -386,9 +386,9 @@ def open_status(device: str, keys: DeviceKeys, message: bytes) -> Status:
     )
 
 
-def _plain(text: str, most_bytes: int) -> str:
-    """What a terminal and a page may show of a device's text, cut where it is too long: a status is never refused for
-    a text that its device has signed."""
+def plain(text: str, most_bytes: int) -> str:
+    """What a terminal, a page and a mail may show of a text that came over the network, cut where it is too long. A
+    status is never refused for a text that its device has signed."""
     if len(text.encode()) > most_bytes:
         text = text.encode()[:most_bytes].decode(errors="ignore")
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
