@@ -206,6 +206,24 @@ def test_a_server_that_is_not_there_is_named_without_its_password(url: str) -> N
     assert "\n" not in str(error.value) and "geheim" not in str(error.value)
 
 
+def test_the_greatest_numbers_of_a_device_hold_up_no_sum(place: str) -> None:
+    """A device's key is enough to send them: they must not keep the others' reports from being counted and deleted."""
+    with Store(place) as store:
+        retention = store.retention(Keep(reports=1, hourly=400, daily=400))
+        top = 0xFFFFFFFF
+        most: dict[str, Any] = {"k3": NOW_S, "k4": top, "k7": None, "k9": top, "k11": top, "k12": [top, top, top]}
+        for batch in range(3):
+            made = [report(100 * batch + n, **most) for n in range(1, 9)]
+            store.put([*made, report(100 * batch + 9, k3=NOW_S)], now_s=NOW_S)
+            for _ in range(3):
+                retention.step(NOW_S + 1000)
+        with store.transaction() as db:
+            db.execute("UPDATE hourly SET score_sum_q8 = 9000000000000000000")
+        store.put([report(900, **most)], now_s=NOW_S)
+        retention.step(NOW_S + 1000)
+        assert [hour["reports"] for hour in store.rollup("pump-1")] == [28]
+
+
 def test_what_comes_after_all_was_deleted_counts_in_its_hour(place: str) -> None:
     with Store(place) as store:
         retention = store.retention(Keep(reports=1, hourly=400, daily=400))

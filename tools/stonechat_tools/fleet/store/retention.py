@@ -14,6 +14,8 @@ from .base import DAY_S, Db, Engine
 
 BEHIND_S = 300  # a transaction of another collector may be open for this long, with lower numbers
 CHUNK = 5_000
+_MOST_WINDOWS = 100_000  # of one report that count for a mean: 2**32 * 1e5 * CHUNK is within a BIGINT
+_MOST_SUM = 4 * 10**18
 _SUMS = ("reports", "windows", "alarms", "score_sum_q8", "scored")
 _TABLES = (("hourly", 3600), ("daily", DAY_S))
 
@@ -97,7 +99,12 @@ class Retention:
 
 
 def _roll_query(table: str, span_s: int) -> str:
-    sums = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in _SUMS)
+    """No device's numbers go beyond a BIGINT: an error would hold up the sums and deletions of all."""
+    sums = ", ".join(
+        f"{name} = CASE WHEN {table}.{name} > {_MOST_SUM} THEN {table}.{name} ELSE {table}.{name} + excluded.{name} END"
+        for name in _SUMS
+    )
+    windows = f"CASE WHEN windows > {_MOST_WINDOWS} THEN {_MOST_WINDOWS} ELSE windows END"
     tops = ", ".join(
         f"{name} = CASE WHEN {table}.{name} IS NULL OR excluded.{name} > {table}.{name} THEN excluded.{name}"
         f" ELSE {table}.{name} END"
@@ -108,8 +115,8 @@ def _roll_query(table: str, span_s: int) -> str:
         "CAST(sum(windows) AS BIGINT)",
         "max(level)",
         "CAST(sum(CASE WHEN level = 2 THEN 1 ELSE 0 END) AS BIGINT)",
-        "CAST(coalesce(sum(score_q8 * windows), 0) AS BIGINT)",
-        "CAST(sum(CASE WHEN score_q8 IS NULL THEN 0 ELSE windows END) AS BIGINT)",
+        f"CAST(coalesce(sum(score_q8 * ({windows})), 0) AS BIGINT)",
+        f"CAST(sum(CASE WHEN score_q8 IS NULL THEN 0 ELSE {windows} END) AS BIGINT)",
         "max(score_max_q8)",
     )
     return (
