@@ -112,15 +112,23 @@ class OwnModel:
             return None
         own = None
         if not verdict.learning:
-            if self.phase == COLLECTING:
-                if verdict.level == NORMAL and not getattr(verdict, "steady", False):
-                    self._collect(window)
-            elif self.scorer is not None:
-                own = self.scorer.score(window.deltas, window.elapsed_ms)
-                if self.phase == ON_TRIAL:
-                    self._try_out(own, verdict)
-                    own = None
+            try:
+                own = self._judge(window, verdict)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the reference model goes on
+                self._refuse(repr(error))
         return _worst(self._fused, verdict, own)
+
+    def _judge(self, window, verdict):
+        """-> the own model's Verdict where it decides, else None."""
+        if self.phase == COLLECTING:
+            if verdict.level == NORMAL and not getattr(verdict, "steady", False):
+                self._collect(window)
+        elif self.scorer is not None:
+            own = self.scorer.score(window.deltas, window.elapsed_ms)
+            if self.phase == DECIDING:
+                return own
+            self._try_out(own, verdict)
+        return None
 
     def _collect(self, window) -> None:
         self._normalization.fill_q8(window.deltas, window.elapsed_ms, self._reference.window_ms, self._f_q8)

@@ -378,6 +378,15 @@ def test_a_file_that_cannot_be_written_does_not_keep_the_state_from_being_saved(
     assert b"cal" + WIDE.id in State(str(tmp_path / "state")).sections
 
 
+def test_an_own_model_that_fails_in_any_way_leaves_the_reference_deciding(reference: bytes) -> None:
+    device = Device(reference)
+    device.live(windows(8 + 240 + 60))
+    assert device.own.phase == own_model.DECIDING and device.own.scorer is not None
+    del device.own.scorer.window_ms
+    assert device.live(windows(30, 3, shift=60))[-1][0] == 2
+    assert device.own.phase == own_model.COLLECTING and device.own.refused == 1
+
+
 def test_a_training_that_fails_in_any_way_ends_and_begins_again(reference: bytes) -> None:
     device = Device(reference)
     device.own.work = lambda limit_ms: False  # type: ignore[method-assign]
