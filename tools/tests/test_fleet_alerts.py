@@ -176,6 +176,15 @@ def test_alertmanagers_api(server: Receiving) -> None:
     assert ended["labels"] == alert["labels"]  # else Alertmanager would take it for another alert
 
 
+def test_no_request_has_more_incidents_than_a_receiver_takes(server: Receiving) -> None:
+    many = notification(count=2 * alerts.MAX_SENT + 1)
+    assert send(Receiver("hook", "webhook", server.url, SECRET), many).counts["sent"] == 1
+    assert send(Receiver("am", "alertmanager", server.url), many).counts["sent"] == 1
+    value, *posts = (json.loads(body) for _, _, body in server.got)
+    assert (len(value["incidents"]), value["count"]) == (alerts.MAX_SENT, 2 * alerts.MAX_SENT + 1)
+    assert [len(each) for each in posts] == [alerts.MAX_SENT, alerts.MAX_SENT, 1]
+
+
 def test_apprise_to_a_json_receiver(server: Receiving) -> None:
     pytest.importorskip("apprise")
     url = f"json://127.0.0.1:{server.server_port}/there"

@@ -154,3 +154,12 @@ def test_a_storm_of_alarms_costs_little() -> None:
     assert any(each.kind == "outbreak" for each in fleet.sense.open.values())
     for group in fleet.sense.groups.values():
         assert len(group.onsets) <= 50_000 and len(group.news) <= 120
+
+
+def test_a_device_that_names_a_new_schema_each_time_leaves_nothing_behind() -> None:
+    facts = {"d-0": ("a", "m")}
+    sense = Sense(lambda device: facts[device])
+    for n in range(1000):
+        facts["d-0"] = (f"class-{n}", f"model-{n}")
+        sense.moved("d-0", BEGAN_S)
+    assert len(sense.groups) == 1 and len(sense.groups["class-999"].models) == 1

@@ -16,6 +16,7 @@ import time
 import urllib.parse
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from stonechat.errors import StonechatError
@@ -28,6 +29,7 @@ TRIES = 8
 CLOSE_S = 5.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 300.0
 MAX_WAITING = 1000  # notifications for one receiver; the oldest are dropped
+MAX_SENT = 1000  # incidents in one request
 MAX_LISTED = 20  # incidents in the text of one notification
 REPLAY_S = 300  # a webhook's time may differ from the receiver's clock by so much
 SIGNATURE, TIMESTAMP, IDENTITY = "Stonechat-Signature", "Stonechat-Timestamp", "Stonechat-Id"
@@ -84,11 +86,12 @@ def _shown(value: Any) -> str:
 def as_json(notification: Notification, link: str = "") -> bytes:
     """The body of a webhook."""
     rows = []
-    for incident in notification.incidents:
+    for incident in notification.incidents[:MAX_SENT]:
         row = incident.dump()
         row["link"] = link.replace("{id}", str(incident.id)) if link else ""
         rows.append(row)
     value = {"version": 1, "reason": notification.reason, "group": notification.group, "at_s": notification.at_s}
+    value["count"] = len(notification.incidents)
     return json.dumps({**value, "incidents": rows}, separators=(",", ":")).encode()
 
 
@@ -150,9 +153,10 @@ def send(receiver: Receiver, notification: Notification, link: str, identity: st
         _apprise(receiver, notification, link)
         return
     if receiver.type == "alertmanager":
-        body = json.dumps(as_alertmanager(notification, link, now_s)).encode()
         url = receiver.url.rstrip("/") + ("" if receiver.url.rstrip("/").endswith("/alerts") else "/api/v2/alerts")
-        _post(url, body, {}, receiver)
+        for at in range(0, len(notification.incidents), MAX_SENT):
+            part = replace(notification, incidents=notification.incidents[at : at + MAX_SENT])
+            _post(url, json.dumps(as_alertmanager(part, link, now_s)).encode(), {}, receiver)
         return
     body = as_json(notification, link)
     timestamp = str(int(now_s))

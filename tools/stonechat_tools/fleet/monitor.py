@@ -166,6 +166,8 @@ class Monitor:
 
     def _set_facts(self, device: Device, *facts: str) -> None:
         triple = (facts[0], facts[1], facts[2])
+        if len(self._shared) > 1000 + 2 * len(self.fleet.devices):  # mostly of devices that have others now
+            self._shared = {each.facts: each.facts for each in self.fleet}
         device.facts = self._shared.setdefault(triple, triple)
 
     def _facts(self, name: str) -> tuple[str, str, str]:

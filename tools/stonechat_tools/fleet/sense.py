@@ -153,6 +153,10 @@ class Sense:
         group = self.groups[found.group]
         group.size -= 1
         group.models[found.model] -= 1
+        if not group.models[found.model]:
+            del group.models[found.model]
+        if not group.size and not group.onsets and group.learned <= 1.0:  # nothing is known of it: a device that
+            del self.groups[found.group]  # names a new schema each time leaves nothing behind
 
     def report(self, report: Report, now_s: float) -> None:
         """A report that was stored for the first time."""
