@@ -360,9 +360,9 @@ def test_any_clock_will_do(folder: Path, when: str) -> None:
 def test_a_decoy_does_not_hide_the_next_cause_from_the_log() -> None:
     lines: list[str] = []
     names = [name for name, _, _ in LINUX_PROC_1.columns]
-    agent = SimpleNamespace(windows=0, columns=names, model_name="quick")
+    agent = SimpleNamespace(windows=0, columns=names, model_name="quick", channels=[])
     watched = Daemon.__new__(Daemon)
-    watched.agent, watched._named, watched._unfit = agent, {}, False  # type: ignore[assignment]
+    watched.agent, watched._named, watched._unfit, watched._home = agent, {}, [], None  # type: ignore[assignment]
     watched.log = lambda level, text: lines.append(text)  # type: ignore[assignment,method-assign]
     verdict = Verdict(len(LINUX_PROC_1))
 
