@@ -1,9 +1,11 @@
 """Delivery of notifications, each way into a real receiver on this machine."""
 
+import contextlib
 import email
 import email.policy
 import http.server
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -138,6 +140,30 @@ def test_a_receiver_that_is_away_holds_up_nobody(server: Receiving) -> None:
     assert away.unsent == {1}
     away.close(0.1)
     assert away.unsent == {1}  # for the next start
+
+
+@pytest.mark.parametrize("head", ["", "HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n"])
+def test_a_receiver_that_answers_a_byte_now_and_then_is_not_waited_for(
+    head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alerts, "DEADLINE_S", 1.0)
+    over = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        peer, _ = listener.accept()
+        with peer, contextlib.suppress(OSError):
+            peer.recv(65_536)
+            peer.sendall(head.encode())
+            while not over.wait(0.1):
+                peer.sendall(b"H")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        sender = alerts.Sender(Receiver("slow", "webhook", f"http://127.0.0.1:{listener.getsockname()[1]}/", SECRET))
+        sender.put(notification())
+        assert wait_for(lambda: sender.counts["sent"] if head else sender.error, 8), sender.counts
+        over.set()
+        sender.close(0.1)
 
 
 def test_who_gets_what() -> None:

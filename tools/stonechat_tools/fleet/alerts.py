@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import queue
+import socket
 import ssl
 import threading
 import time
@@ -24,7 +25,8 @@ from stonechat.errors import StonechatError
 from .alert_settings import Receiver, Settings
 from .incidents import Incident, Notification
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0  # of a single step
+DEADLINE_S = 30.0  # of a request and the head of its answer
 TRIES = 8
 CLOSE_S = 5.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 300.0
@@ -179,9 +181,14 @@ def _post(url: str, body: bytes, headers: dict[str, str], receiver: Receiver) ->
             link = http.client.HTTPConnection(host, parts.port, timeout=TIMEOUT_S)
         with contextlib.closing(link):
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            link.request("POST", target, body, {"Content-Type": "application/json", **headers})
-            answer = link.getresponse()
-            answer.read(65_536)
+            link.connect()
+            guard = threading.Timer(DEADLINE_S, _end, (link.sock,))  # of one that answers a byte now and then
+            guard.start()
+            try:
+                link.request("POST", target, body, {"Content-Type": "application/json", **headers})
+                answer = link.getresponse()  # the status is enough: what follows is not read
+            finally:
+                guard.cancel()
     except http.client.InvalidURL:  # its text has the URL, which may be secret
         raise DeliveryError(f"{receiver.name}: {host}: its URL has characters that no URL has", again=False) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -190,6 +197,11 @@ def _post(url: str, body: bytes, headers: dict[str, str], receiver: Receiver) ->
         again = answer.status >= 500 or answer.status in (408, 425, 429)
         reason = "".join(letter for letter in answer.reason[:100] if letter.isprintable())
         raise DeliveryError(f"{receiver.name}: {host} answers {answer.status} {reason}", again)
+
+
+def _end(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connected.shutdown(socket.SHUT_RDWR)
 
 
 def _apprise(receiver: Receiver, notification: Notification, link: str) -> None:
