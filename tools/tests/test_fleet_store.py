@@ -1,5 +1,6 @@
 """The database: names of reports, the newest event, presence, files that are moved, damaged or full."""
 
+import contextlib
 import io
 import itertools
 import os
@@ -367,6 +368,23 @@ def test_a_damaged_database_is_kept_and_followed_by_a_new_one(tmp_path: Path, da
                 continue
         assert results == [STORED] and store.sequences("pump-1") == [500]
     assert len(list(tmp_path.glob("db.damaged-*"))) >= 1
+
+
+def test_a_database_that_an_operator_compacts_is_not_damaged(tmp_path: Path) -> None:
+    path, lines = tmp_path / "fleet.db", []
+    with Store(path, lines.append) as store:
+        store.put([report(n) for n in range(1, 3000)])
+        with store.transaction() as db:
+            db.execute("DELETE FROM reports WHERE sequence < 2900")
+        with contextlib.closing(sqlite3.connect(path)) as other:
+            other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            store.count()
+            before = path.stat().st_size
+            other.execute("VACUUM")
+            other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        assert path.stat().st_size < before / 2
+        assert store.put([report(3000), report(2950)]) == ["stored", "duplicate"]
+        assert store.count() == 101 and not lines
 
 
 def test_a_file_that_was_no_database_is_left_alone(tmp_path: Path) -> None:

@@ -138,6 +138,16 @@ class Sqlite:
             return None, 0
         return (found.st_dev, found.st_ino), found.st_size
 
+    def _is_cut_off(self, size: int) -> bool:
+        """Whether the file is shorter than its first page says (https://sqlite.org/fileformat.html, section 1.3)."""
+        try:
+            with open(self.path, "rb") as file:
+                head = file.read(32)
+        except OSError:
+            return False
+        page = int.from_bytes(head[16:18])
+        return len(head) < 32 or size < int.from_bytes(head[28:32]) * (65_536 if page == 1 else page)
+
     @property
     def _db(self) -> sqlite3.Connection:
         """The connection to what is at the path now: opened anew where the file was moved or replaced."""
@@ -146,9 +156,9 @@ class Sqlite:
             if file != self._file:
                 self._say(f"{self.path}: moved or replaced; going on with what is there now")
                 self._leave()
-            elif size < self._bytes:  # it never shrinks by itself
+            elif size < self._bytes and self._is_cut_off(size):  # it never shrinks by itself, but by VACUUM
                 self._set_aside("cut off")
-            self._bytes = max(self._bytes, size)
+            self._bytes = size
         if self._connection is None:
             self._open()
         assert self._connection is not None
