@@ -186,6 +186,7 @@ class _Calls:
     """No system calls: the replay has packets only."""
 
     counts = [0] * (max(EXEC, FORK, len(CLASSES)) + 1)
+    services = None
 
     def read(self) -> list[int]:
         return self.counts
