@@ -36,6 +36,7 @@ from stonechat.replay import Replay
 from stonechat.schema import Schema
 from stonechat.state import State
 
+from .console import read_file
 from .fleet import keyring, wire
 from .fleet.broker import split_host
 from .fleet.collector import Collector
@@ -47,6 +48,7 @@ from .schemas import SCHEMAS
 
 HELP = "run a simulated fleet of real agents, some of them attacked"
 MAX_DEVICES = 5000
+MOST_S = 86_400
 POLL_S = 0.2
 LEARNED_MARGIN = 30  # windows beyond those that the model learns from
 Windows = list[tuple[int, list[int]]]  # elapsed_ms, deltas
@@ -104,6 +106,11 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--devices {args.devices}: from 1 to {MAX_DEVICES} in one process")
     if not 1 <= args.speed <= 100:
         raise ConfigError(f"--speed {args.speed}: from 1 to 100")
+    if not 1 <= args.heartbeat <= 100_000:
+        raise ConfigError(f"--heartbeat {args.heartbeat}: from 1 to 100000 windows")
+    for name, seconds in (("--for", args.for_s), ("--attack-after", args.attack_after)):
+        if not 0 <= seconds <= MOST_S:  # no NaN either
+            raise ConfigError(f"{name} {seconds}: from 0 to {MOST_S} seconds")
     if args.broker and not args.keys_out:
         raise ConfigError("--broker needs --keys-out FOLDER: the collector has to know the devices' keys")
     model, schema = _model(args.model, args.speed)
@@ -280,7 +287,7 @@ def _take(
 def _model(text: str, speed: int) -> tuple[Any, Schema]:
     path = shipped.path(text)
     try:
-        model = load_model(Path(path).read_bytes())
+        model = load_model(read_file(path))
     except OSError as error:
         raise ConfigError(f"--model {text}: {error.strerror}; shipped: {', '.join(shipped.names())}") from None
     schema = SCHEMAS.get(bytes(model.metadata.schema_id)) if model.metadata else None

@@ -6,6 +6,7 @@ import gzip
 import importlib
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -74,8 +75,9 @@ BASE = {
     "dataset append": ["good.csv", "good.csv", "-o", "o.csv"],
     "dataset": ["good.csv", "-o", "o.csv"],
 }
-NOT_HERE = {"demo", "collect", "bench", "soak"}  # they wait for others or work for minutes
+NOT_HERE = {"demo", "collect", "bench", "simulate", "soak"}  # they wait for others or work for minutes
 PATIENCE_S = 20.0
+MORE_BYTES = 3 << 30  # of address space, for one test
 
 
 class Working(BaseException):
@@ -106,6 +108,16 @@ def good_trace(count: int) -> bytes:
         path = Path(scratch) / "good.csv"
         write_trace(trace, path)
         return path.read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """A verb that reads /dev/zero without a bound fails here, and does not take the machine's memory first."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MORE_BYTES, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def attempt(argv: list[str]) -> tuple[object, str]:
