@@ -36,7 +36,7 @@ from stonechat.replay import Replay
 from stonechat.schema import Schema
 from stonechat.state import State
 
-from .console import read_file
+from .console import read_file, write_atomic
 from .fleet import keyring, wire
 from .fleet.broker import split_host
 from .fleet.collector import Collector
@@ -438,6 +438,6 @@ def _place(
 def _write_keys(folder: Path, secrets: dict[str, bytes]) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name, secret in secrets.items():
-        handle = os.open(folder / f"{name}.key", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with open(handle, "w") as file:
-            file.write(secret.hex() + "\n")
+        path = folder / f"{name}.key"
+        path.unlink(missing_ok=True)  # one that is there would keep a mode that lets others read it
+        write_atomic(path, secret.hex() + "\n", 0o600)

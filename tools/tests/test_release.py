@@ -292,6 +292,21 @@ def test_what_is_no_manifest_is_one_clear_error(
     assert out.err.count("\n") == 1 and "Traceback" not in out.err and "unexpected" not in out.err
 
 
+@pytest.mark.parametrize("key", [b"12345678", "text", 5, None])
+def test_inspect_shows_a_hostile_manifest_or_one_clear_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: object
+) -> None:
+    public = keys.PublicKey("release", keys.SLH_DSA, bytes(32))
+    plan = make.Plan(1, 1, "pump", 0, 10**6, "notes", True, (public,))
+    packed = make.payload(plan, None, b"").replace(b"notes", b"\x1b[2J\n")
+    message = cbor2.dumps([b"", {}, packed, [[b"\xa1\x018\x2d", {4: key}, bytes(100)]]])
+    (tmp_path / "manifest.cbor").write_bytes(message)
+    status = cli.main(["release", "inspect", str(tmp_path)])
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err and (status == 0) == isinstance(key, bytes)
+    assert status == 0 or said.err.count("\n") == 1
+
+
 def test_public_keys_that_are_no_keys(tmp_path: Path) -> None:
     place = tmp_path / "keys"
     for text in (

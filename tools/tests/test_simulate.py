@@ -96,3 +96,14 @@ def test_wrong_arguments_cost_one_line(words: list[str], says: str, capsys: pyte
     assert cli.main(["simulate", *words]) == 1
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1
+
+
+def test_keys_are_never_in_a_file_that_others_may_read(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("as it was")
+    (tmp_path / "sim-0000.key").write_text("old")
+    (tmp_path / "sim-0000.key").chmod(0o644)
+    (tmp_path / "sim-0001.key").symlink_to(elsewhere)
+    simulate._write_keys(tmp_path, {f"sim-000{n}": bytes(32) for n in range(3)})
+    assert [(tmp_path / f"sim-000{n}.key").lstat().st_mode & 0o177777 for n in range(3)] == [0o100600] * 3
+    assert elsewhere.read_text() == "as it was"

@@ -96,6 +96,8 @@ def frame(message: bytes) -> list[Any]:
         for protected, unprotected, signature in found[3]:
             if not (isinstance(protected, bytes) and isinstance(unprotected, dict) and isinstance(signature, bytes)):
                 raise ValueError
+            if not isinstance(unprotected.get(4, b""), bytes):
+                raise ValueError
     except (ValueError, TypeError, cbor2.CBORDecodeError):
         raise ConfigError("not the signed manifest of a release") from None
     return found

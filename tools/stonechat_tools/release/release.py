@@ -295,7 +295,10 @@ def _text(value: Any) -> str:
         return ", ".join(f"{name} {item}" for name, item in value.items() if item is not None)
     if isinstance(value, list):
         return "\n".join(_text(item) for item in value)
-    return "yes" if value is True else "no" if value is False else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    # `inspect` checks nothing, and whoever made the manifest chose its texts: no control characters
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in str(value))
 
 
 def _day(second: int) -> str:
