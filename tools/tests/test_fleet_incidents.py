@@ -1,5 +1,6 @@
 """Incidents and notifications in virtual time: grouped, repeated, silenced, acknowledged, escalated, in the digest."""
 
+import json
 from calendar import timegm
 from collections.abc import Iterator
 from dataclasses import replace
@@ -306,6 +307,25 @@ def db(tmp_path: Path) -> Iterator[str]:
 
 def fleet(db: str, *words: str) -> int:
     return cli.main(["fleet", "--db", db, *words])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "set pump-1 --site x",
+        "remove pump-1",
+        "restore pump-1",
+        "trust pump-1",
+        "silence site=x --for 1h",
+        "silences",
+        "incidents",
+        "",
+    ],
+)
+def test_each_verb_has_json_for_machines(db: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fleet(db, "--json", *words.split()) == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert isinstance(json.loads(line), dict)
 
 
 def test_devices_are_named_grouped_removed(db: str, capsys: pytest.CaptureFixture[str]) -> None:

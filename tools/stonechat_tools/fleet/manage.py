@@ -114,6 +114,10 @@ def _states(store: Store, args: argparse.Namespace) -> int:
     return 0
 
 
+def _done(args: argparse.Namespace, text: str, **facts: Any) -> None:
+    print(json.dumps(facts) if args.json else text)
+
+
 def _devices(store: Store, patterns: Sequence[str]) -> list[str]:
     """Raises ConfigError for one that matches nothing."""
     known = [row["device"] for row in store.devices()]
@@ -143,7 +147,9 @@ def _set(store: Store, args: argparse.Namespace) -> int:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     labels.write(store, after)
-    print(f"{len(after)} devices changed" if len(after) > 1 else f"{next(iter(after))}: changed")
+    _done(
+        args, f"{len(after)} devices changed" if len(after) > 1 else f"{next(iter(after))}: changed", changed=[*after]
+    )
     return 0
 
 
@@ -151,7 +157,8 @@ def _remove(store: Store, args: argparse.Namespace) -> int:
     before, now_s = labels.read(store), time.time()
     devices = _devices(store, args.device)
     labels.write(store, {device: replace(before.get(device, NONE), removed_s=now_s) for device in devices})
-    print(f"{', '.join(devices[:5])}{' ...' if len(devices) > 5 else ''}: removed; a new report shows it again")
+    named = f"{', '.join(devices[:5])}{' ...' if len(devices) > 5 else ''}"
+    _done(args, f"{named}: removed; a new report shows it again", removed=devices)
     return 0
 
 
@@ -159,7 +166,7 @@ def _restore(store: Store, args: argparse.Namespace) -> int:
     before = labels.read(store)
     devices = _devices(store, args.device)
     labels.write(store, {device: replace(before.get(device, NONE), removed_s=None) for device in devices})
-    print(f"{len(devices)} restored")
+    _done(args, f"{len(devices)} restored", restored=devices)
     return 0
 
 
@@ -172,7 +179,7 @@ def _trust(store: Store, args: argparse.Namespace) -> int:
     devices = _devices(store, args.device)
     for device in devices:
         _request(store, do="trust", device=device)
-    print(f"{', '.join(devices)}: noted for the collector; a new sign makes it lying again")
+    _done(args, f"{', '.join(devices)}: noted for the collector; a new sign makes it lying again", trusted=devices)
     return 0
 
 
@@ -202,7 +209,7 @@ def _acknowledge(store: Store, args: argparse.Namespace) -> int:
             raise ConfigError(f"incident {number}: there is none; `stonechat fleet incidents` shows them")
     for number in args.incident:
         _request(store, do="acknowledge", incident=number, by=getpass.getuser())
-    print("noted for the collector")
+    _done(args, "noted for the collector", acknowledged=args.incident)
     return 0
 
 
@@ -213,6 +220,9 @@ def _silence(store: Store, args: argparse.Namespace) -> int:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     lasts_s, now_s = span_s(args.for_s), time.time()
+    for text in (*args.matcher, args.comment):
+        if not text.isprintable():
+            raise ConfigError(f"{text[:70]!r}: printable characters only")
     if lasts_s > MAX_SILENCE_S:
         raise ConfigError(f"--for {args.for_s}: at most {MAX_SILENCE_S // 86_400} days; a silence has an end")
     held = store.notes("silence")
@@ -228,7 +238,8 @@ def _silence(store: Store, args: argparse.Namespace) -> int:
     }
     store.note("silence", {**over, identity: value})
     labels.touch(store)
-    print(f"{identity}: silent until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now_s + lasts_s))}")
+    until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now_s + lasts_s))
+    _done(args, f"{identity}: silent until {until}", id=identity, **value)
     return 0
 
 
@@ -252,7 +263,7 @@ def _unsilence(store: Store, args: argparse.Namespace) -> int:
             raise ConfigError(f"{name}: no such silence; `stonechat fleet silences` shows them")
     store.note("silence", dict.fromkeys(args.silence))
     labels.touch(store)
-    print("ended")
+    _done(args, "ended", ended=args.silence)
     return 0
 
 
