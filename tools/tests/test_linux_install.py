@@ -141,12 +141,9 @@ def test_the_units_system_call_filter_lets_the_agent_attach_and_drop():
         process.communicate()
 
 
-RESULT = {
-    "schema": "linux-1",
-    "status": [65534, 0, 0, 0, 0],
-    "root": {"calls": 50_200, "write": 3, "syn_out": 40, "rst_in": 40, "peers": 40},
-    "dropped": {"calls": 50_200, "write": 3, "syn_out": 40, "rst_in": 40, "peers": 40},
-}
+BUSY, IDLE = ({"sys_file": calls, "syn_out": syn, "cpu_time": cpu} for calls, syn, cpu in ((50_100, 40, 9), (0, 0, 0)))
+COUNTED = {"calls": 50_200, "write": 3, "syn_out": 40, "rst_in": 40, "peers": 40, "services": [BUSY, IDLE]}
+RESULT = {"schema": "linux-1", "status": [65534, 0, 0, 0, 0], "root": COUNTED, "dropped": COUNTED}
 
 
 def test_the_kernel_job_sees_a_kernel_that_counts_wrong():
@@ -157,3 +154,5 @@ def test_the_kernel_job_sees_a_kernel_that_counts_wrong():
     assert kernels.faults({**RESULT, "dropped": {**RESULT["dropped"], "syn_out": 39}}) == ["dropped: syn_out 39"]
     assert len(kernels.faults({**RESULT, "root": {**RESULT["root"], "write": 50_003}})) == 1
     assert len(kernels.faults({**RESULT, "root": {**RESULT["root"], "calls": 49_999}})) == 1
+    for services in ([IDLE, IDLE], [BUSY, BUSY], [{**BUSY, "syn_out": 39}, IDLE], [{**BUSY, "cpu_time": 0}, IDLE]):
+        assert len(kernels.faults({**RESULT, "root": {**COUNTED, "services": services}})) == 1
