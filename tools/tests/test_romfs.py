@@ -38,4 +38,4 @@ def test_an_image_of_a_build_holds_every_module_and_the_model(tmp_path: Path) ->
 def test_a_board_without_a_partition_gets_files(rom: int, fits: bool, capsys: pytest.CaptureFixture[str]) -> None:
     facts = deploy.Facts("a board", "1.26.0", "armv6m", (6, 3), 100_000, 200_000, (), rom)
     assert deploy.fits_rom(facts, 30_000) is fits
-    assert ("in place" if fits else "files instead") in capsys.readouterr().out
+    assert ("take no heap" if fits else "files instead") in capsys.readouterr().out
