@@ -158,12 +158,16 @@ def personalize(
     rows = {name: _rows(trace.of_device(name)) for name in trace.device_names}
     exact = checked = 0
     for name, every in rows.items():
+        count = len(_apart(every)[0])
+        if not 0 < windows < count:
+            raise ConfigError(f"{name}: {count} benign windows, and --personalize {windows}: want 1 to {count - 1}")
+    for name, every in rows.items():
         show(f"{name}: {len(every)} windows")
         benign, attacks = _apart(every)
         device = Device(reference, trace.schema, windows)
         life = device.live(benign)
         if not life.later:
-            raise ConfigError(f"{name}: {len(benign)} benign windows are too few for --windows {windows}")
+            raise ConfigError(f"{name}: {len(benign)} benign windows are too few for --personalize {windows}")
         outcomes = [{"attack": label} | device.attacked(part) for label, part in attacks]
         if life.data:
             checked += 1
