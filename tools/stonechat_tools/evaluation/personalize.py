@@ -160,7 +160,9 @@ def personalize(
     for name, every in rows.items():
         count = len(_apart(every)[0])
         if not 0 < windows < count:
-            raise ConfigError(f"{name}: {count} benign windows, and --personalize {windows}: want 1 to {count - 1}")
+            raise ConfigError(
+                f"{name}: {count} benign windows are too few for --personalize {windows}: from 1 to {count - 1}"
+            )
     for name, every in rows.items():
         show(f"{name}: {len(every)} windows")
         benign, attacks = _apart(every)
