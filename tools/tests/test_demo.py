@@ -20,7 +20,7 @@ from stonechat_tools import demo
 from stonechat_tools.demo import board, gateway
 from stonechat_tools.demo.scenario import ATTACK_WINDOWS, Feed, Figures, Infection, Outcome, Scenario, Stopped, judge
 from stonechat_tools.demo.words import WORDS, plain
-from stonechat_tools.fleet.wire import Feature, Report
+from stonechat_tools.fleet.wire import Report
 from stonechat_tools.lab import netns
 
 STONECHAT = [sys.executable, "-m", "stonechat_tools.cli"]
@@ -114,7 +114,7 @@ class ScriptedDevice:
         alarm = after and self._since >= after or self.windows in self._false
         report = Report("scripted", self.windows, 1, None, 0, level=2 if alarm else 0, evidence_q8=256 if alarm else 0)
         report.flags = 1 if self.windows <= self.learn_windows else 0
-        report.features = [Feature(1, 4.0, 100)] if alarm else []
+        report.packed = bytes((1, 64, 100)) if alarm else b""
         return report
 
     def infect(self, name: str) -> None:
