@@ -10,7 +10,7 @@ from stonechat.agent import Agent
 from stonechat.board.schema import MICROPYTHON_1
 from stonechat.delivery import Delivery
 from stonechat.features import SHARE
-from stonechat.linux.schemas import LINUX_1, LINUX_PROC_1
+from stonechat.linux.schemas import LINUX_1, LINUX_PROC_1, LINUX_SERVICE_1
 from stonechat.model import load_model
 from stonechat.outbox_memory import MemoryOutbox
 from stonechat.replay import Replay
@@ -18,7 +18,7 @@ from stonechat.state import State
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = sorted(path.parent.name for path in ROOT.glob("models/*/model.tflite"))
-SCHEMAS = {schema.id: schema for schema in (LINUX_1, LINUX_PROC_1, MICROPYTHON_1)}
+SCHEMAS = {schema.id: schema for schema in (LINUX_1, LINUX_PROC_1, LINUX_SERVICE_1, MICROPYTHON_1)}
 WINDOWS = 2_000
 
 
