@@ -45,7 +45,7 @@ def prepare() -> None:
     if not stamp.exists() or stamp.read_text() != wanted:
         shutil.rmtree(PACKAGES, ignore_errors=True)
         pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--target", str(PACKAGES)]
-        pip += ["-c", "constraints.txt", "--group", "test", ".[tools,parquet]"]
+        pip += ["-c", "constraints.txt", "--group", "test", ".[tools,parquet,release,postgres,alerts]"]
         done = subprocess.run(pip, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         for own in PACKAGES.glob("stonechat*"):
