@@ -1,5 +1,6 @@
 """What the daemon goes on through, what it says about it, and what it leaves alone."""
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -9,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -341,6 +342,15 @@ def test_no_descriptor_is_inherited_and_no_core_holds_the_key(folder: Path) -> N
                 agent.stop()
 
 
+def group_of(number: int) -> Iterator[str]:
+    """The processes of a process group that are still there."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == number and fields[0] != "Z":
+                yield path.parent.name
+
+
 @pytest.mark.skipif(shutil.which("faketime") is None, reason="faketime is not installed")
 @pytest.mark.parametrize(
     "when", ["1970-01-01 00:00:10", "2020-01-01 00:00:00", "2106-02-08 00:00:00", "2200-01-01 00:00:00"]
@@ -350,11 +360,15 @@ def test_any_clock_will_do(folder: Path, when: str) -> None:
         agent = AgentProcess(folder, broker.port)
         with collector_for(agent, store, broker.port), open(agent.log, "ab") as log:
             command = ["faketime", "-f", "@" + when, *agent.command]
-            agent.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            agent.process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
             try:
                 goes_on(agent, store, 4)
             finally:
+                os.killpg(agent.process.pid, signal.SIGTERM)  # faketime passes no signal on to its child
                 agent.stop()
+                wait_for(lambda: not list(group_of(agent.process.pid)), 15)
 
 
 def test_a_decoy_does_not_hide_the_next_cause_from_the_log() -> None:
