@@ -1,0 +1,158 @@
+"""What the monitor keeps in the database: presence, causes, usual rates, open incidents; and what an operator changed.
+
+Written beside the reports, so that a restart of the collector goes on where the last one ended.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from . import labels as labels_of_devices
+from .incidents import Incident, Incidents, Silence
+from .judgements import Judgements
+from .presence import Device
+from .shards import Shard
+from .store import Store, StoreError
+
+SAVE_S = 300.0
+MAX_IDS = 100_000_000  # of incidents of one collector among several
+UNSENT = "unsent"  # the kind of note
+
+
+class Notes:
+    """undelivered() -> ids of the incidents whose notification is on its way: those are sent again after a restart.
+    Every method raises StoreError."""
+
+    def __init__(self, store: Store, shard: Shard, undelivered: Callable[[], set[int]]) -> None:
+        self._store = store
+        self._shard = shard
+        self._part = f"{shard.name} " if shard.of > 1 else ""  # before names that are this collector's own
+        self._undelivered = undelivered
+        self._unsent: list[int] | None = None  # as in the database
+        self._saved_s = -1e18  # when the rates were
+        self._changed: Any = None
+        self._generation = store.engine.generation
+
+    # --- from the database ----------------------------------------------------------------------------------------
+
+    def load(self, judged: Judgements, now_s: float) -> tuple[list[Incident], list[int]]:
+        """Into `judged` -> (the incidents, ids of those to notify again)."""
+        store = self._store
+        judged.labels = labels_of_devices.read(store)
+        saved = store.notes("presence")
+        for row in store.devices():
+            name = row["device"]
+            if name in self._shard:
+                facts = (row.get("schema") or "", row.get("model") or "", row.get("firmware") or "")
+                judged.add(_device(row, saved.get(name)), row["level"], facts, now_s)
+        for key, value in store.notes("cause").items():
+            if key.startswith(self._part):
+                judged.causes.load(key[len(self._part) :], value)
+        for name, value in store.notes("rate").items():
+            if name.startswith(self._part):
+                judged.sense.load_rate(name[len(self._part) :], value, now_s)
+        found = [Incident.load(value) for value in store.notes("incident").values()]
+        own = [incident for incident in found if incident.id // MAX_IDS == self._shard.number - 1]
+        return own, store.notes(UNSENT, self._part or "all").get(self._part or "all", [])
+
+    def look(self, judged: Judgements, incidents: Incidents, now_s: float) -> None:
+        """At what an operator has changed."""
+        store = self._store
+        changed = store.notes(labels_of_devices.CHANGED)
+        if changed == self._changed:
+            return
+        self._changed = changed
+        judged.relabel(labels_of_devices.read(store), now_s)
+        incidents.silences = [
+            Silence(name, tuple(value["matchers"]), value["until_s"], value.get("by", ""), value.get("comment", ""))
+            for name, value in store.notes("silence").items()
+        ]
+        done = []
+        for name, request in store.notes("request").items():
+            if request["do"] == "acknowledge" and incidents.get(request["incident"]) is not None:
+                incidents.acknowledge(request["incident"], request["by"], now_s)
+                done.append(name)
+            elif request["do"] == "trust" and request["device"] in self._shard:
+                judged.fleet.trust(request["device"])
+                done.append(name)
+        if done:
+            store.note("request", dict.fromkeys(done))
+
+    # --- to the database ------------------------------------------------------------------------------------------
+
+    def save(self, judged: Judgements, incidents: Incidents, now_s: float) -> None:
+        """What has changed since the last time."""
+        store = self._store
+        if store.engine.generation != self._generation:  # another database: what is known goes into it
+            self._generation = store.engine.generation
+            self._all_anew(judged, incidents)
+        dirty = [device for device in judged.fleet if device.dirty]
+        if dirty:
+            store.note("presence", {device.name: device.dump() for device in dirty})
+            for device in dirty:
+                device.dirty = False
+        open_causes = {cause.key: cause.dump() for cause in judged.causes.open if cause.dirty}
+        if open_causes or judged.causes.over:
+            changes = {**open_causes, **dict.fromkeys(judged.causes.over)}
+            store.note("cause", {self._part + key: value for key, value in changes.items()})
+            judged.causes.over.clear()
+            for cause in judged.causes.open:
+                cause.dirty = False
+        if now_s - self._saved_s >= SAVE_S:
+            self._saved_s = now_s
+            store.note("rate", {self._part + name: rate for name, rate in judged.sense.dump_rates().items()})
+        if incidents.changed:
+            changed, incidents.changed = incidents.changed, set()
+            values: dict[str, Any] = {}
+            for number in changed:
+                incident = incidents.get(number)
+                values[str(number)] = None if incident is None else incident.dump()
+            try:
+                store.note("incident", values)
+            except StoreError:
+                incidents.changed |= changed
+                raise
+        unsent = sorted(self._undelivered() | incidents.held)
+        if unsent != self._unsent:
+            store.note(UNSENT, {self._part or "all": unsent or None})
+            self._unsent = unsent
+
+    def save_all(self, judged: Judgements, incidents: Incidents, now_s: float) -> None:
+        """At the end, with what changes too often to be written each time."""
+        for device in judged.fleet:
+            device.dirty = True
+        self._saved_s = -1e18
+        self.save(judged, incidents, now_s)
+
+    def _all_anew(self, judged: Judgements, incidents: Incidents) -> None:
+        self._saved_s = -1e18
+        self._unsent = None
+        for device in judged.fleet:
+            device.dirty = True
+        for cause in judged.causes.open:
+            cause.dirty = True
+        incidents.changed |= {incident.id for incident in incidents.open.values()}
+
+    def shown(self, judged: Judgements, device: str) -> None:
+        """A removed device that sends something new is there after all."""
+        labels_of_devices.write(self._store, {device: judged.labels[device]})
+
+    def forget_times(self) -> None:
+        """The clock was set: what is due by it is due now."""
+        self._saved_s = -1e18
+
+
+def _device(row: dict[str, Any], saved: dict[str, Any] | None) -> Device:
+    """Of the table of devices, and its note of presence if it has one."""
+    name = row["device"]
+    if saved is None:  # of a database from before there was presence
+        device = Device(name, row["last_seen_s"])
+        device.online, device.will_s = row["online"], row["online_since_s"] or 0.0
+        if row["conflicts"]:
+            device.lie("its key is used twice", row["conflict_s"] or row["last_seen_s"])
+    else:
+        device = Device.load(name, saved)
+    device.heard_s = max(device.heard_s, row["last_seen_s"])
+    device.window_s = (row["window_ms"] or 0) / 1000
+    device.announced_s = row.get("heartbeat_s") or 0
+    device.windows = max(device.windows, row["heartbeat_windows"])
+    return device
