@@ -147,7 +147,12 @@ def wire_page() -> str:
     from stonechat_tools.fleet import privacy
 
     rows = []
-    for message, table in (("report", privacy.PRIVACY_REPORT), ("status", privacy.PRIVACY_STATUS)):
+    tables = (
+        ("report", privacy.PRIVACY_REPORT),
+        ("status", privacy.PRIVACY_STATUS),
+        ("want", privacy.PRIVACY_WANT),
+    )
+    for message, table in tables:
         rows += [f"| {message} | {name} | {_cell(meaning)} |" for name, meaning in table.values()]
     text = (DOCS / "wire-protocol.md").read_text()
     before, rest = text.split(_BEGIN)

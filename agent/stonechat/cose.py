@@ -3,7 +3,8 @@
 A sealed message is the untagged array [h'a10104', {}, payload, tag]: 17 bytes around a payload of 24 to 255. The device
 id is the external data, so a message moved to another device's topic does not verify; each kind of message has a key of
 its own (HKDF-SHA256, RFC 5869), so a report moved to the status topic does not either. delivery.py opens what comes
-back. Labels of keys: b"report", b"status", b"ack", b"command"; b"peers" keys the hashes of learned peers.
+back. Labels of keys: b"report", b"status", b"ack", b"command", and of updates b"offer", b"want"; b"peers" keys the
+hashes of learned peers.
 """
 
 from . import cbor

@@ -15,5 +15,6 @@ DETAIL_BYTES = 256
 FEATURES_BYTES = 24
 CHANNELS = 11  # beside the device's own: services, the product's counters, lasting peers, its own model
 CHANNEL_BYTES = 24  # of one's name
+CHUNK_BYTES = 384  # of a release, in one message
 CAUSES = 16  # for which windows were not scored
 ACK_NUMBERS = 32  # in each list of an acknowledgement: 16 ranges

@@ -67,8 +67,8 @@ def test_a_device_reaches_its_own_topics_and_no_others(fleet: tuple[provision.Fl
     made, _ = fleet
     collector, operator = account(made, "collector"), account(made, "operator")
     victim, thief = account(made, "pump-1"), account(made, "pump-2")
-    collector.topics = ["stonechat/1/fleet/+/report", "stonechat/1/fleet/+/status"]
-    victim.topics = [topic("pump-1", "command"), topic("pump-1", "ack")]
+    collector.topics = [f"stonechat/1/fleet/+/{name}" for name in ("report", "status", "want")]
+    victim.topics = [topic("pump-1", name) for name in ("command", "ack", "model")]
     thief.topics = [
         "#",
         "+/+/+/+/+",
@@ -77,6 +77,7 @@ def test_a_device_reaches_its_own_topics_and_no_others(fleet: tuple[provision.Fl
         topic("pump-1", "report"),
         topic("pump-1", "command"),
         topic("pump-2", "command"),
+        topic("pump-1", "model"),
         "$SYS/#",
     ]
     with collector, operator, victim, thief:
@@ -94,6 +95,11 @@ def test_a_device_reaches_its_own_topics_and_no_others(fleet: tuple[provision.Fl
             (collector, topic("pump-1", "report")),  # the collector does not report
             (collector, topic("pump-1", "command")),  # and does not command
             (operator, topic("pump-1", "ack")),
+            (thief, topic("pump-1", "want")),  # pulls another's update
+            (thief, topic("pump-1", "model")),  # offers one to another,
+            (thief, topic("pump-2", "model")),  # and to itself
+            (operator, topic("pump-1", "model")),  # only the collector offers
+            (collector, topic("pump-1", "want")),
         ]
         refusals = {}
         for peer, name in attacks:
@@ -105,11 +111,20 @@ def test_a_device_reaches_its_own_topics_and_no_others(fleet: tuple[provision.Fl
         thief.publish(topic("pump-2", "report"), b"his own")
         operator.publish(topic("pump-1", "command"), b"to pump-1")
         operator.publish(topic("pump-2", "command"), b"to pump-2")
-        assert wait_for(lambda: len(collector.got) >= 2 and victim.got and thief.got)
+        victim.publish(topic("pump-1", "want"), b"a chunk")
+        collector.publish(topic("pump-1", "model"), b"the chunk")
+        assert wait_for(lambda: len(collector.got) >= 3 and len(victim.got) >= 2 and thief.got)
         time.sleep(0.5)
-        assert sorted(collector.got) == [(topic("pump-1", "report"), b"mine"), (topic("pump-2", "report"), b"his own")]
-        assert victim.got == [(topic("pump-1", "command"), b"to pump-1")]
-        assert set(thief.got) == {(topic("pump-2", "command"), b"to pump-2")}  # of eight subscriptions
+        assert sorted(collector.got) == [
+            (topic("pump-1", "report"), b"mine"),
+            (topic("pump-1", "want"), b"a chunk"),
+            (topic("pump-2", "report"), b"his own"),
+        ]
+        assert sorted(victim.got) == [
+            (topic("pump-1", "command"), b"to pump-1"),
+            (topic("pump-1", "model"), b"the chunk"),
+        ]
+        assert set(thief.got) == {(topic("pump-2", "command"), b"to pump-2")}  # of nine subscriptions
 
 
 @needs_mosquitto

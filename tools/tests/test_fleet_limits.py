@@ -55,6 +55,7 @@ def test_what_devices_spell_out_is_in_the_table() -> None:
     """Boards save the memory of the table: their numbers are compared."""
     spelled = {
         ("report.py", "_MAX_ID"): limits.DEVICE_ID_BYTES,
+        ("update.py", "CHUNK_BYTES"): limits.CHUNK_BYTES,
     }
     for (name, constant), size in spelled.items():
         assert re.search(rf"^{constant} = const\({size}\)", (AGENT / name).read_text(), re.M), constant

@@ -15,19 +15,21 @@ import stonechat.report
 from fleet_support import FakeVerdict
 from hypothesis import given
 from hypothesis import strategies as st
-from stonechat import cose
+from stonechat import cose, slots
 from stonechat.cbor_decode import MAX_DEPTH, loads
+from stonechat.cose_open import fields_of, unseal
 from stonechat.delivery import Delivery
 from stonechat.errors import WireError
 from stonechat.outbox_memory import MemoryOutbox
 from stonechat.report import Reporter
 from stonechat_tools.bench import wire as bench_wire
-from stonechat_tools.fleet import keyring, privacy, wire
+from stonechat_tools.fleet import keyring, privacy, wire, wire_release
 from stonechat_tools.fleet.store import Store
 from stonechat_tools.proofs import fuzz_wire, power_cuts
 
 ROOT = Path(__file__).resolve().parents[2]
 CDDL = (Path(stonechat.__file__).parent / "stonechat.cddl").read_text()
+RELEASE_CDDL = (Path(stonechat.__file__).parent / "release.cddl").read_text()
 SECRET = bytes(range(32))
 STREAM = b"boot"
 KEYS = keyring.DeviceKeys(SECRET, "pump-1")
@@ -173,6 +175,66 @@ def test_status_ack_and_command_are_what_the_cddl_says() -> None:
     schema("command").validate_cbor(KEYS.command.open(wire.seal_command(KEYS, 1, 2, 5)))
 
 
+def test_messages_about_releases_are_what_their_cddl_says() -> None:
+    """Sealed by the collector, opened by the device's own code, and the reverse."""
+    rules = pycddl.Schema("start = from-collector\n" + RELEASE_CDDL)
+    manifest = bytes(range(256)) * 40
+    sealed_by_collector = [
+        wire_release.seal_offer(KEYS, 7, manifest),
+        wire_release.seal_chunk(KEYS, 0xFFFFFFFF, wire_release.MODEL, 9984, manifest),
+        wire_release.seal_chunk(KEYS, 0xFFFFFFFF, wire_release.MANIFEST, 0, manifest),
+        wire_release.seal_confirm(KEYS, 7, STREAM),
+        wire_release.seal_withdraw(KEYS, 7, STREAM),
+    ]
+    mac = cose.Mac(SECRET, b"offer", "pump-1")
+    for message in sealed_by_collector:
+        assert len(message) <= 512
+        rules.validate_cbor(unseal(mac, message))
+        for label in (b"ack", b"command", b"want"):
+            with pytest.raises(WireError):
+                fields_of(cose.Mac(SECRET, label, "pump-1"), message)
+    assert fields_of(mac, sealed_by_collector[1])[4] == manifest[9984:]
+    assert len(fields_of(mac, sealed_by_collector[2])[4]) == wire_release.CHUNK_BYTES
+    with pytest.raises(ValueError, match="none at 10240"):
+        wire_release.seal_chunk(KEYS, 1, wire_release.MODEL, len(manifest), manifest)
+
+
+def test_what_a_device_wants_is_opened_and_nonsense_is_not() -> None:
+    rules = pycddl.Schema("start = want\n" + RELEASE_CDDL)
+    mac = cose.Mac(SECRET, b"want", "pump-1")
+    good = {0: 1, 1: 7, 2: 1, 3: 768, 7: STREAM}
+    rules.validate_cbor(cbor2.dumps(good))
+    assert wire_release.open_want(KEYS, bytes(mac.seal(cbor2.dumps(good)))) == wire_release.Want(7, 1, 768, STREAM)
+    changes: tuple[dict[int, object], ...] = (
+        {0: 2}, {1: 0}, {1: True}, {1: 1 << 32}, {2: 2}, {2: -1}, {3: -1}, {3: "0"}, {7: b"123"}, {7: "boot"},
+    )  # fmt: skip
+    for change in changes:
+        with pytest.raises(keyring.Rejected):
+            wire_release.open_want(KEYS, bytes(mac.seal(cbor2.dumps(good | change))))
+    for payload in (b"", b"\x00", cbor2.dumps([1]), cbor2.dumps({0: 1})):
+        with pytest.raises(keyring.Rejected):
+            wire_release.open_want(KEYS, bytes(mac.seal(payload)))
+    with pytest.raises(keyring.Rejected, match="forged"):
+        wire_release.open_want(KEYS, sealed(good, KEYS.report))
+
+
+def test_a_status_reports_on_updates() -> None:
+    reporter, _ = make([])
+    numbers = [2, 1, 0, 3, slots.UNSUITED, 4]
+    reporter.more = [None] * 6 + [numbers]
+    message = bytes(reporter.status())
+    schema("status").validate_cbor(KEYS.status.open(message))
+    update = wire.open_status("pump-1", KEYS, message).update
+    assert update == wire_release.UpdateState(*numbers)
+    assert str(update) == "version 2, 3 ended: unsuited"
+    results = [value for name, value in vars(slots).items() if name.isupper() and name[0] != "_" and type(value) is int]
+    assert len(wire_release.UpdateState.RESULTS) == max(results) + 1
+    for wrong in ([2, 1, 0, 3, 14], [*numbers, 0], [2, 3, 0, 3, 14, 0], [2, 1, 3, 3, 14, 0], [2, 1, 0, True, 0, 0], 7):
+        fields = cbor2.loads(KEYS.status.open(message)) | {24: wrong}
+        with pytest.raises(keyring.Rejected):
+            wire.open_status("pump-1", KEYS, sealed(fields, KEYS.status))
+
+
 def test_the_cddl_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     good = {0: 1, 1: 5, 2: 1, 3: 1795362032, 5: 2, 7: 300, 8: 250, 9: 20, 16: STREAM}
     schema("report").validate_cbor(cbor2.dumps(good))
@@ -219,8 +281,8 @@ def test_both_sides_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_keys_are_the_same_on_both_sides_and_differ_by_direction() -> None:
-    labels = (b"report", b"status", b"ack", b"command", b"peers")
-    assert len({cose.derive(SECRET, label) for label in labels}) == 5
+    labels = [label.encode() for label in (*keyring.LABELS, "peers")]
+    assert len({cose.derive(SECRET, label) for label in labels}) == len(labels) == 8
     for label in labels:
         assert cose.derive(SECRET, label) == keyring.derive(SECRET, label)
 
@@ -390,11 +452,12 @@ def test_secrets_do_not_show(tmp_path: Path) -> None:
 
 def test_the_readme_of_the_wire_names_every_key() -> None:
     """The privacy table (PRIVACY in wire.py) and the CDDL know the same keys."""
-    for name, table in (("report", privacy.PRIVACY_REPORT), ("status", privacy.PRIVACY_STATUS)):
-        rules = ("window", "summary", "answer", "head", "when") if name == "report" else ("status",)
+    tables = {"report": privacy.PRIVACY_REPORT, "status": privacy.PRIVACY_STATUS, "want": privacy.PRIVACY_WANT}
+    for name, table in tables.items():
+        rules = ("window", "summary", "answer", "head", "when") if name == "report" else (name,)
         keys = set()
         for rule in rules:
-            body = re.search(rf"^{rule} = [{{(](.*?)^[}})]", CDDL, re.M | re.S)
+            body = re.search(rf"^{rule} = [{{(](.*?)^[}})]", CDDL + RELEASE_CDDL, re.M | re.S)
             assert body, rule
             keys |= {int(key) for key in re.findall(r"^  (?:\? )?(\d+):", body[1], re.M)}
         assert keys == set(table), name

@@ -12,12 +12,12 @@ def acl(topics: str, home_assistant: bool = False) -> str:
     """mosquitto's access list: a device reaches its own topics only, the collector, the operator and Home Assistant
     what they need."""
     lines = ["# A device's user name is its id."]
-    lines += [f"pattern write {topics}%u/{name}" for name in ("report", "status")]
+    lines += [f"pattern write {topics}%u/{name}" for name in ("report", "status", "want")]
     lines += [f"pattern read {topics}%u/{name}" for name in ("ack", "command", "model")]
     lines += ["", "user collector"]
-    lines += [f"topic read {topics}+/{name}" for name in ("report", "status")]
-    lines += [f"topic write {topics}+/ack", "", "user operator"]
-    lines += [f"topic write {topics}+/{name}" for name in ("command", "model")]
+    lines += [f"topic read {topics}+/{name}" for name in ("report", "status", "want")]
+    lines += [f"topic write {topics}+/{name}" for name in ("ack", "model")]
+    lines += ["", "user operator", f"topic write {topics}+/command"]
     if home_assistant:
         lines += ["", *(f"pattern write {topics}%u/{name}" for name in homeassistant.TOPICS)]
         lines += ["pattern write homeassistant/device/%u/config", "pattern read homeassistant/status"]

@@ -22,8 +22,8 @@ MAX_MESSAGE_BYTES = limits.REPORT_BYTES
 MAX_VERIFIED_BYTES = 4096  # a report larger than a message may be is refused by name, if the device has signed it
 SECRET_BYTES = 32
 MAX_FILE_BYTES = 16_384
-LABELS = ("report", "status", "ack", "renew", "offer", "command")
-COLLECTOR_LABELS = LABELS[:5]  # a collector reads, acknowledges, extends and offers; it can't command
+LABELS = ("report", "status", "ack", "renew", "offer", "want", "command")
+COLLECTOR_LABELS = LABELS[:6]  # a collector reads, acknowledges, extends and offers; it can't command
 OPERATOR_LABELS = ("command",)
 
 _HEAD = b"\x84\x43\xa1\x01\x04\xa0"
@@ -164,6 +164,10 @@ class DeviceKeys:
     @property
     def offer(self) -> Mac:
         return self._mac("offer")
+
+    @property
+    def want(self) -> Mac:
+        return self._mac("want")
 
     @property
     def command(self) -> Mac:

@@ -23,6 +23,13 @@ PRIVACY_REPORT = {
     17: ("channel", "which of the channels is unusual, where it is not the device as a whole"),
     23: ("late", "how old the report was as it was sent"),
 }
+PRIVACY_WANT = {
+    0: ("version", "nothing"),
+    1: ("release", "which version of the model the device pulls"),
+    2: ("part", "whether it is at the manifest or at the model"),
+    3: ("offset", "how far it is"),
+    7: ("stream", "which start of the device this is: a random number"),
+}
 PRIVACY_STATUS = {
     0: ("version", "nothing"),
     2: ("boot", "how often the device has started"),
@@ -45,5 +52,6 @@ PRIVACY_STATUS = {
     19: ("own model", "whether it trains a model of its own, how far that is, and the start of its file's SHA-256"),
     20: ("heartbeat", "how often it reports"),
     21: ("planned sleep", "that it sleeps now, and until when"),
+    24: ("updates", "which version of the model runs and is tried, and how the last update ended"),
     25: ("channels", "names of the services that the operator has chosen to watch"),
 }

@@ -13,6 +13,7 @@ import cbor2
 from stonechat import limits
 
 from .keyring import MAX_MESSAGE_BYTES, MAX_VERIFIED_BYTES, DeviceKeys, Rejected
+from .wire_release import UpdateState, update_state
 
 VERSION = 1
 PREFIX = "stonechat/1/fleet/"
@@ -127,6 +128,7 @@ class Status:
     heartbeat_s: int | None = None
     steady_s: int | None = None  # changed and steady for so long
     sleep_s: int | None = None  # the device sleeps now, for so long
+    update: UpdateState | None = None  # None: this device takes no updates
 
 
 class _Fields:
@@ -383,6 +385,7 @@ def open_status(device: str, keys: DeviceKeys, message: bytes) -> Status:
         heartbeat_s=fields.maybe(20),
         steady_s=fields.maybe(18),
         sleep_s=fields.maybe(21),
+        update=update_state(fields.raw(24)),
     )
 
 
