@@ -93,6 +93,29 @@ class Transport(Protocol):
 
     def close(self) -> None: ...
 
+class Enforcer(Protocol):
+    """Acts on the network for a lease (lease.py). What the operator has allowed passes whatever is in force."""
+
+    def apply(self, action: int, seconds: int) -> None:
+        """action: policy.THROTTLE or policy.QUARANTINE; it replaces what is in force, in one step, and ends by itself
+        after `seconds`, even if this process is gone. Raises OSError: then nothing is in force."""
+
+    def extend(self, seconds: int) -> None:
+        """What is in force lasts `seconds` from now on. Raises OSError; the end stays as it was."""
+
+    def release(self) -> None:
+        """End it at once; nothing happens where nothing is in force. Raises OSError."""
+
+    def counts(self) -> tuple[int, int]:
+        """Packets (on boards: calls) of what is not allowed that passed and that were stopped since apply(). Raises
+        OSError."""
+
+    def essential(self) -> bool:
+        """Whether the flows that the device needs, as it has learned them, still live."""
+
+    def close(self) -> None:
+        """End it and take away all that was set up."""
+
 class State(Protocol):
     """Keeps what was learned, section by section."""
 

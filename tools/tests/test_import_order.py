@@ -16,8 +16,8 @@ TOOLS = ROOT / "tools" / "stonechat_tools"
 LEVELS = [
     ["compat", "compat_cpython", "errors"],
     ["cbor", "cbor_decode", "int8/requantize", "int8/operator_names", "int8/viper", "int8/plain", "lms", "slh_dsa"],
-    ["features", "state", "int8/network", "metadata"],
-    ["window", "schema", "int8/tflite", "cose", "adaptation", "own_model_fit"],
+    ["features", "state", "int8/network", "metadata", "policy"],
+    ["window", "schema", "int8/tflite", "cose", "adaptation", "own_model_fit", "lease"],
     ["int8/operators", "detection", "cose_open", "budget"],
     ["int8/interpreter", "custom_counters", "lasting_peers", "commands", "manifest", "slots"],
     ["model", "update"],

@@ -11,6 +11,7 @@ from stonechat.board import hooks
 from stonechat.custom_counters import CounterCollector, counter_schema
 from stonechat.features import RATE
 from stonechat.int8 import interpreter
+from stonechat.lease import Nothing
 from stonechat.linux.collector import LinuxCollector
 from stonechat.linux.disk_outbox import DiskOutbox
 from stonechat.linux.own_client import OwnClient
@@ -82,6 +83,7 @@ PLAYERS: list[tuple[str, str, Callable[[Path], Any]]] = [
     ("Transport", "OwnClient", lambda _: OwnClient("d", "127.0.0.1", 1)),
     ("Transport", "Paho", lambda _: Paho("d", "127.0.0.1", 1)),
     ("State", "State", lambda _: State()),
+    ("Enforcer", "Nothing", lambda _: Nothing()),
 ]
 
 
