@@ -13,6 +13,7 @@ from agent_process import readable_agent
 from stonechat.errors import ConfigError
 from stonechat.linux import install, shipped
 from stonechat_tools.fleet import provision
+from stonechat_tools.fleet.bundle import make_bundle
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: users and owners")
 needs_useradd = pytest.mark.skipif(
@@ -54,7 +55,7 @@ def remake(fleet: provision.Fleet, edit: "tuple[str, str] | None" = None, **file
         config.write_text(config.read_text().replace(*edit))
     for name, data in files.items():
         (folder / name.replace("_", ".")).write_bytes(data)
-    provision.write_file(fleet.bundle("sensor-7"), provision.make_bundle(folder))
+    provision.write_file(fleet.bundle("sensor-7"), make_bundle(folder))
     return bundle(fleet)
 
 

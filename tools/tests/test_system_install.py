@@ -13,6 +13,7 @@ from debian import Debian, why_not
 from fleet_support import MOSQUITTO, free_port, needs_mosquitto
 from stonechat_tools.console import model_path
 from stonechat_tools.fleet import broker_config, provision
+from stonechat_tools.fleet.bundle import make_bundle
 from test_system_wheels import downloads, wheels  # noqa: F401 - a fixture
 
 pytestmark = [
@@ -38,7 +39,7 @@ class Fleet:
         config = self.fleet.folder / "devices" / DEVICE / "stonechat.toml"
         config.write_text(config.read_text() + "\n[report]\nheartbeat_windows = 1\n")
         self.bundle = self.fleet.bundle(DEVICE)
-        provision.write_file(self.bundle, provision.make_bundle(config.parent))
+        provision.write_file(self.bundle, make_bundle(config.parent))
         conf = broker_config.write(self.fleet, "127.0.0.1", ["localhost"], "root")
         with open(folder / "broker.log", "wb") as log:
             self._broker = subprocess.Popen([str(MOSQUITTO), "-c", str(conf)], stdout=log, stderr=log)
