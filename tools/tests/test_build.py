@@ -106,6 +106,68 @@ def test_linked_modules_are_smaller_and_the_same_modules(tmp_path: Path) -> None
         assert ("board/core" in linked.modules) == (profile == "core")
 
 
+GOLDEN = """
+import json, sys
+from binascii import hexlify, unhexlify
+sys.path.insert(0, sys.argv[1])
+from stonechat.board import {entry}, hooks
+hooks.install()
+for folder in sys.argv[2:]:
+    with open(folder + "/golden.json") as file:
+        vectors = json.load(file)["vectors"]
+    with open(folder + "/model.tflite", "rb") as file:
+        model = {entry}.load_model(file)
+        print(len(vectors), sum([hexlify(model.run(unhexlify(x[0]))).decode() == x[1] for x in vectors]))
+"""
+
+
+@pytest.mark.parametrize("profile", builder.PROFILES)
+def test_a_linked_build_with_the_interpreter_runs_models_without_a_plan(profile: str, tmp_path: Path) -> None:
+    folders = [str(ROOT / "firmware_tests/golden" / name) for name in ("operators", "dense-channel", "wide")]
+    for target in targets()[:2]:
+        if target.missing:
+            continue
+        built = tmp_path / target.name
+        builder.build(ARCHITECTURE[target.name], built, ["int8/interpreter"], profile=profile)
+        script = tmp_path / "golden.py"
+        script.write_text(GOLDEN.format(entry=profile))
+        done = run_bare(target, str(script), str(built), *folders)
+        assert done.stdout.split() == ["12", "12", "12", "12", "6", "6"], done.stdout + done.stderr
+
+
+def public_names(texts: dict[str, str], wanted: set[str]) -> set[str]:
+    """Attributes that the modules `wanted` use or keywords that their calls name, where others define them."""
+    used, defined = set(), set()
+    for module, text in texts.items():
+        for node in ast.walk(ast.parse(text)):
+            if module in wanted:
+                if isinstance(node, ast.Attribute):
+                    used.add(node.attr)
+                elif isinstance(node, ast.keyword):
+                    used.add(node.arg or "")
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                defined.add(node.attr)
+            elif isinstance(node, ast.FunctionDef):
+                defined |= {node.name, *[one.arg for one in [*node.args.args, *node.args.kwonlyargs]]}
+    return used & defined
+
+
+@pytest.mark.parametrize("profile", builder.PROFILES)
+@pytest.mark.parametrize("feature", builder.FEATURES)
+def test_what_an_optional_module_uses_keeps_its_name(feature: str, profile: str) -> None:
+    there = builder.modules([feature], profile)
+    optional = builder.needed([feature]) - builder.needed(builder.APART)
+    apart = builder.needed([*builder.APART, feature]) & set(there)
+    texts = {one: (builder.PACKAGE / (one + ".py")).read_text() for one in there}
+    together = [one for one in there if one not in apart]
+    entry = builder.PROFILES[profile][0]
+    made = builder._shortened(entry, texts, together, optional, builder.DROPPED.get(profile, ()))
+    nodes = list(ast.walk(ast.parse(made[entry])))
+    kept = {getattr(node, field, None) for node in nodes for field in ("attr", "name", "arg")}
+    wanted = public_names({one: texts[one] for one in (*together, *optional)}, optional)
+    assert not (wanted & link.INNER) - kept
+
+
 def linked(*texts: str) -> str:
     names = [f"module{i}" for i in range(len(texts))]
     return link.link(names[-1], names, dict(zip(names, texts, strict=True)))

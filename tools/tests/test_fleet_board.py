@@ -112,6 +112,11 @@ def test_the_steps_are_printed_and_no_secret_is(tmp_path: Path, capsys: pytest.C
     assert (
         f"stonechat deploy --port PORT --model micropython-1 --hook --identity {base}/devices/sensor-7/board" in printed
     )
+    assert cli.main(["provision", "--dir", base, "add", "sensor-8", "--board", "--model", "linux-1"]) == 0
+    own = f"{base}/devices/sensor-8"
+    assert f"--model {own}/model.tflite --hook --identity {own}/board" in capsys.readouterr().out
+    assert cli.main(["provision", "--dir", base, "rotate", "sensor-8"]) == 0
+    assert f"--model {own}/model.tflite --hook" in capsys.readouterr().out
     assert "600 stonechat_device.py" in printed and "644 stonechat-ca.der" in printed
     text = (tmp_path / "f/devices/sensor-7/board" / board_files.MODULE).read_text()
     for secret in ((tmp_path / "f/secrets/sensor-7.key").read_text().strip(),):

@@ -41,7 +41,7 @@ from stonechat.errors import ConfigError
 
 from stonechat_tools.console import model_path, read_file
 from stonechat_tools.device import romfs
-from stonechat_tools.device.link import in_order, link, often_used, package_of, private_names, shorten
+from stonechat_tools.device.link import Pool, in_order, link, often_used, package_of, private_names, shorten
 
 # mpy-cross's names, and boards that have them
 ARCHITECTURES = {
@@ -251,24 +251,18 @@ def build(
     entry = PROFILES[profile][0]
     apart = needed([*APART, *extra]) if linked else set(built.modules)
     together = [module for module in built.modules if module not in apart]
+    optional = needed(extra) - needed(APART)
+    texts = {module: (PACKAGE / (module + ".py")).read_text() for module in built.modules}
+    if together:
+        texts = _shortened(entry, texts, together, optional, DROPPED.get(profile, ()))
     with tempfile.TemporaryDirectory(prefix="stonechat-link-") as scratch:
         for module in built.modules:
+            if module in together and module != entry:
+                continue
             source = PACKAGE / (module + ".py")
-            if module in together:
-                if module != entry:
-                    continue
-                order = in_order(together, {one: imports(one) for one in together})
-                texts = {one: (PACKAGE / (one + ".py")).read_text() for one in built.modules}
-                known = set().union(*[private_names(texts[one]) for one in apart & set(built.modules)])
+            if together:
                 source = Path(scratch) / source.name
-                source.write_text(link(entry, order, texts, known, DROPPED.get(profile, ())))
-            elif together:
-                others = [
-                    private_names((PACKAGE / (one + ".py")).read_text()) for one in built.modules if one != module
-                ]
-                text = shorten(source.read_text(), set().union(*others), module == "board/hooks")
-                source = Path(scratch) / source.name
-                source.write_text(text)
+                source.write_text(texts[module])
             target = folder / "stonechat" / (module + ".mpy")
             target.parent.mkdir(parents=True, exist_ok=True)
             built.sizes[module] = _compile(compiler, architecture, source, target, bool(together))
@@ -277,6 +271,26 @@ def build(
     (folder / "package.json").write_text(json.dumps(_package(built, model is not None, url), indent=1) + "\n")
     (folder / "manifest.py").write_text(_manifest(built))
     return built
+
+
+def _shortened(
+    entry: str, texts: dict[str, str], together: list[str], optional: set[str], dropped: Iterable[str]
+) -> dict[str, str]:
+    """texts: sources by module; together: those to link into `entry`; optional: those that only --with adds -> what to
+    compile, by module. An optional module may use what others have and derive classes from theirs: it and the linked
+    ones share a pool of short names."""
+    private = {module: private_names(text) for module, text in texts.items()}
+    apart = [module for module in texts if module not in together]
+    pool = Pool(set().union(*private.values())) if optional else None
+    order = in_order(together, {one: imports(one) for one in together})
+    known = set().union(*[private[one] for one in apart])
+    users = [texts[one] for one in apart if one in optional]
+    found = {entry: link(entry, order, texts, known, dropped, users, pool)}
+    for module in apart:
+        others = set().union(*[names for one, names in private.items() if one != module])
+        own = pool if module in optional else None
+        found[module] = shorten(texts[module], others, module == "board/hooks", own)
+    return found
 
 
 def rom_image(built: Built, model: Path | None) -> bytes:

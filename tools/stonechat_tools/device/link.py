@@ -16,7 +16,8 @@ from typing import TypeGuard
 
 from stonechat.errors import ConfigError
 
-# Attributes and methods that only the linked modules use: they become private. A test looks for other uses of them.
+# Attributes and methods that only the linked modules use: they become private, except those that a module which stays
+# apart uses too (`--with`). A test looks for other uses of them.
 INNER = {
     "adaptation_q8",
     "max_in_flight",
@@ -97,12 +98,36 @@ def in_order(paths: Iterable[str], imports: dict[str, set[str]]) -> list[str]:
     return order
 
 
+class Pool:
+    """Short names for the private ones of several modules, in which one name is never that of two things: their
+    classes may derive from one another's. taken: names that stay as they are somewhere."""
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        kept = {*taken}
+        self._free = (name for name in _short_names() if name not in kept)
+        self._names: dict[str, str] = {}
+
+    def short(self, name: str) -> str:
+        if name not in self._names:
+            self._names[name] = next(self._free)
+        return self._names[name]
+
+
 def link(
-    entry: str, order: list[str], sources: dict[str, str], kept: Iterable[str] = (), dropped: Iterable[str] = ()
+    entry: str,
+    order: list[str],
+    sources: dict[str, str],
+    kept: Iterable[str] = (),
+    dropped: Iterable[str] = (),
+    users: Iterable[str] = (),
+    pool: Pool | None = None,
 ) -> str:
     """order: modules, each behind those that it imports; sources: their texts; kept: private names to leave as they
-    are; dropped: methods to leave out -> the text of a module that replaces `entry` and holds them all. Raises
-    ConfigError where names collide."""
+    are; dropped: methods to leave out; users: the texts of optional modules, which stay files of their own: the
+    attributes and arguments that they use stay as they are; pool: for the short names -> the text of a module that
+    replaces `entry` and holds them all. Raises ConfigError where names collide."""
+    users = list(users)
+    inner_names = INNER - set().union(*map(_used_names, users))
     imported: dict[str, tuple[str, str]] = {}  # name -> (statement's module, name there)
     owners: dict[str, str] = {}
     body: list[ast.stmt] = []
@@ -120,7 +145,7 @@ def link(
     for name, (module, _) in imported.items():
         if name in owners:
             raise ConfigError(f"link: {name} is in {owners[name]} and comes from {module or 'outside'}")
-    body = [_Inner().visit(statement) for statement in body]
+    body = [_Inner(inner_names).visit(statement) for statement in body]
     constants = _Constants(body)
     for name in constants.public:
         if private(name) in owners:
@@ -128,8 +153,8 @@ def link(
     body = [constants.visit(statement) for statement in body]
     own = {name for statement in body for name in _defines(statement)} - set(_defined_in(sources[entry])) - PUBLIC
     inner = _Globals({name for name in own if not _is_private(name)} - _mentioned(body))
-    shortened = _Shortened({*kept, *imported})
-    arguments = _Arguments(body, {*_defined_in(sources[entry]), *PUBLIC})
+    shortened = _Shortened({*kept, *imported}, pool or Pool({*kept, *imported}))
+    arguments = _Arguments(body, {*_defined_in(sources[entry]), *PUBLIC}, set().union(*map(_keywords, users)))
     body = [shortened.visit(inner.visit(arguments.visit(statement))) for statement in body]
     lines = []
     for module in sorted({module for module, _ in imported.values()}):
@@ -196,13 +221,13 @@ def _mentioned(body: list[ast.stmt]) -> set[str]:
     return found
 
 
-def shorten(source: str, kept: Iterable[str], arguments: bool = False) -> str:
-    """The text of a module that is not linked, with short private names except those in `kept`. arguments: those of its
-    functions too, where nobody names one in a call."""
+def shorten(source: str, kept: Iterable[str], arguments: bool = False, pool: Pool | None = None) -> str:
+    """The text of a module that is not linked, with short private names except those in `kept`, from the pool.
+    arguments: those of its functions too, where nobody names one in a call."""
     tree = ast.parse(source)
     if arguments:
         tree = _Arguments(tree.body, set()).visit(tree)
-    return ast.unparse(_Shortened({*kept}, private_names(source)).visit(tree))
+    return ast.unparse(_Shortened({*kept}, pool or Pool(kept), private_names(source)).visit(tree))
 
 
 def _defines(statement: ast.stmt) -> list[str]:
@@ -233,6 +258,17 @@ def private_names(source: str) -> set[str]:
     return {name for name in found if _is_private(name)}
 
 
+def _used_names(source: str) -> set[str]:
+    """The attributes, functions, arguments and keywords of a text."""
+    nodes = list(ast.walk(ast.parse(source)))
+    return {getattr(node, field) for node in nodes for field in ("attr", "name", "arg") if getattr(node, field, None)}
+
+
+def _keywords(source: str) -> set[str]:
+    """The arguments that the calls of a text name."""
+    return {node.arg for node in ast.walk(ast.parse(source)) if isinstance(node, ast.keyword) and node.arg}
+
+
 def _is_private(name: object) -> TypeGuard[str]:
     return isinstance(name, str) and name[:1] == "_" and name[1:2] not in ("", "_")
 
@@ -246,37 +282,36 @@ def _short_names() -> Iterator[str]:
 class _Shortened(ast.NodeTransformer):
     """Gives each private name a short one, but for those in `kept`; also a text that is one, as setattr() takes it."""
 
-    def __init__(self, kept: set[str], texts: Iterable[str] = ()) -> None:
+    def __init__(self, kept: set[str], pool: Pool, texts: Iterable[str] = ()) -> None:
         self._kept = kept
+        self._pool = pool
         self._texts = {*texts}
-        self._free = (name for name in _short_names() if name not in kept)
-        self._names: dict[str, str] = {}
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)
         for field in _NAMED:
             name = getattr(node, field, None)
             if _is_private(name) and name not in self._kept:
-                setattr(node, field, self._short(name))
+                setattr(node, field, self._pool.short(name))
         return node
 
     def visit_Constant(self, node: ast.Constant) -> ast.Constant:
         name = node.value
-        return ast.Constant(self._short(name)) if _is_private(name) and name in self._texts - self._kept else node
-
-    def _short(self, name: str) -> str:
-        if name not in self._names:
-            self._names[name] = next(self._free)
-        return self._names[name]
+        if _is_private(name) and name in self._texts - self._kept:
+            return ast.Constant(self._pool.short(name))
+        return node
 
 
 class _Inner(ast.NodeTransformer):
-    """Makes the names of INNER private, whatever they name."""
+    """Makes `names` (of INNER) private, whatever they name."""
+
+    def __init__(self, names: set[str]) -> None:
+        self._inner = names
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)
         for field in _NAMED:
-            if getattr(node, field, None) in INNER:
+            if getattr(node, field, None) in self._inner:
                 setattr(node, field, private(getattr(node, field)))
         return node
 
@@ -285,9 +320,9 @@ class _Arguments(ast.NodeTransformer):
     """Gives the arguments of functions the names A, B, C ..., but for those that a call names, and those of `kept`
     functions: a board stores the name of every argument, once for each name."""
 
-    def __init__(self, body: list[ast.stmt], kept: set[str]) -> None:
+    def __init__(self, body: list[ast.stmt], kept: set[str], named: Iterable[str] = ()) -> None:
         nodes = [node for statement in body for node in ast.walk(statement)]
-        self._named = {node.arg for node in nodes if isinstance(node, ast.keyword)}
+        self._named = {node.arg for node in nodes if isinstance(node, ast.keyword)} | {*named}
         self._named |= {node.name for node in nodes if isinstance(node, ast.ExceptHandler)}
         self._named |= {node.asname or node.name for node in nodes if isinstance(node, ast.alias)}
         functions = [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]

@@ -21,6 +21,7 @@ Examples:
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 from stonechat.errors import ConfigError
@@ -117,11 +118,17 @@ _HOME_STEPS = (
 )
 
 
+BOARD_MODEL = "micropython-1"  # what a board takes where no other is named
+
+
 def _board_steps(folder: Path, settings: Settings) -> str:
     """What to do with the files of a board, and who can read them."""
     lines = [f"; {folder}:"]
     lines += [f"  {path.stat().st_mode & 0o777:o} {path.name}" for path in sorted(folder.iterdir())]
-    lines.append(f"  next: stonechat deploy --port PORT --model micropython-1 --hook --identity {folder}")
+    own = folder.parent / "model.tflite"  # that was named by --model
+    model = shlex.quote(str(own)) if own.exists() else BOARD_MODEL
+    identity = shlex.quote(str(folder))
+    lines.append(f"  next: stonechat deploy --port PORT --model {model} --hook --identity {identity}")
     lines.append("  a board has no file modes: whoever has its serial port or its flash has the key")
     if settings.auth == "managed":
         lines.append(
