@@ -34,7 +34,7 @@ VERBS = {
     "command": ("stonechat_tools.fleet.command", "send a device an authenticated command"),
     "operator": ("stonechat_tools.fleet.operator", "sign the commands that a dashboard or home automation asks for"),
     "provision": ("stonechat_tools.fleet.provision", "make, rotate and revoke device identities"),
-    "release": ("stonechat_tools.release.release", "sign models for a class of devices, and check what was signed"),
+    "release": ("stonechat_tools.release.release", "sign models for a class of devices, and roll them out in stages"),
     "broker-config": ("stonechat_tools.fleet.broker_config", "write a mosquitto configuration for the fleet"),
     "simulate": ("stonechat_tools.simulate", "run a simulated fleet of real agents, some of them attacked"),
     "doctor": (

@@ -204,18 +204,20 @@ def test_what_a_device_wants_is_opened_and_nonsense_is_not() -> None:
     mac = cose.Mac(SECRET, b"want", "pump-1")
     good = {0: 1, 1: 7, 2: 1, 3: 768, 7: STREAM}
     rules.validate_cbor(cbor2.dumps(good))
-    assert wire_release.open_want(KEYS, bytes(mac.seal(cbor2.dumps(good)))) == wire_release.Want(7, 1, 768, STREAM)
+    assert wire_release.open_want("pump-1", KEYS, bytes(mac.seal(cbor2.dumps(good)))) == wire_release.Want(
+        7, 1, 768, STREAM
+    )
     changes: tuple[dict[int, object], ...] = (
         {0: 2}, {1: 0}, {1: True}, {1: 1 << 32}, {2: 2}, {2: -1}, {3: -1}, {3: "0"}, {7: b"123"}, {7: "boot"},
     )  # fmt: skip
     for change in changes:
         with pytest.raises(keyring.Rejected):
-            wire_release.open_want(KEYS, bytes(mac.seal(cbor2.dumps(good | change))))
+            wire_release.open_want("pump-1", KEYS, bytes(mac.seal(cbor2.dumps(good | change))))
     for payload in (b"", b"\x00", cbor2.dumps([1]), cbor2.dumps({0: 1})):
         with pytest.raises(keyring.Rejected):
-            wire_release.open_want(KEYS, bytes(mac.seal(payload)))
+            wire_release.open_want("pump-1", KEYS, bytes(mac.seal(payload)))
     with pytest.raises(keyring.Rejected, match="forged"):
-        wire_release.open_want(KEYS, sealed(good, KEYS.report))
+        wire_release.open_want("pump-1", KEYS, sealed(good, KEYS.report))
 
 
 def test_a_status_reports_on_updates() -> None:

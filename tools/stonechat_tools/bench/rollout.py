@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..console import plain_table
-from ..release.rollout import DAY_S, HISTORY_DAYS, STAGES, Rollout, usual
+from ..fleet.rollout import DAY_S, HISTORY_DAYS, STAGES, Rollout, usual
 
 HELP = "how soon a staged roll-out stops a bad release, and how often a healthy one"
 ALARMS_PER_DAY = 1 / 7

@@ -25,12 +25,14 @@ from stonechat.errors import StonechatError
 
 from . import alert_settings, alerts, keyring, wire
 from .broker import add_broker_arguments, broker_options, split_host
+from .chunks import RATE_BYTES
 from .collector import MQTT, RETRY_S, Collector
 from .incidents import Policy
 from .monitor import Monitor
 from .overview import fleet_table
 from .shards import Shard
 from .store import STORED, Keep, Store, StoreError
+from .updates import Updates
 
 __all__ = ["Collector"]
 HELP = "subscribe to the fleet's reports and store them"
@@ -107,6 +109,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         text = f"delete {what} after DAYS, 0 for never (default %(default)s)"
         parser.add_argument(option, type=_days, default=days, metavar="DAYS", help=text)
+    parser.add_argument(
+        "--update-rate",
+        type=_rate,
+        default=RATE_BYTES / 1000,
+        metavar="KB",
+        help="of releases, at most so much a second to all devices together (default %(default)g)",
+    )
     parser.add_argument("--alerts", metavar="FILE", help="whom to notify: TOML; `stonechat fleet example` prints one")
     parser.add_argument("--json", action="store_true", help="one JSON object a report on stdout, instead of the table")
     parser.add_argument("--for", dest="for_s", type=float, metavar="SECONDS", help="stop after this time")
@@ -117,6 +126,13 @@ def _days(text: str) -> float:
     if not 0 <= days <= 100_000:
         raise argparse.ArgumentTypeError("want 0 to 100000 days")
     return days
+
+
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 1 <= rate <= 1_000_000:
+        raise argparse.ArgumentTypeError("want 1 to 1000000 kB a second")
+    return rate
 
 
 def run(args: argparse.Namespace) -> int:
@@ -136,10 +152,21 @@ def run(args: argparse.Namespace) -> int:
         lines = JsonLines() if args.json else None
         notifier = alerts.Alerts(settings)
         monitor = Monitor(store, settings.policy, notifier.notify, shard=shard, unsent=notifier.unsent)
+        updates = Updates(
+            store,
+            keys,
+            prefix=options["prefix"],
+            shard=shard,
+            presence=monitor.presence,
+            labels=lambda: monitor.labels,
+            clock=lambda: monitor.now_s,
+            rate_bytes=args.update_rate * 1000,
+        )
+        monitor.also(updates.alerts)
         opened.callback(_note, monitor)  # what the receivers had not taken in the end
         opened.enter_context(notifier)
         options["client_id"] = args.client_id or "stonechat-collector" + (f"-{shard.number}" if args.shard else "")
-        options |= {"mqtt": args.mqtt, "also": also, "monitor": monitor}
+        options |= {"mqtt": args.mqtt, "also": also, "monitor": monitor, "updates": updates}
         collector = Collector(store, keys, on_report=lines, keep=keep, shard=shard, **options)
         with collector:
             if args.json or not sys.stdout.isatty():

@@ -10,17 +10,18 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from stonechat import limits
 from stonechat.errors import ConfigError
 
-from . import keyring, wire
+from . import keyring, wire, wire_release
 from .monitor import Monitor
 from .mqtt_codec import Message
 from .shards import Shard
 from .store import DUPLICATE, STORED, Store, StoreError
 from .store.retention import Keep
+from .updates import Outgoing, Updates, Wanted
 from .waiting import Source, Waiting
 
 BATCH_WAIT_S = 0.005
@@ -35,6 +36,8 @@ MQTT = ("auto", "5", "3.1.1", "paho")
 _NOT_YET = "not connected yet"
 
 OnReport = Callable[[wire.Report], None]
+Kind = TypeVar("Kind")
+Opened = Callable[[str, keyring.DeviceKeys, bytes], Kind]
 
 
 class Collector:
@@ -43,7 +46,7 @@ class Collector:
     thread; `counts` has what became of every message; `failure` is what ended the worker, None while it works.
     mqtt: one of MQTT, see bulk_client. keep: what to roll up and delete; None for all as it is.
     shard: which devices are its own; messages of all others are acknowledged to the broker and left to their collector.
-    monitor: judges what was committed (monitor.py).
+    monitor: judges what was committed (monitor.py). updates: offers and serves releases (updates.py).
     also: more brokers, (host, port): devices connect to one of them, and the collector to all."""
 
     def __init__(
@@ -64,6 +67,7 @@ class Collector:
         keep: Keep | None = None,
         shard: Shard | None = None,
         monitor: Monitor | None = None,
+        updates: Updates | None = None,
         also: Sequence[tuple[str, int]] = (),
     ) -> None:
         self.store = store
@@ -75,8 +79,9 @@ class Collector:
         self.on_report = on_report
         self.on_status = on_status
         self.monitor = monitor
+        self.updates = updates
         self._stepped_s = 0.0  # when the monitor last judged
-        names = (STORED, DUPLICATE, "status", *keyring.REASONS, "refused", "dropped")
+        names = (STORED, DUPLICATE, "status", "want", *keyring.REASONS, "refused", "dropped")
         self.counts: dict[str, int] = dict.fromkeys(names, 0)
         self.failure: BaseException | None = None
         self.connected = threading.Event()  # set while subscribed, at each broker
@@ -88,6 +93,7 @@ class Collector:
         self._listened_s = 0.0  # when that was last noted in the database
         options: dict[str, Any] = {"username": username, "password": password, "tls": tls}
         topics = [self.prefix + "+/report", self.prefix + "+/status"]
+        topics += [f"{self.prefix}+/{wire_release.WANT_TOPIC}"] if updates is not None else []
         places = [(host, port), *also]
         self._network: list[str | None] = [_NOT_YET] * len(places)  # what is wrong with each broker
         self._clients: list[Any] = []
@@ -175,9 +181,10 @@ class Collector:
                 self._note_listening()
                 self._retain(not batch)
                 self._judge()
-            if self.monitor is not None:
-                with contextlib.suppress(StoreError):
-                    self.monitor.close()
+            for part in (self.monitor, self.updates):
+                if part is not None:
+                    with contextlib.suppress(StoreError):
+                        part.close()
         except BaseException as error:
             self.failure = error
             for client in self._clients:
@@ -201,9 +208,14 @@ class Collector:
             self._retained_s = time.monotonic() - (RETAIN_S - 0.5 if more else 0.0)
 
     def _judge(self) -> None:
-        """Every STEP_S: who is there, what is wrong, who has to know."""
-        if self.monitor is not None and time.monotonic() - self._stepped_s >= STEP_S:
+        """Every STEP_S: who is there, what is wrong, who has to know, and who takes a release."""
+        due = time.monotonic() - self._stepped_s >= STEP_S
+        if due:
             self._stepped_s = time.monotonic()
+        if self.updates is not None:
+            with contextlib.suppress(StoreError):
+                self._send_all(self.updates.step() if due else self.updates.serve())
+        if self.monitor is not None and due:
             self.monitor.connected(self.connected.is_set())
             with contextlib.suppress(StoreError):  # as for the reports, which wait for the database
                 self.monitor.step()
@@ -235,11 +247,18 @@ class Collector:
         at, epoch = source or (0, None)
         self._clients[at].send(mids, publishes, epoch)
 
+    def _send_all(self, messages: Sequence[Outgoing]) -> None:
+        """Each to the broker that its device is connected to, or to all where that is not known."""
+        for source, topic, payload in messages:
+            for at in range(len(self._clients)) if source is None else (source[0],):
+                self._clients[at].send([], [(topic, payload)])
+
     def take(self, messages: Sequence[Message], source: Source | None = None) -> None:
         """One batch of messages of one connection. Raises StoreError with nothing acknowledged."""
         reports: list[wire.Report] = []
         signers: list[keyring.DeviceKeys] = []
         statuses: list[wire.Status] = []
+        wants: list[Wanted] = []
         rejections: list[tuple[str, str]] = []
         refused: list[tuple[str, bytes, int, keyring.DeviceKeys]] = []
         self.keys.refresh()
@@ -259,7 +278,10 @@ class Collector:
                         self._others(device, keys, payload, rejected, reports, signers, refused)
                 elif topic.endswith("/status"):
                     device = topic[start:-7]
-                    statuses.append(self._status(device, payload))
+                    statuses.append(self._opened(device, payload, wire.open_status)[0])
+                elif topic.endswith("/want"):
+                    device = topic[start:-5]
+                    wants.append(self._opened(device, payload, wire_release.open_want))
                 else:
                     device = topic[start:].partition("/")[0]
                     raise keyring.Rejected("malformed", "topic")
@@ -273,7 +295,11 @@ class Collector:
         if self.monitor is not None:
             with contextlib.suppress(StoreError):  # the batch is committed
                 self.monitor.took(reports, results, statuses, rejections)
+        if self.updates is not None:
+            with contextlib.suppress(StoreError):
+                self._send_all(self.updates.took(reports, results, statuses, wants, source))
         self.counts["status"] += len(statuses)
+        self.counts["want"] += len(wants)
         self.counts["refused"] += len(refused)
         if self.on_report:
             for report, result in zip(reports, results, strict=True):
@@ -325,15 +351,18 @@ class Collector:
             refused.append((device, *failure.identity, signer))
         raise failure
 
-    def _status(self, device: str, payload: bytes) -> wire.Status:
+    def _opened(self, device: str, payload: bytes, opened: Opened[Kind]) -> tuple[Kind, keyring.DeviceKeys]:
+        """A status or a want, with the keys that it verifies with. Raises Rejected."""
         failure = keyring.Rejected("unknown device", device)
         for keys in self.keys.held(device):
             try:
-                return wire.open_status(device, keys, payload)
+                return opened(device, keys, payload), keys
             except keyring.Rejected as rejected:
                 failure = rejected
                 if rejected.reason != "forged":
                     break
+            except ConfigError as error:  # a key file from before there were such messages
+                failure = keyring.Rejected("key file", str(error))
         raise failure
 
     def _acknowledgements(

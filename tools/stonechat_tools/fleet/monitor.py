@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from .incidents import Incident, Incidents, Notification, Policy
+from .incidents import Alert, Incident, Incidents, Notification, Policy
 from .judgements import HOLD_S, Judgements
 from .labels import NONE, Labels
 from .monitor_notes import MAX_IDS, Notes
-from .presence import Change, State
+from .presence import Change, Device, State
 from .shards import Shard
 from .store import DUPLICATE, STORED, Store
 from .wire import Report, Status
@@ -71,6 +71,7 @@ class Monitor:
     ) -> None:
         shard = shard or Shard()
         self._notify = notify
+        self._more: Callable[[float], Iterable[Alert]] = lambda now_s: ()
         self._clock, self._steady = clock, steady
         self._offset_s = clock() - steady()
         self._lock = threading.RLock()
@@ -168,7 +169,10 @@ class Monitor:
             for change in self._judged.step(now_s):
                 if self._on_change is not None:
                     self._on_change(change)
-            self.incidents.step(self._judged.alerts(self.incidents.open, now_s), now_s)
+            alerts = self._judged.alerts(self.incidents.open, now_s)
+            for alert in self._more(now_s):
+                alerts[alert.key] = alert
+            self.incidents.step(alerts, now_s)
             for notification in self.incidents.due(now_s):
                 if self._notify is not None:
                     self._notify(notification)
@@ -182,6 +186,14 @@ class Monitor:
         self._looked_s = -1e18
         if self._notes is not None:
             self._notes.forget_times()
+
+    def also(self, alerts: Callable[[float], Iterable[Alert]]) -> None:
+        """alerts(now_s): what somebody else judges, at each step()."""
+        self._more = alerts
+
+    def presence(self, device: str) -> Device | None:
+        """What is known of a device, as of the last step()."""
+        return self.fleet.devices.get(device)
 
     # --- reading --------------------------------------------------------------------------------------------------
 

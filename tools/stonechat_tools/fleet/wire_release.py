@@ -106,7 +106,7 @@ def _seal(keys: DeviceKeys, fields: dict[int, Any]) -> bytes:
     return keys.offer.seal(cbor2.dumps({0: _VERSION, **fields}, canonical=True))
 
 
-def open_want(keys: DeviceKeys, message: bytes) -> Want:
+def open_want(device: str, keys: DeviceKeys, message: bytes) -> Want:
     """What a device wants. Raises Rejected."""
     payload = keys.want.open(message)
     try:

@@ -1,4 +1,4 @@
-"""Sign models for a class of devices, and check what was signed.
+"""Sign models for a class of devices, check what was signed, and roll it out to the fleet in stages.
 
 A release is a folder: manifest.cbor (what the devices verify), model.tflite, sbom.cdx.json. Sign on a machine that is
 not on a network; the folder holds no secret. Two algorithms: slh-dsa (SLH-DSA-SHA2-128s, FIPS 205) keeps no state and
@@ -13,6 +13,15 @@ Examples:
   stonechat release verify releases/pump-3 --keys vendor.key.pub officer.key.pub
   stonechat release inspect releases/pump-3
   stonechat release sign --next-keys new.key.pub --key vendor.key --class pump --version 4 --out releases/pump-4
+
+publish, stage, pause, resume, withdraw and status work on the fleet's database; the collector does the rest. A roll-out
+stops by itself where devices fail, or where those that have the release alarm more than those without it.
+
+  stonechat release publish releases/pump-3 --keys vendor.key.pub officer.key.pub --db fleet.db
+  stonechat release stage pump 3 --db fleet.db
+  stonechat release stage pump 3 --site berlin --stages 2:1d,50%:1d,100%:1d --db fleet.db
+  stonechat release status pump 3 --db fleet.db
+  stonechat release withdraw pump 3 --comment "alarms at night" --db fleet.db
 """
 
 import argparse
@@ -30,9 +39,9 @@ from stonechat.model import load_model
 from stonechat.model_file import prove
 
 from ..console import model_path, plain_table, read_file, write_atomic
-from . import keys, make, sbom
+from . import keys, make, operate, sbom
 
-HELP = "sign models for a class of devices, and check what was signed"
+HELP = "sign models for a class of devices, and roll them out in stages"
 HOLDS_KEYS = True
 MANIFEST, MODEL, SBOM = "manifest.cbor", "model.tflite", "sbom.cdx.json"
 MOST_MODEL_BYTES = 1 << 20
@@ -81,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inspect = actions.add_parser("inspect", help="show a manifest; checks nothing")
     inspect.add_argument("release", type=Path, metavar="RELEASE", help="a release, or its manifest")
 
+    operate.add_arguments(actions)
     for action in (keygen, sign):
         action.add_argument(
             "--passphrase-file", type=Path, metavar="FILE", help="holds the passphrase in its first line"
@@ -109,6 +119,8 @@ def _date(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Raises StonechatError, OSError."""
+    if args.action in operate.ACTIONS:
+        return operate.run(args, _verified(args) if args.action == "publish" else None)
     actions = {"keygen": _keygen, "sign": _sign, "verify": _verify, "inspect": _inspect}
     return actions[args.action](args)
 
@@ -224,10 +236,17 @@ def _no_leaf_twice(key: keys.SigningKey, folder: Path) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    _show(args.release, _verified(args)[0], args.json, verified=True)
+    return 0
+
+
+def _verified(args: argparse.Namespace) -> tuple[bytes, bytes | None, manifest.Manifest]:
+    """Manifest, model, and what the manifest holds; all of it was checked. Raises StonechatError, OSError."""
     public = [key for path in args.keys for key in keys.read_public(path)]
     folder: Path = args.release
     message = read_file(folder / MANIFEST, manifest.MOST_BYTES)
     found = manifest.unseal(message, [(keys.ROLES[key.role], key.data) for key in public])
+    data = None
     if found.model is not None:
         data = read_file(folder / MODEL, MOST_MODEL_BYTES)
         if [hashlib.sha256(data).digest(), len(data)] != found.model[:2]:
@@ -240,11 +259,9 @@ def _verify(args: argparse.Namespace) -> int:
             raise ConfigError(f"{folder / MODEL}: its golden vectors are not those that were signed")
     if found.sbom is not None and hashlib.sha256(read_file(folder / SBOM)).digest() != found.sbom:
         raise ConfigError(f"{folder / SBOM}: is not the bill of materials that was signed")
-    now_s = time.time()
-    if now_s >= found.expires_s:
+    if time.time() >= found.expires_s:
         raise ConfigError(f"{folder}: expired on {_day(found.expires_s)}; devices refuse it")
-    _show(folder, message, args.json, verified=True)
-    return 0
+    return message, data, found
 
 
 def _inspect(args: argparse.Namespace) -> int:

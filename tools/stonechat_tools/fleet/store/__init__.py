@@ -6,6 +6,8 @@ schema.py     tables, versions, migrations
 read.py       what is read for tables, plots and checks
 sqlite.py     the file: opened, locked, moved, damaged
 postgres.py   the server: connected, lost, connected again
+releases.py   signed models that were published
+rollouts.py   their roll-outs, and what each device did with them
 retention.py  roll-ups by hour and day, and what is deleted after how long
 """
 

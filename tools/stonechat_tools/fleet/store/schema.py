@@ -94,6 +94,67 @@ CREATE TABLE notes (
     PRIMARY KEY (kind, name)
 );
 """
+UPDATES = """
+CREATE TABLE updates (
+    device {integer} PRIMARY KEY,
+    version {integer} NOT NULL,
+    slot {integer} NOT NULL,
+    trial {integer} NOT NULL,
+    tried {integer} NOT NULL,
+    result {integer} NOT NULL,
+    refusals {integer} NOT NULL,
+    stream {blob} NOT NULL,
+    schema_id TEXT NOT NULL,
+    at_s {real} NOT NULL
+);
+CREATE TABLE releases (
+    id {key},
+    class TEXT NOT NULL,
+    version {integer} NOT NULL,
+    schema_id TEXT NOT NULL,
+    digest {blob} NOT NULL,
+    manifest {blob} NOT NULL,
+    model {blob},
+    published_s {real} NOT NULL,
+    published_by TEXT NOT NULL,
+    UNIQUE (class, version)
+);
+CREATE TABLE rollouts (
+    id {key},
+    release {integer} NOT NULL,
+    site TEXT NOT NULL,
+    state TEXT NOT NULL,
+    stages TEXT NOT NULL,
+    stage {integer} NOT NULL,
+    began_s {real} NOT NULL,
+    since_s {real} NOT NULL,
+    tested_s {real} NOT NULL,
+    judged_s {real} NOT NULL,
+    tests TEXT NOT NULL,
+    evidence TEXT NOT NULL
+);
+CREATE TABLE rollout_devices (
+    rollout {integer} NOT NULL,
+    device {integer} NOT NULL,
+    state TEXT NOT NULL,
+    since_s {real} NOT NULL,
+    taken_s {real},
+    until_s {real},
+    lost {integer} NOT NULL DEFAULT 0,
+    result TEXT NOT NULL DEFAULT '',
+    counted {integer} NOT NULL DEFAULT 0,
+    PRIMARY KEY (rollout, device)
+);
+CREATE INDEX rollout_devices_by_state ON rollout_devices (rollout, state, until_s);
+CREATE TABLE rollout_log (
+    id {key},
+    rollout {integer} NOT NULL,
+    at_s {real} NOT NULL,
+    actor TEXT NOT NULL,
+    what TEXT NOT NULL,
+    evidence TEXT NOT NULL
+);
+"""
 FIRST = (
     """
 CREATE TABLE devices (
@@ -196,6 +257,7 @@ STEPS: dict[int, Callable[[Engine, Db], None]] = {  # by the version that it lea
     4: _to_4,
     5: lambda engine, db: _script(engine, db, NOTES),
     6: _to_6,
+    7: lambda engine, db: _script(engine, db, UPDATES),
 }
 VERSION = max(STEPS)
 BORN = 4  # the version that FIRST makes; the steps after it follow at once

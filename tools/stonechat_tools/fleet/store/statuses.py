@@ -1,11 +1,11 @@
 """What a status, or a last will, does to the database."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 
 from ..keyring import Rejected
 from ..wire import Status
-from .base import DAY_S, Db, Device, Stream
+from .base import DAY_S, Db, Device, Stream, marks
 
 
 def put_status(db: Db, device: Device, stream: Stream, status: Status, now_s: float) -> None:
@@ -39,6 +39,15 @@ def put_status(db: Db, device: Device, stream: Stream, status: Status, now_s: fl
         "INSERT INTO statuses (device, facts) VALUES (?, ?) ON CONFLICT (device) DO UPDATE SET facts = excluded.facts",
         (device.id, json.dumps(facts_of(status, now_s))),
     )
+    update = status.update
+    if update is not None:
+        names = ("version", "slot", "trial", "tried", "result", "refusals", "stream", "schema_id", "at_s")
+        values = (*astuple(update), status.stream, status.schema.hex() if status.schema else "", now_s)
+        db.execute(
+            f"INSERT INTO updates (device, {', '.join(names)}) VALUES (?, {marks(len(names))}) ON CONFLICT (device)"
+            f" DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in names)}",
+            (device.id, *values),
+        )
 
 
 def facts_of(status: Status, now_s: float) -> dict[str, object]:
@@ -58,6 +67,8 @@ def facts_of(status: Status, now_s: float) -> dict[str, object]:
         "sleep_s": status.sleep_s,
         "channels": list(status.channels),
         "own_model": status.own and asdict(status.own) | {"digest": status.own.digest.hex(), "shown": str(status.own)},
+        "update": status.update
+        and asdict(status.update) | {"reason": status.update.reason, "shown": str(status.update)},
         "boot": status.boot,
         "stream": status.stream.hex(),
         "steady_since_s": None if status.steady_s is None else now_s - status.steady_s,

@@ -16,7 +16,8 @@ not count against the release. Bad: twice the rate. A device counts once a day.
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 BUCKETS = 10_000
 DAY_S = 86_400
@@ -56,15 +57,17 @@ def bucket(release: bytes, device: str) -> int:
     return int.from_bytes(hashlib.sha256(release + device.encode()).digest()[:4], "big") % BUCKETS
 
 
-def chosen(stage: Stage, release: bytes, devices: Iterable[str]) -> list[str]:
-    """Those of `devices` that take the release in this stage, in the order of their buckets; at least as many as in
-    every stage before."""
+def size(stages: tuple[Stage, ...], stage: int, devices: int) -> int:
+    """How many of `devices` have the release by the end of a stage (an index of `stages`): no fewer than in a stage
+    before it."""
+    wanted = max(each.devices or math.ceil(each.share * devices) for each in stages[: stage + 1])
+    return min(wanted, devices)
+
+
+def chosen(release: bytes, devices: Iterable[str], count: int) -> list[str]:
+    """The first `count` of the devices, in the order of their buckets."""
     order = sorted((bucket(release, device), device) for device in devices)
-    if stage.devices:
-        return [device for _, device in order[: stage.devices]]
-    least = max((s.devices for s in STAGES), default=0)
-    wanted = max(math.ceil(stage.share * len(order)), min(least, len(order)))
-    return [device for _, device in order[:wanted]]
+    return [device for _, device in order[:count]]
 
 
 def usual(alarm_days: float, days: float, fleet_rate: float) -> float:
@@ -171,6 +174,14 @@ class Rollout:
         self.stage += 1
         self.since_s = now_s
         return True
+
+    @classmethod
+    def load(cls, since_s: float, stages: tuple[Stage, ...], stage: int, tests: dict[str, Any]) -> "Rollout":
+        """tests: as dump() gave them."""
+        return cls(since_s, stages, stage, Failures(**tests["failures"]), Alarms(**tests["alarms"]))
+
+    def dump(self) -> dict[str, Any]:
+        return {"failures": asdict(self.failures), "alarms": asdict(self.alarms)}
 
     def resume(self) -> None:
         """The operator has looked: the tests begin anew, because what stopped it once would stop it at once again."""

@@ -5,34 +5,38 @@ import math
 import numpy as np
 import pytest
 from stonechat_tools.bench import rollout as bench
-from stonechat_tools.release.rollout import (
+from stonechat_tools.fleet.rollout import (
     BUCKETS,
     DAY_S,
     STAGES,
     Rollout,
     bucket,
     chosen,
+    size,
     usual,
 )
 
 DEVICES = [f"pump-{i}" for i in range(400)]
 
 
+def taken(stage: int, devices: list[str], release: bytes = b"release") -> list[str]:
+    return chosen(release, devices, size(STAGES, stage, len(devices)))
+
+
 def test_each_stage_holds_the_devices_of_the_one_before() -> None:
     before: set[str] = set()
-    for stage in STAGES:
-        now = set(chosen(stage, b"release", DEVICES))
+    for stage in range(len(STAGES)):
+        now = set(taken(stage, DEVICES))
         assert before <= now
         before = now
     assert before == set(DEVICES)
-    assert len(chosen(STAGES[0], b"release", DEVICES)) == 5
-    assert len(chosen(STAGES[3], b"release", DEVICES)) == 100
-    assert chosen(STAGES[0], b"release", []) == []
-    assert set(chosen(STAGES[1], b"release", DEVICES[:3])) == set(DEVICES[:3])
+    assert [size(STAGES, stage, 400) for stage in range(6)] == [5, 5, 20, 100, 200, 400]
+    assert [size(STAGES, stage, 3) for stage in range(6)] == [3] * 6
+    assert taken(0, []) == []
 
 
 def test_other_devices_are_first_in_another_release() -> None:
-    first = [frozenset(chosen(STAGES[0], bytes([i]), DEVICES)) for i in range(20)]
+    first = [frozenset(taken(0, DEVICES, bytes([i]))) for i in range(20)]
     assert len(set(first)) == 20
     counts = np.histogram([bucket(b"release", f"device-{i}") for i in range(20_000)], bins=10, range=(0, BUCKETS))[0]
     assert counts.min() > 1800 and counts.max() < 2200

@@ -1,0 +1,396 @@
+"""The collector's half of updates: offers releases to devices whose turn it is, serves chunks, confirms, withdraws.
+
+rollout_judge.py decides whose turn it is; here is what then happens to each device of this collector. What a device
+has done is in the database (`updates`, from its status, and `rollout_devices`), so a restart goes on where it was. In
+memory are the devices that take a release now, at most MAX_OPEN a roll-out.
+
+A device is confirmed only after it is back on the new version: its status has it on trial, and a report of that start
+has a score. A roll-out that is paused gives nobody a turn and serves nothing, but confirms; one that halted does not
+even confirm, and devices on trial go back by themselves.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from stonechat import slots
+from stonechat.errors import ConfigError
+
+from . import keyring, wire, wire_release
+from . import labels as labels_of_devices
+from .chunks import RATE_BYTES, Chunks, Where
+from .incidents import Alert
+from .labels import Labels
+from .presence import AWAY, Device
+from .rollout_judge import Judge, superseded
+from .shards import Shard
+from .store import STORED, Store, rollouts
+from .store.rollouts import DONE, HALTED, OPEN, PAUSED, RUNNING, WITHDRAWN, Member, RolloutRow
+
+LOOK_S = 2.0  # how often the database is asked what has changed
+OFFER_AGAIN_S = 30.0  # to a device that says something, and asks for nothing
+CONFIRM_AGAIN_S = 5.0
+WITHDRAW_AGAIN_S = 10.0
+WITHDRAW_MOST = 1000  # devices at a time
+RETRY_S = 600.0  # after a refusal that may pass: of the clock, of the medium
+DUE_S = 86_400.0  # to ask for what was offered
+TAKE_S = 7 * 86_400.0  # to have all of it: a slow link, a small budget
+WATCH_S = 86_400.0  # after the confirmation, or half of the stage where that is shorter
+GONE_S = 60.0  # a restart is no failure
+PAGE = 500
+PASSING = (slots.EARLY, slots.CLOCK, slots.DIGEST, slots.STORAGE)
+
+Publish = tuple[str, bytes]
+Outgoing = tuple[Where, str, bytes]  # its topic and message
+Wanted = tuple[wire_release.Want, keyring.DeviceKeys]  # and what it verified with
+
+
+class _Active:
+    """What is remembered of a device that takes a release now."""
+
+    __slots__ = ("confirmed_s", "member", "offered_s", "row", "scored", "stream", "wanted_s")
+
+    def __init__(self, member: Member, row: RolloutRow) -> None:
+        self.member = member
+        self.row = row
+        self.stream = member.stream  # of the start that the offer went to
+        self.offered_s = self.wanted_s = self.confirmed_s = 0.0
+        self.scored = False  # a report of this start has a score
+
+
+class Updates:
+    """presence(name): what is known of a device's presence, None where nobody judges that. labels(): those of all
+    devices; None: they are read from the database. rate_bytes: of chunks a second. step() and took() give what is to be
+    sent: (connection, topic, message)."""
+
+    def __init__(
+        self,
+        store: Store,
+        keys: keyring.Keys,
+        *,
+        prefix: str = wire.PREFIX,
+        shard: Shard | None = None,
+        presence: Callable[[str], Device | None] = lambda name: None,
+        labels: Callable[[], Mapping[str, Labels]] | None = None,
+        clock: Callable[[], float] = time.time,
+        rate_bytes: float = RATE_BYTES,
+        judge_s: float = 5.0,
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._prefix = prefix.rstrip("/") + "/"
+        self._shard = shard or Shard()
+        self._presence = presence
+        self._clock = clock
+        self._read_labels: tuple[Any, dict[str, Labels]] = (None, {})
+        self._judge = Judge(store, labels or self._labels, clock=clock, every_s=judge_s)
+        self._rows: dict[int, RolloutRow] = {}  # that go on, or are withdrawn
+        self._active: dict[str, _Active] = {}
+        self._chunks = Chunks(store, clock, rate_bytes)
+        self._changed: dict[tuple[int, int], Member] = {}
+        self._withdrawn: dict[tuple[str, int], float] = {}  # when it was sent last
+        self._pages: dict[int, tuple[float, int]] = {}
+        self._looked_s = -1e18
+        self.counts = {"offers": 0, "chunks": 0, "confirmations": 0, "withdrawals": 0}
+        self.problem: str | None = None
+
+    # --- what arrives -----------------------------------------------------------------------------------------------
+
+    def took(
+        self,
+        reports: Sequence[wire.Report],
+        results: Sequence[str],
+        statuses: Iterable[wire.Status],
+        wants: Iterable[Wanted] = (),
+        where: Where = None,
+    ) -> list[Outgoing]:
+        """What was committed. Raises StoreError; then it comes again with the device's next message."""
+        now_s = self._clock()
+        spoke: dict[str, None] = {}
+        if self._active:
+            spoke = {status.device: None for status in statuses if status.device in self._active}
+            if spoke:
+                self._look(now_s)
+            for report, result in zip(reports, results, strict=True):
+                found = self._active.get(report.device)
+                if found is not None and result == STORED:
+                    spoke[report.device] = None
+                    on_time = report.late_s is None and report.windows > 0 and report.score_q8 is not None
+                    found.scored |= on_time and report.stream == found.member.stream
+        sent: list[Outgoing] = []
+        for want, signer in wants:
+            sent += self._want(want, signer, where, now_s)
+        for name in spoke:
+            found = self._active.get(name)
+            if found is not None:
+                self._move(found, now_s)
+                sent += [(where, *each) for each in self._due(found, now_s, True)]
+        self._flush()
+        return sent + self.serve()
+
+    def _want(self, want: wire_release.Want, signer: keyring.DeviceKeys, where: Where, now_s: float) -> list[Outgoing]:
+        name = signer.device
+        found = self._active.get(name)
+        if found is None or found.row.release.version != want.version:
+            return self._unwanted(want, signer, where, now_s)
+        known = found.member.stream
+        if known and known != want.stream or found.row.state not in (RUNNING, DONE):
+            return []  # of an earlier start, or nothing is served now
+        found.wanted_s = now_s
+        if found.member.state == "due":
+            self._to(found, "pulling", now_s)
+        self._chunks.ask(found.row.release.id, want, signer, where)
+        return []
+
+    def _unwanted(
+        self, want: wire_release.Want, signer: keyring.DeviceKeys, where: Where, now_s: float
+    ) -> list[Outgoing]:
+        """A device goes on asking for what has been withdrawn meanwhile."""
+        for row in self._rows.values():
+            key = (signer.device, row.id)
+            if row.state == WITHDRAWN and row.release.version == want.version and self._again(key, now_s):
+                message = wire_release.seal_withdraw(signer, want.version, want.stream)
+                self.counts["withdrawals"] += 1
+                return [(where, self._topic(signer.device), message)]
+        return []
+
+    def _again(self, key: tuple[str, int], now_s: float) -> bool:
+        if 0 <= now_s - self._withdrawn.get(key, -1e18) < WITHDRAW_AGAIN_S:
+            return False
+        if len(self._withdrawn) > 10 * WITHDRAW_MOST:
+            self._withdrawn = {k: at_s for k, at_s in self._withdrawn.items() if now_s - at_s < WITHDRAW_AGAIN_S}
+        self._withdrawn[key] = now_s
+        return True
+
+    # --- about once a second ----------------------------------------------------------------------------------------
+
+    def step(self) -> list[Outgoing]:
+        """Raises StoreError; the next step is another try."""
+        now_s = self._clock()
+        sent: list[Outgoing] = []
+        if not 0 <= now_s - self._looked_s < LOOK_S:
+            self._judge.step()
+            self._look(now_s)
+            for found in list(self._active.values()):
+                self._move(found, now_s)
+                sent += [(None, *each) for each in self._due(found, now_s, False)]
+            for row in self._rows.values():
+                if row.state == WITHDRAWN:
+                    sent += [(None, *each) for each in self._withdraw(row, now_s)]
+                else:
+                    self._watch(row, now_s)
+            self._flush()
+        return sent + self.serve()
+
+    def _look(self, now_s: float) -> None:
+        self._looked_s = now_s
+        every = rollouts.rollouts(self._store)
+        self._rows = {
+            row.id: row
+            for row in every
+            if row.state in (RUNNING, PAUSED, HALTED, WITHDRAWN) or row.state == DONE and not superseded(row, every)
+        }
+        before, self._active = self._active, {}
+        for row in self._rows.values():
+            if row.state == WITHDRAWN:
+                continue
+            for member in rollouts.members(self._store, row.id, OPEN):
+                if member.name not in self._shard:
+                    continue
+                found = before.get(member.name)
+                if found is None or found.row.id != row.id:
+                    found = _Active(member, row)
+                if found.member.stream != member.stream:
+                    found.scored = False
+                found.member, found.row = member, row
+                self._active[member.name] = found
+        self._chunks.only(self._active.keys())
+
+    def _labels(self) -> Mapping[str, Labels]:
+        changed = self._store.notes(labels_of_devices.CHANGED)
+        if changed != self._read_labels[0]:
+            self._read_labels = (changed, labels_of_devices.read(self._store))
+        return self._read_labels[1]
+
+    # --- one device -------------------------------------------------------------------------------------------------
+
+    def _to(self, found: _Active, state: str, now_s: float, result: str = "") -> None:
+        member = found.member
+        if member.state == "due":
+            member.lost = self._lost(member.name)
+        member.state, member.since_s, member.result = state, now_s, result
+        if state in ("trial", "confirmed") and member.taken_s is None:
+            member.taken_s = now_s
+        if state == "confirmed":
+            member.until_s = now_s + min(WATCH_S, found.row.stages[found.row.stage].soak_s / 2)
+        self._changed[member.rollout, member.id] = member
+        if state not in OPEN:
+            self._active.pop(member.name, None)
+            self._chunks.drop(member.name)
+
+    def _flush(self) -> None:
+        if self._changed:
+            rollouts.keep(self._store, self._changed.values())
+            self._changed.clear()
+
+    def _lost(self, name: str) -> int:
+        seen = self._presence(name)
+        return 0 if seen is None else seen.lost_announced + seen.unexplained
+
+    def _away(self, name: str, now_s: float) -> str:
+        """Why a device counts as silent, or ""."""
+        seen = self._presence(name)
+        if seen is None or seen.state not in AWAY:
+            return ""
+        patience_s = 0.0 if seen.state == "silent" else max(GONE_S, 2 * seen.interval_s)
+        return f"{seen.state}: {seen.why}" if now_s - seen.since_s > patience_s else ""
+
+    def _move(self, found: _Active, now_s: float) -> None:
+        """Follow what the device's last status reports, and what it does not."""
+        member, version = found.member, found.row.release.version
+        update = member.update
+        if update is not None:
+            if update.version == version:
+                self._to(found, "confirmed", now_s)
+                return
+            if update.version > version:
+                self._to(found, "passed", now_s, f"runs version {update.version}")
+                return
+            if update.trial and update.tried == version:
+                if member.state != "trial":
+                    self._to(found, "trial", now_s)
+            elif update.tried == version and update.failed and update.result not in PASSING:
+                self._to(found, "failed", now_s, update.reason)
+                return
+        away = self._away(member.name, now_s)
+        waited_s = now_s - member.since_s
+        if member.state in ("pulled", "trial") and away:
+            self._to(found, "failed", now_s, away)
+        elif member.state == "due" and waited_s > DUE_S:
+            if away:
+                rollouts.leave(self._store, [member])
+                self._active.pop(member.name, None)
+            else:
+                self._to(found, "failed", now_s, "did not ask for what was offered")
+        elif member.state in ("pulling", "pulled") and waited_s > TAKE_S:
+            passing = update is not None and update.tried == version and update.failed
+            self._to(found, "failed", now_s, update.reason if update and passing else "did not take it in time")
+
+    def _due(self, found: _Active, now_s: float, spoke: bool) -> list[Publish]:
+        """What is to be sent to a device, which has said something or not."""
+        member, row = found.member, found.row
+        update = member.update
+        if update is None or member.state not in OPEN:
+            return []
+        if member.state == "trial":
+            ready = found.scored and row.state != HALTED
+            if ready and now_s - found.confirmed_s >= CONFIRM_AGAIN_S:
+                found.confirmed_s = now_s
+                return self._sealed(member, "confirmations", self._confirm, row)
+            return []
+        if row.state not in (RUNNING, DONE):
+            return []
+        if found.stream != member.stream:  # a start that knows of no offer
+            found.stream, found.offered_s, found.wanted_s = member.stream, 0.0, 0.0
+        refused = update.tried == row.release.version and update.failed
+        quiet_s = RETRY_S if refused else OFFER_AGAIN_S
+        last_s = max(found.offered_s, found.wanted_s)
+        if last_s and (not spoke or now_s - last_s < quiet_s):
+            return []
+        found.offered_s = now_s
+        return self._sealed(member, "offers", self._offer, row)
+
+    def _offer(self, keys: keyring.DeviceKeys, member: Member, row: RolloutRow) -> bytes:
+        return wire_release.seal_offer(keys, row.release.version, self._chunks.content(row.release.id)[0])
+
+    @staticmethod
+    def _confirm(keys: keyring.DeviceKeys, member: Member, row: RolloutRow) -> bytes:
+        return wire_release.seal_confirm(keys, row.release.version, member.stream)
+
+    @staticmethod
+    def _take_back(keys: keyring.DeviceKeys, member: Member, row: RolloutRow) -> bytes:
+        return wire_release.seal_withdraw(keys, row.release.version, member.stream)
+
+    def _sealed(
+        self,
+        member: Member,
+        what: str,
+        seal: Callable[[keyring.DeviceKeys, Member, RolloutRow], bytes],
+        row: RolloutRow,
+    ) -> list[Publish]:
+        """One message under each key that the device may hold: while its key is rotated, two."""
+        try:
+            made = [(self._topic(member.name), seal(keys, member, row)) for keys in self._keys.held(member.name)]
+        except (keyring.Rejected, ConfigError) as error:  # it has left the fleet, or this key file can't offer
+            self.problem = f"{member.name}: no update: {error}"
+            return []
+        self.counts[what] += 1
+        return made
+
+    def _topic(self, name: str) -> str:
+        return f"{self._prefix}{name}/{wire_release.MODEL_TOPIC}"
+
+    def serve(self) -> list[Outgoing]:
+        """The chunks that are due. Raises StoreError."""
+        sent: list[Outgoing] = []
+        for chunk in self._chunks.due():
+            found = self._active.get(chunk.device)
+            if chunk.last and found is not None and found.member.state == "pulling":
+                self._to(found, "pulled", self._clock())
+            self.counts["chunks"] += 1
+            sent.append((chunk.where, self._topic(chunk.device), chunk.message))
+        self._flush()
+        return sent
+
+    # --- after the confirmation, and back -----------------------------------------------------------------------------
+
+    def _watch(self, row: RolloutRow, now_s: float) -> None:
+        """Devices whose time is over: each was good for it, or failed."""
+        page = rollouts.watched(self._store, row.id, now_s, self._pages.get(row.id, (0.0, -1)), PAGE)
+        if len(page) == PAGE:
+            self._pages[row.id] = (page[-1].until_s or 0.0, page[-1].id)
+        else:
+            self._pages.pop(row.id, None)
+        for member in page:
+            if member.name not in self._shard:
+                continue
+            found = _Active(member, row)
+            update, seen = member.update, self._presence(member.name)
+            lost = self._lost(member.name) - member.lost
+            if update is None or update.version < row.release.version:
+                self._to(found, "failed", now_s, update.reason if update else "its status has no version")
+            elif away := self._away(member.name, now_s):
+                self._to(found, "failed", now_s, away)
+            elif lost > 0:
+                self._to(found, "failed", now_s, f"lost {lost} reports")
+            elif seen is None or seen.state not in (*AWAY, "unknown"):
+                self._to(found, "good", now_s)
+
+    def _withdraw(self, row: RolloutRow, now_s: float) -> list[Publish]:
+        sent: list[Publish] = []
+        for member in rollouts.to_withdraw(self._store, row.id, row.release.version, WITHDRAW_MOST):
+            if member.name in self._shard and self._again((member.name, row.id), now_s):
+                sent += self._sealed(member, "withdrawals", self._take_back, row)
+        return sent
+
+    # --- for the monitor ----------------------------------------------------------------------------------------------
+
+    def alerts(self, now_s: float) -> list[Alert]:
+        """Roll-outs that halted, by the first of several collectors."""
+        found = []
+        for row in self._rows.values() if self._shard.number == 1 else ():
+            if row.state != HALTED:
+                continue
+            evidence = row.evidence
+            labels = {"class": row.release.device_class} | ({"site": row.site} if row.site else {})
+            failed = [each["device"] for each in evidence.get("failed", ())]
+            title = f"the roll-out of {row} halted in stage {row.stage_name}: {evidence.get('why')}"
+            since_s = evidence.get("at_s", now_s)
+            found.append(
+                Alert(f"rollout-{row.id}", "rollout", "critical", title, since_s, labels, evidence, failed, len(failed))
+            )
+        return found
+
+    def close(self) -> None:
+        """Write down what is known. Raises StoreError."""
+        self._flush()

@@ -1,0 +1,466 @@
+"""Roll-outs in virtual time: the collector's updates and the device's own Update, with sealed messages between them."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cbor2
+import pytest
+from stonechat import cose, slots
+from stonechat.cose_open import fields_of
+from stonechat.errors import ModelError
+from stonechat.slots import Slots
+from stonechat.update import Update
+from stonechat_tools.fleet import keyring, labels, rollout_judge, updates, wire, wire_release
+from stonechat_tools.fleet.labels import Labels
+from stonechat_tools.fleet.monitor import Monitor
+from stonechat_tools.fleet.rollout import DAY_S, Stage
+from stonechat_tools.fleet.shards import Shard
+from stonechat_tools.fleet.store import Keep, Store, releases, rollouts
+from stonechat_tools.fleet.updates import Updates
+
+VECTORS = cbor2.loads(
+    (Path(__file__).resolve().parents[2] / "firmware_tests/golden/releases/updates.cbor").read_bytes()
+)
+MODEL = bytes(i * 7 & 255 for i in range(1000))
+NOW_S = 1_800_000_000
+SCHEMA = b"schema-1"
+INTERVAL_S = 300
+STAGES = (Stage(2 * 3600, devices=2), Stage(2 * 3600, share=0.5), Stage(2 * 3600, share=1.0))
+
+
+class Unit:
+    """One device: the agent's Update over files, and what it says over the wire. starts: how often it has started;
+    dead: it says nothing any more."""
+
+    def __init__(self, name: str, number: int, folder: Path) -> None:
+        self.name = name
+        self.secret = bytes([number]) * 32
+        self.keys = keyring.DeviceKeys(self.secret, name)
+        self.folder = folder / name
+        self.folder.mkdir()
+        self.offers = cose.Mac(self.secret, b"offer", name)
+        self.suits: Callable[[object], bool] = lambda model: True
+        self.broken = False  # the new model ends the device at each start
+        self.dead = False
+        self.sequence = self.number = self.starts = self.chunks = 0
+        self.start()
+
+    def start(self) -> None:
+        self.starts += 1
+        self.stream = hashlib.sha256(f"{self.name} {self.starts}".encode()).digest()[:4]
+        self.sequence = self.number = 0
+        store = Slots(str(self.folder))
+        store.start()
+        self.update = Update(
+            store,
+            self.stream,
+            [[0, VECTORS["key"]]],
+            "pump",
+            SCHEMA,
+            16_384,
+            self._load,
+            lambda model: self.suits(model),
+        )
+
+    @staticmethod
+    def _load(path: str) -> bytes:
+        data = Path(path).read_bytes()
+        if data != MODEL:
+            raise ModelError("golden vector differs")
+        return data
+
+    def status(self, now_s: float) -> wire.Status:
+        self.number += 1
+        store = self.update.store
+        numbers = [store.version, store.slot, store.trial, store.tried, store.result, self.update.refusals]
+        fields = {0: 1, 2: self.starts, 3: int(now_s), 4: 9, 5: True, 6: self.number, 9: SCHEMA, 10: 10_000}
+        fields |= {15: [0, 0, 0, 0], 16: self.stream, 20: INTERVAL_S, 24: numbers}
+        sealed = self.keys.status.seal(cbor2.dumps(fields, canonical=True))
+        return wire.open_status(self.name, self.keys, sealed)
+
+    def report(self, now_s: float, level: int = 0, **more: Any) -> wire.Report:
+        self.sequence += 1
+        fields = {0: 1, 1: self.sequence, 2: self.starts, 3: int(now_s), 5: level, 9: 1, 11: 30, 12: [1, 1, 1]}
+        fields |= {16: self.stream} | {int(key[1:]): value for key, value in more.items()}
+        return wire.open_report(self.name, self.keys, self.keys.report.seal(cbor2.dumps(fields, canonical=True)))
+
+    def want(self) -> bytes | None:
+        wanted = self.update.want()
+        if wanted is None:
+            return None
+        fields = {0: 1, 1: self.update.offered, 2: wanted[0], 3: wanted[1], 7: self.stream}
+        return self.keys.want.seal(cbor2.dumps(fields, canonical=True))
+
+
+class Fleet:
+    """Devices pump-0 ... of class pump, and their collectors (`shards` of them), at the time that the test sets."""
+
+    def __init__(self, folder: Path, count: int, shards: int = 1) -> None:
+        self.store = Store(":memory:")
+        self.now_s = float(NOW_S)
+        self.units = {f"pump-{n}": Unit(f"pump-{n}", n + 1, folder) for n in range(count)}
+        self.keys = keyring.Keys({name: unit.secret for name, unit in self.units.items()})
+        self.folder = folder
+        self.names = [f"{n}/{shards}" if shards > 1 else "" for n in range(1, shards + 1)]
+        self.lost = 0.0  # which part of the messages to devices is lost
+        self.messages = 0
+        labels.write(self.store, {name: Labels(group="pump", site="berlin") for name in self.units})
+        for name in ("second", "third"):
+            message = VECTORS[name]
+            version = 2 if name == "second" else 3
+            digest = hashlib.sha256(message).digest()
+            releases.publish(self.store, "pump", version, SCHEMA.hex(), digest, message, MODEL, "me", self.now_s)
+        self.collectors: list[tuple[Shard, Monitor, Updates]] = []
+        self.restart()
+        for unit in self.units.values():
+            self.say(unit, statuses=[unit.status(self.now_s)])
+
+    def restart(self) -> None:
+        """New collectors over the same database."""
+        self.collectors = []
+        for name in self.names:
+            shard = Shard(name)
+            monitor = Monitor(self.store, clock=lambda: self.now_s, steady=lambda: self.now_s, shard=shard)
+            monitor.connected(True)
+            found = Updates(
+                self.store, self.keys, shard=shard, presence=monitor.presence, clock=lambda: self.now_s, rate_bytes=1e6
+            )
+            monitor.also(found.alerts)
+            self.collectors.append((shard, monitor, found))
+
+    def say(self, unit: Unit, reports: Any = (), statuses: Any = (), wants: Any = ()) -> None:
+        results = self.store.put(reports, statuses, now_s=self.now_s)
+        for shard, monitor, found in self.collectors:
+            if unit.name in shard:
+                monitor.took(reports, results, statuses)
+                opened = [(wire_release.open_want(unit.name, unit.keys, want), unit.keys) for want in wants]
+                self.deliver(found.took(reports, results, statuses, opened, (0, 1)))
+
+    def deliver(self, messages: list[updates.Outgoing]) -> None:
+        for _, topic, message in messages:
+            assert len(message) <= 512
+            self.messages += 1
+            unit = self.units[topic.split("/")[-2]]
+            if unit.dead or (self.messages * 0.618) % 1 < self.lost:
+                continue
+            if unit.update.on_message(fields_of(unit.offers, message)):
+                self.after(unit)
+            else:
+                self.say(unit, statuses=[unit.status(self.now_s)])
+
+    def after(self, unit: Unit) -> None:
+        """Another model is to run: the device starts anew, as often as that model ends it."""
+        unit.start()
+        while unit.broken and unit.update.store.trial:
+            unit.start()
+        self.say(unit, statuses=[unit.status(self.now_s)])
+
+    def live(self, seconds: float, step_s: float = INTERVAL_S, level: Callable[[Unit], int] = lambda unit: 0) -> None:
+        end_s = self.now_s + seconds
+        while self.now_s < end_s:
+            self.now_s = min(end_s, self.now_s + step_s)
+            for unit in self.units.values():
+                if not unit.dead:
+                    self.say(unit, reports=[unit.report(self.now_s, level(unit))])
+                    self.pull(unit)
+            for _, monitor, found in self.collectors:
+                self.deliver(found.step())
+                monitor.step()
+
+    def pull(self, unit: Unit) -> None:
+        for _ in range(100):
+            want = unit.want()
+            if want is None:
+                break
+            before = unit.update.want()
+            self.say(unit, wants=[want])
+            self.now_s += 0.06
+            if unit.update.want() == before:
+                return
+        if unit.update.step(int(self.now_s), 10):
+            self.after(unit)
+        elif unit.update.refusals:
+            self.say(unit, statuses=[unit.status(self.now_s)])
+
+    def stage(self, version: int, stages: tuple[Stage, ...] = STAGES, site: str = "") -> int:
+        release = next(each for each in releases.releases(self.store, "pump") if each.version == version)
+        assert not rollouts.begin(self.store, release, site, stages, "me", self.now_s)
+        return self.row(version).id
+
+    def row(self, version: int) -> rollouts.RolloutRow:
+        return rollouts.rollouts(self.store, "pump", version)[-1]
+
+    def versions(self) -> list[int]:
+        return [unit.update.store.version for unit in self.units.values()]
+
+    def change(self, version: int, state: str) -> None:
+        row = self.row(version)
+        assert not rollouts.change(self.store, row.id, [row.state], state, "me", "", self.now_s)
+
+    def incidents(self) -> list[str]:
+        return [each.title for each in self.collectors[0][1].incidents.open.values() if each.kind == "rollout"]
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
+    made: list[Fleet] = []
+
+    def make(count: int, shards: int = 1) -> Fleet:
+        made.append(Fleet(tmp_path, count, shards))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.store.close()
+
+
+def test_a_release_goes_through_its_stages(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(8)
+    pumps.stage(2)
+    pumps.live(3600)
+    assert sorted(pumps.versions()) == [0] * 6 + [2] * 2
+    assert pumps.row(2).stage == 0
+    pumps.live(2 * 3600)
+    assert sorted(pumps.versions()) == [0] * 4 + [2] * 4
+    pumps.live(8 * 3600)
+    row = pumps.row(2)
+    assert pumps.versions() == [2] * 8 and row.state == "done"
+    assert rollouts.counts(pumps.store, row.id) == {"good": 8}
+    assert all(unit.update.store.result == slots.CONFIRMED for unit in pumps.units.values())
+    assert pumps.store.devices("pump-0")[0]["update"]["shown"] == "version 2"
+    # a device that comes later takes it, too
+    pumps.units["late"] = Unit("late", 99, pumps.folder)
+    pumps.keys = keyring.Keys({name: unit.secret for name, unit in pumps.units.items()})
+    pumps.restart()
+    labels.write(pumps.store, {"late": Labels(group="pump")})
+    pumps.say(pumps.units["late"], statuses=[pumps.units["late"].status(pumps.now_s)])
+    pumps.live(2 * 3600)
+    assert pumps.units["late"].update.store.version == 2
+
+
+def test_nothing_is_final_before_a_report_of_the_new_start(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(1)
+    pumps.stage(2)
+    unit = pumps.units["pump-0"]
+    for _, _, found in pumps.collectors:
+        pumps.deliver(found.step())
+    for _ in range(3):  # the manifest, the model, its proof
+        pumps.pull(unit)
+    assert unit.update.store.trial
+    pumps.now_s += 20
+    _, _, found = pumps.collectors[0]
+    pumps.deliver(found.step())
+    pumps.say(unit, statuses=[unit.status(pumps.now_s)])
+    pumps.say(unit, reports=[unit.report(pumps.now_s, k23=400)])  # history says nothing of the new model,
+    pumps.say(unit, reports=[unit.report(pumps.now_s, k15=[1, 0])])  # and the answer to a command neither
+    assert unit.update.store.trial
+    pumps.say(unit, reports=[unit.report(pumps.now_s)])
+    assert not unit.update.store.trial and unit.update.store.version == 2
+
+
+def test_what_ends_devices_halts_and_is_withdrawn(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(10)
+    for unit in pumps.units.values():
+        unit.broken = True
+    pumps.stage(2, (Stage(7200, devices=5), Stage(7200, share=1.0)))
+    pumps.live(3600)
+    row = pumps.row(2)
+    assert row.state == "halted" and row.stage == 0
+    assert "devices failed" in row.evidence["why"] and row.evidence["test"] == "failures"
+    assert {each["why"] for each in row.evidence["failed"]} == {"restarts"}
+    assert pumps.versions() == [0] * 10
+    assert pumps.incidents() and "halted in stage 5 devices" in pumps.incidents()[0]
+    pumps.restart()
+    pumps.live(600)
+    assert len(pumps.incidents()) == 1
+    assert rollouts.log(pumps.store, row.id)[-1]["what"].startswith("halted: ")
+    pumps.change(2, "withdrawn")
+    pumps.live(1200)
+    assert not pumps.incidents() and pumps.row(2).state == "withdrawn"
+
+
+def test_devices_that_fall_silent_on_trial_halt_it(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(6)
+    pumps.stage(2, (Stage(7200, devices=5), Stage(7200, share=1.0)))
+
+    def dies(unit: Unit) -> int:
+        unit.dead = unit.dead or bool(unit.update.store.trial)
+        return 0
+
+    pumps.live(2 * 3600, level=dies)
+    row = pumps.row(2)
+    assert row.state == "halted" and all("silent" in each["why"] for each in row.evidence["failed"])
+    assert sum(unit.dead for unit in pumps.units.values()) <= 5
+
+
+def test_a_release_that_alarms_on_devices_own_windows_halts_it(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(8)
+    for unit in pumps.units.values():
+        unit.suits = lambda model: False
+    pumps.stage(2, (Stage(7200, devices=5), Stage(7200, share=1.0)))
+    pumps.live(3600)
+    row = pumps.row(2)
+    assert row.state == "halted" and {each["why"] for each in row.evidence["failed"]} == {"unsuited"}
+    assert pumps.versions() == [0] * 8
+
+
+def test_lost_reports_are_a_failure(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(4)
+    pumps.stage(2)
+    pumps.live(1500)
+    taken = [unit for unit in pumps.units.values() if unit.update.store.version == 2]
+    assert len(taken) == 2
+    pumps.say(taken[0], reports=[taken[0].report(pumps.now_s, k14=3)])
+    pumps.live(2 * 3600)
+    assert rollouts.failures(pumps.store, pumps.row(2).id, 9) == [(taken[0].name, "lost 3 reports")]
+
+
+def test_a_withdrawal_brings_all_back_whoever_was_away(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(6)
+    pumps.stage(2)
+    pumps.live(12 * 3600)
+    pumps.stage(3)
+    pumps.live(3 * 3600)
+    assert sorted(set(pumps.versions())) == [2, 3]
+    away = next(unit for unit in pumps.units.values() if unit.update.store.version == 3)
+    away.dead = True
+    pumps.change(3, "withdrawn")
+    pumps.live(1800)
+    assert pumps.versions().count(3) == 1
+    assert rollouts.remaining(pumps.store, pumps.row(3).id, 3) == 1
+    pumps.restart()
+    away.dead = False
+    away.start()
+    pumps.say(away, statuses=[away.status(pumps.now_s)])
+    pumps.live(1800)
+    assert pumps.versions() == [2] * 6
+    assert rollouts.remaining(pumps.store, pumps.row(3).id, 3) == 0
+
+
+def test_a_pause_serves_nothing_and_a_resumed_one_goes_on(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(4)
+    pumps.stage(2)
+    unit = None
+    _, _, found = pumps.collectors[0]
+    pumps.deliver(found.step())
+    unit = next(unit for unit in pumps.units.values() if unit.update.offered)
+    want = unit.want()
+    assert want is not None
+    pumps.say(unit, wants=[want])
+    assert unit.update.want() == (0, 384)
+    pumps.change(2, "paused")
+    pumps.live(3 * 3600)
+    assert unit.update.want() == (0, 384) and pumps.versions() == [0] * 4
+    pumps.change(2, "running")
+    pumps.live(12 * 3600)
+    assert pumps.versions() == [2] * 4
+
+
+def test_lost_messages_and_restarts_of_the_collector_only_cost_time(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(6)
+    pumps.lost = 0.3
+    pumps.stage(2)
+    for _ in range(48):
+        pumps.live(1800)
+        pumps.restart()
+    assert pumps.versions() == [2] * 6
+
+
+def test_two_collectors_agree(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(8, shards=2)
+    pumps.stage(2)
+    pumps.live(3600)
+    assert sorted(pumps.versions()) == [0] * 6 + [2] * 2
+    pumps.live(11 * 3600)
+    row = pumps.row(2)
+    assert row.state == "done" and pumps.versions() == [2] * 8
+    steps = [line["what"] for line in rollouts.log(pumps.store, row.id)]
+    assert steps == ["begun: 2 devices first", "stage 50% begins", "stage 100% begins", "done"]
+    assert row.tests["failures"]["succeeded"] == 8
+    for _, _, found in pumps.collectors:
+        assert found.counts["confirmations"]  # both have served devices of their own
+
+
+def test_only_devices_of_the_class_the_site_and_the_schema_take_it(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(6)
+    labels.write(
+        pumps.store,
+        {"pump-0": Labels(group="valve"), "pump-1": Labels(group="pump", site="oslo"), "pump-2": Labels()},
+    )
+    pumps.stage(2, (Stage(600, share=1.0),), site="berlin")
+    pumps.live(7200)
+    assert pumps.versions() == [0, 0, 0, 2, 2, 2]
+    release = releases.releases(pumps.store, "pump")[0]
+    assert "is done" in rollouts.begin(pumps.store, release, "", STAGES, "me", pumps.now_s)
+    assert not rollouts.begin(pumps.store, release, "oslo", STAGES, "me", pumps.now_s)
+    other = releases.releases(pumps.store, "pump")[1]
+    assert "pump 2 at oslo is running" in rollouts.begin(pumps.store, other, "", STAGES, "me", pumps.now_s)
+
+
+def test_what_strangers_and_old_starts_want_is_not_served(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(2)
+    pumps.stage(2, (Stage(600, devices=1), Stage(600, share=1.0)))
+    _, _, found = pumps.collectors[0]
+    pumps.deliver(found.step())
+    offered = next(unit for unit in pumps.units.values() if unit.update.offered)
+    other = next(unit for unit in pumps.units.values() if not unit.update.offered)
+    keys = other.keys
+    assert not found.took([], [], [], [(wire_release.Want(2, 0, 0, other.stream), keys)])
+    keys = offered.keys
+    for want in ((2, 0, 0, b"oldd"), (3, 0, 0, offered.stream), (2, 0, 1 << 30, offered.stream)):
+        assert not found.took([], [], [], [(wire_release.Want(*want), keys)])
+    for _ in range(50):  # one waits for each device, and one leaves now
+        served = found.took([], [], [], [(wire_release.Want(2, 0, 0, offered.stream), keys)] * 3)
+        assert len(served) <= 1
+    assert found.counts["chunks"] == 1
+
+
+def test_the_rate_is_kept(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(20)
+    pumps.stage(2, (Stage(600, share=1.0),))
+    slow = Updates(pumps.store, pumps.keys, clock=lambda: pumps.now_s, rate_bytes=2000)
+    slow.step()
+    pumps.now_s += 3
+    slow.step()
+    wants = [(wire_release.Want(2, 0, 0, unit.stream), unit.keys) for unit in pumps.units.values()]
+    sent = len(slow.took([], [], [], wants))
+    assert 4 <= sent <= 6
+    for _ in range(100):
+        pumps.now_s += 0.1
+        sent += len(slow.serve())
+    assert sent == 20
+
+
+def test_alarms_of_the_updated_halt_it(fleet: Callable[..., Fleet], tmp_path: Path) -> None:
+    """Days of a fleet in which half of the devices have the release, and those alarm ten times as often."""
+    pumps = fleet(24)
+    keep = pumps.store.retention(Keep(0, 0, 0))
+    stages = (Stage(10 * DAY_S, share=0.5), Stage(DAY_S, share=1.0))
+    pumps.stage(2, stages)
+    judged = rollout_judge.Judge(pumps.store, lambda: labels.read(pumps.store), clock=lambda: pumps.now_s)
+    pumps.live(7200)
+    assert pumps.versions().count(2) == 12
+
+    def day(often: int) -> None:
+        pumps.now_s += DAY_S
+        for number, unit in enumerate(pumps.units.values()):
+            updated = unit.update.store.version == 2
+            alarms = number % 7 == int(pumps.now_s // DAY_S) % 7 or updated and number % 2 < often
+            pumps.say(unit, reports=[unit.report(pumps.now_s, 2 if alarms else 0)])
+        while keep.step(pumps.now_s + 600):
+            pass
+        judged.step()
+
+    for _ in range(5):
+        day(0)
+    assert pumps.row(2).state == "running" and pumps.row(2).tests["alarms"]["usual_with"] > 0
+    for _ in range(12):
+        day(2)
+        if pumps.row(2).state == "halted":
+            break
+    row = pumps.row(2)
+    assert row.state == "halted" and row.evidence["test"] == "alarms"
+    assert "devices with the release alarmed on" in row.evidence["why"]
+    assert row.evidence["alarms"]["alarmed_with"] > row.evidence["alarms"]["alarmed_without"]
