@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tty
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import pytest
 from fleet_support import Mosquitto, broker, needs_mosquitto, wait_for
+from netns import needs_root
 from stonechat.errors import StonechatError
 from stonechat_tools import cli
 from stonechat_tools.device.deploy import mpremote
 from stonechat_tools.fleet import provision
 from stonechat_tools.fleet.store import Store
-from stonechat_tools.proofs.boards import power_cuts, uart
+from stonechat_tools.proofs.boards import power_cuts, ppp, uart
 from stonechat_tools.proofs.boards.firmware import BUILDS, DISKS, Board, BuildError, build_all
 from stonechat_tools.proofs.boards.machine import MACHINES, BoardError, Machine, simulator
 from stonechat_tools.proofs.boards.prove import PRELUDE, Result, files_of, golden
@@ -33,7 +35,7 @@ def test_every_board_has_a_machine_and_a_disk() -> None:
     for board in BUILDS:
         if board.port == "qemu":
             assert board.name in MACHINES
-            assert board.make[0].partition("=")[2] in DISKS
+            assert board.folder in DISKS
     compile(PRELUDE, "prelude.py", "exec")
 
 
@@ -157,3 +159,45 @@ def test_a_plain_pico_reports_over_its_uart_to_a_collector(tmp_path: Path, broke
 def test_power_cuts_inside_flash_operations() -> None:
     result = power_cuts.lives(M3, 3)
     assert result.proved and result.cuts == 3, str(result)
+
+
+def test_ppp_frames_come_back_as_they_were_and_damaged_ones_do_not() -> None:
+    for payload in (b"", bytes(range(256)), b"\x7e\x7d" * 700):
+        inside = ppp.framed(0x0021, payload).strip(b"\x7e")
+        assert ppp.unframed(inside) == (0x0021, payload)
+        for at in range(0, len(inside), 7):
+            assert ppp.unframed(inside[:at] + bytes([inside[at] ^ 1]) + inside[at + 1 :]) != (0x0021, payload)
+    assert ppp.fcs(b"123456789") ^ 0xFFFF == 0x906E  # X-25's check value
+    body = b"\x21ip"  # a peer that was allowed to leave address and first byte of the protocol out
+    body += (ppp.fcs(body) ^ 0xFFFF).to_bytes(2, "little")
+    assert ppp.unframed(body) == (0x21, b"ip")
+    for cut in (b"", b"\x7d", b"\xff\x03", b"ab"):
+        assert ppp.unframed(cut) is None
+
+
+def test_ppp_gives_the_board_its_address_and_refuses_other_options() -> None:
+    line, ours = socket.socketpair()
+    with line, ours:
+        peer = ppp.Peer(ours.fileno(), -1)
+
+        def asked(protocol: int, options: bytes) -> list[tuple[int, bytes]]:
+            peer._take(protocol, bytes([1, 7, 0, 4 + len(options)]) + options)
+            frames = [ppp.unframed(frame) for frame in line.recv(4096).split(b"\x7e") if frame]
+            return [(got[1][0], got[1][4:]) for got in frames if got and got[0] == protocol]
+
+        unset, given = b"\x03\x06\0\0\0\0", b"\x03\x06\x0a\x4d\0\x02"
+        assert asked(0x8021, unset + b"\x81\x06\0\0\0\0") == [(4, b"\x81\x06\0\0\0\0"), (1, b"\x03\x06\x0a\x4d\0\x01")]
+        assert asked(0x8021, unset) == [(3, given)]
+        assert asked(0x8021, given) == [(2, given)]
+        peer._take(0x8057, b"\x01\x01\0\x04")
+        frame = ppp.unframed(line.recv(4096).strip(b"\x7e"))
+        assert frame and frame[0] == 0xC021 and frame[1][0] == 8
+
+
+@needs_root
+@needs_mosquitto
+@pytest.mark.slow
+@pytest.mark.skipif(RP2040.missing is not None, reason=f"RP2040: {RP2040.missing}")
+def test_an_rp2040_reports_over_ppp_to_mosquitto_and_a_collector() -> None:
+    arrived = ppp.report(RP2040, 2)
+    assert arrived.stored[:2] == [1, 2] and arrived.acknowledged == 2 and not arrived.errors, arrived

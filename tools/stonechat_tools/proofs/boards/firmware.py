@@ -57,6 +57,11 @@ class Board:
         return BOARDS / self.name / Path(self.image).name
 
     @property
+    def folder(self) -> str:
+        """The port's folder for it."""
+        return self.make[0].partition("=")[2]
+
+    @property
     def missing(self) -> str | None:
         note = self.path.parent / "recipe"
         built = self.path.exists() and note.exists() and note.read_text() == self.recipe
@@ -65,7 +70,7 @@ class Board:
     @property
     def recipe(self) -> str:
         """Changes with whatever this firmware is made by."""
-        what = (self.make, recipe())
+        what = (self.make, recipe(self.port))
         return hashlib.sha256(repr(what).encode()).hexdigest()
 
 
@@ -101,6 +106,9 @@ DISKS = {  # port's board: (ROMFS at, littlefs at, blocks)
     "MPS2_AN500": (0x60000000, 0x60400000, 2048),
     "VIRT_RV32": (0x84000000, 0x86000000, 2048),
 }
+# Where a Pico's flash has them: ROMFS (0 without one), and littlefs with its blocks of 4,096 bytes. SIM's firmware with
+# the agent frozen into it takes 600 KB.
+FLASH = {"SIM": (0xC0000, 0xE0000, 288), "PLAIN": (0, 0xA0000, 352)}
 ROMFS_MOST = 256 * 1024
 BOOT = """import os, sys, uctypes, vfs
 class Disk:
@@ -251,20 +259,13 @@ def tools() -> None:
     )
 
 
-def recipe() -> str:
-    """What `patch()` does, and whatever it writes."""
-    parts = (
-        inspect.getsource(patch),
-        _patch_qemu,
-        _patch_rp2,
-        DISKS,
-        ROMFS_MOST,
-        BOOT,
-        CLOCK,
-        TIME,
-        CALENDAR,
-        LOOPBACK,
-    )
+def recipe(port: str = "") -> str:
+    """What `patch()` does and whatever it writes, for one port or for all."""
+    parts: tuple[object, ...] = (patch,)
+    if port != "rp2":
+        parts += (_patch_qemu, DISKS, ROMFS_MOST, BOOT, CLOCK, TIME, CALENDAR)
+    if port != "qemu":
+        parts += (_patch_rp2, FLASH, LOOPBACK)
     return "".join(inspect.getsource(part) if callable(part) else repr(part) for part in parts)
 
 
@@ -377,11 +378,11 @@ def _patch_rp2(port: Path) -> None:
     _edit(
         sim / "mpconfigboard.h",
         lambda text: (
-            text
+            text.replace("(1408 * 1024)", f"(2048 * 1024 - {FLASH['SIM'][1]})")
             + "\n#define MICROPY_PY_NETWORK 1\n"
             + "#define MICROPY_PY_NETWORK_PPP_LWIP 1\n"
             + '#define MICROPY_PY_NETWORK_HOSTNAME_DEFAULT "sim"\n'
-            + "#define MICROPY_HW_ROMFS_BYTES (128 * 1024)\n"
+            + f"#define MICROPY_HW_ROMFS_BYTES {FLASH['SIM'][1] - FLASH['SIM'][0]}\n"
         ),
     )
     # lwIP asks for its loopback interface to be polled; it is looked at each 8 ms in place of 64

@@ -22,8 +22,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from stonechat_tools.device.build import build
 from stonechat_tools.proofs.boards.disk import image
-from stonechat_tools.proofs.boards.firmware import BOARDS, DISKS, ROMFS_MOST, Board, BuildError, run
+from stonechat_tools.proofs.boards.firmware import BOARDS, DISKS, FLASH, ROMFS_MOST, Board, BuildError, run
 
 MACHINES = {  # port's board: qemu's command
     "m0": ("qemu-system-arm", "-machine", "microbit", "-global", "nrf51-soc.flash-size=1048576")
@@ -62,8 +63,16 @@ def simulator() -> Path:
 def geometry(board: Board) -> tuple[int, int, int]:
     """Of its littlefs: bytes of a block, blocks, bytes that are programmed at once."""
     if board.port == "rp2":
-        return 4096, 352, 256
-    return 512, DISKS[board.make[0].partition("=")[2]][2], 32
+        return 4096, FLASH[board.folder][2], 256
+    return 512, DISKS[board.folder][2], 32
+
+
+def package(architecture: str, profile: str = "full") -> dict[str, bytes]:
+    """What `stonechat build` makes, by path on a board's littlefs. Raises ConfigError."""
+    with tempfile.TemporaryDirectory(prefix="stonechat-package-") as scratch:
+        built = build(architecture, Path(scratch), profile=profile)
+        folder = Path(scratch) / "stonechat"
+        return {f"/lib/stonechat/{module}.mpy": (folder / f"{module}.mpy").read_bytes() for module in built.sizes}
 
 
 class LateError(BoardError):
@@ -73,7 +82,7 @@ class LateError(BoardError):
 class Machine:
     """The board, switched on. romfs: an image for its ROM partition; files: what lies on its littlefs, empty where
     there are none; uart: a socket on its UART 0 (a Pico's); repl: False leaves it to its main.py; firmware: another one
-    than the board's. Raises BoardError."""
+    than the board's; paced: a Pico's clock does not run ahead of this machine's. Raises BoardError."""
 
     def __init__(
         self,
@@ -83,6 +92,7 @@ class Machine:
         uart: socket.socket | None = None,
         repl: bool = True,
         firmware: Path | None = None,
+        paced: bool = False,
     ) -> None:
         self.board = board
         self.files = files or {}
@@ -94,21 +104,30 @@ class Machine:
             folder = simulator()
             shutil.copyfile(Path(__file__).parent / "rp2040.mjs", folder / "rp2040.mjs")
             command = ["node", str(folder / "rp2040.mjs"), str(firmware or board.path)]
-            command += [f"--romfs={romfs}"] if romfs else []
+            rom, disk, _ = FLASH[board.folder]
+            if (firmware or board.path).stat().st_size > (rom or disk):
+                raise BoardError(
+                    f"{firmware or board.path}: reaches beyond {rom or disk:#x}, where its file system begins"
+                )
+            if romfs:
+                if romfs.stat().st_size > disk - rom or not rom:
+                    raise BoardError(f"{romfs}: larger than the ROM partition")
+                command.append(f"--romfs={romfs}@{rom}")
             if files:
-                command.append(f"--littlefs={flash}")
+                command.append(f"--littlefs={flash}@{disk}")
             if uart:
                 command.append(f"--uart={uart.fileno()}")
+            command += ["--paced"] if paced else []
         else:
             command = [*MACHINES[board.name], "-nographic", "-monitor", "null", "-semihosting", "-icount", "shift=3"]
             command += ["-serial", "stdio", "-kernel", str(firmware or board.path)]
             if romfs is not None:
                 if romfs.stat().st_size > ROMFS_MOST:
                     raise BoardError(f"{romfs}: larger than the ROM partition of {ROMFS_MOST} bytes")
-                at = DISKS[board.make[0].partition("=")[2]][0]
+                at = DISKS[board.folder][0]
                 command += ["-device", f"loader,file={romfs},addr={at:#x},force-raw=on"]
             if files:
-                at = DISKS[board.make[0].partition("=")[2]][1]
+                at = DISKS[board.folder][1]
                 command += ["-device", f"loader,file={flash},addr={at:#x},force-raw=on"]
         self._process = subprocess.Popen(
             command,

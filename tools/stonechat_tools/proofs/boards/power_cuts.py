@@ -11,17 +11,14 @@ with another content, and no state and no outbox may be refused.
 import argparse
 import random
 import sys
-import tempfile
 import time
 from binascii import unhexlify
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from stonechat_tools.console import working_copy
-from stonechat_tools.device.build import build
 from stonechat_tools.fleet import keyring, wire
 from stonechat_tools.proofs.boards.firmware import Board, BuildError, build_all
-from stonechat_tools.proofs.boards.machine import BoardError, LateError, Machine
+from stonechat_tools.proofs.boards.machine import BoardError, LateError, Machine, package
 from stonechat_tools.proofs.boards.prove import PRELUDE
 
 KEY = bytes(range(32))
@@ -112,13 +109,7 @@ class Lives:
 
 
 def files_of(board: Board) -> dict[str, bytes]:
-    architecture = board.architecture or "armv6m"
-    with tempfile.TemporaryDirectory(prefix="stonechat-cuts-") as scratch:
-        built = build(architecture, Path(scratch))
-        files = {
-            f"/lib/stonechat/{module}.mpy": (Path(scratch) / f"stonechat/{module}.mpy").read_bytes()
-            for module in built.sizes
-        }
+    files = package(board.architecture or "armv6m")
     files["/model.tflite"] = (working_copy() / "models/micropython-1/model.tflite").read_bytes()
     files["/prelude.py"] = PRELUDE.encode()
     return files

@@ -1,11 +1,10 @@
-// node rp2040.mjs FIRMWARE.bin [--littlefs=IMAGE] [--romfs=IMAGE] [--uart=FD]: a Raspberry Pi Pico in rp2040js, its USB
-// serial port on stdin and stdout, its UART 0 at 115,200 baud on the descriptor FD.
+// node rp2040.mjs FIRMWARE.bin [--littlefs=IMAGE@AT] [--romfs=IMAGE@AT] [--uart=FD] [--paced]: a Raspberry Pi Pico in
+// rp2040js, its USB serial port on stdin and stdout, its UART 0 at 115,200 baud on the descriptor FD. AT: bytes from the
+// flash's start. --paced: its clock never runs ahead of this machine's, for a peer that answers in real time.
 // The flash behind the SSI takes erase and program commands, which rp2040js does not have; littlefs needs them.
 import fs from 'fs';
 import net from 'net';
 import { Simulator, USBCDC, ConsoleLogger, LogLevel } from 'rp2040js';
-
-const LITTLEFS = 0xa0000, ROMFS = 0x80000;  // where MicroPython has them in a Pico's flash
 
 const sim = new Simulator();
 const mcu = sim.rp2040;
@@ -14,8 +13,10 @@ mcu.logger = new ConsoleLogger(LogLevel.Error);
 mcu.flash.fill(0xff);
 mcu.flash.set(fs.readFileSync(process.argv[2]), 0);
 const option = (name) => (process.argv.find((word) => word.startsWith(`--${name}=`)) || '').slice(name.length + 3);
-if (option('romfs')) mcu.flash.set(fs.readFileSync(option('romfs')), ROMFS);
-if (option('littlefs')) mcu.flash.set(fs.readFileSync(option('littlefs')), LITTLEFS);
+for (const name of ['romfs', 'littlefs']) {
+  const [image, at] = option(name).split('@');
+  if (image) mcu.flash.set(fs.readFileSync(image), +at);
+}
 
 const ssi = mcu.peripherals[0x18000];
 let writable = false, sent = [], received = [], selected = false, override = 0;
@@ -131,7 +132,7 @@ if (option('uart')) {
 }
 
 mcu.core.PC = 0x10000000;
-const nanos = 1e9 / 125e6;
+const nanos = 1e9 / 125e6, paced = process.argv.includes('--paced'), began = performance.now();
 function loop() {
   for (let k = 0; k < 50; k++) {
     pump();
@@ -144,6 +145,7 @@ function loop() {
       } else sim.clock.tick(mcu.core.executeInstruction() * nanos);
     }
   }
-  setImmediate(loop);
+  const ahead = paced ? sim.clock.nanos / 1e6 - (performance.now() - began) : 0;
+  if (ahead > 1) setTimeout(loop, ahead); else setImmediate(loop);
 }
 loop();

@@ -4,17 +4,14 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from stonechat_tools.console import working_copy
-from stonechat_tools.device.build import build
 from stonechat_tools.proofs.boards.firmware import Board, BuildError
-from stonechat_tools.proofs.boards.machine import Machine
+from stonechat_tools.proofs.boards.machine import Machine, package
 
 EXAMPLE = "examples/serial-sensor"
 
@@ -55,12 +52,7 @@ def files_of(key: bytes, more: str = "") -> dict[str, bytes]:
     """What lies on the board: what `stonechat build` makes, the example with the device's key and `more` arguments of
     start(), the model."""
     root = working_copy()
-    with tempfile.TemporaryDirectory(prefix="stonechat-pico-") as scratch:
-        built = build("armv6m", Path(scratch))
-        files = {
-            f"/lib/stonechat/{module}.mpy": (Path(scratch) / "stonechat" / f"{module}.mpy").read_bytes()
-            for module in built.sizes
-        }
+    files = package("armv6m")
     example = root / EXAMPLE
     text = (example / "main.py").read_text()
     for old, new in (("bytes(32)", f'bytes.fromhex("{key.hex()}")'), ('firmware="1.0"', 'firmware="1.0"' + more)):
