@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from stonechat.custom_counters import CounterCollector, counter_schema
 from stonechat.features import RATE
 from stonechat.int8 import interpreter
 from stonechat.lease import Nothing
+from stonechat.linux.allow_list import AllowList
 from stonechat.linux.collector import LinuxCollector
 from stonechat.linux.disk_outbox import DiskOutbox
+from stonechat.linux.netfilter import Netfilter
 from stonechat.linux.own_client import OwnClient
 from stonechat.linux.paho import Paho
 from stonechat.linux.proc import ProcCollector
@@ -24,6 +27,7 @@ from stonechat.outbox_memory import MemoryOutbox
 from stonechat.replay import Replay
 from stonechat.schema import Schema
 from stonechat.state import State
+from stonechat_tools.lab.spaces import Space
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models/linux-proc-1/model.tflite"
@@ -65,6 +69,13 @@ def full_reader(_: Path) -> Any:
     return load_model(data, lambda data: interpreter.read(data, "plain"))
 
 
+def netfilter(_: Path) -> Any:
+    """In a network namespace of its own, because its close() takes away the tables of an agent."""
+    if os.geteuid():
+        pytest.skip("needs root: network namespaces")
+    return Space().do(Netfilter, AllowList("127.0.0.1", 1, []))
+
+
 PLAYERS: list[tuple[str, str, Callable[[Path], Any]]] = [
     ("Schema", "Schema", lambda _: DOORS),
     ("Schema", "Columns", lambda _: hooks.FirmwareCollector().schema),
@@ -84,6 +95,7 @@ PLAYERS: list[tuple[str, str, Callable[[Path], Any]]] = [
     ("Transport", "Paho", lambda _: Paho("d", "127.0.0.1", 1)),
     ("State", "State", lambda _: State()),
     ("Enforcer", "Nothing", lambda _: Nothing()),
+    ("Enforcer", "Netfilter", netfilter),
 ]
 
 

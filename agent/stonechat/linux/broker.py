@@ -25,8 +25,30 @@ class Credentials:
             self.tls = tls_context(mqtt["ca_file"], mqtt["cert_file"], mqtt["cert_key_file"], mqtt["alpn"])
 
 
-def prepare(config: dict):
-    """-> a function (credentials) that makes the client, which Agent.connect() takes. Raises ConfigError."""
+class Connectable:
+    """Makes the client, which Agent.connect() takes, for credentials. `resolver` knows the broker's addresses."""
+
+    def __init__(self, make: type, resolver: Resolver, config: dict) -> None:
+        self.resolver = resolver
+        self._make = make
+        self._config = config
+
+    def __call__(self, credentials: Credentials):
+        mqtt = self._config["mqtt"]
+        return self._make(
+            self._config["device"]["id"],
+            mqtt["host"],
+            mqtt["port"],
+            resolver=self.resolver,
+            user=credentials.user,
+            password=credentials.password,
+            tls=credentials.tls,
+            keepalive_s=mqtt["keepalive_s"],
+        )
+
+
+def prepare(config: dict) -> Connectable:
+    """Raises ConfigError."""
     mqtt = config["mqtt"]
     if mqtt["transport"] == "paho":
         from .paho import Paho, load
@@ -45,17 +67,4 @@ def prepare(config: dict):
         resolver = Resolver(mqtt["host"], mqtt["port"], module)
     except UnicodeError:
         raise ConfigError("[mqtt] host %r is no name of a host" % mqtt["host"])
-
-    def connectable(credentials: Credentials):
-        return make(
-            config["device"]["id"],
-            mqtt["host"],
-            mqtt["port"],
-            resolver=resolver,
-            user=credentials.user,
-            password=credentials.password,
-            tls=credentials.tls,
-            keepalive_s=mqtt["keepalive_s"],
-        )
-
-    return connectable
+    return Connectable(make, resolver, config)

@@ -44,6 +44,11 @@ class Resolver:
         if address is not None:
             self._answer = [address]
 
+    @property
+    def addresses(self) -> list:
+        """The last good answer: texts."""
+        return [address[0] for _, address in self._answer]
+
     def ready(self) -> bool:
         """Is there an address to try, or an error to report? Starts a look-up where none runs; never waits."""
         if self._literal:

@@ -1,0 +1,227 @@
+"""What a response does on Linux: the kernel's packet filter, spoken to directly, no nft needed.
+
+Nothing is set up while no response is in force. apply() makes the tables (netfilter_rules.py) in one transaction; the
+kernel's own timeout ends the response even if this process is gone; release() takes the tables away. A new start takes
+away what a killed agent has left.
+"""
+
+import _socket
+
+from ..compat import ticks_add, ticks_diff, ticks_ms
+from ..errors import CollectorError
+from ..policy import QUARANTINE
+from . import netfilter_rules as rules
+from . import nfnetlink as nf
+from .allow_list import AllowList
+
+MAX_DEVICES = 64  # whose AF_PACKET frames are stopped; the kernel takes 256
+MAX_S = 86_400
+_TRIES = 3  # an interface may go while the batch is under way
+GONE = "the table %s was deleted or changed from outside: nothing is stopped any more" % rules.TABLE
+
+
+def open_response(config: dict, resolver=None) -> "Netfilter":
+    """What carries a response out, from the daemon's configuration; resolver: of the MQTT client. Raises OSError where
+    nf_tables can't be used here."""
+    peers = (lambda: resolver.addresses) if resolver else None
+    return Netfilter(AllowList(config["mqtt"]["host"], config["mqtt"]["port"], config["response"]["allow"], peers))
+
+
+class Netfilter:
+    """Enforcer (protocols.pyi) by nf_tables. frames: whether AF_PACKET is to be covered where the kernel can. Raises
+    OSError where nf_tables can't be used here."""
+
+    def __init__(self, allow: AllowList, frames: bool = True) -> None:
+        self._allow = allow
+        self._kernel = nf.NfTables()
+        self._until_ms: int | None = None  # None: nothing is in force
+        self._action = 0
+        self._entries: list = []
+        self._devices: list = []
+        self._rules: dict = {}  # family: how many
+        self._generation = 0
+        self._before = (0, 0)  # counted by tables that were replaced
+        self.routed = False
+        self.frames = ""  # why frames of AF_PACKET are not stopped, "" where they are
+        try:
+            self._probe(frames)
+        except OSError:
+            self._kernel.close()
+            raise
+
+    @property
+    def source(self) -> str:
+        """For people: what works."""
+        return "nf_tables" + (" (without AF_PACKET: %s)" % self.frames if self.frames else ", AF_PACKET too")
+
+    def apply(self, action: int, seconds: int) -> None:
+        try:
+            entries = self._allow.entries()
+            self._install(action, entries, 1000 * min(seconds, MAX_S))
+        except (OSError, CollectorError) as error:
+            self._quietly_release()
+            raise error if isinstance(error, OSError) else OSError(0, str(error))
+        self._before = (0, 0)
+        self._allow.began()
+
+    def extend(self, seconds: int) -> None:
+        """Also takes what has changed on the allow-list."""
+        if self._until_ms is None:
+            raise OSError(0, "netfilter: nothing is in force")
+        trouble = self.turn()
+        if trouble or self._until_ms is None:
+            raise OSError(0, "netfilter: " + (trouble or "it has ended"))
+        self._replace(1000 * min(seconds, MAX_S))
+
+    def release(self) -> None:
+        if self._until_ms is not None:
+            try:
+                self._before = self.counts()
+            except OSError:
+                pass
+        self._until_ms = None
+        self._allow.ended()
+        for family in (nf.INET, nf.NETDEV):
+            self._delete(family)
+
+    def counts(self) -> "tuple[int, int]":
+        passed, stopped = self._before
+        if self._until_ms is None:
+            return passed, stopped
+        for family in self._rules:
+            passed += self._counter(family, rules.PASSED)
+            stopped += self._counter(family, rules.STOPPED)
+        return passed, stopped
+
+    def essential(self) -> bool:
+        return bool(self._allow.essential())
+
+    def close(self) -> None:
+        try:
+            self.release()
+        finally:
+            self._kernel.close()
+
+    def turn(self) -> str:
+        """To be called about once a second: takes away what has ended, follows changes of the allow-list and of the
+        interfaces -> "", or what is wrong. Raises OSError."""
+        if self._until_ms is None:
+            self._allow.turn()
+            return ""
+        self._allow.watch()
+        left_ms = ticks_diff(self._until_ms, ticks_ms())
+        if left_ms <= 0:  # also after a suspension, in which the kernel's timeout does not run
+            self.release()
+            return ""
+        if not self._intact():
+            self._quietly_release()
+            return GONE
+        if self._allow.entries() != self._entries or not self.frames and self._names() != self._devices:
+            self._replace(left_ms)
+        return ""
+
+    def _probe(self, frames: bool) -> None:
+        """What the kernel would take; nothing is changed."""
+        batch = nf.Batch()
+        rules.add_table(batch, nf.INET, rules.chains([(bytes(4), 32, 6, 1), (bytes(16), 8, 0, 0)]), [], QUARANTINE, 1)
+        self._kernel.run(batch, commit=False)
+        if not frames:
+            self.frames = "not wanted"
+            return
+        for self.routed in (True, False):
+            batch = nf.Batch()
+            rules.add_table(batch, nf.NETDEV, rules.frame_chains([], self.routed), ["lo"], QUARANTINE, 1)
+            try:
+                self._kernel.run(batch, commit=False)
+                self.frames = ""
+                return
+            except OSError as error:
+                self.frames = "%s (Linux 5.16 and CONFIG_NETFILTER_EGRESS)" % error.strerror
+
+    def _install(self, action: int, entries: list, timeout_ms: int) -> None:
+        until_ms = ticks_add(ticks_ms(), timeout_ms)
+        for attempt in range(_TRIES):
+            batch = nf.Batch()
+            counted = {nf.INET: rules.add_table(batch, nf.INET, rules.chains(entries), [], action, timeout_ms)}
+            devices = self._names() if not self.frames else []
+            if devices:
+                frames = rules.frame_chains(entries, self.routed)
+                counted[nf.NETDEV] = rules.add_table(batch, nf.NETDEV, frames, devices, action, timeout_ms)
+            elif nf.NETDEV in self._rules:
+                rules.delete_table(batch, nf.NETDEV)
+            before = self._read_generation()
+            try:
+                self._kernel.run(batch)
+                break
+            except FileNotFoundError:
+                if attempt == _TRIES - 1 or devices == self._names():
+                    raise
+        self._until_ms = until_ms
+        self._action, self._entries, self._devices, self._rules = action, entries, devices, counted
+        after = self._read_generation()
+        if after != before + 1:
+            after = -1  # somebody else was at it, too: look at the next turn
+        self._generation = after
+
+    def _replace(self, timeout_ms: int) -> None:
+        """All of it anew, without a gap; what was counted is kept."""
+        counted = self.counts()
+        self._install(self._action, self._allow.entries(), timeout_ms)
+        self._before = counted
+
+    def _intact(self) -> bool:
+        """Is everything there that was installed? One short question while nobody has changed any table."""
+        generation = self._read_generation()
+        if generation == self._generation:
+            return True
+        name = rules.SETS[self._action]
+        for family, n_rules in self._rules.items():
+            table = nf.text(1, rules.TABLE)
+            try:
+                n_keys = 0
+                for buffer, found in self._kernel.ask(nf.GET_ELEMENT, family, table, nf.text(2, name), dump=True):
+                    n_keys += len(nf.elements(buffer, found[3])) if 3 in found else 0
+                there = sum([1 for _ in self._kernel.ask(nf.GET_RULE, family, table, dump=True)])
+            except FileNotFoundError:
+                return False
+            if n_keys < len(rules.KEYS[family]) or there != n_rules:
+                return False
+        self._generation = generation
+        return True
+
+    def _read_generation(self) -> int:
+        for buffer, found in self._kernel.ask(nf.GET_GENERATION, 0):
+            return nf.number(buffer, found, 1) or 0
+        return 0
+
+    def _counter(self, family: int, name: str) -> int:
+        parts = (nf.text(1, rules.TABLE), nf.text(2, name), nf.u32(3, nf.COUNTER))
+        for buffer, found in self._kernel.ask(nf.GET_OBJECT, family, *parts):
+            if 4 in found:
+                return nf.number(buffer, nf.attributes(buffer, *found[4]), 2) or 0
+        return 0
+
+    def _delete(self, family: int) -> None:
+        try:
+            for _ in self._kernel.ask(nf.GET_TABLE, family, nf.text(1, rules.TABLE)):
+                pass
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if family == nf.NETDEV and self.frames:  # a kernel without
+                return
+            raise error
+        batch = nf.Batch()
+        rules.delete_table(batch, family)
+        self._kernel.run(batch)
+
+    def _quietly_release(self) -> None:
+        try:
+            self.release()
+        except (OSError, CollectorError):
+            self._until_ms = None  # the kernel's timeout ends it
+
+    @staticmethod
+    def _names() -> list:
+        """The interfaces that frames can leave by, without loopback."""
+        return sorted([name for _, name in _socket.if_nameindex() if name != "lo"])[:MAX_DEVICES]
