@@ -7,8 +7,10 @@ while True:
     agent.poll(0.1)
 """
 
+from struct import pack, unpack
+
 from .commands import CALIBRATE, OWN_MODEL, WAS_NORMAL, WrongArguments
-from .compat import sleep_ms, ticks_diff, ticks_ms
+from .compat import const, epoch_s, sleep_ms, ticks_add, ticks_diff, ticks_ms
 from .delivery import Delivery
 from .errors import StonechatError
 from .loop import Loop
@@ -16,6 +18,11 @@ from .model import open_model
 from .outbox import Outbox
 from .state import open_state
 from .steady import SteadyChannel
+
+_LOOK_EVERY_MS = const(1000)  # while monitoring is off
+_OFF = b"off"  # section of the state: the user has switched monitoring off; since when, Unix seconds or 0
+_RESPONSE_KEY = const(4)  # in Reporter.more
+_OFF_KEY = const(5)
 
 
 class Agent(Loop):
@@ -25,6 +32,7 @@ class Agent(Loop):
     where the collector knows peers; 0: without that channel. `channel_names`: of all but the first. on_verdict(verdict,
     agent) is called after every scored window. reporter: a Delivery. own(collector, model, state): what makes the
     device's own channel in place of Channel, with a model that the device trains itself (own_model.OwnChannel). The
+    response: a Response (response.py), None: nothing is decided. The
     rest is as in Loop. Raises ModelError where a model is not for its collector's schema."""
 
     def __init__(
@@ -40,6 +48,7 @@ class Agent(Loop):
         publish=None,
         firmware="",
         learn_peers_hours=24,
+        response=None,
     ) -> None:
         channels: list = [(own or SteadyChannel)(collector, model, state)]
         self.own = getattr(channels[0], "own", None)
@@ -69,7 +78,15 @@ class Agent(Loop):
             reporter.commands.actions[OWN_MODEL] = self._own_model
         self.on_verdict = on_verdict
         self._steady = False
+        self.response = response
+        self.off = False
+        self._off_s = 0  # seconds of uptime at which that began; negative: before this start
         Loop.__init__(self, channels, reporter, state, publish=publish, firmware=firmware)
+        if response is not None:
+            response.attach(self)
+        packed = state.get(_OFF)
+        if packed is not None:
+            self._switch_off(unpack("<I", packed)[0])
 
     def connect(self, client):
         """Let `client` carry everything: last will, status, reports, acknowledgements and commands; to be called before
@@ -100,6 +117,56 @@ class Agent(Loop):
         now_ms = ticks_ms()
         return max(0, min(ticks_diff(self.due_ms, now_ms), ticks_diff(self.pump_due_ms, now_ms)))
 
+    def tick(self):
+        """As Loop does. While the user has switched monitoring off, one status for each connection and nothing else."""
+        if self.response is not None:
+            self.response.turn()
+        if not self.off:
+            return Loop.tick(self)
+        now_ms = ticks_ms()
+        if ticks_diff(now_ms, self.pump_due_ms) >= 0:
+            self.reporter.pass_time(now_ms)
+            self.due_ms = self.pump_due_ms = ticks_add(now_ms, _LOOK_EVERY_MS)
+            try:
+                if self._status_due:
+                    self._status_due = not self.reporter.send_status(self.publish, self.status)
+            except (StonechatError, OSError) as error:
+                self.offline = repr(error)
+        return None
+
+    def monitoring(self, on: bool) -> None:
+        """The user's own switch, which holds across restarts. Off: no counter is read and nothing is reported but one
+        status; a lease of the response ends. On: what was learned is still there. An operator's command can't move
+        it."""
+        if on != self.off:
+            return
+        if on:
+            self.off = False
+            if _OFF in self.state.sections:
+                del self.state.sections[_OFF]
+            self.due_ms = ticks_ms()
+            for channel in self.channels:
+                channel.hold_peers(True)  # until the first verdict: whom it met meanwhile is not looked at
+                channel.window.primed = False
+            channel = self.channels[0]
+            try:
+                channel.collector.read(channel.values)  # what was counted meanwhile is dropped
+            except (StonechatError, OSError) as error:
+                self._failed(error)
+        else:
+            self.state.put(_OFF, pack("<I", epoch_s()))
+            self._switch_off(epoch_s())
+        self.announce()
+        self._try_to_save()
+
+    def _switch_off(self, since_s: int) -> None:
+        now_s = epoch_s()
+        uptime_s = self.reporter.uptime_s
+        self._off_s = uptime_s - max(0, now_s - since_s) if since_s and now_s else uptime_s
+        self.off = True
+        if self.response is not None:
+            self.response.switch_off()
+
     async def run(self) -> None:
         """tick() for ever under asyncio; cancel the task to stop."""
         from asyncio import sleep
@@ -120,6 +187,8 @@ class Agent(Loop):
             self._steady = not self._steady
             self.announce()
             self._try_to_save()
+        if verdict is not None and self.response is not None:
+            self.response.window(verdict)
         if verdict is not None and self.on_verdict is not None:
             self.on_verdict(verdict, self)
         return verdict
@@ -185,7 +254,10 @@ class Agent(Loop):
             self.reporter.more[3] = None
 
     def on_message(self, topic, payload: bytes) -> None:
-        """Take a message from the broker: acknowledgements and commands that authenticate are carried out."""
+        """Take a message from the broker: acknowledgements and commands that authenticate are carried out, none while
+        monitoring is off."""
+        if self.off:
+            return
         self.pump_due_ms = ticks_ms()  # an acknowledgement frees space for what waits
         self.reporter.on_message(topic, payload)
 
@@ -198,6 +270,8 @@ class Agent(Loop):
             self.own.restart()
 
     def _was_normal(self, arguments) -> None:
+        if self.response is not None:
+            self.response.was_normal()
         for channel in self.channels:
             channel.scorer.clear_evidence()
         if self.own is not None:
@@ -221,8 +295,12 @@ class Agent(Loop):
             if getattr(scorer, "steady", False):
                 longest_s = max(longest_s or 0, scorer.age * self.window_ms // 1000)
         self.reporter.more[0] = longest_s
+        more = self.reporter.more
         if self.own is not None:
-            self.reporter.more[1] = self.own.status
+            more[1] = self.own.status
+        if self.response is not None:
+            more[_RESPONSE_KEY] = self.response.status
+        more[_OFF_KEY] = max(0, self.reporter.uptime_s - self._off_s) if self.off else None
         return Loop.status(self)
 
     def save(self) -> None:
@@ -238,6 +316,8 @@ class Agent(Loop):
 
     def close(self) -> None:
         """Save and let go of the collectors; errors are counted, not raised."""
+        if self.response is not None:
+            self.response.close()
         self._try_to_save()
         for channel in self.channels:
             channel.collector.close()
@@ -261,6 +341,7 @@ def open_agent(
     on_verdict=None,
     publish=None,
     learn_peers_hours: int = 24,
+    response=None,
 ) -> Agent:
     """An Agent with everything that it needs: model: the path of a .tflite, or what load_model gave; folder: for what
     was learned and for reports that wait, made where it is missing; the rest as in Delivery and Agent. Raises
@@ -288,4 +369,5 @@ def open_agent(
         publish=publish,
         firmware=firmware,
         learn_peers_hours=learn_peers_hours,
+        response=response,
     )

@@ -16,7 +16,11 @@ _MAINTENANCE = const(2)  # [until]: everything is reported, flagged as maintenan
 WAS_NORMAL = const(3)  # [sequence number of the report]
 CALIBRATE = const(4)
 _REPORT_NOW = const(5)
+STOP_RESPONDING = const(6)
+RELEASE = const(7)  # [], or [number of the lease]
 OWN_MODEL = const(8)  # [1]: make the device's own model again; [0]: forbid it
+RENEW = const(9)  # [number of the lease]
+RESPOND = const(10)  # after STOP_RESPONDING
 
 _ACCEPTED = const(0)
 _NOT_SUPPORTED = const(1)

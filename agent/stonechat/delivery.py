@@ -37,6 +37,7 @@ class Delivery(Reporter):
     _wait_ms: int  # for an acknowledgement
     _quiet_ms: int  # since the last one, while some are due
     _unpublished: list  # (handle, number, stream) of what the broker has not acknowledged
+    on_renewal = None  # (fields, Unix seconds or 0): takes the collector's renewals of a lease (response.py)
 
     def __init__(
         self,
@@ -59,6 +60,7 @@ class Delivery(Reporter):
         self.subscriptions = (self.ack_topic, self.command_topic)
         self._ack_mac = Mac(key, b"ack", device_id)
         self._command_mac = Mac(key, b"command", device_id)
+        self._renew_mac = Mac(key, b"renew", device_id)
         self.budget = Budget(bytes_per_day, state)
         self.commands = Commands(state)
         self.free_on_publish = free_on_publish
@@ -76,7 +78,7 @@ class Delivery(Reporter):
         self._made_s = 0  # and its uptime
         self._highest = 0  # number of the newest report that was ever sent
         self._silent = False
-        self._fields.append(None)
+        self._fields += (None, None)
         self._led = 0  # channels that have led in reports of this alarm: bit i is channel i
         self.reconnected()
 
@@ -105,7 +107,7 @@ class Delivery(Reporter):
         return flags
 
     def _begin(self) -> list:
-        self._fields[17] = None
+        self._fields[17] = self._fields[18] = None
         return Reporter._begin(self)
 
     def _said(self) -> None:
@@ -119,6 +121,21 @@ class Delivery(Reporter):
             self.commands.report_now = False
             self._said()
         elif urgent and self._changed:
+            self.held_back += 1
+
+    def decided(self, decision: list, verdict) -> None:
+        """Report a decision of the response (response.py); verdict: its cause, or None."""
+        fields = self._begin()
+        fields[18] = decision
+        if verdict is not None:
+            fields[5] = verdict.level
+            fields[6] = self._flags(verdict) or None
+            fields[9] = verdict.evidence_q8
+            fields[10] = bytes([byte for i, z_q4, share in verdict.explain(3) for byte in (i, z_q4 & 255, share)])
+        self._encode()
+        if self.budget.make(len(self._body) + _SEAL_BYTES, 0):
+            self._append()
+        else:
             self.held_back += 1
 
     def _append(self) -> None:
@@ -267,13 +284,20 @@ class Delivery(Reporter):
             topic = bytes(topic).decode()
         try:
             if topic == self.ack_topic:
-                self._on_ack(fields_of(self._ack_mac, payload))
+                self._on_ack(payload)
             elif topic == self.command_topic:
                 self._on_command(fields_of(self._command_mac, payload))
         except WireError:
             self.rejected += 1
 
-    def _on_ack(self, fields):
+    def _on_ack(self, payload):
+        try:
+            fields = fields_of(self._ack_mac, payload)
+        except WireError:
+            if self.on_renewal is None:
+                raise
+            self.on_renewal(fields_of(self._renew_mac, payload), self._now_s())
+            return
         stream = fields.get(3)
         self._free(fields.get(1, []), stream)
         self.refused += self._free(fields.get(4, []), stream)
@@ -284,7 +308,7 @@ class Delivery(Reporter):
         if self._silent:  # the collector is back: what it missed goes again
             self._silent = False
             self.reconnected()
-        time_s = fields.get(2)
+        time_s: int = fields.get(2, -1)
         if is_count(time_s):
             self._collector_offset_s = max(self._collector_offset_s, time_s - self.uptime_s)
 
@@ -297,9 +321,12 @@ class Delivery(Reporter):
             freed += self.outbox.ack(ranges[i], ranges[i + 1], stream)
         return freed
 
+    def _now_s(self):
+        """Unix seconds by this clock or the collector's; 0: unknown."""
+        return epoch_s() or (self._collector_offset_s and self._collector_offset_s + self.uptime_s)
+
     def _on_command(self, fields):
-        now_s = epoch_s() or (self._collector_offset_s and self._collector_offset_s + self.uptime_s)
-        answer = self.commands.carry_out(fields, now_s, self.uptime_s)
+        answer = self.commands.carry_out(fields, self._now_s(), self.uptime_s)
         self._begin()[15] = answer
         self._encode()
         self.budget.made -= len(self._body) + _SEAL_BYTES  # an operator waits for it: it may overdraw

@@ -47,7 +47,9 @@ class Nothing:
 
 class Lease:
     """enforcer: what acts; self_total_s: how long the device may keep itself in by itself in one alarm, all leases
-    together, under growing pauses; 0: it may not. `action` is OBSERVE while none is in force."""
+    together, under growing pauses; 0: it may not. `action` is OBSERVE while none is in force. `last`: what the last one
+    that ended was: (action, rule, number, seconds in force, renewals, passed, stopped), the last two as the enforcer
+    counted them."""
 
     def __init__(self, enforcer, self_total_s: int = 0) -> None:
         self.enforcer = enforcer
@@ -55,24 +57,27 @@ class Lease:
         self.number = 0  # drawn at random for each: a renewal of an earlier one means nothing
         self.rule = 0
         self.seconds = 0
-        self.began_s = self.until_s = self.lasted_s = 0
+        self.began_s = self.until_s = 0
         self.renewals = 0
         self.refused = 0  # renewals
-        self.passed = self.stopped = 0  # packets or calls, as the enforcer counted them
+        self.last = (OBSERVE, 0, 0, 0, 0, 0, 0)
         self.pause_until_s = 0
         self._self_total_s = self_total_s
         self._self_s = 0  # of that
         self._pause_s = 0
-        self._last = 0  # number of the last renewal
+        self.next_renewal = 0  # the least number that it may have
         enforcer.release()
 
-    def begin(self, rule: int, action: int, seconds: int, now_s: int) -> None:
-        """Put `action` in force for `seconds`. Raises LeaseRefused within the pause and where an action as strong is in
-        force; OSError where the system refuses: then nothing is."""
+    def begin(self, rule: int, action: int, seconds: int, now_s: int, again: bool = False) -> None:
+        """Put `action` in force for `seconds`; again: the device repeats its last lease by itself, after may_repeat().
+        Raises LeaseRefused within the pause and where an action as strong is in force; OSError where the system
+        refuses: then nothing is."""
         if self.action >= action:
             raise LeaseRefused("in force")
         if now_s < self.pause_until_s:
             raise LeaseRefused("pause")
+        if self.action != OBSERVE:
+            self._note(now_s)
         try:
             self.enforcer.apply(action, seconds)
         except OSError:
@@ -81,12 +86,13 @@ class Lease:
         self.rule = rule
         self.action = action
         self.number = int.from_bytes(urandom(4), "big") & 0x3FFFFFFF | 1
-        self.seconds = self._pause_s = seconds
+        self.seconds = seconds
         self.began_s = now_s
         self.until_s = now_s + seconds
-        self.renewals = self._last = 0
-        self._self_s = seconds
-        self.passed = self.stopped = 0
+        self.renewals = 0
+        self.next_renewal = 0
+        self._self_s = self._self_s + seconds if again else seconds
+        self._pause_s = 2 * self._pause_s if again else seconds
 
     def renew(self, lease: int, number: int, now_s: int, level: int) -> None:
         """lease: `number` of the lease; number: of the renewal, rising; level: of the last window. Raises LeaseRefused
@@ -94,7 +100,7 @@ class Lease:
         why = ""
         if self.action == OBSERVE or lease != self.number or now_s >= self.until_s:
             why = "not in force"
-        elif number <= self._last:
+        elif number < self.next_renewal:
             why = "heard before"
         elif not level:
             why = "the evidence is gone"
@@ -103,17 +109,10 @@ class Lease:
         if why:
             self.refused += 1
             raise LeaseRefused(why)
-        self._last = number
+        self.next_renewal = number + 1
         self.enforcer.extend(self.seconds)
         self.until_s = now_s + self.seconds
         self.renewals += 1
-
-    def turn(self, now_s: int) -> bool:
-        """To be called about once a second -> whether the lease has ended by itself."""
-        if self.action == OBSERVE or now_s < self.until_s:
-            return False
-        self.end(now_s)
-        return True
 
     def may_repeat(self, now_s: int, level: int) -> bool:
         """Whether the device may begin the last lease again by itself: allowed, the alarm goes on, the pause is over,
@@ -127,28 +126,31 @@ class Lease:
             and self.enforcer.essential()
         )
 
-    def repeat(self, action: int, now_s: int) -> None:
-        """Begin the last lease again, after may_repeat(); the next pause is twice as long. Raises OSError."""
-        used_s = self._self_s
-        pause_s = self._pause_s
-        self.begin(self.rule, action, self.seconds, now_s)
-        self._self_s += used_s
-        self._pause_s = 2 * pause_s
+    def forget(self) -> None:
+        """The alarm is over, or somebody has opened: nothing is repeated, and the total begins anew."""
+        self._self_s = 0
 
-    def alarm_over(self) -> None:
-        """The level is normal again: the device's own total begins anew with the next alarm."""
-        if self.action == OBSERVE:
-            self._self_s = 0
+    def turn(self, now_s: int) -> bool:
+        """To be called about once a second -> whether the lease has ended by itself. Raises OSError as end() does."""
+        if self.action == OBSERVE or now_s < self.until_s:
+            return False
+        self.end(now_s)
+        return True
 
-    def end(self, now_s: int, pause: bool = True) -> None:
-        """Open at once, if anything is in force; `passed`, `stopped` and `lasted_s` are those of the whole lease then.
-        Raises OSError where the system refuses; its own timeout ends it all the same."""
+    def end(self, now_s: int) -> None:
+        """Open at once, if anything is in force. Raises OSError where the system refuses; its own timeout ends it all
+        the same."""
         if self.action == OBSERVE:
             return
+        self._note(now_s)
         self.action = OBSERVE
-        self.lasted_s = now_s - self.began_s
-        self.pause_until_s = now_s + self._pause_s if pause else now_s
+        self.pause_until_s = now_s + self._pause_s
+        self.enforcer.release()
+
+    def _note(self, now_s: int) -> None:
         try:
-            self.passed, self.stopped = self.enforcer.counts()
-        finally:
-            self.enforcer.release()
+            passed, stopped = self.enforcer.counts()
+        except OSError:
+            passed = stopped = 0
+        lasted_s = now_s - self.began_s
+        self.last = (self.action, self.rule, self.number, lasted_s, self.renewals, passed, stopped)

@@ -80,7 +80,7 @@ def test_it_ends_by_itself_and_the_record_has_its_length():
     kernel.pass_s(1)
     assert kernel.action == OBSERVE
     assert lease.turn(kernel.now_s) and not lease.turn(kernel.now_s)
-    assert (lease.action, lease.lasted_s, lease.passed, lease.stopped) == (OBSERVE, T1_S, 3, 40)
+    assert lease.action == OBSERVE and lease.last == (QUARANTINE, 1, lease.number, T1_S, 0, 3, 40)
 
 
 def test_the_agent_may_die():
@@ -125,7 +125,7 @@ def test_the_throttle_gives_way_to_the_quarantine_not_the_reverse():
     throttle = lease.number
     lease.begin(1, QUARANTINE, T1_S, 10)
     assert kernel.action == QUARANTINE and kernel.until_s == T1_S  # the clock of this kernel has not moved
-    assert lease.number != throttle
+    assert lease.number != throttle and lease.last == (THROTTLE, 0, throttle, 10, 0, 3, 40)
     assert refused(lease.begin, 0, THROTTLE, T1_S, 20) == refused(lease.begin, 1, QUARANTINE, T1_S, 20) == "in force"
 
 
@@ -148,7 +148,7 @@ def test_an_alarm_without_end_blocks_no_longer_than_the_device_may():
             kernel.pass_s(1)
             lease.turn(kernel.now_s)
             if lease.may_repeat(kernel.now_s, ALARM):
-                lease.repeat(QUARANTINE, kernel.now_s)
+                lease.begin(lease.rule, lease.last[0], lease.seconds, kernel.now_s, True)
                 begins.append(kernel.now_s)
         assert longest_s - 8 <= kernel.blocked_s <= longest_s
         pauses = [begins[i + 1] - begins[i] - T1_S for i in range(len(begins) - 1)]
@@ -162,7 +162,7 @@ def test_the_devices_own_total_begins_anew_after_the_alarm():
     lease.turn(kernel.now_s)
     kernel.pass_s(T1_S)
     assert not lease.may_repeat(kernel.now_s, ALARM)
-    lease.alarm_over()
+    lease.forget()
     assert not lease.may_repeat(kernel.now_s, ALARM)  # the policy begins the first one of an alarm
 
 
@@ -198,10 +198,10 @@ def test_a_system_that_refuses_leaves_nothing_in_force():
     assert lease.action == OBSERVE
 
 
-def test_released_it_is_open_at_once_and_may_begin_again_where_no_pause_is_wanted():
+def test_released_it_is_open_at_once():
     kernel, lease = make()
     lease.end(0)
     lease.begin(1, QUARANTINE, T1_S, 0)
-    lease.end(5, pause=False)
-    assert kernel.action == lease.action == OBSERVE and lease.lasted_s == 5
-    lease.begin(1, QUARANTINE, T1_S, 6)
+    lease.end(5)
+    assert kernel.action == lease.action == OBSERVE and lease.last[3] == 5
+    assert refused(lease.begin, 1, QUARANTINE, T1_S, 6) == "pause"

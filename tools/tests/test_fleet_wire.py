@@ -70,6 +70,9 @@ def every_kind(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         reporter.observe(learning, 70_000)
         command = wire.seal_command(KEYS, 5, now_s + 60, 7, [1])
         reporter.on_message(reporter.command_topic, command)
+        reporter.decided([0, 3, 1, 15, 0x3FFFFFFF, 3600, 15], learning)
+        reporter.decided([1, 3, 0, 1, 7, 120, 6, 9, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0], None)
+        reporter.decided([2, 4, 1, 0, 0, 13], None)
         reporter.commands.mute_until_s = 0
         in_service = FakeVerdict(2)
         in_service.channel = 3
@@ -107,6 +110,7 @@ def test_what_the_device_says_is_what_the_cddl_says(monkeypatch: pytest.MonkeyPa
         15,
         16,
         17,
+        18,
         23,
     }  # nothing fills 13, the detail, yet
 
@@ -456,7 +460,7 @@ def test_the_readme_of_the_wire_names_every_key() -> None:
     """The privacy table (PRIVACY in wire.py) and the CDDL know the same keys."""
     tables = {"report": privacy.PRIVACY_REPORT, "status": privacy.PRIVACY_STATUS, "want": privacy.PRIVACY_WANT}
     for name, table in tables.items():
-        rules = ("window", "summary", "answer", "head", "when") if name == "report" else (name,)
+        rules = ("window", "summary", "answer", "decided", "head", "when") if name == "report" else (name,)
         keys = set()
         for rule in rules:
             body = re.search(rf"^{rule} = [{{(](.*?)^[}})]", CDDL + RELEASE_CDDL, re.M | re.S)

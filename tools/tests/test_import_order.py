@@ -20,7 +20,7 @@ LEVELS = [
     ["window", "schema", "int8/tflite", "cose", "adaptation", "own_model_fit", "lease"],
     ["int8/operators", "detection", "cose_open", "budget"],
     ["int8/interpreter", "custom_counters", "lasting_peers", "commands", "manifest", "slots"],
-    ["model", "update"],
+    ["model", "update", "response"],
     ["model_file", "scorer", "outbox", "outbox_memory", "mqtt"],
     ["report", "replay", "own_model_file"],
     ["delivery", "loop", "own_model_training"],

@@ -49,6 +49,7 @@ class LinuxDelivery(Delivery):
         self._status_mac = cose.Mac(key, b"status", device_id)
         self._ack_mac = cose.Mac(key, b"ack", device_id)
         self._command_mac = cose.Mac(key, b"command", device_id)
+        self._renew_mac = cose.Mac(key, b"renew", device_id)
 
 
 class Daemon:

@@ -1,7 +1,8 @@
 """Send a device an authenticated command and wait for its answer, which the collector stores.
 
-Commands: mute and maintenance (with --until), was-normal (with --report), calibrate, report-now, stop-responding,
-release, own-model (with --own again or forbid: the model that a device trains itself). A device answers "not supported"
+Commands: mute and maintenance (with --until), was-normal (with --report), calibrate, report-now, own-model (with --own
+again or forbid: the model that a device trains itself); and of the response to alarms: release what is in force, renew
+it, stop-responding until the command respond. A device answers "not supported"
 to those that it can't execute. Each is numbered and expires, so that a broker can neither repeat it nor keep it for
 later. Use the account `operator` of `stonechat provision`, not the collector's: a broker allows one connection each.
 
@@ -9,6 +10,7 @@ Examples:
   stonechat command pump-1 report-now --keys fleet/operator/keys
   stonechat command pump-1 mute --until 2h --keys fleet/operator/keys --broker localhost --plain
   stonechat command pump-1 was-normal --report 4711 --keys fleet/operator/keys
+  stonechat command pump-1 release --keys fleet/operator/keys
   stonechat command pump-1 own-model --own again --keys fleet/operator/keys
 """
 
@@ -26,7 +28,7 @@ from stonechat.errors import ConfigError, MQTTError
 
 from . import keyring, wire
 from .broker import add_broker_arguments, broker_options
-from .store import Store
+from .store import URLS, Store
 
 HELP = "send a device an authenticated command"
 HOLDS_KEYS = True
@@ -43,7 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("command", choices=wire.COMMANDS, help="what the device should do")
     parser.add_argument("--until", metavar="TIME", help="for mute and maintenance: 90s, 30m, 2h, 1d from now")
     parser.add_argument("--report", type=int, metavar="NUMBER", help="for was-normal: the report's sequence number")
-    parser.add_argument("--what", type=int, metavar="NUMBER", help="for release: what to release (default: everything)")
+    parser.add_argument(
+        "--what",
+        type=int,
+        metavar="NUMBER",
+        help="for release and renew: the lease (default: all, and the one in the collector's database)",
+    )
     parser.add_argument("--own", choices=wire.OWN_MODEL, help="for own-model: make it again, or forbid it")
     parser.add_argument("--expires", default="10m", metavar="TIME", help="not executed later (default 10m)")
     parser.add_argument("--wait", type=float, default=30.0, metavar="SECONDS", help="for the answer (default 30)")
@@ -69,13 +76,14 @@ def arguments_of(args: argparse.Namespace, now_s: int) -> list[int]:
         "maintenance": "until",
         "was-normal": "report",
         "release": "what",
+        "renew": "what",
         "own-model": "own",
     }.get(args.command)
     for name in ("until", "report", "what", "own"):
         if getattr(args, name) is not None and name != wants:
             raise ConfigError(f"{args.command} takes no --{name}")
     if wants == "what" and args.what is None:
-        return []
+        return [_lease(args)] if args.command == "renew" else []
     if wants and getattr(args, wants) is None:
         raise ConfigError(f"{args.command} needs --{wants}")
     if wants == "own":
@@ -85,9 +93,19 @@ def arguments_of(args: argparse.Namespace, now_s: int) -> list[int]:
     return found
 
 
+def _lease(args: argparse.Namespace) -> int:
+    """The lease that is in force at the device, as the collector's database has it. Raises ConfigError."""
+    if Path(args.db).exists() or args.db.startswith(URLS):
+        with Store(args.db) as store:
+            for entry in store.decisions(args.device, limit=20):
+                if entry["lease"] and entry["done"] and entry["end_s"] is None:
+                    return int(entry["lease"])
+    raise ConfigError(f"renew: the database {args.db} knows no lease of {args.device} in force; give its --what NUMBER")
+
+
 def check_arguments(command: str, arguments: list[int], now_s: int) -> None:
     """Raises ConfigError for what no device would carry out."""
-    one = ("mute", "maintenance", "was-normal", "own-model")
+    one = ("mute", "maintenance", "was-normal", "own-model", "renew")
     least, most = (1, 1) if command in one else (0, 1) if command == "release" else (0, 0)
     if not least <= len(arguments) <= most:
         raise ConfigError(f"{command}: {len(arguments)} arguments, want {least if least == most else '0 or 1'}")

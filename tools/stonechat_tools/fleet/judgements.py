@@ -120,7 +120,7 @@ class Judgements:
         """-> whether it is one that was not known: a sign of life."""
         known = self.fleet.devices.get(status.device)
         before = known.streams[-1].status if known and known.streams else 0
-        self.fleet.status(status, now_s, getattr(status, "off_s", None))
+        self.fleet.status(status, now_s, None if status.off_for_s is None else now_s - status.off_for_s)
         if not status.online:
             return False
         schema = status.schema.hex() if status.schema else ""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .wire_release import UpdateState
+from .wire_response import Decision, ResponseState
 
 LEVELS = ("normal", "watch", "alarm")
 FLAGS = {1: "learning", 2: "muted", 4: "maintenance", 8: "model does not fit", 16: "changed and steady"}
@@ -18,6 +19,8 @@ COMMANDS = {
     "stop-responding": 6,
     "release": 7,
     "own-model": 8,
+    "renew": 9,
+    "respond": 10,
 }
 OWN_MODEL = {"forbid": 0, "again": 1}  # arguments of that command
 
@@ -38,8 +41,8 @@ class Feature:
 @dataclass(slots=True)
 class Report:
     """A report as stored; numbers in Q8 are as the device computed them. `windows` is 1 for a single window, more for
-    a summary and 0 for the answer to a command; `late_s` is the age of history, -1 where the device does not know
-    it."""
+    a summary and 0 for the answer to a command and for a decision; `late_s` is the age of history, -1 where the device
+    does not know it."""
 
     device: str
     sequence: int
@@ -61,6 +64,7 @@ class Report:
     channel: int = 0  # which of the status's channels carries it, from 1; 0 is the device itself
     late_s: int | None = None
     answer: tuple[int, int] | None = None
+    decision: Decision | None = None
     body: bytes = b""  # without the age, which differs each time that the report is sent
     key: str = ""  # fingerprint of the key that it verified with,
     current: bool = True  # which is the device's current one, not one that is being rotated out
@@ -115,6 +119,8 @@ class Status:
     steady_s: int | None = None  # changed and steady for so long
     sleep_s: int | None = None  # the device sleeps now, for so long
     update: UpdateState | None = None  # None: this device takes no updates
+    response: ResponseState | None = None  # None: this device decides nothing
+    off_for_s: int | None = None  # its user has switched monitoring off, so long ago
 
 
 def pack_features(features: Sequence[Feature]) -> bytes:

@@ -21,6 +21,7 @@ PRIVACY_REPORT = {
     15: ("answer", "number of a command and its result"),
     16: ("stream", "which start of the device made the report: a random number"),
     17: ("channel", "which of the channels is unusual, where it is not the device as a whole"),
+    18: ("decision", "what the response to alarms has done or would have done, for how long, and packets as numbers"),
     23: ("late", "how old the report was as it was sent"),
 }
 PRIVACY_WANT = {
@@ -52,6 +53,8 @@ PRIVACY_STATUS = {
     19: ("own model", "whether it trains a model of its own, how far that is, and the start of its file's SHA-256"),
     20: ("heartbeat", "how often it reports"),
     21: ("planned sleep", "that it sleeps now, and until when"),
+    22: ("response", "whether it responds to alarms, and what is in force now"),
+    23: ("monitoring off", "that its user has switched monitoring off, and for how long"),
     24: ("updates", "which version of the model runs and is tried, and how the last update ended"),
     25: ("channels", "names of the services that the operator has chosen to watch"),
 }

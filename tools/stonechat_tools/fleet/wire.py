@@ -27,6 +27,7 @@ from .messages import (
 )
 from .wire_fields import COUNT_MAX, VERSION, Fields, plain
 from .wire_release import update_state
+from .wire_response import decision, response_state
 
 __all__ = [
     "COMMANDS", "FLAGS", "LATE_KEY", "LEVELS", "OWN_MODEL", "PREFIX", "RESULTS", "VERSION", "Feature", "OwnModel",
@@ -74,7 +75,7 @@ def _undated(body: bytes, late: int | bool) -> bytes:
     return body
 
 
-_UNUSUAL = frozenset((4, 12, 13, 14, 15, 17, LATE_KEY))
+_UNUSUAL = frozenset((4, 12, 13, 14, 15, 17, 18, LATE_KEY))
 
 
 def _usual(device: str, body: bytes, fields: dict[Any, Any]) -> Report | None:
@@ -103,7 +104,7 @@ def _usual(device: str, body: bytes, fields: dict[Any, Any]) -> Report | None:
         return None
     return Report(
         device, sequence, boot, time_s, None, stream, level, flags, 1, score, score, score, surprise, evidence, packed,
-        None, 0, 0, None, None, body,
+        None, 0, 0, None, None, None, body,
     )  # fmt: skip
 
 
@@ -136,6 +137,14 @@ def _any_report(device: str, body: bytes, fields: Fields) -> Report:
         report.answer = (command, result)
         report.windows = 0
         return report
+    if 18 in fields:
+        report.decision = decision(fields.raw(18))
+        report.windows = 0
+        if 9 in fields:
+            report.level = fields.count(5, 2)
+            report.evidence_q8 = fields.count(9)
+            report.packed = fields.features()
+        return report
     report.level = fields.count(5, 2)
     report.evidence_q8 = fields.count(9)
     if 12 in fields:
@@ -144,9 +153,7 @@ def _any_report(device: str, body: bytes, fields: Fields) -> Report:
         return report
     report.score_q8 = report.score_min_q8 = report.score_max_q8 = fields.count(7)
     report.surprise_q8 = fields.count(8)
-    report.packed = fields.octets(10, limits.FEATURES_BYTES) or b""
-    if len(report.packed) % 3:
-        raise Rejected("malformed", "features")
+    report.packed = fields.features()
     return report
 
 
@@ -185,6 +192,8 @@ def open_status(device: str, keys: DeviceKeys, message: bytes) -> Status:
         steady_s=fields.maybe(18),
         sleep_s=fields.maybe(21),
         update=update_state(fields.raw(24)),
+        response=response_state(fields.raw(22)),
+        off_for_s=fields.maybe(23),
     )
 
 

@@ -93,6 +93,12 @@ class Fields:
             raise Rejected("malformed", f"key {key}")
         return value
 
+    def features(self) -> bytes:
+        value = self.octets(10, limits.FEATURES_BYTES) or b""
+        if len(value) % 3:
+            raise Rejected("malformed", "features")
+        return value
+
     def stream(self) -> bytes:
         value = self.octets(16, limits.STREAM_BYTES)
         if value is None or len(value) != limits.STREAM_BYTES:

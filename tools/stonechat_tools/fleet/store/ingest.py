@@ -17,6 +17,7 @@ from typing import Any
 from ..keyring import Rejected
 from ..wire import Report, Status
 from .base import CONFLICT, DAY_S, DUPLICATE, MAX_CACHED, STORED, Db, Device, Engine, Stream, marks, pieces
+from .decisions import decision_row, put_decisions
 from .schema import REPORT_COLUMNS
 from .statuses import put_status
 
@@ -179,6 +180,7 @@ class _Batch:
         results = []
         rows: list[tuple[Any, ...]] = []
         answers: list[tuple[Any, ...]] = []
+        decisions: list[tuple[Any, ...]] = []
         lost: dict[Stream, tuple[int, int]] = {}
         for report, device, stream in zip(reports, devices, streams, strict=True):
             result, variant = self._name(report, stream, bodies)
@@ -210,6 +212,8 @@ class _Batch:
             )
             if report.answer:
                 answers.append((device.id, *report.answer, self._now_s))
+            if report.decision and result is not CONFLICT:
+                decisions.append(decision_row(device.id, stream.id, report, at_s))
             if report.lost:
                 lost[stream] = (device.id, max(report.lost, lost.get(stream, (0, 0))[1]))
             change.reports += 1
@@ -234,6 +238,7 @@ class _Batch:
             self._changes.setdefault(self._ingest.device(name), _Change()).refused += count
         if rows:
             self._ingest._engine.append(self._db, "reports", REPORT_COLUMNS, rows)
+        put_decisions(self._db, decisions)
         self._write(answers, lost)
         return results
 

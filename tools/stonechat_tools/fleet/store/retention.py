@@ -95,6 +95,8 @@ class Retention:
         for (table, _), days in zip(_TABLES, (self._keep.hourly, self._keep.daily), strict=True):
             if days:
                 db.execute(f"DELETE FROM {table} WHERE at_s < ?", (int(now_s - days * DAY_S),))
+        if self._keep.daily:  # decisions are few, and an auditor asks for them late
+            db.execute("DELETE FROM decisions WHERE at_s < ?", (now_s - self._keep.daily * DAY_S,))
         return False
 
 

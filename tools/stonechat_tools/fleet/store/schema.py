@@ -94,6 +94,20 @@ CREATE TABLE notes (
     PRIMARY KEY (kind, name)
 );
 """
+DECISIONS = """
+CREATE TABLE decisions (
+    device {integer} NOT NULL,
+    stream {integer} NOT NULL,
+    sequence {integer} NOT NULL,
+    at_s {real} NOT NULL,
+    lease {integer} NOT NULL,
+    kind {integer} NOT NULL,
+    facts TEXT NOT NULL,
+    PRIMARY KEY (device, stream, sequence)
+);
+CREATE INDEX decisions_by_time ON decisions (at_s);
+"""
+
 UPDATES = """
 CREATE TABLE updates (
     device {integer} PRIMARY KEY,
@@ -258,6 +272,7 @@ STEPS: dict[int, Callable[[Engine, Db], None]] = {  # by the version that it lea
     5: lambda engine, db: _script(engine, db, NOTES),
     6: _to_6,
     7: lambda engine, db: _script(engine, db, UPDATES),
+    8: lambda engine, db: _script(engine, db, DECISIONS),
 }
 VERSION = max(STEPS)
 BORN = 4  # the version that FIRST makes; the steps after it follow at once

@@ -71,6 +71,8 @@ def facts_of(status: Status, now_s: float) -> dict[str, object]:
         and asdict(status.update) | {"reason": status.update.reason, "shown": str(status.update)},
         "boot": status.boot,
         "stream": status.stream.hex(),
+        "response": status.response and asdict(status.response) | {"shown": str(status.response)},
+        "off_since_s": None if status.off_for_s is None else now_s - status.off_for_s,
         "steady_since_s": None if status.steady_s is None else now_s - status.steady_s,
     }
 

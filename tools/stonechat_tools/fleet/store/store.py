@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..wire import Report, Status
+from . import decisions as decided
 from . import read
 from .base import Db, Engine, Row
 from .ingest import Ingest
@@ -182,6 +183,10 @@ class Store:
     def answer(self, device: str, sequence: int) -> int | None:
         """The result code that the device gave to a command, None before it does."""
         return read.answer(self.engine, device, sequence)
+
+    def decisions(self, device: str | None = None, since_s: float = 0.0, limit: int = 200) -> list[dict[str, Any]]:
+        """What devices have decided about alarms, done or what would have been done; newest first."""
+        return decided.decisions(self.engine, device, since_s, limit)
 
     def commands(self, device: str) -> list[dict[str, Any]]:
         return read.commands(self.engine, device)

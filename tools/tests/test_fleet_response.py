@@ -1,0 +1,164 @@
+"""What a device decides, from its own code to the collector's database and back: the real agent, reports, commands."""
+
+import sys
+import time
+from pathlib import Path
+
+import cbor2
+import pycddl
+import pytest
+from stonechat.policy import DRY_RUN, HOOK, QUARANTINE
+from stonechat_tools.fleet import keyring, wire, wire_response
+from stonechat_tools.fleet.store import Store
+from test_fleet_wire import CDDL, KEYS, SECRET
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "firmware_tests" / "unit"))
+
+from test_response import LOUD, Device, on_clock  # noqa: E402
+
+DEVICE = "pump-1"
+REPORT = pycddl.Schema(f"start = report\n{CDDL}")
+STATUS = pycddl.Schema(f"start = status\n{CDDL}")
+
+
+def sealed(device: Device) -> tuple[list[bytes], list[bytes]]:
+    """Lets the device's messages be kept as they were sent -> (reports, statuses), which grow."""
+    reports: list[bytes] = []
+    statuses: list[bytes] = []
+    take = device.publish
+
+    def publish(topic: str, payload: bytes, qos: int, retain: bool) -> None:
+        (statuses if topic == device.reporter.status_topic else reports).append(bytes(payload))
+        take(topic, payload, qos, retain)
+
+    device.agent.publish = publish
+    return reports, statuses
+
+
+def opened(reports: list[bytes], statuses: list[bytes]) -> tuple[list[wire.Report], list[wire.Status]]:
+    """Each held to the CDDL and decoded by the collector's code."""
+    for message in reports:
+        REPORT.validate_cbor(KEYS.report.open(message))
+    for message in statuses:
+        STATUS.validate_cbor(KEYS.status.open(message))
+    return (
+        [wire.open_report(DEVICE, KEYS, message) for message in reports],
+        [wire.open_status(DEVICE, KEYS, message) for message in statuses],
+    )
+
+
+@on_clock
+def test_a_lease_and_its_effect_are_in_the_database() -> None:
+    device = Device()
+    messages = sealed(device)
+    device.alarm()
+    device.windows(30, 50)
+    reports, statuses = opened(*messages)
+    with Store(":memory:") as store:
+        store.put(reports, statuses, now_s=device.now_s)
+        (entry,) = store.decisions()
+        assert entry["device"] == DEVICE and entry["action"] == QUARANTINE and entry["done"] and entry["kind"] == 1
+        assert entry["end"] == "expired" and entry["seconds"] == 20 and 20 <= entry["end_s"] - entry["began_s"] <= 21
+        assert (entry["before"], entry["after"], entry["passed"], entry["stopped"]) == (LOUD, 50, 3, 40)
+        assert entry["level"] == 2 and entry["features"][0][0] == 1 and entry["families"] == ["network"]
+        assert store.put(reports, [], now_s=device.now_s) == ["duplicate"] * len(reports)
+        assert len(store.decisions()) == len(store.decisions(DEVICE)) == 1 and not store.decisions("pump-2")
+        assert not store.decisions(since_s=device.now_s + 1)
+        row = store.devices()[0]
+        assert row["response"]["decisions"] == 1 and row["response"]["action"] == 0 and row["off_since_s"] is None
+        assert [row.windows for row in store.history(DEVICE)] == [1, 1]  # a decision is no window
+
+
+@on_clock
+def test_a_lease_in_force_and_one_whose_begin_is_missing_are_shown_too() -> None:
+    device = Device(DRY_RUN)
+    messages = sealed(device)
+    device.alarm()
+    reports, statuses = opened(*messages)
+    with Store(":memory:") as store:
+        store.put(reports, statuses, now_s=device.now_s)
+        (entry,) = store.decisions()
+        assert entry["end_s"] is None and not entry["done"] and entry["text"] == "would have been: quarantine for 20 s"
+    device.windows(30)
+    reports, _ = opened(*messages)
+    with Store(":memory:") as store:
+        store.put(
+            [r for r in reports if not (r.decision and r.decision.kind == wire_response.BEGAN)],
+            [],
+            now_s=device.now_s,
+        )
+        (entry,) = store.decisions()
+        assert entry["began_s"] is None and entry["end"] == "expired"
+
+
+@on_clock
+def test_the_collectors_renewal_is_taken_by_the_device_and_only_by_that_one() -> None:
+    device = Device().alarm()
+    lease = device.began[0][4]
+    device.windows(10, LOUD)
+    until_s = device.kernel.until_s
+    others = keyring.DeviceKeys(bytes(32), DEVICE)
+    second = keyring.DeviceKeys(SECRET, "pump-2")
+    for keys in (others, second):
+        device.agent.on_message(
+            device.reporter.topic + "ack", wire_response.seal_renewal(keys, 1, device.now_s + 60, lease)
+        )
+    assert device.reporter.rejected == 2 and device.kernel.until_s == until_s
+    renewal = wire_response.seal_renewal(KEYS, 1, device.now_s + 60, lease)
+    pycddl.Schema(f"start = renewal\n{CDDL}").validate_cbor(KEYS.renew.open(renewal))
+    device.agent.on_message(device.reporter.topic + "ack", renewal)
+    assert device.kernel.until_s > until_s
+
+
+@on_clock
+def test_monitoring_off_reaches_the_database() -> None:
+    device = Device()
+    messages = sealed(device)
+    device.windows(10)
+    device.agent.monitoring(False)
+    device.windows(2)
+    _, statuses = opened(*messages)
+    assert statuses[-1].off_for_s in (0, 1, 2)
+    with Store(":memory:") as store:
+        store.put([], statuses, now_s=device.now_s)
+        assert abs(store.devices()[0]["off_since_s"] - device.now_s) <= 2
+
+
+def test_a_decision_that_is_none_is_refused() -> None:
+    good = [0, 3, 1, 0, 5, 120, 1]
+    body = {0: 1, 1: 1, 2: 1, 3: int(time.time()), 16: b"boot", 18: good}
+    assert wire.open_report(DEVICE, KEYS, KEYS.report.seal(wire.encode(body))).decision is not None
+    wrongs: tuple[object, ...] = (
+        [], 7, "x", good[:-1], [*good, 0], [3, *good[1:]], [0, 0, *good[2:]], [0, 5, *good[2:]], [0, 3, 2, *good[3:]],
+        [0, 3, 1, 16, *good[4:]], [1, 3, 1, 0, 5, 120, 7, 0, 0, 0, 0, 0], [0, 3, True, 0, 5, 120, 1],
+        [0, 3, 1, 0, -1, 1, 1], [0, 3, 1, 0, 1 << 32, 1, 1],
+    )  # fmt: skip
+    for wrong in wrongs:
+        with pytest.raises(keyring.Rejected):
+            wire.open_report(DEVICE, KEYS, KEYS.report.seal(wire.encode(body | {18: wrong})))
+
+
+def test_a_state_that_is_none_is_refused() -> None:
+    body = {0: 1, 2: 1, 3: int(time.time()), 4: 5, 5: True, 6: 1, 16: b"boot", 22: [2, 0, 3, 5, 60, 1, 0], 23: 7}
+    status = wire.open_status(DEVICE, KEYS, KEYS.status.seal(cbor2.dumps(body, canonical=True)))
+    assert str(status.response) == "quarantine for 60 s" and status.off_for_s == 7
+    wrongs: tuple[object, ...] = (
+        [], [3, 0, 0, 0, 0, 0, 0], [2, 2, 0, 0, 0, 0, 0], [2, 0, 5, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0],
+        [2, 0, 0, 0, 0, 0, -1], b"",
+    )  # fmt: skip
+    for wrong in wrongs:
+        with pytest.raises(keyring.Rejected):
+            wire.open_status(DEVICE, KEYS, KEYS.status.seal(cbor2.dumps(body | {22: wrong}, canonical=True)))
+    with pytest.raises(keyring.Rejected):
+        wire.open_status(DEVICE, KEYS, KEYS.status.seal(cbor2.dumps(body | {23: -1}, canonical=True)))
+
+
+def test_a_decision_is_one_line_for_people() -> None:
+    texts = {
+        (0, 2, 1, 0, 5, 120, 1): "throttle for 120 s",
+        (0, HOOK, 0, 0, 0, 0, 0): "would have been: hook",
+        (1, 3, 1, 0, 5, 90, 1, 0, 0, 0, 0, 0): "quarantine ended after 90 s, released",
+        (2, 3, 1, 0, 5, 1): "quarantine failed (1)",
+    }
+    for numbers, text in texts.items():
+        assert str(wire_response.decision(list(numbers))) == text
