@@ -1,6 +1,9 @@
 # Every target makes what it needs first; `make setup` is quick when all is there.
 PYTHON ?= python3
 BIN := .venv/bin
+# Most tests wait more than they compute: one worker more than a small machine's processors. WORKERS=0: one after another.
+WORKERS ?= 3
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .PHONY: recordings models help setup setup-demo setup-system demo test test-fast test-system check lint types docs bench soak world kernels boards clean
 
@@ -20,13 +23,13 @@ demo: setup-demo  ## a real agent learns this machine, then catches real attacks
 	@$(BIN)/stonechat demo
 
 test: setup     ## all tests: the tools, the agent on CPython and on every MicroPython target
-	@$(BIN)/python -m pytest -q $(PYTEST_ARGS) -m "not system"
+	@$(PYTEST) -m "not system"
 
 test-fast: setup  ## the tests that take no more than some seconds each
-	@$(BIN)/python -m pytest -q $(PYTEST_ARGS) -m "not system and not slow"
+	@$(PYTEST) -m "not system and not slow"
 
 test-system: setup-system  ## wheels in clean environments, an installation in a booted Debian, Python 3.12 and 3.13
-	@$(BIN)/python -m pytest -q $(PYTEST_ARGS) -m system
+	@$(PYTEST) -m system
 
 lint: setup
 	@$(BIN)/ruff check .

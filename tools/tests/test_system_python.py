@@ -73,7 +73,8 @@ def test_the_tests_pass_on_trixies_python() -> None:
         path for path in sorted((ROOT / "tools/tests").glob("test_*.py")) if not path.stem[5:].startswith(LEFT_OUT)
     ]
     assert len(files) > 25
-    command = [*python.command, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not system and not slow"]
+    command = [*python.command, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-n", "3", "--dist", "loadfile", "-m", "not system and not slow"]
     command += ["-k", " and ".join(f"not {name}" for name in COUNTED_EXACTLY)]
     with tempfile.TemporaryDirectory(prefix="py-") as scratch:  # not below tmp_path: a socket's path has 107 bytes
         Path(scratch).chmod(0o711)
