@@ -33,6 +33,8 @@ if [ "$LEVEL" != demo ]; then
     need qemu-arm-static qemu-user-static
     need faketime faketime
     need haproxy haproxy
+    need chromium chromium
+    need promtool prometheus
     [ -d /usr/lib/postgresql ] || need postgres postgresql
 fi
 if [ "$LEVEL" = system ]; then
@@ -135,6 +137,15 @@ if [ ! -f .venv-cose/stamp ]; then
     { .venv/bin/python -m venv --without-pip .venv-cose &&
         .venv/bin/python -m pip --python .venv-cose/bin/python install -qq --disable-pip-version-check 'cwt>=3,<4' &&
         touch .venv-cose/stamp; } || say "cwt could not be installed; the test that needs it will be skipped"
+fi
+
+# --- axe-core, which looks at the dashboard's pages for what a screen reader or a keyboard can't use ------------------
+AXE=4.14.1
+if [ ! -f ".targets/axe-$AXE.js" ]; then
+    mkdir -p .targets
+    { command -v npm >/dev/null 2>&1 && (cd .targets && npm pack --silent "axe-core@$AXE" && tar xzf "axe-core-$AXE.tgz" \
+        package/axe.min.js && mv package/axe.min.js "axe-$AXE.js" && rm -r package "axe-core-$AXE.tgz"); } >$LOG 2>&1 ||
+        say "axe-core could not be had (it needs npm); the test that needs it will be skipped"
 fi
 
 # --- MicroPython targets and stubs: said by name when one can't be had ------------------------------------------------

@@ -40,6 +40,8 @@ EXTRAS = {
     "mqtt5": "tools",
     "psycopg": "postgres",
     "apprise": "alerts",
+    "starlette": "dashboard",
+    "uvicorn": "dashboard",
     "pqcrypto": "release",
     "pyhsslms": "release",
     "pyarrow": "parquet",

@@ -20,7 +20,8 @@ ASKED_FOR_BY_NAME = {
     "AWSIoTDeviceDefenderAgentSDK",
     "amqtt",
     "scipy",
-}  # peers of a bench
+    "websockets",
+}  # peers of a bench, and what proofs drive a browser with
 
 WITHOUT = """
 import sys

@@ -40,7 +40,7 @@ WINGS = [
     ["schemas", "console"],
     ["board_files"],
     ["traces", "lab", "fleet", "device"],
-    ["recording", "release"],
+    ["recording", "release", "dashboard"],
     ["modeling"],
     ["evaluation", "proofs"],
     ["bench"],

@@ -41,6 +41,7 @@ from .store import Store
 HELP = "name, group and remove devices; see and handle incidents"
 MAX_SILENCES = 200
 MAX_SILENCE_S = 366 * 86_400
+MAX_TEXT = 500
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -202,43 +203,51 @@ def _incidents(store: Store, args: argparse.Namespace) -> int:
     return 0
 
 
-def _acknowledge(store: Store, args: argparse.Namespace) -> int:
+def acknowledge(store: Store, numbers: Sequence[int], by: str) -> None:
+    """Ask the collector to note incidents as known. Raises ConfigError."""
     known = store.notes("incident")
-    for number in args.incident:
+    for number in numbers:
         if str(number) not in known:
             raise ConfigError(f"incident {number}: there is none; `stonechat fleet incidents` shows them")
-    for number in args.incident:
-        _request(store, do="acknowledge", incident=number, by=getpass.getuser())
+    for number in numbers:
+        _request(store, do="acknowledge", incident=number, by=by)
+
+
+def _acknowledge(store: Store, args: argparse.Namespace) -> int:
+    acknowledge(store, args.incident, getpass.getuser())
     _done(args, "noted for the collector", acknowledged=args.incident)
     return 0
 
 
-def _silence(store: Store, args: argparse.Namespace) -> int:
+def silence(store: Store, matchers: Sequence[str], lasts: str, comment: str, by: str) -> tuple[str, dict[str, Any]]:
+    """lasts: 90s, 30m, 2h or 1d -> (id, the silence as it is kept). Raises ConfigError."""
     try:
-        for matcher in args.matcher:
+        for matcher in matchers:
             split_matcher(matcher)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    lasts_s, now_s = span_s(args.for_s), time.time()
-    for text in (*args.matcher, args.comment):
+    lasts_s, now_s = span_s(lasts), time.time()
+    for text in (*matchers, comment):
         if not text.isprintable():
             raise ConfigError(f"{text[:70]!r}: printable characters only")
+        if len(text) > MAX_TEXT:
+            raise ConfigError(f"{text[:70]!r}...: at most {MAX_TEXT} characters")
     if lasts_s > MAX_SILENCE_S:
-        raise ConfigError(f"--for {args.for_s}: at most {MAX_SILENCE_S // 86_400} days; a silence has an end")
+        raise ConfigError(f"--for {lasts}: at most {MAX_SILENCE_S // 86_400} days; a silence has an end")
     held = store.notes("silence")
     over = {name: None for name, value in held.items() if value["until_s"] < now_s}
     if len(held) - len(over) >= MAX_SILENCES:
         raise ConfigError(f"{MAX_SILENCES} silences hold already; end some: stonechat fleet silences")
     identity = os.urandom(4).hex()
-    value = {
-        "matchers": args.matcher,
-        "until_s": now_s + lasts_s,
-        "by": getpass.getuser(),
-        "comment": args.comment[:200],
-    }
+    value = {"matchers": list(matchers), "until_s": now_s + lasts_s, "by": by, "comment": comment[:200]}
     store.note("silence", {**over, identity: value})
     labels.touch(store)
-    until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now_s + lasts_s))
+    return identity, value
+
+
+def _silence(store: Store, args: argparse.Namespace) -> int:
+    identity, value = silence(store, args.matcher, args.for_s, args.comment, getpass.getuser())
+    until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value["until_s"]))
     _done(args, f"{identity}: silent until {until}", id=identity, **value)
     return 0
 
@@ -256,13 +265,18 @@ def _silences(store: Store, args: argparse.Namespace) -> int:
     return 0
 
 
-def _unsilence(store: Store, args: argparse.Namespace) -> int:
+def unsilence(store: Store, silences: Sequence[str]) -> None:
+    """Raises ConfigError."""
     held = store.notes("silence")
-    for name in args.silence:
+    for name in silences:
         if name not in held:
             raise ConfigError(f"{name}: no such silence; `stonechat fleet silences` shows them")
-    store.note("silence", dict.fromkeys(args.silence))
+    store.note("silence", dict.fromkeys(silences))
     labels.touch(store)
+
+
+def _unsilence(store: Store, args: argparse.Namespace) -> int:
+    unsilence(store, args.silence)
     _done(args, "ended", ended=args.silence)
     return 0
 

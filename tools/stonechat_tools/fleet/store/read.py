@@ -30,8 +30,14 @@ def sequences(engine: Engine, device: str) -> list[int]:
     return [row[0] for row in engine.rows(query, (device_id(engine, device),))]
 
 
-def devices(engine: Engine, device: str | None = None) -> list[dict[str, Any]]:
-    where, values = ("", ()) if device is None else (" WHERE d.name = ?", (device,))
+def devices(engine: Engine, device: str | None = None, since_s: float | None = None) -> list[dict[str, Any]]:
+    where: str = ""
+    values: tuple[Any, ...] = ()
+    if device is not None:
+        where, values = " WHERE d.name = ?", (device,)
+    elif since_s is not None:
+        where = " WHERE d.last_seen_s >= ? OR d.online_since_s >= ? OR d.conflict_s >= ?"
+        values = (since_s,) * 3
     query = f"SELECT {_DEVICE_COLUMNS} FROM devices d LEFT JOIN statuses s ON s.device = d.id{where} ORDER BY d.name"
     return [
         {

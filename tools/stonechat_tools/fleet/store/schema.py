@@ -232,6 +232,22 @@ CREATE TABLE rejections (
     + REPORTS
     + ROLLUPS
 )
+ACCOUNTS = """
+CREATE TABLE accounts (
+    name TEXT PRIMARY KEY,
+    role TEXT NOT NULL,
+    secret TEXT NOT NULL,
+    changed_s {real} NOT NULL
+);
+CREATE TABLE audit (
+    sequence {integer} PRIMARY KEY,
+    at_ms {integer} NOT NULL,
+    who TEXT NOT NULL,
+    what TEXT NOT NULL,
+    facts TEXT NOT NULL,
+    digest TEXT NOT NULL
+);
+"""
 
 
 def _script(engine: Engine, db: Db, text: str) -> None:
@@ -273,6 +289,7 @@ STEPS: dict[int, Callable[[Engine, Db], None]] = {  # by the version that it lea
     6: _to_6,
     7: lambda engine, db: _script(engine, db, UPDATES),
     8: lambda engine, db: _script(engine, db, DECISIONS),
+    9: lambda engine, db: _script(engine, db, ACCOUNTS),  # of the dashboard
 }
 VERSION = max(STEPS)
 BORN = 4  # the version that FIRST makes; the steps after it follow at once

@@ -116,6 +116,16 @@ class Store:
             )
         return sequence
 
+    def sent_command(self, device: str, sequence: int, code: int, arguments: Sequence[int], now_s: float) -> None:
+        """Note a command that the operator's process has numbered and sent: the device's answer will be beside it."""
+        with self.engine.transaction() as db:
+            db.execute(
+                "INSERT INTO commands (device, sequence, sent_s, code, arguments)"
+                " SELECT id, ?, ?, ?, ? FROM devices WHERE name = ? ON CONFLICT (device, sequence) DO UPDATE SET"
+                " sent_s = excluded.sent_s, code = excluded.code, arguments = excluded.arguments",
+                (sequence, now_s, code, json.dumps(list(arguments)), device),
+            )
+
     def note(self, kind: str, values: Mapping[str, Any]) -> None:
         """Keep small values (JSON) by kind and name; None deletes one. For labels, presence, incidents, silences."""
         with self.engine.transaction() as db:
@@ -139,9 +149,10 @@ class Store:
         """Of all streams, in the order in which the streams were first seen."""
         return read.sequences(self.engine, device)
 
-    def devices(self, device: str | None = None) -> list[dict[str, Any]]:
-        """What is known of each device, or of one, by name; scores as numbers, not Q8."""
-        return read.devices(self.engine, device)
+    def devices(self, device: str | None = None, since_s: float | None = None) -> list[dict[str, Any]]:
+        """What is known of each device, or of one, by name; scores as numbers, not Q8. since_s: only those that were
+        heard, connected or found out since then."""
+        return read.devices(self.engine, device, since_s)
 
     def history(
         self,
@@ -175,6 +186,10 @@ class Store:
         where, values = ("", (kind,)) if name is None else (" AND name = ?", (kind, name))
         query = f"SELECT name, value FROM notes WHERE kind = ?{where} ORDER BY name"
         return {row[0]: json.loads(row[1]) for row in self.engine.rows(query, values)}
+
+    def note_texts(self, kind: str) -> dict[str, str]:
+        """As notes(), without decoding the values: for whoever compares them with those of before."""
+        return dict(self.engine.rows("SELECT name, value FROM notes WHERE kind = ?", (kind,)))
 
     def rejections(self) -> dict[str, dict[str, int]]:
         """device -> reason -> count."""

@@ -1,0 +1,58 @@
+// Elements and texts. Nothing here takes HTML: what devices and operators have written is text.
+
+export function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === false || value === null || value === undefined) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "value") element.value = value;
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+export function fill(element, ...children) {
+  element.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+}
+
+const two = (number) => String(number).padStart(2, "0");
+
+export function clock(seconds, withDate = true) {
+  const at = new Date(seconds * 1000);
+  const day = `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())}`;
+  return (withDate ? day + " " : "") + `${two(at.getHours())}:${two(at.getMinutes())}:${two(at.getSeconds())}`;
+}
+
+export function span(seconds) {
+  const s = Math.max(0, Math.round(seconds));
+  if (s < 120) return `${s} s`;
+  if (s < 7200) return `${Math.round(s / 60)} min`;
+  if (s < 172800) return `${Math.round(s / 3600)} h`;
+  return `${Math.round(s / 86400)} d`;
+}
+
+export function figure(value, digits = 2) {
+  return value === null || value === undefined ? "–" : Number(value).toFixed(digits);
+}
+
+export function badge(kind, text) {
+  return h("span", { class: `badge is-${kind}` }, text ?? kind);
+}
+
+export function state(text, retry) {
+  return h("div", { class: "state" }, h("p", {}, text), retry && h("button", { type: "button", onclick: retry }, "Try again"));
+}
+
+let hiding = 0;
+export function toast(text, bad = false) {
+  const place = document.getElementById("toast");
+  place.className = bad ? "shown bad" : "shown";
+  place.textContent = text;
+  clearTimeout(hiding);
+  hiding = setTimeout(() => { place.className = ""; place.textContent = ""; }, bad ? 12000 : 5000);
+}
+
+export function color(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+}

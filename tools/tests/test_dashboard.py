@@ -1,0 +1,544 @@
+"""The dashboard by its requests: what it shows, who may do what, and what it refuses."""
+
+import hashlib
+import json
+import os
+import random
+import re
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dashboard_support import PASSWORD, Server, command, dashboard
+from stonechat.delivery import Delivery
+from stonechat.errors import ConfigError
+from stonechat.outbox_memory import MemoryOutbox
+from stonechat_tools.dashboard import accounts, api, audit
+from stonechat_tools.dashboard.app import load_files
+from stonechat_tools.dashboard.view import FIELDS, View
+from stonechat_tools.fleet import keyring, labels, operator, provision, wire
+from stonechat_tools.fleet.labels import Labels
+from stonechat_tools.fleet.presence import AWAY
+from stonechat_tools.fleet.store import Store
+from stonechat_tools.proofs.dashboard_fleet import MadeFleet
+
+MOST_PAGES, MOST_DATA = 100_000, 300_000  # bytes, compressed
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, MadeFleet]]:
+    db = tmp_path_factory.mktemp("dashboard") / "fleet.db"
+    made = MadeFleet(db, 200)
+    accounts.put(made.store, "vera", "viewer", PASSWORD)
+    accounts.put(made.store, "otto", "operator", PASSWORD)
+    yield db, made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def open_to_all(fleet: tuple[Path, MadeFleet]) -> Iterator[Server]:
+    with dashboard(fleet[0]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def guarded(fleet: tuple[Path, MadeFleet]) -> Iterator[Server]:
+    with dashboard(fleet[0], "--login") as server:
+        yield server
+
+
+def columns(snapshot: dict) -> dict[str, dict[str, object]]:
+    """By device: field -> value."""
+    strings, found = snapshot["strings"], {}
+    for row in zip(*snapshot["columns"], strict=True):
+        values = dict(zip(snapshot["fields"], row, strict=True))
+        found[values["device"]] = {
+            name: strings[value] if name in snapshot["texts"] else value for name, value in values.items()
+        }
+    return found
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def test_the_fleet_is_what_the_database_has(fleet: tuple[Path, MadeFleet], open_to_all: Server) -> None:
+    made = fleet[1]
+    snapshot = open_to_all.json("/api/fleet")
+    rows = columns(snapshot)
+    assert sorted(rows) == sorted(made.names)
+    for seen in made.monitor.states():
+        row = rows[seen.device]
+        assert snapshot["states"][row["state"]] == seen.state.state, seen
+        assert row["since"] + snapshot["base"] == round(seen.state.since_s)
+        assert (row["class"], row["site"]) == (seen.labels.group, seen.labels.site)
+        assert row["level"] == seen.level and row["model"] == seen.model[:16] and row["firmware"] == seen.firmware
+        assert bool(row["cause"]) == (bool(seen.cause) and seen.state.state in AWAY), (row, seen.cause)
+    states = {snapshot["states"][row["state"]] for row in rows.values()}
+    assert states >= {"reporting", "silent", "gone", "asleep", "lying"}
+
+
+def test_a_device_has_its_explanation_its_incidents_and_its_presence(open_to_all: Server) -> None:
+    found = open_to_all.json("/api/device/pump-00003?span=6h")
+    assert found["row"]["name"] == "Pump by the gate" and found["row"]["level"] == 2
+    assert len(found["reports"][0]["features"]) == 3
+    assert all(not name.startswith("feature") for name, _, _ in found["reports"][0]["features"])
+    assert len(found["points"]["time"]) == len(found["points"]["score"]) > 5
+    assert found["points"]["time"] == sorted(found["points"]["time"])
+    assert found["facts"]["sources"] and found["facts"]["interval_s"] == 600
+    away = open_to_all.json("/api/device/meter-00017")
+    assert away["row"]["state"] == "silent" and "two intervals" in away["row"]["why"]
+    for span in api.SPANS:
+        open_to_all.json(f"/api/device/pump-00003?span={span}")
+
+
+def test_what_a_later_state_has_under_response_and_update_is_a_row(tmp_path: Path) -> None:
+    made = MadeFleet(tmp_path / "fleet.db", 5)
+    with made.store.transaction() as db:
+        facts = json.loads(db.execute("SELECT facts FROM statuses").fetchone()[0])
+        facts |= {"response": {"action": "quarantine", "seconds": 300}, "update": ["1.4.3", "b", True]}
+        db.execute("UPDATE statuses SET facts = ?", (json.dumps(facts),))
+    view = View(made.store)
+    view.poll()
+    found = api.device(made.store, view, made.names[0], "1d")
+    assert found and found["facts"]["response"] == "action quarantine, seconds 300"
+    assert found["row"]["update"].startswith("1.4.3")
+    made.close()
+
+
+def test_a_change_is_all_that_is_sent(tmp_path: Path) -> None:
+    made = MadeFleet(tmp_path / "fleet.db", 60)
+    view = View(made.store)
+    assert view.poll() and not view.poll()
+    before = view.version, len(view._strings)
+    assert json.loads(view.changes(view.epoch, *before) or b"")["rows"] == []
+    time.sleep(0.01)
+    name = made.names[7]
+    made._now_s = time.time()
+    made.put([made.report(name, 2)])
+    made.step()
+    assert view.poll()
+    found = json.loads(view.changes(view.epoch, *before) or b"")
+    assert [row[0] for row in found["rows"]] == [name] and found["rows"][0][FIELDS.index("level")] == 2
+    labels.write(made.store, {name: Labels("Front", "pump", "new-site")})
+    view.poll()
+    found = json.loads(view.changes(view.epoch, *before) or b"")
+    texts = dict(enumerate(list(view._strings)))
+    assert found["strings"] and texts[found["rows"][0][FIELDS.index("site")]] == "new-site"
+    labels.write(made.store, {name: Labels(removed_s=time.time())})
+    view.poll()
+    found = json.loads(view.changes(view.epoch, *before) or b"")
+    assert found["gone"] == [name] and not found["rows"]
+    assert view.changes("other", *before) is None
+    assert view.changes(view.epoch, view.version + 1, 1) is None
+    made.close()
+
+
+def test_another_database_at_the_path_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.db"
+    MadeFleet(path, 5).close()
+    with Store(path) as store:
+        view = View(store)
+        view.poll()
+        epoch = view.epoch
+        for end in ("", "-wal", "-shm"):
+            Path(str(path) + end).unlink(missing_ok=True)
+        MadeFleet(path, 3).close()
+        view.poll()
+        assert view.epoch != epoch and len(view.rows) == 3
+        assert view.changes(epoch, 0, 1) is None
+
+
+def test_browsers_hear_of_a_change(fleet: tuple[Path, MadeFleet], open_to_all: Server) -> None:
+    made = fleet[1]
+    snapshot = open_to_all.json("/api/fleet")
+    query = f"epoch={snapshot['epoch']}&version={snapshot['version']}&strings={len(snapshot['strings'])}"
+    with socket.create_connection(("127.0.0.1", open_to_all.port), 60) as link:
+        link.sendall(f"GET /api/live?{query} HTTP/1.1\r\nHost: 127.0.0.1:{open_to_all.port}\r\n\r\n".encode())
+        made._now_s = time.time()
+        made.put([made.report(made.names[70], 1)])
+        made.step()
+        got, end_s = b"", time.monotonic() + 60
+        while made.names[70].encode() not in got and time.monotonic() < end_s:
+            got += link.recv(65536)
+    assert b"text/event-stream" in got and made.names[70].encode() in got
+    assert b"content-security-policy" in got
+
+
+def test_pages_and_the_data_of_ten_thousand_devices_are_small(tmp_path: Path) -> None:
+    files = load_files()
+    assert sum(len(file.packed) for file in files.values()) <= MOST_PAGES
+    made = MadeFleet(tmp_path / "fleet.db", 40)
+    view = View(made.store)
+    view.poll()
+    rows = list(view.rows.values())
+    chance = random.Random(4)
+    for n in range(10_000):  # names that no other has anything in common with: the worst case
+        name = "dev-" + hashlib.sha256(b"%d" % n).hexdigest()[:12]
+        row = list(rows[n % len(rows)])
+        row[0] = name
+        for field, most in (("since", 500_000), ("seen", 600), ("score", 2000), ("evidence", 300), ("reports", 9999)):
+            row[FIELDS.index(field)] = chance.randrange(most)
+        view.rows[name] = tuple(row)
+    view.version += 1
+    assert len(view.snapshot()) <= MOST_DATA
+    made.close()
+
+
+# --- who may do what --------------------------------------------------------------------------------------------------
+
+
+def test_without_a_session_nothing_but_the_pages_is_given_out(guarded: Server) -> None:
+    for path in ("/", "/static/app.js", "/static/icon.svg"):
+        assert guarded.ask(path)[0] == 200
+    assert guarded.json("/api/session")["role"] is None
+    for path in ("/api/fleet", "/api/live", "/api/device/pump-00003", "/api/incidents", "/api/audit", "/metrics"):
+        status, headers, data = guarded.ask(path)
+        assert status in (401, 404) and b"pump" not in data, path
+    for name in ("vera", "otto"):
+        assert len(columns(guarded.json("/api/fleet", **guarded.log_in(name)))) == 200
+    assert guarded.ask("/api/fleet", Cookie="stonechat=AAAA")[0] == 401
+
+
+def test_a_wrong_password_is_refused_and_many_are_for_a_while(fleet: tuple[Path, MadeFleet]) -> None:
+    with dashboard(fleet[0], "--login") as server:
+        statuses = []
+        for n in range(accounts.NAME_TRIES + 2):
+            status, headers, _ = server.ask("/api/login", {"name": "vera", "password": f"wrong number {n}"})
+            statuses.append(status)
+        assert statuses == [401] * accounts.NAME_TRIES + [429] * 2
+        assert 0 < int(headers["retry-after"]) <= accounts.WINDOW_S + 1
+        assert server.ask("/api/login", {"name": "vera", "password": PASSWORD})[0] == 429
+        server.log_in("otto")  # another account is not locked out
+        for n in range(accounts.ADDRESS_TRIES):
+            server.ask("/api/login", {"name": f"guess{n}", "password": "wrong"})
+        assert server.ask("/api/login", {"name": "otto", "password": PASSWORD})[0] == 429
+    said = [entry["what"] for entry in audit.entries(fleet[1].store)]
+    assert "log-in refused" in said and "log-in" in said
+
+
+def test_the_cookie_is_for_this_page_alone(guarded: Server) -> None:
+    _, headers, _ = guarded.ask("/api/login", {"name": "vera", "password": PASSWORD})
+    words = {word.strip().lower() for word in headers["set-cookie"].split(";")[1:]}
+    assert {"httponly", "samesite=strict", "path=/"} <= words
+    assert "domain" not in headers["set-cookie"].lower()
+
+
+def test_what_another_page_sends_is_refused(guarded: Server) -> None:
+    me = guarded.log_in("otto")
+    silence = {"matchers": ["site=berlin"], "for": "1h", "comment": "test"}
+    good = guarded.ask("/api/silences", silence, **me)
+    assert good[0] == 200, good
+    identity = json.loads(good[2])["id"]
+    for change in (
+        {"Origin": "https://evil.example"},
+        {"Origin": ""},
+        {"Origin": "null"},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"X-CSRF-Token": "A" * 32},
+        {"X-CSRF-Token": ""},
+        {"X-CSRF-Token": "\u00e4"},
+        {"Content_Type": "text/plain"},
+        {"Content_Type": "application/x-www-form-urlencoded"},
+    ):
+        for path in ("/api/silences", f"/api/silences/{identity}/end", "/api/incidents/1/acknowledge"):
+            status, _, data = guarded.ask(path, silence, **(me | change))
+            assert status in (403, 415), (change, path, status, data)
+    assert guarded.ask("/api/login", {"name": "otto", "password": PASSWORD}, Origin="https://evil.example")[0] == 403
+    assert guarded.ask(f"/api/silences/{identity}/end", method="GET", **me)[0] == 405
+    assert guarded.ask(f"/api/silences/{identity}/end", {}, **me)[0] == 200
+
+
+def test_a_viewer_looks_and_an_operator_acts(fleet: tuple[Path, MadeFleet], guarded: Server) -> None:
+    vera, otto = guarded.log_in("vera"), guarded.log_in("otto")
+    incidents = guarded.json("/api/incidents", **vera)
+    number = incidents["open"][0]["id"]
+    for path, body in (
+        (f"/api/incidents/{number}/acknowledge", {}),
+        ("/api/silences", {"matchers": ["kind=silent"], "for": "1h"}),
+        ("/api/device/pump-00003/command", {"command": "report-now"}),
+    ):
+        assert guarded.ask(path, body, **vera)[0] == 403, path
+        assert guarded.ask(path, body)[0] == 401, path
+    assert guarded.ask("/api/audit", **vera)[0] == 403
+    assert guarded.ask(f"/api/incidents/{number}/acknowledge", {}, **otto)[0] == 200
+    assert guarded.ask("/api/incidents/99999/acknowledge", {}, **otto)[0] == 400
+    assert guarded.ask("/api/device/pump-00003/command", {"command": "report-now"}, **otto)[0] == 404  # no --operator
+    made = fleet[1]
+    made.step(time.time() + 5)  # the collector takes the request
+    saved = made.store.notes("incident", str(number))[str(number)]
+    assert saved["acknowledged_by"] == "otto"
+    newest = guarded.json("/api/audit", **otto)["entries"]
+    assert any(entry["what"] == "acknowledge" and entry["facts"] == {"incident": number} for entry in newest)
+    audit.verify(made.store)
+
+
+def test_an_account_that_is_changed_or_removed_is_logged_out(fleet: tuple[Path, MadeFleet]) -> None:
+    db, made = fleet
+    with dashboard(db, "--login") as server:
+        accounts.put(made.store, "temp", "operator", PASSWORD)
+        me = server.log_in("temp")
+        assert server.ask("/api/fleet", **me)[0] == 200
+        accounts.put(made.store, "temp", "viewer", PASSWORD + "2")
+        time.sleep(accounts.CACHE_S + 0.5)
+        assert server.ask("/api/fleet", **me)[0] == 401
+        me = server.log_in("temp", PASSWORD + "2")
+        accounts.remove(made.store, "temp")
+        time.sleep(accounts.CACHE_S + 0.5)
+        assert server.ask("/api/fleet", **me)[0] == 401
+        me = server.log_in("vera")
+        assert server.ask("/api/logout", {}, **me)[0] == 200
+        assert server.ask("/api/fleet", **me)[0] == 401
+
+
+def test_on_loopback_everybody_looks_and_nobody_acts(open_to_all: Server) -> None:
+    session = open_to_all.json("/api/session")
+    assert session["role"] == "viewer" and session["user"] == "" and not session["commands"]
+    assert open_to_all.ask("/api/incidents/1/acknowledge", {})[0] == 401
+    assert open_to_all.ask("/api/audit")[0] == 403
+    me = open_to_all.log_in("otto")
+    assert open_to_all.ask("/api/audit", **me)[0] == 200
+
+
+# --- what it refuses --------------------------------------------------------------------------------------------------
+
+
+def test_every_answer_has_a_strict_policy(open_to_all: Server) -> None:
+    for path in ("/", "/static/app.js", "/static/none", "/api/fleet", "/api/nothing", "/metrics", "/../x"):
+        _, headers, _ = open_to_all.ask(path)
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy and "*" not in policy
+        assert "frame-ancestors 'none'" in policy and "base-uri 'none'" in policy
+        assert headers["x-content-type-options"] == "nosniff" and "server" not in headers
+    page = load_files()["index.html"].body.decode()
+    assert not re.search(r"\sstyle=|\son\w+=|<style|<script(?![^>]*src=)|javascript:", page)
+
+
+def test_pages_ask_nobody_else() -> None:
+    for name, file in load_files().items():
+        if name.startswith("uplot") or not name.endswith((".js", ".css", ".html")):
+            continue
+        text = file.body.decode()
+        assert not re.search(r"https?:|[\"'(]//", text), name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (
+            name
+        )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/../app.py",
+        "/static/..%2fapp.py",
+        "/static/%2e%2e/app.py",
+        "/static/..%5capp.py",
+        "/static//etc/passwd",
+        "/static/%2fetc%2fpasswd",
+        "/static/index.html%00.js",
+        "//static/../../../../etc/passwd",
+        "/api/device/..%2f..%2fetc%2fpasswd",
+        "/api/device/%00",
+        "/api/device/" + "a" * 5000,
+        "/api/device/pump'%20OR%201=1--",
+        "/.git/config",
+        "/app.py",
+    ],
+)
+def test_no_path_reaches_the_disk(open_to_all: Server, path: str) -> None:
+    status, _, data = open_to_all.ask(path)
+    assert status in (400, 404, 414, 431), (status, data)
+    assert b"root:" not in data and b"import" not in data
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": ""},
+        {"Host": "127.0.0.1.evil.example"},
+        {"X_Forwarded_For": "10.0.0.9"},
+        {"Forwarded": "for=1"},
+    ],
+)
+def test_a_name_that_is_not_ours_and_a_proxy_are_refused(open_to_all: Server, headers: dict[str, str]) -> None:
+    status, _, data = open_to_all.ask("/api/fleet", **headers)
+    assert status in (400, 403, 421) and b"columns" not in data
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b"{", b"null", b'{"name": 1}', b'{"name": "a", "password": []}', b"[" * 9000, b"{" + b" " * 20_000],
+)
+def test_nonsense_is_refused_with_one_line(open_to_all: Server, body: bytes) -> None:
+    status, _, data = open_to_all.ask("/api/login", body)
+    assert status in (400, 413) and len(json.loads(data)["error"]) < 300
+
+
+@pytest.mark.parametrize(
+    "silence",
+    [
+        {},
+        {"matchers": [], "for": "1h"},
+        {"matchers": ["site"], "for": "1h"},
+        {"matchers": ["site=~("], "for": "1h"},
+        {"matchers": ["site=a"], "for": "1000d"},
+        {"matchers": ["site=a"], "for": 5},
+        {"matchers": ["site=a"], "for": "1h", "comment": "\x1b[31m"},
+        {"matchers": ["site=" + "a" * 600], "for": "1h"},
+        {"matchers": "site=a", "for": "1h"},
+    ],
+)
+def test_a_silence_that_can_not_be_is_refused(guarded: Server, silence: dict) -> None:
+    status, _, data = guarded.ask("/api/silences", silence, **guarded.log_in("otto"))
+    assert status == 400 and json.loads(data)["error"], data
+
+
+def test_a_command_is_signed_by_the_operator_and_its_answer_is_shown(tmp_path: Path) -> None:
+    """From the page to a device that verifies it. The operator's keys, socket and checks are real; the broker is not
+    there."""
+    fleet = provision.Fleet.init(tmp_path / "fleet", provision.Settings("127.0.0.1", 1883, auth="plain"))
+    fleet.add("pump-00003")
+    made = MadeFleet(tmp_path / "fleet.db", 20)
+    accounts.put(made.store, "otto", "operator", PASSWORD)
+    sent: list[tuple[str, bytes]] = []
+    with Store(":memory:") as own:
+        keys = keyring.Keys(fleet.folder / "operator/keys")
+        signer = operator.Operator(
+            keys, own, lambda topic, payload: sent.append((topic, payload)), allow=("mute", "report-now")
+        )
+        door = operator.Door(tmp_path / "socket", signer)
+        with dashboard(tmp_path / "fleet.db", "--operator", str(tmp_path / "socket")) as server:
+            me = server.log_in("otto")
+            assert server.json("/api/session", **me)["commands"] == list(api.COMMANDS)
+            path = "/api/device/pump-00003/command"
+            sequence = server.json(path, {"command": "mute", "lasts_s": 600}, **me)["sequence"]
+            refused = (
+                {"command": "calibrate"},  # not among what this operator signs
+                {"command": "own-model"},
+                {"command": "mute"},
+                {"command": "mute", "lasts_s": -1},
+                {"command": "mute", "lasts_s": 10**10},
+                {"command": "was-normal", "report": "1"},
+                {},
+            )
+            for asked in refused:
+                assert server.ask(path, asked, **me)[0] == 400, asked
+            assert server.ask("/api/device/other/command", {"command": "report-now"}, **me)[0] == 400
+            shown = server.json("/api/device/pump-00003", **me)["commands"]
+            assert [(each["command"], each["sequence"], each["answer"]) for each in shown] == [("mute", sequence, None)]
+            device = Delivery(
+                "pump-00003", keyring.read_secrets(fleet.folder / "devices/pump-00003/device.key")[0], MemoryOutbox()
+            )
+            device.on_message(*sent[0])
+            assert device.rejected == 0 and len(sent) == 1
+            fields = {0: 1, 1: 4000, 2: 1, 3: int(time.time()), 15: [sequence, 0], 16: b"abcd"}
+            made.put([wire.reread("pump-00003", wire.encode(fields))])
+            shown = server.json("/api/device/pump-00003", **me)["commands"]
+            assert [(each["command"], each["answer"]) for each in shown] == [("mute", "accepted")]
+        door.close()
+        with dashboard(tmp_path / "fleet.db", "--operator", str(tmp_path / "socket")) as server:
+            me = server.log_in("otto")
+            status, _, data = server.ask("/api/device/pump-00003/command", {"command": "report-now"}, **me)
+            assert status == 400 and b"is `stonechat operator` running" in data
+    made.close()
+
+
+def test_the_audit_log_shows_what_was_changed(tmp_path: Path) -> None:
+    with Store(tmp_path / "a.db") as store:
+        for n in range(5):
+            audit.note(store, "otto", "silence", id=str(n))
+        count, head = audit.verify(store)
+        assert count == 5
+        audit.note(store, "otto", "command", device="pump-1")
+        assert audit.verify(store, head)[0] == 6
+        tried = {
+            "changed": "UPDATE audit SET facts = '{}' WHERE sequence = 3",
+            "who": "UPDATE audit SET who = 'vera' WHERE sequence = 6",
+            "time": "UPDATE audit SET at_ms = at_ms + 1 WHERE sequence = 1",
+            "removed": "DELETE FROM audit WHERE sequence = 2",
+            "first": "DELETE FROM audit WHERE sequence = 1",
+        }
+        for what, statement in tried.items():
+            with pytest.raises(ConfigError, match="broken at entry"), store.transaction() as db:
+                db.execute(statement)
+                rows = db.execute("SELECT count(*) FROM audit").fetchone()
+                assert rows[0] >= 5, what
+                audit.verify(store)
+            audit.verify(store)  # the transaction was rolled back
+        with store.transaction() as db:
+            db.execute("DELETE FROM audit WHERE sequence >= 5")
+        audit.verify(store)  # what is cut off at the end is whole by itself
+        with pytest.raises(ConfigError, match="removed from the end"):
+            audit.verify(store, head)
+
+
+def test_two_processes_write_one_chain(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with Store(path) as one, Store(path) as other:
+        threads = [
+            threading.Thread(target=lambda store=store: [audit.note(store, "x", "y", n=n) for n in range(20)])
+            for store in (one, other)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert audit.verify(one)[0] == 40
+
+
+# --- the verb ---------------------------------------------------------------------------------------------------------
+
+
+def test_accounts_by_the_command_line(tmp_path: Path) -> None:
+    db = str(tmp_path / "a.db")
+    assert command("--db", db, "user", "list").returncode == 1  # there is no database yet
+    Store(db).close()
+    assert stat.S_IMODE(os.stat(db).st_mode) == 0o600
+    done = command("--db", db, "user", "add", "otto", "--role", "operator", stdin=PASSWORD + "\n")
+    assert done.returncode == 0, done.stderr
+    for name, password, role in (("a b", PASSWORD, "viewer"), ("x", "short", "viewer"), ("", PASSWORD, "viewer")):
+        done = command("--db", db, "user", "add", name, "--role", role, stdin=password + "\n")
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "otto" in command("--db", db, "user", "list").stdout
+    with Store(db) as store:
+        (account,) = accounts.read(store)
+        assert PASSWORD not in account.secret and account.secret.startswith("scrypt$15$")
+    assert command("--db", db, "user", "remove", "otto").returncode == 0
+    assert command("--db", db, "user", "remove", "otto").returncode == 1
+    done = command("--db", db, "audit", "--verify")
+    assert done.returncode == 0 and done.stdout.startswith("2 entries")
+    assert "otto" in command("--db", db, "audit").stdout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--listen", "0.0.0.0:0"),
+        ("--listen", "127.0.0.1:0", "--cert", "x.pem"),
+        ("--listen", "192.0.2.1:0", "--plain"),
+        ("--listen", "nowhere.invalid:1"),
+        ("--login",),
+        ("--metrics-token", "/nonexistent"),
+    ],
+)
+def test_an_unsafe_or_wrong_start_is_one_line(tmp_path: Path, options: tuple[str, ...]) -> None:
+    db = tmp_path / "a.db"
+    Store(db).close()
+    done = command("--db", str(db), *options)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and not done.stdout, done.stderr
+
+
+def test_it_says_what_to_install(tmp_path: Path) -> None:
+    Store(tmp_path / "a.db").close()
+    code = (
+        "import sys; sys.modules['uvicorn'] = None\n"
+        "from stonechat_tools.cli import main\n"
+        f"sys.exit(main(['dashboard', '--db', {str(tmp_path / 'a.db')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "stonechat[dashboard]" in done.stderr
