@@ -71,7 +71,16 @@ class MadeFleet:
         number = self._sequence[name] = self._sequence[name] + 1
         score = (260, 700, 2400)[level] + self._random.randrange(200)
         evidence = (20, 180, 500)[level] + self._random.randrange(40)
-        fields: dict[int, int | bytes] = {0: wire.VERSION, 1: number, 2: 1, 3: int(self._now_s), 5: level, 7: score, 8: score - 40, 9: evidence}
+        fields: dict[int, int | bytes] = {
+            0: wire.VERSION,
+            1: number,
+            2: 1,
+            3: int(self._now_s),
+            5: level,
+            7: score,
+            8: score - 40,
+            9: evidence,
+        }
         if level or number % 5 == 1:
             fields[10] = wire.pack_features(FEATURES)
         fields[16] = self._stream(name)
