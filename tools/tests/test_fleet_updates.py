@@ -7,6 +7,7 @@ from typing import Any
 
 import cbor2
 import pytest
+from postgres_support import needs_postgres, postgres, postgres_server
 from stonechat import cose, slots
 from stonechat.cose_open import fields_of
 from stonechat.errors import ModelError
@@ -19,7 +20,9 @@ from stonechat_tools.fleet.rollout import DAY_S, Stage
 from stonechat_tools.fleet.shards import Shard
 from stonechat_tools.fleet.store import Keep, Store, releases, rollouts
 from stonechat_tools.fleet.updates import Updates
+from stonechat_tools.proofs.postgres_server import Server
 
+__all__ = ["postgres", "postgres_server"]
 VECTORS = cbor2.loads(
     (Path(__file__).resolve().parents[2] / "firmware_tests/golden/releases/updates.cbor").read_bytes()
 )
@@ -95,10 +98,12 @@ class Unit:
 
 
 class Fleet:
-    """Devices pump-0 ... of class pump, and their collectors (`shards` of them), at the time that the test sets."""
+    """Devices pump-0 ... of class pump, and their collectors (`shards` of them, each with a connection of its own to a
+    database at a URL), at the time that the test sets."""
 
-    def __init__(self, folder: Path, count: int, shards: int = 1) -> None:
-        self.store = Store(":memory:")
+    def __init__(self, folder: Path, count: int, shards: int = 1, url: str = "") -> None:
+        self.store = Store(url or ":memory:")
+        self.stores = [Store(url) for _ in range(shards)] if url else [self.store] * shards
         self.now_s = float(NOW_S)
         self.units = {f"pump-{n}": Unit(f"pump-{n}", n + 1, folder) for n in range(count)}
         self.keys = keyring.Keys({name: unit.secret for name, unit in self.units.items()})
@@ -120,12 +125,12 @@ class Fleet:
     def restart(self) -> None:
         """New collectors over the same database."""
         self.collectors = []
-        for name in self.names:
+        for name, store in zip(self.names, self.stores, strict=True):
             shard = Shard(name)
-            monitor = Monitor(self.store, clock=lambda: self.now_s, steady=lambda: self.now_s, shard=shard)
+            monitor = Monitor(store, clock=lambda: self.now_s, steady=lambda: self.now_s, shard=shard)
             monitor.connected(True)
             found = Updates(
-                self.store, self.keys, shard=shard, presence=monitor.presence, clock=lambda: self.now_s, rate_bytes=1e6
+                store, self.keys, shard=shard, presence=monitor.presence, clock=lambda: self.now_s, rate_bytes=1e6
             )
             monitor.also(found.alerts)
             self.collectors.append((shard, monitor, found))
@@ -207,13 +212,14 @@ class Fleet:
 def fleet(tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
     made: list[Fleet] = []
 
-    def make(count: int, shards: int = 1) -> Fleet:
-        made.append(Fleet(tmp_path, count, shards))
+    def make(count: int, shards: int = 1, url: str = "") -> Fleet:
+        made.append(Fleet(tmp_path, count, shards, url))
         return made[-1]
 
     yield make
     for each in made:
-        each.store.close()
+        for store in {each.store, *each.stores}:
+            store.close()
 
 
 def test_a_release_goes_through_its_stages(fleet: Callable[..., Fleet]) -> None:
@@ -368,8 +374,23 @@ def test_lost_messages_and_restarts_of_the_collector_only_cost_time(fleet: Calla
     assert pumps.versions() == [2] * 6
 
 
+@needs_postgres
+@pytest.mark.slow
+def test_two_collectors_agree_on_postgresql(fleet: Callable[..., Fleet], postgres: Server) -> None:
+    two_collectors_agree(fleet(8, shards=2, url=postgres.url))
+
+
+@needs_postgres
+@pytest.mark.slow
+def test_alarms_are_counted_on_postgresql(fleet: Callable[..., Fleet], postgres: Server) -> None:
+    alarms_halt_it(fleet(24, url=postgres.url))
+
+
 def test_two_collectors_agree(fleet: Callable[..., Fleet]) -> None:
-    pumps = fleet(8, shards=2)
+    two_collectors_agree(fleet(8, shards=2))
+
+
+def two_collectors_agree(pumps: Fleet) -> None:
     pumps.stage(2)
     pumps.live(3600)
     assert sorted(pumps.versions()) == [0] * 6 + [2] * 2
@@ -433,9 +454,12 @@ def test_the_rate_is_kept(fleet: Callable[..., Fleet]) -> None:
     assert sent == 20
 
 
-def test_alarms_of_the_updated_halt_it(fleet: Callable[..., Fleet], tmp_path: Path) -> None:
+def test_alarms_of_the_updated_halt_it(fleet: Callable[..., Fleet]) -> None:
+    alarms_halt_it(fleet(24))
+
+
+def alarms_halt_it(pumps: Fleet) -> None:
     """Days of a fleet in which half of the devices have the release, and those alarm ten times as often."""
-    pumps = fleet(24)
     keep = pumps.store.retention(Keep(0, 0, 0))
     stages = (Stage(10 * DAY_S, share=0.5), Stage(DAY_S, share=1.0))
     pumps.stage(2, stages)

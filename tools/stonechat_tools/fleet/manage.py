@@ -92,10 +92,12 @@ def _states(store: Store, args: argparse.Namespace) -> int:
     if stale:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now_s))
         print(f"stonechat fleet: as of {when}, when a collector was last connected", file=sys.stderr)
+    updates = {row["device"]: row["update"] for row in store.devices() if row.get("update")}
     rows = []
     for seen in states:
+        update = updates.get(seen.device)
         if args.json:
-            print(json.dumps(asdict(seen)))
+            print(json.dumps(asdict(seen) | {"update": update}))
             continue
         state, known = seen.state, seen.labels
         words = [state.why, seen.cause and f"with others: {seen.cause}", "comes and goes" if seen.flapping else ""]
@@ -107,11 +109,12 @@ def _states(store: Store, args: argparse.Namespace) -> int:
                 state.state,
                 span(max(0.0, now_s - state.since_s)),
                 ", ".join([known.site, known.group, *known.tags]).strip(", "),
+                update["shown"] if update else "",
                 "; ".join(word for word in words if word),
             )
         )
     if not args.json:
-        print(plain_table(("device", "state", "for", "site, class, tags", "why"), rows))
+        print(plain_table(("device", "state", "for", "site, class, tags", "release", "why"), rows))
     return 0
 
 

@@ -116,6 +116,9 @@ def notes(row: dict[str, Any], seen: Seen) -> list[str]:
         found.append("train a model on its own recordings")
     if row["refused"]:
         found.append(f"{row['refused']} refused")
+    update = row.get("update")
+    if update and (update["trial"] or update["failed"]):
+        found.append(update["shown"])
     own = row.get("own_model")
     if own:
         found.append(f"own model {own['shown']}" + (f", {own['refused']} failed" if own["refused"] else ""))

@@ -4,8 +4,8 @@ rollout_judge.py decides whose turn it is; here is what then happens to each dev
 has done is in the database (`updates`, from its status, and `rollout_devices`), so a restart goes on where it was. In
 memory are the devices that take a release now, at most MAX_OPEN a roll-out.
 
-A device is confirmed only after it is back on the new version: its status has it on trial, and a report of that start
-has a score. A roll-out that is paused gives nobody a turn and serves nothing, but confirms; one that halted does not
+A device is confirmed only after it is back on the new version: its status has it on trial, and a report made since has
+a score. A roll-out that is paused gives nobody a turn and serves nothing, but confirms; one that halted does not
 even confirm, and devices on trial go back by themselves.
 """
 
@@ -55,7 +55,7 @@ class _Active:
         self.row = row
         self.stream = member.stream  # of the start that the offer went to
         self.offered_s = self.wanted_s = self.confirmed_s = 0.0
-        self.scored = False  # a report of this start has a score
+        self.scored = 0  # reports with a score, since the status that has it on trial
 
 
 class Updates:
@@ -111,22 +111,28 @@ class Updates:
             spoke = {status.device: None for status in statuses if status.device in self._active}
             if spoke:
                 self._look(now_s)
+                self._follow(spoke, now_s)
             for report, result in zip(reports, results, strict=True):
                 found = self._active.get(report.device)
                 if found is not None and result == STORED:
                     spoke[report.device] = None
                     on_time = report.late_s is None and report.windows > 0 and report.score_q8 is not None
-                    found.scored |= on_time and report.stream == found.member.stream
+                    found.scored += on_time and report.stream == found.member.stream
         sent: list[Outgoing] = []
         for want, signer in wants:
             sent += self._want(want, signer, where, now_s)
+        self._follow(spoke, now_s)
         for name in spoke:
+            found = self._active.get(name)
+            sent += [] if found is None else [(where, *each) for each in self._due(found, now_s, True)]
+        self._flush()
+        return sent + self.serve()
+
+    def _follow(self, names: Iterable[str], now_s: float) -> None:
+        for name in names:
             found = self._active.get(name)
             if found is not None:
                 self._move(found, now_s)
-                sent += [(where, *each) for each in self._due(found, now_s, True)]
-        self._flush()
-        return sent + self.serve()
 
     def _want(self, want: wire_release.Want, signer: keyring.DeviceKeys, where: Where, now_s: float) -> list[Outgoing]:
         name = signer.device
@@ -201,7 +207,7 @@ class Updates:
                 if found is None or found.row.id != row.id:
                     found = _Active(member, row)
                 if found.member.stream != member.stream:
-                    found.scored = False
+                    found.scored = 0
                 found.member, found.row = member, row
                 self._active[member.name] = found
         self._chunks.only(self._active.keys())
@@ -258,6 +264,7 @@ class Updates:
                 return
             if update.trial and update.tried == version:
                 if member.state != "trial":
+                    found.scored = 0
                     self._to(found, "trial", now_s)
             elif update.tried == version and update.failed and update.result not in PASSING:
                 self._to(found, "failed", now_s, update.reason)
@@ -283,7 +290,8 @@ class Updates:
         if update is None or member.state not in OPEN:
             return []
         if member.state == "trial":
-            ready = found.scored and row.state != HALTED
+            # where the model was changed without a start, the first report may still be of the one before
+            ready = found.scored > (found.stream == member.stream) and row.state != HALTED
             if ready and now_s - found.confirmed_s >= CONFIRM_AGAIN_S:
                 found.confirmed_s = now_s
                 return self._sealed(member, "confirmations", self._confirm, row)

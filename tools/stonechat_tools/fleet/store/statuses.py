@@ -68,7 +68,8 @@ def facts_of(status: Status, now_s: float) -> dict[str, object]:
         "channels": list(status.channels),
         "own_model": status.own and asdict(status.own) | {"digest": status.own.digest.hex(), "shown": str(status.own)},
         "update": status.update
-        and asdict(status.update) | {"reason": status.update.reason, "shown": str(status.update)},
+        and asdict(status.update)
+        | {"reason": status.update.reason, "failed": status.update.failed, "shown": str(status.update)},
         "boot": status.boot,
         "stream": status.stream.hex(),
         "response": status.response and asdict(status.response) | {"shown": str(status.response)},
