@@ -71,6 +71,27 @@ def test_two_keys_sign_and_the_device_takes_it(
     assert "has signed this manifest already" in capsys.readouterr().err
 
 
+def test_alarm_rules_are_a_release_of_their_own(
+    vendor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sign(vendor, tmp_path / "r", "--rule", "1.5:4:12", "--rule", "3:9:9.25", model="")
+    shown = capsys.readouterr().out
+    assert "1.5:4:12" in shown and "3:9:9.25" in shown
+    found = manifest.read(make.frame((tmp_path / "r" / "manifest.cbor").read_bytes())[2])
+    assert found.rules == [[384, 1024, 3072], [768, 2304, 2368]] and found.model is None
+    assert not (tmp_path / "r" / "model.tflite").exists()
+    assert cli.main(["release", "verify", str(tmp_path / "r"), "--keys", str(vendor / "vendor.key.pub")]) == 0
+    common = ["--key", str(vendor / "vendor.key"), "--class", "pump", "--version", "3", "--out", str(tmp_path / "s")]
+    for rule in ("4:1.5:12", "0:4:12", "1:200:12", "1:2:5000"):  # nothing is written
+        assert run(vendor, "sign", "--rule", rule, *common) == 1
+        assert "allowance < cap" in capsys.readouterr().err
+    for rule in ("1:2", "a:b:c", "nan:2:3", "inf:2:3", ""):
+        with pytest.raises(SystemExit):
+            run(vendor, "sign", "--rule", rule, *common)
+        assert "want ALLOWANCE:CAP:THRESHOLD" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
 def test_the_bill_of_materials_is_cyclonedx(vendor: Path, tmp_path: Path) -> None:
     from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator

@@ -389,14 +389,12 @@ class Updates:
         for row in self._rows.values() if self._shard.number == 1 else ():
             if row.state != HALTED:
                 continue
-            evidence = row.evidence
+            facts = row.evidence
             labels = {"class": row.release.device_class} | ({"site": row.site} if row.site else {})
-            failed = [each["device"] for each in evidence.get("failed", ())]
-            title = f"the roll-out of {row} halted in stage {row.stage_name}: {evidence.get('why')}"
-            since_s = evidence.get("at_s", now_s)
-            found.append(
-                Alert(f"rollout-{row.id}", "rollout", "critical", title, since_s, labels, evidence, failed, len(failed))
-            )
+            failed = [each["device"] for each in facts["failed"]]
+            title = f"the roll-out of {row} halted in stage {row.stage_name}: {facts['why']}"
+            about = (title, facts["at_s"], labels, facts, failed, len(failed))
+            found.append(Alert(f"rollout-{row.id}", "rollout", "critical", *about))
         return found
 
     def close(self) -> None:

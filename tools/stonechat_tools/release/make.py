@@ -18,7 +18,8 @@ from .keys import ROLES, PublicKey, SigningKey
 
 @dataclass(frozen=True)
 class Plan:
-    """What the vendor decides about a release. Times are Unix seconds; notes "" for none."""
+    """What the vendor decides about a release. Times are Unix seconds; notes "" for none; rules: alarm rules that
+    replace the model's, in 256ths."""
 
     version: int
     floor: int
@@ -28,6 +29,7 @@ class Plan:
     notes: str = ""
     own_model: bool = True
     next_keys: tuple[PublicKey, ...] = ()
+    rules: tuple[tuple[int, int, int], ...] = ()
 
 
 def golden_digest(metadata: Metadata) -> bytes:
@@ -55,6 +57,8 @@ def payload(plan: Plan, model: bytes | None, sbom: bytes | None = None) -> bytes
         if not metadata.golden:
             raise ConfigError("the model has no golden vectors: a device could not test it; make it again")
         fields[6] = [hashlib.sha256(model).digest(), len(model), bytes(metadata.schema_id), golden_digest(metadata)]
+    if plan.rules:
+        fields[7] = [list(rule) for rule in plan.rules]
     if plan.next_keys:
         fields[9] = [[ROLES[key.role], key.data] for key in plan.next_keys]
     if plan.notes:
@@ -69,7 +73,8 @@ def payload(plan: Plan, model: bytes | None, sbom: bytes | None = None) -> bytes
     except WireError:
         raise ConfigError(
             "these options make no manifest: version from 1, floor of at most the version, a class of 1 to 32 bytes, "
-            "notes of at most 200 bytes, at most 4 keys, an end later than the start"
+            "notes of at most 200 bytes, at most 4 keys, at most 4 alarm rules with allowance < cap < 128 and a "
+            "threshold below 4096, an end later than the start"
         ) from None
     return packed
 

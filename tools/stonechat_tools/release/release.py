@@ -78,6 +78,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sign.add_argument("--notes", default="", metavar="TEXT", help="at most 200 bytes; the devices' status shows them")
     sign.add_argument("--forbid-own-model", action="store_true", help="devices may not train a model of their own")
     sign.add_argument(
+        "--rule",
+        type=_rule,
+        action="append",
+        default=[],
+        metavar="ALLOWANCE:CAP:THRESHOLD",
+        help="alarm rule in place of the model's own, such as 1.5:4:12; may be repeated, and needs no MODEL",
+    )
+    sign.add_argument(
         "--next-keys", type=Path, nargs="+", metavar="FILE", help="public keys that replace those in the devices"
     )
 
@@ -104,6 +112,16 @@ def _count(text: str) -> int:
     if not 1 <= value <= 0xFFFFFFFF:
         raise argparse.ArgumentTypeError(f"{text}: want 1 to 4294967295")
     return value
+
+
+def _rule(text: str) -> tuple[int, int, int]:
+    try:
+        allowance, cap, threshold = (round(float(part) * 256) for part in text.split(":"))
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]}: want ALLOWANCE:CAP:THRESHOLD, three numbers such as 1.5:4:12"
+        ) from None
+    return allowance, cap, threshold
 
 
 def _date(text: str) -> int:
@@ -177,8 +195,8 @@ def _folder(args: argparse.Namespace) -> Path:
     ):
         if not given:
             raise ConfigError(f"{what} is missing (see stonechat release sign --help)")
-    if not args.model and not args.next_keys:
-        raise ConfigError("nothing to release: give a MODEL, or --next-keys to rotate the keys")
+    if not args.model and not args.next_keys and not args.rule:
+        raise ConfigError("nothing to release: give a MODEL, a --rule, or --next-keys to rotate the keys")
     folder: Path = args.out
     if (folder / MANIFEST).exists():
         raise ConfigError(f"{folder}: holds a signed release; choose another --out, or --add a signature to it")
@@ -205,6 +223,7 @@ def _new(args: argparse.Namespace, folder: Path) -> bytes:
         expires_s=start_s + args.days * _DAY_S,
         notes=args.notes,
         own_model=not args.forbid_own_model,
+        rules=tuple(args.rule),
         next_keys=tuple(key for path in args.next_keys or () for key in keys.read_public(path)),
     )
     packed = make.payload(plan, model, bill)
@@ -291,7 +310,7 @@ def _show(folder: Path, message: bytes, as_json: bool, verified: bool = False) -
         "expires": _day(found.expires_s),
         "model": None if found.model is None else {"sha256": found.model[0].hex(), "bytes": found.model[1]},
         "schema": None if found.model is None else found.model[2].hex(),
-        "alarm rules": found.rules,
+        "alarm rules": found.rules and [":".join(f"{number / 256:g}" for number in rule) for rule in found.rules],
         "new keys": found.keys and [data.hex() for _, data in found.keys],
         "own model": found.own_model,
         "notes": found.notes,
