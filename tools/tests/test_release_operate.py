@@ -1,7 +1,9 @@
 """`stonechat release publish | stage | pause | resume | withdraw | status` on a fleet's database."""
 
+import contextlib
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from stonechat_tools import cli
 from stonechat_tools.fleet import keyring, labels, wire
 from stonechat_tools.fleet.labels import Labels
-from stonechat_tools.fleet.store import Store, rollouts
+from stonechat_tools.fleet.store import Store, rollouts, schema
 from stonechat_tools.release import keys
 
 SECRET = b"correct horse"
@@ -132,9 +134,11 @@ def test_only_what_verifies_is_published(operator: Operator, tmp_path: Path) -> 
 
 
 def test_a_database_from_before_there_were_releases(operator: Operator) -> None:
-    with Store(operator.db) as store, store.transaction() as db:
-        for table in ("updates", "releases", "rollouts", "rollout_devices", "rollout_log"):
-            db.execute(f"DROP TABLE {table}")
+    operator.db.unlink()
+    with contextlib.closing(sqlite3.connect(operator.db)) as db:
+        types = {"integer": "INTEGER", "real": "REAL", "blob": "BLOB", "key": "INTEGER PRIMARY KEY"}
+        db.executescript((schema.FIRST + schema.NOTES).format(**types))
+        db.execute("ALTER TABLE devices ADD COLUMN flags INTEGER NOT NULL DEFAULT 0")
         db.execute("PRAGMA user_version = 6")
     assert "no roll-outs" in operator("status")
     with Store(operator.db) as store:
