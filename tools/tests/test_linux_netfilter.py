@@ -319,7 +319,7 @@ def test_a_stronger_response_replaces_a_weaker_one_and_a_change_of_the_list_is_f
     assert lab.turn() == ""
     assert udp_passes(lab, "10.88.0.54", 53)
     assert not udp_passes(lab, "10.88.0.53", 53)
-    assert lab.counts()[1] == stopped + 1
+    assert lab.counts()[1] > stopped
     lab.net.device.ip(f"route change default via {spaces.GATEWAY} src {spaces.DEVICE} metric 0")
     assert lab.turn() == ""
     lab.release()

@@ -105,11 +105,11 @@ def pair() -> Iterator[Pair]:
 def join(device: Space, outside: Space) -> None:
     outside.ip(
         f"link add {INTERFACE} type veth peer name {INTERFACE} netns {device.path}",
-        f"addr add {GATEWAY}/24 dev {INTERFACE}",
+        f"addr replace {GATEWAY}/24 dev {INTERFACE}",
         f"addr add {GATEWAY6}/64 dev {INTERFACE} nodad",
         f"link set {INTERFACE} up",
-        f"route add local {NETWORK} dev lo",
-        *[f"addr add {address}/128 dev lo nodad" for address in NETWORK6],
+        f"route replace local {NETWORK} dev lo",
+        *[f"addr replace {address}/128 dev lo nodad" for address in NETWORK6],
     )
     device.ip(
         f"addr add {DEVICE}/24 dev {INTERFACE}",

@@ -20,6 +20,7 @@ SOAKS = {
     "fleet": "stonechat_tools.proofs.fleet_replay:soak",
     "outages": "stonechat_tools.proofs.outages:soak",
     "shards": "stonechat_tools.proofs.shards:soak",
+    "respond": "stonechat_tools.proofs.respond:soak",
     "world": "stonechat_tools.proofs.world.run:soak",
 }
 

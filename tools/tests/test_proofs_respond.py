@@ -1,0 +1,37 @@
+"""The chaos runs of the response, some of them, and that they would notice."""
+
+import pytest
+from netns import needs_root
+from stonechat_tools.proofs import respond
+
+
+@needs_root
+@pytest.mark.slow
+def test_some_runs_lock_nobody_out_and_leave_nothing(capsys):
+    assert respond.prove(4, respond.T1_S, 4, first=100), capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("at_s", "counts"), [(9.5, True), (10.0, False), (11.9, False), (12.0 + respond.SLACK_S + 0.01, True), (15.0, True)]
+)
+def test_a_flow_that_is_stopped_without_a_lease_is_a_lock_out(at_s, counts):
+    run = respond.Run(1, 2)
+    run.echoes.close()
+    run._heard("applying", 10.0)
+    run._heard("applied", 10.001)
+    run.stopped_others = [(at_s, at_s, "to the attacker")]
+    run.judge()
+    assert bool(run.outcome.lock_outs) == counts
+
+
+def test_the_end_of_a_lease_counts_and_so_does_a_renewal():
+    run = respond.Run(1, 2)
+    run.echoes.close()
+    for word, at_s in (("applying", 10.0), ("applied", 10.0), ("renewing", 11.0), ("renewed", 11.0)):
+        run._heard(word, at_s)
+    assert run.may_stop == [[10.0, 13.0]]
+    run._heard("ended", 12.0)
+    assert run.may_stop == [[10.0, 12.0]]
+    run._heard("applying", 20.0)
+    run._heard("refused", 20.5)
+    assert run.may_stop == [[10.0, 12.0], [20.0, 20.5]]
