@@ -420,6 +420,26 @@ def test_only_devices_of_the_class_the_site_and_the_schema_take_it(fleet: Callab
     assert "pump 2 at oslo is running" in rollouts.begin(pumps.store, other, "", STAGES, "me", pumps.now_s)
 
 
+def test_devices_that_leave_the_fleet_or_the_class_hold_nothing_up(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(6)
+    pumps.stage(2, (Stage(600, devices=3), Stage(600, share=1.0)))
+    _, _, found = pumps.collectors[0]
+    pumps.deliver(found.step())
+    offered = [unit for unit in pumps.units.values() if unit.update.offered]
+    assert len(offered) == 3
+    for unit in offered:
+        unit.dead = True
+    labels.write(
+        pumps.store, {offered[0].name: Labels(group="valve"), offered[1].name: Labels("", "pump", removed_s=1)}
+    )
+    pumps.keys = keyring.Keys({name: unit.secret for name, unit in pumps.units.items() if unit is not offered[2]})
+    pumps.restart()
+    offered[2].dead = False
+    pumps.live(4 * 3600)
+    assert rollouts.counts(pumps.store, pumps.row(2).id) == {"passed": 3, "good": 3}
+    assert pumps.row(2).state == "done" and not rollouts.failures(pumps.store, pumps.row(2).id, 9)
+
+
 def test_what_strangers_and_old_starts_want_is_not_served(fleet: Callable[..., Fleet]) -> None:
     pumps = fleet(2)
     pumps.stage(2, (Stage(600, devices=1), Stage(600, share=1.0)))

@@ -5,10 +5,11 @@ with several collectors (shards) it does not matter which one does, and a restar
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .incidents import Alert
 from .labels import NONE, Labels
 from .rollout import ALARM_LIMIT, DAY_S, FAILURE_LIMIT, HISTORY_DAYS, PRIOR_DAYS, Rollout, chosen, size
 from .store import Store, rollouts
@@ -188,6 +189,20 @@ def superseded(row: RolloutRow, every: list[RolloutRow]) -> bool:
         and (not other.site or not row.site or other.site == row.site)
         for other in every
     )
+
+
+def halts(rows: Iterable[RolloutRow]) -> list[Alert]:
+    """Of those that have halted."""
+    found = []
+    for row in rows:
+        if row.state == HALTED:
+            facts = row.evidence
+            labels = {"class": row.release.device_class} | ({"site": row.site} if row.site else {})
+            failed = [each["device"] for each in facts["failed"]]
+            title = f"the roll-out of {row} halted in stage {row.stage_name}: {facts['why']}"
+            about = (title, facts["at_s"], labels, facts, failed, len(failed))
+            found.append(Alert(f"rollout-{row.id}", "rollout", "critical", *about))
+    return found
 
 
 def _present(device: Candidate, now_s: float) -> bool:

@@ -20,9 +20,9 @@ from . import keyring, wire, wire_release
 from . import labels as labels_of_devices
 from .chunks import RATE_BYTES, Chunks, Where
 from .incidents import Alert
-from .labels import Labels
+from .labels import NONE, Labels
 from .presence import AWAY, Device
-from .rollout_judge import Judge, superseded
+from .rollout_judge import Judge, halts, superseded
 from .shards import Shard
 from .store import STORED, Store, rollouts
 from .store.rollouts import DONE, HALTED, OPEN, PAUSED, RUNNING, WITHDRAWN, Member, RolloutRow
@@ -83,7 +83,8 @@ class Updates:
         self._presence = presence
         self._clock = clock
         self._read_labels: tuple[Any, dict[str, Labels]] = (None, {})
-        self._judge = Judge(store, labels or self._labels, clock=clock, every_s=judge_s)
+        self._labels = labels or self._labels_read
+        self._judge = Judge(store, self._labels, clock=clock, every_s=judge_s)
         self._rows: dict[int, RolloutRow] = {}  # that go on, or are withdrawn
         self._active: dict[str, _Active] = {}
         self._chunks = Chunks(store, clock, rate_bytes)
@@ -92,7 +93,6 @@ class Updates:
         self._pages: dict[int, tuple[float, int]] = {}
         self._looked_s = -1e18
         self.counts = {"offers": 0, "chunks": 0, "confirmations": 0, "withdrawals": 0}
-        self.problem: str | None = None
 
     # --- what arrives -----------------------------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class Updates:
                 self._active[member.name] = found
         self._chunks.only(self._active.keys())
 
-    def _labels(self) -> Mapping[str, Labels]:
+    def _labels_read(self) -> Mapping[str, Labels]:
         changed = self._store.notes(labels_of_devices.CHANGED)
         if changed != self._read_labels[0]:
             self._read_labels = (changed, labels_of_devices.read(self._store))
@@ -255,6 +255,10 @@ class Updates:
         """Follow what the device's last status reports, and what it does not."""
         member, version = found.member, found.row.release.version
         update = member.update
+        label = self._labels().get(member.name, NONE)
+        if label.removed_s is not None or label.group != found.row.release.device_class:
+            self._to(found, "passed", now_s, "is no longer in the class")
+            return
         if update is not None:
             if update.version == version:
                 self._to(found, "confirmed", now_s)
@@ -330,7 +334,8 @@ class Updates:
         try:
             made = [(self._topic(member.name), seal(keys, member, row)) for keys in self._keys.held(member.name)]
         except (keyring.Rejected, ConfigError) as error:  # it has left the fleet, or this key file can't offer
-            self.problem = f"{member.name}: no update: {error}"
+            if what != "withdrawals":
+                self._to(_Active(member, row), "passed", self._clock(), f"no update: {error}")
             return []
         self.counts[what] += 1
         return made
@@ -373,6 +378,8 @@ class Updates:
                 self._to(found, "failed", now_s, f"lost {lost} reports")
             elif seen is None or seen.state not in (*AWAY, "unknown"):
                 self._to(found, "good", now_s)
+            elif now_s - (member.until_s or now_s) > WATCH_S:  # nobody can say whether it is there
+                self._to(found, "passed", now_s, f"its presence is {seen.state}")
 
     def _withdraw(self, row: RolloutRow, now_s: float) -> list[Publish]:
         sent: list[Publish] = []
@@ -385,17 +392,7 @@ class Updates:
 
     def alerts(self, now_s: float) -> list[Alert]:
         """Roll-outs that halted, by the first of several collectors."""
-        found = []
-        for row in self._rows.values() if self._shard.number == 1 else ():
-            if row.state != HALTED:
-                continue
-            facts = row.evidence
-            labels = {"class": row.release.device_class} | ({"site": row.site} if row.site else {})
-            failed = [each["device"] for each in facts["failed"]]
-            title = f"the roll-out of {row} halted in stage {row.stage_name}: {facts['why']}"
-            about = (title, facts["at_s"], labels, facts, failed, len(failed))
-            found.append(Alert(f"rollout-{row.id}", "rollout", "critical", *about))
-        return found
+        return halts(self._rows.values()) if self._shard.number == 1 else []
 
     def close(self) -> None:
         """Write down what is known. Raises StoreError."""
