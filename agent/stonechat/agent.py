@@ -31,9 +31,10 @@ class Agent(Loop):
     services do. learn_peers_hours: how long a device's own peers are learned, for the channel of lasting_peers.py,
     where the collector knows peers; 0: without that channel. `channel_names`: of all but the first. on_verdict(verdict,
     agent) is called after every scored window. reporter: a Delivery. own(collector, model, state): what makes the
-    device's own channel in place of Channel, with a model that the device trains itself (own_model.OwnChannel). The
-    response: a Response (response.py), None: nothing is decided. The
-    rest is as in Loop. Raises ModelError where a model is not for its collector's schema."""
+    device's own channel in place of Channel, with a model that the device trains itself (own_model.OwnChannel).
+    response: a Response (response.py), None: nothing is decided. update: an Updater (updater.py) that takes releases,
+    None: this device takes none. The rest is as in Loop. Raises ModelError where a model is not for its collector's
+    schema."""
 
     def __init__(
         self,
@@ -49,8 +50,12 @@ class Agent(Loop):
         firmware="",
         learn_peers_hours=24,
         response=None,
+        update=None,
     ) -> None:
-        channels: list = [(own or SteadyChannel)(collector, model, state)]
+        make = own or SteadyChannel
+        channels: list = [
+            make(collector, model, state) if update is None else update.channel(make, collector, model, state)
+        ]
         self.own = getattr(channels[0], "own", None)
         if learn_peers_hours and hasattr(collector, "hold_peers") and getattr(collector, "contacts", ()) is not None:
             from .lasting_peers import LastingPeers
@@ -79,11 +84,14 @@ class Agent(Loop):
         self.on_verdict = on_verdict
         self._steady = False
         self.response = response
+        self.update = update
         self.off = False
         self._off_s = 0  # seconds of uptime at which that began; negative: before this start
         Loop.__init__(self, channels, reporter, state, publish=publish, firmware=firmware)
         if response is not None:
             response.attach(self)
+        if update is not None:
+            update.attach(self)
         packed = state.get(_OFF)
         if packed is not None:
             self._switch_off(unpack("<I", packed)[0])
@@ -97,6 +105,8 @@ class Agent(Loop):
         client.on_published = self.reporter.on_published
         for topic in self.reporter.subscriptions:
             client.subscribe(topic, 1)
+        if self.update is not None:
+            self.update.connect(client)
         return client
 
     def poll(self, wait_s: float = 0) -> None:
@@ -122,7 +132,10 @@ class Agent(Loop):
         if self.response is not None:
             self.response.turn()
         if not self.off:
-            return Loop.tick(self)
+            verdict = Loop.tick(self)
+            if self.update is not None:
+                self.update.turn()
+            return verdict
         now_ms = ticks_ms()
         if ticks_diff(now_ms, self.pump_due_ms) >= 0:
             self.reporter.pass_time(now_ms)
@@ -177,6 +190,8 @@ class Agent(Loop):
 
     def end_window(self, now_ms: int):
         verdict = Loop.end_window(self, now_ms)
+        if self.update is not None and verdict is not None:
+            self.update.keep()
         if self.own is not None and self.own.news:
             self._status_due = True
             self._try_to_save()
@@ -257,6 +272,8 @@ class Agent(Loop):
         """Take a message from the broker: acknowledgements and commands that authenticate are carried out, none while
         monitoring is off."""
         if self.off:
+            return
+        if self.update is not None and self.update.on_message(topic, payload):
             return
         self.pump_due_ms = ticks_ms()  # an acknowledgement frees space for what waits
         self.reporter.on_message(topic, payload)
@@ -342,12 +359,15 @@ def open_agent(
     publish=None,
     learn_peers_hours: int = 24,
     response=None,
+    update=None,
 ) -> Agent:
     """An Agent with everything that it needs: model: the path of a .tflite, or what load_model gave; folder: for what
     was learned and for reports that wait, made where it is missing; the rest as in Delivery and Agent. Raises
     ModelError, OutboxError or OSError."""
     state = open_state(folder)
-    if isinstance(model, str):
+    if update is not None:
+        model = update.open(model, open_model, collector.schema.id, key)
+    elif isinstance(model, str):
         model = open_model(model)
     reporter = Delivery(
         device_id,
@@ -370,4 +390,5 @@ def open_agent(
         firmware=firmware,
         learn_peers_hours=learn_peers_hours,
         response=response,
+        update=update,
     )

@@ -296,7 +296,7 @@ class Delivery(Reporter):
         except WireError:
             if self.on_renewal is None:
                 raise
-            self.on_renewal(fields_of(self._renew_mac, payload), self._now_s())
+            self.on_renewal(fields_of(self._renew_mac, payload), self.now_s())
             return
         stream = fields.get(3)
         self._free(fields.get(1, []), stream)
@@ -321,12 +321,12 @@ class Delivery(Reporter):
             freed += self.outbox.ack(ranges[i], ranges[i + 1], stream)
         return freed
 
-    def _now_s(self):
-        """Unix seconds by this clock or the collector's; 0: unknown."""
+    def now_s(self) -> int:
+        """Unix seconds by the device's clock or the collector's; 0 where neither is known."""
         return epoch_s() or (self._collector_offset_s and self._collector_offset_s + self.uptime_s)
 
     def _on_command(self, fields):
-        answer = self.commands.carry_out(fields, self._now_s(), self.uptime_s)
+        answer = self.commands.carry_out(fields, self.now_s(), self.uptime_s)
         self._begin()[15] = answer
         self._encode()
         self.budget.made -= len(self._body) + _SEAL_BYTES  # an operator waits for it: it may overdraw

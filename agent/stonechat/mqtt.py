@@ -246,6 +246,12 @@ class Client:
             else:
                 return number
 
+    def take_up_to(self, max_packet):
+        """Take packets of up to so many bytes, if it takes less; to be called before it connects."""
+        if len(self._rx) < max_packet:
+            self._rx = memoryview(bytearray(max_packet))
+            self._start = self._rx[:2]
+
     def _ask_for(self, topic, qos):
         self._queue.append(_packet(0x82, self._next_id(), _field(topic), bytes((qos,))))
 

@@ -67,6 +67,7 @@ class OwnModel:
         self._data = b""
         self._changed = False
         self.refused = 0
+        self.suspended = False  # while another reference model is on trial: it does not judge, collect or train
         self._clear(COLLECTING)
         if self._state.get(_OFF):
             self._clear(OFF)
@@ -111,7 +112,7 @@ class OwnModel:
         if verdict is None:
             return None
         own = None
-        if not verdict.learning:
+        if not (verdict.learning or self.suspended):
             try:
                 own = self._judge(window, verdict)
             except Exception as error:  # noqa: BLE001 - whatever it is, the reference model goes on
@@ -177,7 +178,7 @@ class OwnModel:
     def work(self, limit_ms: int) -> bool:
         """Take steps of the training for about limit_ms -> whether there is more to do. A step takes some
         milliseconds."""
-        if self._steps is None:
+        if self._steps is None or self.suspended:
             return False
         end_ms = ticks_add(ticks_ms(), limit_ms)
         try:
@@ -208,6 +209,11 @@ class OwnModel:
             self._state.forget(self._schema.id)
         self.scorer = SteadyScorer(load_model(data), self._schema, self._state)
         self._data = data
+
+    def use_reference(self, scorer) -> None:
+        """scorer: that of the reference model, which is another from now on."""
+        self._reference = scorer
+        self._normalization = Normalization(self._schema, scorer.meta.normalization)
 
     # --- an operator's word, a new normal -----------------------------------------------------------------------------
 

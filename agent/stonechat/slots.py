@@ -5,7 +5,8 @@ acknowledged it. Which slot runs is one small record, replaced atomically: after
 model that was whole before. A trial counts its starts before the model is loaded, so a model that ends the device at
 each start is rolled back by the device itself.
 
-Files in the folder: a.model, b.model, their manifests a.manifest, b.manifest, keys (only after a rotation), record.
+Files in the folder: a.model, b.model, their manifests a.manifest, b.manifest, what else applies while they run,
+a.settings, b.settings, keys (only after a rotation), record, and offer (update.py) while a release is pulled.
 """
 
 import os
@@ -39,8 +40,11 @@ WITHDRAWN = const(17)
 STORAGE = const(18)
 NOTHING = const(19)  # the manifest holds nothing for this device
 
-_FORM = "<BBBBBIIII"  # slot, trial, starts, result, before, its version, version, floor, tried
+_RECORD = ("slot", "trial", "starts", "result", "before", "before_version", "version", "floor", "tried")
+_FORM = "<BBBBBIIII"
 _BYTES = const(21)
+_ENDINGS = (".model", ".manifest", ".settings")
+_CHECKED_BYTES = const(1024)  # of a file of keys or settings
 
 
 class Slots:
@@ -64,31 +68,11 @@ class Slots:
             self._unpack(record[:_BYTES])
 
     def _unpack(self, record):
-        (
-            self.slot,
-            self.trial,
-            self.starts,
-            self.result,
-            self.before,
-            self.before_version,
-            self.version,
-            self.floor,
-            self.tried,
-        ) = unpack(_FORM, record)
+        for name, value in zip(_RECORD, unpack(_FORM, record)):
+            setattr(self, name, value)
 
     def _pack(self):
-        return pack(
-            _FORM,
-            self.slot,
-            self.trial,
-            self.starts,
-            self.result,
-            self.before,
-            self.before_version,
-            self.version,
-            self.floor,
-            self.tried,
-        )
+        return pack(_FORM, *[getattr(self, name) for name in _RECORD])
 
     def path(self, slot: int) -> str:
         """Of a slot's model, without its ending."""
@@ -121,7 +105,7 @@ class Slots:
             self.before = FACTORY
             self.before_version = 0
             self.save()
-        for ending in (".model", ".manifest"):
+        for ending in _ENDINGS:
             remove(self.path(slot) + ending)
         return slot
 
@@ -182,20 +166,40 @@ class Slots:
 
     def keys(self, own) -> list:
         """The keys that verify a manifest: those of the last rotation, or `own`, those the device came with."""
-        packed = read(self.folder + "/keys", 512)
-        if len(packed) > 4 and pack("<I", crc32(packed[:-4])) == packed[-4:]:
-            from .cbor_decode import loads
-
-            return loads(packed[:-4])
-        return own
+        return read_checked(self.folder + "/keys") or own
 
     def put_keys(self, keys) -> None:
         """Raises OSError."""
-        from .cbor import encode
+        write_checked(self.folder + "/keys", keys)
 
-        packed = bytearray()
-        encode(keys, packed)
-        write_atomic(self.folder + "/keys", (packed, pack("<I", crc32(packed))))
+    def settings(self, slot: int) -> list:
+        """[alarm rules in place of the model's, [] for none; policy of the response, b"" for none; whether the device
+        may train a model of its own], while `slot` runs."""
+        found = read_checked(self.path(slot) + ".settings") if slot else None
+        return found if isinstance(found, list) and len(found) == 3 else [[], b"", True]
+
+    def put_settings(self, slot: int, settings: list) -> None:
+        """Raises OSError."""
+        write_checked(self.path(slot) + ".settings", settings)
+
+
+def read_checked(path: str):
+    """What write_checked() was given, None where the file is not there or damaged."""
+    packed = read(path, _CHECKED_BYTES)
+    if len(packed) > 4 and pack("<I", crc32(packed[:-4])) == packed[-4:]:
+        from .cbor_decode import loads
+
+        return loads(packed[:-4])
+    return None
+
+
+def write_checked(path: str, value) -> None:
+    """Replace a file by `value` as CBOR, with its CRC-32. Raises OSError."""
+    from .cbor import encode
+
+    packed = bytearray()
+    encode(value, packed)
+    write_atomic(path, (packed, pack("<I", crc32(packed))))
 
 
 def append(path: str, data) -> None:

@@ -6,6 +6,7 @@ collector has acknowledged it. manifest.py says what a release is, slots.py wher
     chunk ->      written down at once, so that a device goes on after a power cut where it was
                   manifest whole: signatures, class, schema, version, floor, days
                   model whole: its SHA-256; then it is loaded, runs its golden vectors and the device's own last windows
+                  without a model: the running one is copied, and the new alarm rules or policy are tried with it
                   trial: the new model watches; a device that restarts too often, or waits too long, goes back by itself
     confirm ->    final
     withdraw ->   back to the version before, if it is not below the floor
@@ -15,9 +16,9 @@ collector or a broker can withhold a release, but not change one.
 """
 
 from . import manifest, slots
-from .compat import const, sha256
+from .compat import const, sha256, sync_file
 from .cose_open import is_count
-from .errors import StonechatError, WireError
+from .errors import WireError
 
 CHUNK_BYTES = const(384)  # a sealed chunk fits into 512
 OFFER = const(0)
@@ -33,14 +34,26 @@ _AGAIN = (slots.EARLY, slots.CLOCK, slots.DIGEST, slots.STORAGE)
 class Update:
     """store: a Slots that was started. stream: of this start. own_keys: ((role, public key), ...) that the device came
     with. device_class: text. schema_id: of the collector. most_bytes: the largest model that this device takes.
-    load(path): the model in a file, its golden vectors proven, or ModelError. suits(model): whether it is quiet on the
-    device's own windows.
+    load(path, rules, golden): the model in a file under the alarm rules ([] for its own); golden: the digest that its
+    golden vectors must have, None for a copy of the running model. suits(model): whether they are right and it is quiet
+    on the device's own windows. Either may raise. factory: path of the model that the device came with. policies:
+    whether there is a response that takes a policy.
 
     offered: version of the release that is being pulled, 0 for none. refusals: releases that were refused since this
     start."""
 
     def __init__(
-        self, store, stream: bytes, own_keys, device_class: str, schema_id: bytes, most_bytes: int, load, suits
+        self,
+        store,
+        stream: bytes,
+        own_keys,
+        device_class: str,
+        schema_id: bytes,
+        most_bytes: int,
+        load,
+        suits,
+        factory: str = "",
+        policies: bool = True,
     ) -> None:
         self.store = store
         self._stream = stream
@@ -51,11 +64,17 @@ class Update:
         self._most_bytes = most_bytes
         self._load = load
         self._suits = suits
+        self._factory = factory
+        self._policies = policies
         self._digest = b""  # SHA-256 of the manifest that was offered
         self._sizes = [0, 0]  # of manifest and model
         self._found: manifest.Manifest | None = None  # verified
         self._slot = 0  # where the parts go
         self._trial_s = -1  # seconds since this start at which the trial was first seen
+        mark = slots.read_checked(store.folder + "/offer")
+        if mark and not store.trial and mark[1] > store.version:  # goes on where the last start was
+            self._digest, self.offered, self._sizes[0] = mark
+            self._slot = store.spare
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
@@ -94,11 +113,9 @@ class Update:
             self._refuse(slots.TOO_LARGE)
             return
         self._slot = store.spare
-        mark = store.folder + "/offer"
-        if slots.read(mark, 32) != digest:  # of another release: what was pulled of it is of no use
-            slots.remove(mark)
-            store.free()
-            slots.append(mark, digest)
+        slots.remove(store.folder + "/offer")
+        store.free()  # what was pulled of another release is of no use
+        slots.write_checked(store.folder + "/offer", [digest, version, size])
 
     def _chunk(self, version, part, offset, data):
         if (
@@ -127,6 +144,11 @@ class Update:
         return self.store.path(self._slot) + _PARTS[part]
 
     # --- verifying and trying ---------------------------------------------------------------------------------------
+
+    @property
+    def whole(self) -> bool:
+        """The manifest is verified and the model is there: step() proves it, which takes longest."""
+        return self._found is not None and not self.want()
 
     def step(self, now_s: int, uptime_s: int) -> bool:
         """Do what is due: verify a part that is whole, begin a trial, end one that nobody acknowledged. It can take a
@@ -168,17 +190,17 @@ class Update:
         result = self._judge(found, now_s)
         if result:
             return result
-        if found.model is None:
+        if not (found.model or found.rules or found.policy):
             self._adopt(found)
-        else:
-            self._found = found
-            self._sizes[1] = found.model[1]
-            if slots.size(self._path(1)) > self._sizes[1]:
-                slots.remove(self._path(1))
+            return 0
+        self._found = found
+        self._sizes[1] = found.model[1] if found.model else 0
+        if slots.size(self._path(1)) > self._sizes[1]:
+            slots.remove(self._path(1))
         return 0
 
     def _adopt(self, found):
-        """A release without a model needs no trial."""
+        """A release of keys alone needs no trial."""
         store = self.store
         store.put_keys(found.keys)
         store.adopt(found.version, found.floor)
@@ -199,25 +221,32 @@ class Update:
         if now_s >= found.expires_s:
             return slots.EXPIRED
         if found.model is None:
-            return 0 if found.keys else slots.NOTHING
+            return 0 if found.keys or found.rules or self._policies else slots.NOTHING
         if found.model[2] != self._schema_id:
             return slots.SCHEMA
         return slots.TOO_LARGE if found.model[1] > self._most_bytes else 0
 
     def _prove(self, found):
         """The model is whole -> why it is refused, or 0."""
-        digest = sha256(b"")
-        with open(self._path(1), "rb") as file:
-            while True:
-                data = file.read(_READ_BYTES)
-                if not data:
-                    break
-                digest.update(data)
-        if digest.digest() != found.model[0]:
-            return slots.DIGEST
+        store = self.store
+        path = self._path(1)
+        rules, policy, own_model = store.settings(store.slot)
+        if found.model:
+            rules = []
+            own_model = True
+            if _digest(path) != found.model[0]:
+                return slots.DIGEST
+        else:
+            slots.remove(path)
+            _copy(store.path(store.slot) + ".model" if store.slot else self._factory, path)
+        rules = found.rules or rules
+        store.put_settings(self._slot, [rules, found.policy or policy, own_model and found.own_model])
         try:
-            return 0 if self._suits(self._load(self._path(1))) else slots.UNSUITED
-        except (StonechatError, MemoryError):
+            model = self._load(path, rules, found.model and found.model[3])
+            return 0 if self._suits(model) else slots.UNSUITED
+        except OSError:
+            raise
+        except Exception:  # noqa: BLE001 - whatever a model makes go wrong, the one that runs goes on
             return slots.MODEL
 
     def _refuse(self, result):
@@ -227,6 +256,19 @@ class Update:
         self._forget()
         slots.remove(store.folder + "/offer")
         store.save()
+
+    def failed(self) -> None:
+        """The medium has refused (OSError): the release is given up until it is offered again."""
+        self.refusals += 1
+        store = self.store
+        if self.offered:
+            store.tried, store.result = self.offered, slots.STORAGE
+            self._forget()
+        try:
+            slots.remove(store.folder + "/offer")
+            store.save()
+        except OSError:
+            pass  # the next start goes on with it
 
     def _forget(self):
         self.offered, self._found, self._digest = 0, None, b""
@@ -253,8 +295,34 @@ class Update:
             return True
         if version == self.offered:
             self._refuse(slots.WITHDRAWN)
-        return version == store.version and store.withdraw()
+        try:
+            return version == store.version and store.withdraw()
+        except OSError:
+            return True  # in this start; the collector says it again to the next
 
     def _end_trial(self, result):
-        slots.remove(self.store.folder + "/offer")
-        self.store.roll_back(result)
+        try:
+            self.store.roll_back(result)
+            slots.remove(self.store.folder + "/offer")
+        except OSError:
+            pass  # it has ended in this start; the next ones count on
+
+
+def _digest(path):
+    digest = sha256(b"")
+    with open(path, "rb") as file:
+        while True:
+            data = file.read(_READ_BYTES)
+            if not data:
+                return digest.digest()
+            digest.update(data)
+
+
+def _copy(source, target):
+    with open(source, "rb") as file, open(target, "wb") as copy:
+        while True:
+            data = file.read(_READ_BYTES)
+            if not data:
+                break
+            copy.write(data)
+        sync_file(copy)

@@ -26,7 +26,7 @@ with open(HERE + "/../golden/releases/updates.cbor", "rb") as file:
 STEPS = ((2, RELEASES["second"]), (3, RELEASES["third"]))
 
 
-def load(path):
+def load(path, rules=None, golden=None):
     with open(path, "rb") as file:
         return file.read()
 

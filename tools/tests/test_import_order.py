@@ -25,7 +25,7 @@ LEVELS = [
     ["report", "replay", "own_model_file"],
     ["delivery", "loop", "own_model_training"],
     ["steady"],
-    ["fusion", "own_model"],
+    ["fusion", "own_model", "updater"],
     ["agent"],
 ]
 LEVEL = {module: height for height, modules in enumerate(LEVELS) for module in modules}

@@ -54,9 +54,10 @@ def start(
     extra=(),
     on_verdict=None,
     learn_peers_hours=24,
+    update=None,
 ):
     """As core.start, and: outbox_bytes: what reports may take on flash; bytes_per_day, free_on_publish: as in Delivery;
-    extra, on_verdict, learn_peers_hours: as in Agent. -> Watch. Raises OutboxError too."""
+    extra, on_verdict, learn_peers_hours, update: as in Agent. -> Watch. Raises OutboxError too."""
 
     def make(collector):
         return open_agent(
@@ -75,6 +76,7 @@ def start(
             extra=extra,
             on_verdict=on_verdict,
             learn_peers_hours=learn_peers_hours,
+            update=update,
             publish=publish,
         )
 

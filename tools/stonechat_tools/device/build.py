@@ -88,13 +88,13 @@ PROFILES = {  # entries, the first one linked
     "full": ("board/full", "board/tls", "int8/plain"),
     "core": ("board/core",),
 }
-DROPPED = {"core": ("subscribe", "_ask_for")}  # methods of linked modules: core listens to no topic
+DROPPED = {"core": ("subscribe", "_ask_for", "take_up_to")}  # methods of linked modules: core listens to no topic
 FEATURES = {  # module -> what a firmware gets by it
     "board/tls": "TLS for the own client",
     "custom_counters": "counters of the product's own",
     "lasting_peers": "a channel of its own for quiet, lasting contacts",
     "replay": "a recording in place of the hook, for tests on a board",
-    "update": "new models over the air, signed",
+    "updater": "new models over the air, signed",
     "int8/plain": "inference without machine code",
     "int8/interpreter": "any .tflite, without a plan",
 }
