@@ -1,6 +1,7 @@
 """The emulated boards that `make boards` has built: a deployment over the serial port, and the golden vectors."""
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ from fleet_support import Mosquitto, broker, needs_mosquitto, wait_for
 from netns import needs_root
 from stonechat.errors import StonechatError
 from stonechat_tools import cli
+from stonechat_tools.bench import emulated
 from stonechat_tools.device.deploy import mpremote
 from stonechat_tools.fleet import provision
 from stonechat_tools.fleet.store import Store
@@ -201,3 +203,34 @@ def test_ppp_gives_the_board_its_address_and_refuses_other_options() -> None:
 def test_an_rp2040_reports_over_ppp_to_mosquitto_and_a_collector() -> None:
     arrived = ppp.report(RP2040, 2)
     assert arrived.stored[:2] == [1, 2] and arrived.acknowledged == 2 and not arrived.errors, arrived
+
+
+def test_the_readme_has_the_figures_of_the_last_run() -> None:
+    lines = (ROOT / "README.md").read_text().split("\n")
+    for row in emulated.readme(emulated.measured()):
+        assert row in lines, row
+    page = (ROOT / "docs/agent-boards.md").read_text()
+    core, full = (emulated.measured()["figures"][f"rp2040 {profile} now"] for profile in emulated.PROFILES)
+    for source, label in (("files", "`.mpy` files"), ("ROMFS", "ROMFS"), ("frozen", "frozen with")):
+        name = f"least heap, {source}"
+        row = next(line for line in page.split("\n") if line.startswith(f"| {label}"))
+        assert [f"{core[name][0]:,}", f"{full[name][0]:,}"] == re.findall(r"\d+,\d{3}", row)
+
+
+@built
+@pytest.mark.slow
+def test_the_bench_on_an_emulated_board(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["bench", "board", "--emulated", "m3", "--json", str(tmp_path / "figures.json")]) == 0
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert not found["failed"] and set(found["figures"]) == {"m3 core now", "m3 full now"}
+    for one in found["figures"].values():
+        assert one["inference"][1] == one["5760"][1] == one["tick"][1] == 0
+        assert 0 < one["5760"][0] < 40 * 5760
+    assert found["optional_bytes"]["full"]["board/tls"] == 0 < found["optional_bytes"]["core"]["board/tls"]
+    assert "a MAC, of 5,760" in capsys.readouterr().out
+
+
+def test_the_bench_names_a_board_that_it_can_not_measure(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("esp32", "m0"):
+        assert cli.main(["bench", "board", "--emulated", name]) == 1
+        assert f"--emulated {name}: there are m3, m7, rv32, rp2040, pico" in capsys.readouterr().err

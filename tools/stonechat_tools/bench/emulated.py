@@ -2,11 +2,14 @@
 Cortex-M3, M7 and RV32 in instructions. Not modelled: misses of the flash cache, the time of an erase, radio."""
 
 import io
+import json
 import os
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,13 @@ from stonechat.errors import ConfigError
 
 from stonechat_tools.console import working_copy
 from stonechat_tools.device import romfs
+from stonechat_tools.device.build import build, costs
 
 INSTRUCTIONS = 125  # of qemu's boards in a microsecond of theirs
-LEAST_STEP = 2048
-MODELS = {"1,024 MACs": [32, 16, 32], "5,760 MACs": [32, 48, 24, 8, 24, 48, 32]}
-SCRIPT = """
+LEAST_STEP = 1024
+PROFILES = ("core", "full")
+MODELS = {1024: [32, 16, 32], 5760: [32, 48, 24, 8, 24, 48, 32]}  # multiply-accumulates: widths of the layers
+COST = """
 import gc, sys, time
 us, past = time.ticks_us, time.ticks_diff
 def cost(name, call, first=None, turns=4):
@@ -37,6 +42,9 @@ def cost(name, call, first=None, turns=4):
         taken = gc.mem_alloc() - held
         gc.enable()
     print("COST", name, least, taken)
+"""
+START = """
+import gc
 def publish(topic, payload, qos, retain):
     pass
 def begin(profile, model, **options):
@@ -49,6 +57,8 @@ def begin(profile, model, **options):
 def turn(watch, clock):
     clock[0] += watch.agent.window_ms
     watch.counter.beat(clock[0])
+"""
+COSTS = """
 def costs(profile, model, models):
     gc.collect()
     bare = gc.mem_alloc()
@@ -82,9 +92,9 @@ def costs(profile, model, models):
         clock[0] += agent.window_ms
         if profile == "full":
             reporter.outbox.ack(0, reporter.sequence, reporter.stream)
-    cost("report", report, ready)
+    cost("report", report, ready, 8)  # the least of them begins no segment of the outbox
     level[0] = 2
-    cost("report of an alarm", report, ready)
+    cost("report of an alarm", report, ready, 8)
     from hashlib import sha256
     def authenticate():
         inner = sha256(bytes(96))
@@ -92,13 +102,15 @@ def costs(profile, model, models):
         outer = sha256(bytes(64))
         outer.update(inner.digest())
         outer.digest()
-    cost("of it HMAC-SHA-256", authenticate)
+    cost("HMAC-SHA-256 of it", authenticate)
     load = getattr(entry, "load_model", None)
     for name, path in models if load else ():
         with open(path, "rb") as file:
             one = load(file)
             x = bytes(one.input_size)
             cost(name, lambda: one.run(x))
+"""
+SENDS = """
 def sends():
     import socket
     from stonechat.board import hooks
@@ -113,6 +125,8 @@ def sends():
         cost("sendto " + kind, lambda: stream.sendto(b"x", address), lambda: time.sleep_ms(30))
         stream.connect(address)
         cost("send " + kind, lambda: stream.send(b"x"), lambda: time.sleep_ms(30))
+"""
+LEAST = """
 def least(profile, model, leave):
     gc.collect()
     ballast = bytearray(gc.mem_free() - leave - 64)
@@ -126,6 +140,132 @@ def least(profile, model, leave):
     except Exception as error:  # out of memory, in one of several words
         print("SMALL", len(ballast), repr(error))
 """
+# rows of the table: figure, what it is called
+ROWS = {
+    "tick": "idle tick, publish=",
+    "window": "quiet window",
+    "heap counted": "count of the free heap, in another turn",
+    "inference": "inference of micropython-1",
+    "report": "report",
+    "report of an alarm": "report that explains an alarm",
+    "HMAC-SHA-256 of it": "of it HMAC-SHA-256",
+    "sendto": "hook adds to sendto",
+    "send": "hook adds to send",
+}
+HEAPS = {
+    "heap": "heap taken, from files",
+    "least heap, files": "least heap, from files",
+    "least heap, ROMFS": "least heap, ROMFS",
+    "least heap, frozen": "least heap, frozen",
+}
+
+
+SOURCES = ("files", "ROMFS", "frozen")
+
+
+class Run:
+    """One run of the benchmark: figures by "board profile when", each name -> [microseconds or instructions, bytes], of
+    heap [bytes, 0]; failed: what gave no figure, and why."""
+
+    def __init__(self, boards: list[Any], before: str, model: Path, root: Path) -> None:
+        self.figures: dict[str, dict[str, list[int]]] = {}
+        self.failed: dict[str, str] = {}
+        self._model = model.read_bytes()
+        self._models = _models()
+        self._root = root
+        self._began = time.monotonic()
+        phases = []
+        for when in ("before", "now") if before else ("now",):
+            tree = _checked_out(before, root) if when == "before" else working_copy()
+            for board in boards:
+                for profile in PROFILES:
+                    phases += self._phases(board, profile, when, tree)
+        for number, (key, name, phase) in enumerate(phases, 1):
+            self._measure(number, len(phases), key, name, phase)
+
+    def _measure(
+        self, number: int, phases: int, key: str, name: str, phase: Callable[[], dict[str, list[int]]]
+    ) -> None:
+        from stonechat_tools.proofs.boards.firmware import BuildError
+        from stonechat_tools.proofs.boards.machine import BoardError
+
+        print(f"{number}/{phases} {time.monotonic() - self._began:.0f} s: {key}: {name}", flush=True)
+        try:
+            self.figures.setdefault(key, {}).update(phase())
+        except (BoardError, BuildError) as error:
+            why = str(error).strip().splitlines()[-1]
+            self.failed[f"{key}: {name}"] = why
+            print(f"  no figure: {why}", flush=True)
+
+    def _phases(self, board: Any, profile: str, when: str, tree: Path) -> list[tuple[str, str, Any]]:
+        """(key, name, what to call) of one board and profile."""
+        key = f"{board.name} {profile} {when}"
+        out = self._root / key.replace(" ", "-")
+        files: dict[str, bytes] = {}
+
+        def package() -> dict[str, bytes]:
+            if not files:
+                files.update(_built(tree, out, board.architecture, profile))
+            return files
+
+        phases: list[tuple[str, str, Any]] = [(key, "time", lambda: self._times(board, profile, package()))]
+        if board.port == "rp2":
+            phases.append((key, "hook", lambda: self._hook(board, package())))
+            phases.append((key, "least heap from files", lambda: self._least(board, profile, "files", package())))
+            phases.append((key, "least heap from ROMFS", lambda: self._least(board, profile, "ROMFS", package())))
+            if when == "now":
+                phases.append((key, "least heap frozen", lambda: self._least(board, profile, "frozen", {})))
+        return phases
+
+    def _machine(self, board: Any, files: dict[str, bytes], **options: Any) -> Any:
+        from stonechat_tools.proofs.boards.machine import Machine
+        from stonechat_tools.proofs.boards.prove import PRELUDE
+
+        lent = {} if board.port == "rp2" else {"/prelude.py": PRELUDE.encode()}
+        return Machine(board, files={"/model.tflite": self._model, **files, **lent}, **options)
+
+    def _times(self, board: Any, profile: str, files: dict[str, bytes]) -> dict[str, list[int]]:
+        named = [(str(macs), f"/m{macs}.tflite") for macs in self._models]
+        files = {**files, **{f"/m{macs}.tflite": data for macs, data in self._models.items()}}
+        prelude = "" if board.port == "rp2" else "import prelude\n"
+        with self._machine(board, files) as machine:
+            printed = machine.run(f"{prelude}{COST}{START}{COSTS}\ncosts({profile!r}, '/model.tflite', {named!r})")
+        return _taken(printed, 1 if board.port == "rp2" else INSTRUCTIONS)
+
+    def _hook(self, board: Any, files: dict[str, bytes]) -> dict[str, list[int]]:
+        with self._machine(board, files) as machine:
+            found = _taken(machine.run(f"{COST}{SENDS}\nsends()"), 1)
+        return {
+            name: [a - b for a, b in zip(found[f"{name} hooked"], found[f"{name} bare"], strict=True)]
+            for name in ("sendto", "send")
+        }
+
+    def _least(self, board: Any, profile: str, source: str, files: dict[str, bytes]) -> dict[str, list[int]]:
+        """The least free heap in which the agent with its MQTT client starts and scores, in steps of LEAST_STEP."""
+        from stonechat_tools.proofs.boards.firmware import frozen
+
+        options: dict[str, Any] = {}
+        model = "/model.tflite"
+        if source == "ROMFS":
+            options["romfs"] = self._root / "rom"
+            inside = {path.lstrip("/"): data for path, data in files.items()}
+            options["romfs"].write_bytes(romfs.image({**inside, "model.tflite": self._model}))
+            files, model = {}, "model.tflite"
+        elif source == "frozen":
+            built = build(board.architecture, self._root / "frozen", ["board/core"], linked=False)
+            options["firmware"] = frozen(board, built.folder / "manifest.py", working_copy() / "agent")
+        with self._machine(board, files, **options) as machine:
+            if source == "ROMFS":
+                machine.run("import os\nos.remove('/model.tflite')\nos.stat('/rom/model.tflite')")
+            low, high = 12 * 1024 // LEAST_STEP, 96 * 1024 // LEAST_STEP
+            while low < high:
+                middle = (low + high) // 2
+                machine.restart()
+                if "LIVES" in machine.run(f"{START}{LEAST}\nleast({profile!r}, {model!r}, {middle * LEAST_STEP})"):
+                    high = middle
+                else:
+                    low = middle + 1
+        return {f"least heap, {source}": [low * LEAST_STEP, 0]}
 
 
 def run(boards: list[str], before: str, model: Path) -> dict[str, Any]:
@@ -133,35 +273,29 @@ def run(boards: list[str], before: str, model: Path) -> dict[str, Any]:
     a firmware is missing."""
     from stonechat_tools.proofs.boards.firmware import BUILDS
 
-    figures: dict[str, Any] = {}
+    known = {board.name: board for board in BUILDS}
+    for name in boards:
+        if name not in known or not known[name].architecture:
+            raise ConfigError(
+                f"--emulated {name}: there are {', '.join(one.name for one in BUILDS if one.architecture)}"
+            )
+        if known[name].missing:
+            raise ConfigError(f"{name}: {known[name].missing}")
     with tempfile.TemporaryDirectory(prefix="stonechat-emulated-") as scratch:
-        root = Path(scratch)
-        models = _models(root)
-        for when, source in (("before", before), ("now", "")):
-            if when == "before" and not before:
-                continue
-            tree = _checked_out(before, root) if source else working_copy()
-            for board in BUILDS:
-                if board.name not in boards:
-                    continue
-                if board.missing:
-                    raise ConfigError(f"{board.name}: {board.missing}")
-                for profile in ("core", "full"):
-                    files = _built(tree, root / f"{when}-{board.name}", board.architecture, profile)
-                    key = f"{board.name} {profile} {when}"
-                    figures[key] = _measured(board, profile, files, model, models, root)
-                    print(f"{key}: {len(figures[key])} figures", flush=True)
-    return figures
+        done = Run([known[name] for name in boards], before, model, Path(scratch))
+    print("bytes of the optional modules", flush=True)
+    optional = {profile: costs("armv6m", profile) for profile in PROFILES}
+    return {"figures": done.figures, "optional_bytes": optional, "failed": done.failed}
 
 
-def _models(folder: Path) -> dict[str, bytes]:
+def _models() -> dict[int, bytes]:
     import numpy as np
 
     from stonechat_tools.proofs import generated
 
     return {
-        name: generated.planned(generated.autoencoder(np.random.default_rng(1), widths), widths[0])
-        for name, widths in MODELS.items()
+        macs: generated.planned(generated.autoencoder(np.random.default_rng(1), widths), widths[0])
+        for macs, widths in MODELS.items()
     }
 
 
@@ -188,74 +322,86 @@ def _built(tree: Path, out: Path, architecture: str, profile: str) -> dict[str, 
     return {f"/lib/stonechat/{path.relative_to(package)}": path.read_bytes() for path in package.rglob("*.mpy")}
 
 
-def _measured(
-    board: Any, profile: str, files: dict[str, bytes], model: Path, models: dict[str, bytes], root: Path
-) -> dict[str, list[int]]:
-    """name -> [microseconds or instructions, bytes allocated]; of heap, [bytes, 0]."""
-    from stonechat_tools.proofs.boards.machine import Machine
-    from stonechat_tools.proofs.boards.prove import PRELUDE
-
-    rp2040 = board.port == "rp2"
-    prelude = "" if rp2040 else "import prelude\n"
-    extra = {"/model.tflite": model.read_bytes()}
-    named = [(name.replace(" ", "_"), f"/m{number}.tflite") for number, name in enumerate(models)]
-    extra |= {path: data for (_, path), data in zip(named, models.values(), strict=True)}
-    if not rp2040:
-        extra["/prelude.py"] = PRELUDE.encode()
-    rom = root / "rom"
-    rom.write_bytes(
-        romfs.image({**{path.lstrip("/"): data for path, data in files.items()}, "model.tflite": model.read_bytes()})
-    )
+def _taken(printed: str, scale: int) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
-
-    def take(printed: str) -> None:
-        for line in printed.splitlines():
-            if line.startswith("COST "):
-                *words, spent, taken = line[5:].split(" ")
-                name = " ".join(words).replace("_", " ")
-                scale = 1 if rp2040 or name == "heap" else INSTRUCTIONS
-                found[name] = [int(spent) * scale, int(taken)]
-
-    with Machine(board, files={**files, **extra}) as machine:
-        take(machine.run(f"{prelude}{SCRIPT}\ncosts({profile!r}, '/model.tflite', {named!r})"))
-        if rp2040:
-            machine.restart()
-            take(machine.run(f"{SCRIPT}\nsends()"))
-            found["least heap, files"] = [_least(machine, profile, "/model.tflite"), 0]
-    if rp2040:
-        with Machine(board, romfs=rom, files={"/empty": b"x"}) as machine:
-            found["least heap, ROMFS"] = [_least(machine, profile, "model.tflite"), 0]
+    for line in printed.splitlines():
+        if line.startswith("COST "):
+            *words, spent, taken = line[5:].split(" ")
+            name = " ".join(words)
+            found[name] = [int(spent) * (1 if name == "heap" else scale), int(taken)]
     return found
 
 
-def _least(machine: Any, profile: str, model: str) -> int:
-    """-> bytes: the least free heap in which the agent with its MQTT client starts and scores, in steps of 2 KB."""
-    low, high = 10, 40
-    while low < high:
-        middle = (low + high) // 2
-        machine.restart()
-        printed = machine.run(f"{SCRIPT}\nleast({profile!r}, {model!r}, {middle * LEAST_STEP})")
-        if "LIVES" in printed:
-            high = middle
-        else:
-            low = middle + 1
-    return low * LEAST_STEP
-
-
-def show(figures: dict[str, Any]) -> None:
+def show(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    table = Table(title="emulated boards: RP2040 microseconds at 125 MHz, others instructions; bytes allocated")
-    for column in ("", *figures):
-        table.add_column(column, justify="right" if column else "left")
-    for name in dict.fromkeys(name for one in figures.values() for name in one):
-        table.add_row(name, *[_cell(name, one.get(name)) for one in figures.values()])
+    figures = found["figures"]
+    console = Console(width=max(100, 30 + 18 * len(figures)))
+    table = Table(title="emulated boards: RP2040 in time at 125 MHz, the others in instructions; bytes allocated")
+    table.add_column("")
+    for column in figures:
+        table.add_column(column, justify="right")
+    for name, label in ROWS.items():
+        table.add_row(label, *[_cell(key, one.get(name)) for key, one in figures.items()])
+    for macs in MODELS:
+        table.add_row(f"a MAC, of {macs:,}", *[_a_mac(key, one.get(str(macs)), macs) for key, one in figures.items()])
+    for name, label in HEAPS.items():
+        table.add_row(label, *[f"{one[name][0]:,} B" if name in one else "" for one in figures.values()])
+    table.add_section()
+    for name in next(iter(found["optional_bytes"].values())):
+        bytes_of = {profile: sizes[name] for profile, sizes in found["optional_bytes"].items()}
+        cells = [f"{bytes_of[key.split()[1]]:,} B" if bytes_of[key.split()[1]] else "in it" for key in figures]
+        table.add_row(f"--with {name} (armv6m)", *cells)
     console.print(table)
+    for what, why in found["failed"].items():
+        console.print(f"no figure: {what}: {why}")
 
 
-def _cell(name: str, value: list[int] | None) -> str:
+def measured() -> dict[str, Any]:
+    """The figures of the last whole run, as --json wrote them."""
+    found: dict[str, Any] = json.loads((Path(__file__).parent / "emulated.json").read_text())
+    return found
+
+
+def readme(found: dict[str, Any]) -> list[str]:
+    """The rows of README's table that these figures make; a test holds the two together."""
+    core, full = (found["figures"][f"rp2040 {profile} now"] for profile in PROFILES)
+
+    def both(name: str, place: int = 0, scale: float = 1000.0, form: str = ".1f") -> str:
+        return f"{core[name][place] / scale:{form}} / {full[name][place] / scale:{form}}"
+
+    def nanoseconds(macs: int) -> str:
+        return f"{1000 * full[str(macs)][0] / macs:.0f}"
+
+    command = "`stonechat bench board --emulated`"
+    least = ", ".join(f"{name} {both(f'least heap, {name}', scale=1024, form='.0f')}" for name in SOURCES)
+    return [
+        "| an emulated RP2040 at 125 MHz (cycles; flash cache misses not modelled), core / full: idle tick with "
+        f"`publish=`; quiet window; count of the free heap, in another turn | {both('tick', scale=1, form='.0f')} µs; "
+        f"{both('window')} ms; {both('heap counted')} ms | {command} |",
+        f"| the same: a report; one that explains an alarm; of these the HMAC | {both('report')}; "
+        f"{both('report of an alarm')}; {full['HMAC-SHA-256 of it'][0] / 1000:.2f} ms | {command} |",
+        f"| the same: inference of 5,760 / 1,024 MACs, a MAC | {nanoseconds(5760)} / {nanoseconds(1024)} ns, "
+        f"{full['inference'][1]} B | {command} |",
+        f"| the same: what the hook adds to `sendto` / `send` over lwIP's loopback | {full['sendto'][0]} / "
+        f"{full['send'][0]} µs, {full['sendto'][1]} / {full['send'][1]} B | {command} |",
+        f"| the same: least free heap in which it starts and scores with its MQTT client, core / full | KB: {least} | "
+        f"{command} |",
+    ]
+
+
+def _cell(key: str, value: list[int] | None) -> str:
     if value is None:
         return ""
-    return f"{value[0]:,} B" if "heap" in name and "counted" not in name else f"{value[0]:,}, {value[1]:,} B"
+    if not key.startswith("rp2040"):
+        return f"{value[0]:,}, {value[1]:,} B"
+    return f"{value[0] / 1000:.2f} ms, {value[1]:,} B" if value[0] >= 1000 else f"{value[0]} µs, {value[1]:,} B"
+
+
+def _a_mac(key: str, value: list[int] | None, macs: int) -> str:
+    if value is None:
+        return ""
+    if key.startswith("rp2040"):
+        return f"{1000 * value[0] / macs:.0f} ns, {value[1]:,} B"
+    return f"{value[0] / macs:.1f}, {value[1]:,} B"

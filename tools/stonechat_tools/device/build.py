@@ -305,25 +305,32 @@ def rom_image(built: Built, model: Path | None) -> bytes:
 
 
 def _compile(compiler: str, architecture: str, source: Path, target: Path, smallest: bool) -> int:
-    """source -> target, an .mpy file; smallest: `source` is a scratch file, and no line of it is ever named -> its
-    bytes. Raises ConfigError."""
-    text = source.read_text()
+    """source -> target, an .mpy file; smallest: no line of it is ever named -> its bytes. Raises ConfigError."""
+    made = _compiled(compiler, architecture, source.name, source.read_text(), smallest)
+    target.write_bytes(made)
+    return len(made)
+
+
+@functools.lru_cache(512)
+def _compiled(compiler: str, architecture: str, name: str, text: str, smallest: bool) -> bytes:
+    """The .mpy of a text: of `smallest`, that of the order of names which makes it so."""
     often = often_used(text)
     best: bytes | None = None
-    for number in (0, *OFTEN) if smallest else (0,):
-        if number:  # a list that is dropped at once: names that are met first are those with the short numbers
-            source.write_text(f"{often[:number]}\n{text}")
-        lines = "-O3" if smallest else "-O2"  # where modules are linked, a line's number would point nowhere
-        command = [compiler, lines, "-march=" + architecture, "-s", source.name, "-o", str(target), str(source)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        if done.returncode:
-            raise ConfigError(f"{source.name} for {architecture}: {done.stderr.strip()}")
-        made = target.read_bytes()
-        if best is None or len(made) < len(best):
-            best = made
+    with tempfile.TemporaryDirectory(prefix="stonechat-mpy-") as scratch:
+        source, target = Path(scratch) / name, Path(scratch) / "made.mpy"
+        for number in (0, *OFTEN) if smallest else (0,):
+            # a list that is dropped at once: names that are met first are those with the short numbers
+            source.write_text(f"{often[:number]}\n{text}" if number else text)
+            lines = "-O3" if smallest else "-O2"  # where modules are linked, a line's number would point nowhere
+            command = [compiler, lines, "-march=" + architecture, "-s", name, "-o", str(target), str(source)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            if done.returncode:
+                raise ConfigError(f"{name} for {architecture}: {done.stderr.strip()}")
+            made = target.read_bytes()
+            if best is None or len(made) < len(best):
+                best = made
     assert best is not None
-    target.write_bytes(best)
-    return len(best)
+    return best
 
 
 def costs(architecture: str, profile: str) -> dict[str, int]:

@@ -413,6 +413,35 @@ def build(board: Board, jobs: int = 1) -> None:
     (board.path.parent / "recipe").write_text(board.recipe)
 
 
+def frozen(board: Board, manifest: Path, agent: Path) -> Path:
+    """The firmware of `board` with the package that `manifest` names frozen into it, from the sources in `agent` -> its
+    image, made where it is not there yet. Raises BuildError."""
+    tree = fetch()
+    port = tree / "ports" / board.port
+    sources = b"".join(path.read_bytes() for path in sorted(agent.rglob("*.py")))
+    recipe = hashlib.sha256(board.recipe.encode() + manifest.read_bytes() + sources).hexdigest()
+    image = board.path.with_stem("frozen")
+    note = image.parent / "frozen-recipe"
+    if image.exists() and note.exists() and note.read_text() == recipe:
+        return image
+    print(f"boards: building {board.name} with the agent frozen into it; some minutes", flush=True)
+    place = port / "boards" / board.folder / "manifest.py"
+    kept = place.read_text()
+    place.write_text(f"{kept}include({str(manifest)!r}, STONECHAT={str(agent)!r})\n")
+    release = {"MICROPY_GIT_TAG": "v1.25.0", "MICROPY_GIT_HASH": "debian"}
+    try:
+        run(
+            ["nice", "-n", "10", "make", "-C", str(port), *[word.format(port=port) for word in board.make]],
+            tree,
+            **release,
+        )
+        shutil.copyfile(port / board.image, image)
+    finally:
+        place.write_text(kept)
+    note.write_text(recipe)
+    return image
+
+
 def build_all(names: list[str]) -> list[Board]:
     """The boards of `names` (all where it is empty), built. Raises BuildError, also for a name that there is not."""
     known = {board.name: board for board in BUILDS}
