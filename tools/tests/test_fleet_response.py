@@ -1,5 +1,7 @@
 """What a device decides, from its own code to the collector's database and back: the real agent, reports, commands."""
 
+import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -8,7 +10,10 @@ import cbor2
 import pycddl
 import pytest
 from stonechat.policy import DRY_RUN, HOOK, QUARANTINE
+from stonechat_tools import cli
 from stonechat_tools.fleet import keyring, wire, wire_response
+from stonechat_tools.fleet.monitor import Monitor
+from stonechat_tools.fleet.renewals import Renewals
 from stonechat_tools.fleet.store import Store
 from test_fleet_wire import CDDL, KEYS, SECRET
 
@@ -162,3 +167,92 @@ def test_a_decision_is_one_line_for_people() -> None:
     }
     for numbers, text in texts.items():
         assert str(wire_response.decision(list(numbers))) == text
+
+
+@on_clock
+def test_the_collector_renews_while_the_evidence_goes_on_and_not_for_ever() -> None:
+    device = Device()
+    messages = sealed(device)
+    device.alarm()
+    reports, _ = opened(*messages)
+    with Store(":memory:") as store:
+        store.put(reports, [], now_s=device.now_s)
+        clock = [float(device.now_s)]
+        keys = keyring.Keys({DEVICE: SECRET})
+        for renewals in (
+            Renewals(store, keys, most_s=100, clock=lambda: clock[0]),  # a restart finds it in the database
+            Renewals(Store(":memory:"), keys, most_s=100, clock=lambda: clock[0]),
+        ):
+            clock[0] = float(device.now_s)
+            renewals.took(reports, ["stored"] * len(reports))
+            sent = []
+            for _ in range(200):
+                clock[0] += 1
+                sent += renewals.step()
+            assert 12 <= len(sent) <= 15  # each third of 20 s, for 100 s
+            numbers = [cbor2.loads(KEYS.renew.open(message))[1] for _, _, message in sent]
+            assert numbers == sorted(set(numbers)) and {topic for _, topic, _ in sent} == {f"{wire.PREFIX}{DEVICE}/ack"}
+        renewals = Renewals(store, keys, clock=lambda: device.now_s)
+        renewals.took(reports, ["stored"] * len(reports))
+        for keep_on in (0, LOUD):  # a quiet device is not renewed, a loud one is
+            device.windows(16, keep_on or 100)
+            fresh = opened(*messages)[0][len(reports) :]
+            fresh = [report for report in fresh if not report.decision]
+            renewals.took(fresh, ["stored"] * len(fresh))
+            assert bool(renewals.step()) == bool(keep_on)
+        ended = [r for r in opened(*messages)[0] if r.decision and r.decision.kind == wire_response.ENDED]
+        assert ended
+        renewals.took(ended, ["stored"] * len(ended))
+        assert not renewals.step()
+        assert not Renewals(store, keyring.Keys({}), clock=lambda: device.now_s).step()  # a key that is not here
+
+
+@on_clock
+def test_a_lease_and_a_switched_off_device_are_incidents_and_end() -> None:
+    device = Device()
+    messages = sealed(device)
+    device.alarm()
+    monitor = Monitor(None, clock=lambda: device.now_s, steady=lambda: device.now_s)
+    monitor.connected(True)
+    taken = [0, 0]
+
+    def kinds() -> set[str]:
+        reports, statuses = opened(*messages)
+        fresh = reports[taken[0] :], statuses[taken[1] :]
+        taken[:] = len(reports), len(statuses)
+        monitor.took(fresh[0], ["stored"] * len(fresh[0]), fresh[1])
+        monitor.step()
+        return {incident.kind for incident in monitor.incidents.open.values()} & {"response", "off"}
+
+    assert kinds() == {"response"}
+    device.windows(30, 50)
+    assert kinds() == set()
+    device.agent.monitoring(False)
+    device.windows(3)
+    assert kinds() == {"off"}
+    device.agent.monitoring(True)
+    device.windows(3)
+    assert kinds() == set()
+
+
+def test_the_command_for_people_shows_decisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "fleet.db"
+
+    @on_clock
+    def make() -> None:
+        device = Device()
+        messages = sealed(device)
+        device.alarm()
+        device.windows(30, 50)
+        with Store(path) as store:
+            store.put(opened(*messages)[0], [], now_s=device.now_s)
+
+    make()
+    assert cli.main(["fleet", "--db", str(path), "decisions", "--since", "1d"]) == 0
+    shown = re.sub("  +", "  ", capsys.readouterr().out)
+    assert "quarantine ended after 20 s, expired  feature 1 +7.9, feature 0 +0.1" in shown
+    assert f"a window's packets {LOUD} before, 50 after; 40 stopped, 3 passed" in shown
+    assert cli.main(["fleet", "--db", str(path), "--json", "decisions", DEVICE]) == 0
+    assert json.loads(capsys.readouterr().out)["end"] == "expired"
+    assert cli.main(["command", DEVICE, "renew", "--db", str(path), "--keys", str(tmp_path)]) == 1
+    assert f"knows no lease of {DEVICE} in force" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import tomllib
 from os.path import isfile
 
 from ..errors import ConfigError
-from . import shipped
+from . import allow_list, respond, shipped
 from .files import read_regular
 
 
@@ -90,6 +90,11 @@ def _user(value) -> str | None:
 
 def _alpn(value) -> str | None:
     return None if _is_text(value, 255) and value.isascii() else "a text of at most 255 ASCII characters"
+
+
+def _absolute(value) -> str | None:
+    good = _text(value) is None and (not value or value[0] == "/" and ".." not in value.split("/"))
+    return None if good else "an absolute path without .., or empty"
 
 
 def _flag(value) -> str | None:
@@ -275,6 +280,68 @@ KEYS = {
             _integer(1, 3_600),
             "Seconds without a word from the collector after which the oldest report is sent again; the wait doubles\n"
             "each time, up to an hour.",
+        ),
+    },
+    "response": {
+        "mode": Key(
+            "dry-run",
+            _one_of("off", "dry-run", "on"),
+            "What is done about an alarm: off = nothing is decided, dry-run = decisions are made, reported and logged\n"
+            "as what would have been done, on = they are carried out. on needs nf_tables and CAP_NET_ADMIN, the one\n"
+            "capability that the agent keeps then.",
+        ),
+        "lease_s": Key(
+            120,
+            _integer(1, 3600),
+            "Seconds that a throttle or a quarantine lasts. The kernel ends it, even if the agent is gone. It lasts\n"
+            "longer only while the collector or an operator renews it; after its end there is a pause as long.",
+        ),
+        "rules": Key(
+            [],
+            respond.check,
+            "Which decision is made when. Empty: these three, which first slow down what is not on the allow-list,\n"
+            "stop it after three more windows, and call the hook once an alarm:\n"
+            '[{action = "throttle", features = "network"},\n'
+            ' {action = "quarantine", features = "network", windows = 3},\n'
+            ' {action = "hook"}]\n'
+            "action: alert (a decision of its own in the record), throttle, quarantine or hook.\n"
+            "level: watch or alarm, the least level; alarm where it is left out.\n"
+            "features: what must carry the alarm to a quarter or more: any, network, programs, files, machine, or\n"
+            'some of them like "network+files".\n'
+            "windows: how many windows the level must have lasted before; 0 where it is left out.\n"
+            "seconds: of the lease; lease_s where it is left out. The next one within a day is twice as long,\n"
+            "most_seconds: but never longer than this; four times `seconds` where it is left out.",
+        ),
+        "allow": Key(
+            [],
+            allow_list.check,
+            "Who is reached whatever is in force, besides the broker, DNS, DHCP, NTP and the gateways, which always\n"
+            "are: addresses or networks, each with its reason, and until when where that is wanted:\n"
+            '[{address = "192.0.2.0/24", reason = "office", until = "2027-01-31"}]',
+        ),
+        "self_renew_s": Key(
+            0,
+            _integer(0, 86_400),
+            "For a device without a collector: how many seconds in one alarm it may be kept in by itself, all leases\n"
+            "together, with pauses that grow between them. 0: a lease that nobody renews ends, and none follows\n"
+            "before a new alarm.",
+        ),
+        "hook": Key(
+            [],
+            _texts,
+            "The vendor's own response: a program and its arguments, run without a shell as the agent's user, its\n"
+            "facts in the environment (STONECHAT_DEVICE, _LEVEL, _FAMILIES, _FEATURES). Empty: none.\n"
+            '["/usr/local/bin/pump-safe", "--stop"]',
+        ),
+        "hook_timeout_s": Key(30, _integer(1, 3600), "Seconds after which that program is killed."),
+    },
+    "monitoring": {
+        "on": Key(True, _flag, "false: the user has switched monitoring off: one status says so, nothing is read."),
+        "off_file": Key(
+            "/etc/stonechat/monitoring-off",
+            _absolute,
+            "The user's switch: while this file is there, monitoring is off. File and folder must be root's, and\n"
+            "nobody else may write to them; else it does not count. Empty: no such file.",
         ),
     },
     "homeassistant": {

@@ -25,6 +25,8 @@ from .channels import open_channels, open_collector, own_channel, read_model, tr
 from .disk_outbox import DiskOutbox
 from .log import Log, Troubles
 from .planned_sleep import Announcements
+from .respond import open_response
+from .switch import Switch
 
 LEVEL_NAMES = {NORMAL: "normal", WATCH: "watch", ALARM: "alarm"}
 IDLE_MS = 1000  # the longest nap while connected: a message ends it at once, a signal does not
@@ -80,6 +82,9 @@ class Daemon:
         own, self._slot = (None, None) if check else own_channel(config, model, key, log)
         collector = open_collector(config, model, key, user_id)
         extra = open_channels(config, model, collector)
+        others = [each[0] for each in extra]
+        self._switch = Switch(config["monitoring"])
+        response, self._responds = open_response(config, self._connectable.resolver, collector, others, log, check)
         self._folders = [os.path.dirname(os.path.abspath(device["state_file"]))]
         if report["outbox_dir"] and os.path.abspath(report["outbox_dir"]) not in self._folders:
             self._folders.append(os.path.abspath(report["outbox_dir"]))
@@ -88,7 +93,7 @@ class Daemon:
         if not check and user_id is not None:
             for folder in self._folders:
                 self._try("folder " + folder, files.grant_folder, folder, user_id)
-        privileges.drop(user)
+        privileges.drop(user, keep_net_admin=response is not None and response.enforcer is not None)
         if not check:
             self._take_folders()
         state = self._open_state(device["state_file"], check)
@@ -117,7 +122,10 @@ class Daemon:
             own=own,
             on_verdict=self._on_verdict,
             learn_peers_hours=config["collector"]["learn_peers_hours"],
+            response=response,
         )
+        if not check:
+            self._look_for_switch()
         self._connect(credentials)
         self._lacks = ""
         self._named: dict = {}  # (channel, feature): window in which it last led the explanation of this alarm
@@ -134,6 +142,10 @@ class Daemon:
             lines.append("%s: %s%s" % (group, source, " (%s)" % note if note else ""))
         for each in self.agent.channels[0].collector.services:
             lines.append("service %s: %s%s" % (each.name, each.path, " (not there yet)" if each.missing else ""))
+        if self._responds:
+            lines.append("response: " + self._responds)
+        if self._switch.off():
+            lines.append("monitoring is off: " + self._switch.reason)
         if self._config["model"]["personalize"]:
             lines.append("own model: of %d windows" % self._config["model"]["personalize_windows"])
         for folder in self._folders:
@@ -178,7 +190,7 @@ class Daemon:
             self._reload_due = False
             self._reload()
         agent.tick()
-        idle_ms = min(IDLE_MS, train(agent))
+        idle_ms = IDLE_MS if agent.off else min(IDLE_MS, train(agent))
         was_connected = self.transport.connected
         try:
             if was_connected:
@@ -196,6 +208,9 @@ class Daemon:
     def _look_round(self) -> None:
         """Log what is wrong now, and what works again."""
         agent = self.agent
+        self._look_for_switch()
+        if agent.off:
+            return
         if agent.last_error:
             self.troubles.say("agent", agent.last_error)
             agent.last_error = ""
@@ -234,6 +249,22 @@ class Daemon:
             self._health = health
             self._write_due_ms = ticks_add(now_ms, HEALTH_EVERY_MS)
             self._write_health()
+
+    def _look_for_switch(self) -> None:
+        """The user's switch as it is now."""
+        agent = self.agent
+        off = self._switch.off()
+        if self._switch.trouble:
+            self.troubles.say("monitoring", "%s; the file does not count" % self._switch.trouble)
+        else:
+            self.troubles.over("monitoring")
+        if off != agent.off:
+            if off and self._home and hasattr(self, "transport"):
+                self._home.goodbye(self.transport)
+            agent.monitoring(not off)
+            self.log("warning", "monitoring is %s" % ("off: " + self._switch.reason if off else "on again"))
+            if self._home and not off:
+                self._home.connected()
 
     def _write_health(self) -> None:
         """For `stonechat doctor`: a few lines of text beside the state file. Lost where the medium refuses."""
@@ -325,7 +356,7 @@ class Daemon:
         self.troubles.over(self._where)
         self.agent.connected()
         self._sleep.connected()
-        if self._home:
+        if self._home and not self.agent.off:
             self._home.connected()
 
     def _on_message(self, topic: str, payload: bytes) -> None:

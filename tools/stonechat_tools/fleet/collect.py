@@ -30,6 +30,7 @@ from .collector import MQTT, RETRY_S, Collector
 from .incidents import Policy
 from .monitor import Monitor
 from .overview import fleet_table
+from .renewals import MOST_S, Renewals
 from .shards import Shard
 from .store import STORED, Keep, Store, StoreError
 from .updates import Updates
@@ -116,6 +117,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KB",
         help="of releases, at most so much a second to all devices together (default %(default)g)",
     )
+    parser.add_argument(
+        "--renew",
+        type=_hours,
+        nargs="?",
+        const=MOST_S / 3600,
+        metavar="HOURS",
+        help="let a device's throttle or quarantine last while its evidence goes on, at most HOURS (default %(const)g);"
+        " without this each ends by itself",
+    )
     parser.add_argument("--alerts", metavar="FILE", help="whom to notify: TOML; `stonechat fleet example` prints one")
     parser.add_argument("--json", action="store_true", help="one JSON object a report on stdout, instead of the table")
     parser.add_argument("--for", dest="for_s", type=float, metavar="SECONDS", help="stop after this time")
@@ -126,6 +136,13 @@ def _days(text: str) -> float:
     if not 0 <= days <= 100_000:
         raise argparse.ArgumentTypeError("want 0 to 100000 days")
     return days
+
+
+def _hours(text: str) -> float:
+    hours = float(text)
+    if not 0 < hours <= 8760:
+        raise argparse.ArgumentTypeError("want more than 0, at most 8760 hours")
+    return hours
 
 
 def _rate(text: str) -> float:
@@ -163,6 +180,9 @@ def run(args: argparse.Namespace) -> int:
             rate_bytes=args.update_rate * 1000,
         )
         monitor.also(updates.alerts)
+        if args.renew is not None:
+            most_s = args.renew * 3600
+            options["renewals"] = Renewals(store, keys, prefix=options["prefix"], most_s=most_s, shard=shard)
         opened.callback(_note, monitor)  # what the receivers had not taken in the end
         opened.enter_context(notifier)
         options["client_id"] = args.client_id or "stonechat-collector" + (f"-{shard.number}" if args.shard else "")

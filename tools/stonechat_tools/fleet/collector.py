@@ -18,6 +18,7 @@ from stonechat.errors import ConfigError
 from . import keyring, wire, wire_release
 from .monitor import Monitor
 from .mqtt_codec import Message
+from .renewals import Renewals
 from .shards import Shard
 from .store import DUPLICATE, STORED, Store, StoreError
 from .store.retention import Keep
@@ -46,7 +47,8 @@ class Collector:
     thread; `counts` has what became of every message; `failure` is what ended the worker, None while it works.
     mqtt: one of MQTT, see bulk_client. keep: what to roll up and delete; None for all as it is.
     shard: which devices are its own; messages of all others are acknowledged to the broker and left to their collector.
-    monitor: judges what was committed (monitor.py). updates: offers and serves releases (updates.py).
+    monitor: judges what was committed (monitor.py). updates: offers and serves releases (updates.py). renewals:
+    lets leases of devices last (renewals.py).
     also: more brokers, (host, port): devices connect to one of them, and the collector to all."""
 
     def __init__(
@@ -68,6 +70,7 @@ class Collector:
         shard: Shard | None = None,
         monitor: Monitor | None = None,
         updates: Updates | None = None,
+        renewals: Renewals | None = None,
         also: Sequence[tuple[str, int]] = (),
     ) -> None:
         self.store = store
@@ -80,6 +83,7 @@ class Collector:
         self.on_status = on_status
         self.monitor = monitor
         self.updates = updates
+        self.renewals = renewals
         self._stepped_s = 0.0  # when the monitor last judged
         names = (STORED, DUPLICATE, "status", "want", *keyring.REASONS, "refused", "dropped")
         self.counts: dict[str, int] = dict.fromkeys(names, 0)
@@ -215,6 +219,8 @@ class Collector:
         if self.updates is not None:
             with contextlib.suppress(StoreError):
                 self._send_all(self.updates.step() if due else self.updates.serve())
+        if self.renewals is not None and due:
+            self._send_all(self.renewals.step())
         if self.monitor is not None and due:
             self.monitor.connected(self.connected.is_set())
             with contextlib.suppress(StoreError):  # as for the reports, which wait for the database
@@ -295,6 +301,8 @@ class Collector:
         if self.monitor is not None:
             with contextlib.suppress(StoreError):  # the batch is committed
                 self.monitor.took(reports, results, statuses, rejections)
+        if self.renewals is not None:
+            self.renewals.took(reports, results)
         if self.updates is not None:
             with contextlib.suppress(StoreError):
                 self._send_all(self.updates.took(reports, results, statuses, wants, source))

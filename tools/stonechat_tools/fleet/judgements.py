@@ -15,6 +15,7 @@ from .labels import NONE, Labels
 from .presence import AWAY, NO_FACTS, Change, Device, Fleet
 from .sense import Outbreak, Sense
 from .wire import Report, Status
+from .wire_response import ACTIONS, BEGAN, Decision
 
 MINUTE_S = 60.0
 HOUR_S = 3600.0
@@ -25,7 +26,15 @@ MAX_REJECTED = 1000  # devices that are counted for that by name
 REASONS = ("forged", "conflict", "unknown device")
 # Incidents that are judged from what a restart forgets: how long each goes on after one without a new sign of it. An
 # alarm goes on until its device reports another level.
-HELD_S = {"alarm": inf, "outbreak": 1800.0, "model": 86_400.0, "clock": 7200.0, "apart": 93_600.0, "rejected": HOUR_S}
+HELD_S = {
+    "alarm": inf,
+    "response": 600.0,
+    "outbreak": 1800.0,
+    "model": 86_400.0,
+    "clock": 7200.0,
+    "apart": 93_600.0,
+    "rejected": HOUR_S,
+}
 
 
 class Judgements:
@@ -41,6 +50,7 @@ class Judgements:
         self._shared: dict[tuple[str, str, str], tuple[str, str, str]] = {}
         self._alarmed: dict[str, Report] = {}
         self._levels: dict[str, int] = {}  # of those that are not normal
+        self._leases: dict[str, tuple[Decision, float]] = {}  # in force at a device, and since when
         self._odd: set[str] = set()  # devices that alerts may be about
         self._rejected: Counter[tuple[str, str]] = Counter()
         self._hour_s = self._minute_s = -1e18
@@ -97,6 +107,8 @@ class Judgements:
         self.sense.report(report, now_s)
         if report.level or report.device in self._levels:
             self._level(report)
+        if report.decision is not None:
+            self._decision(report.device, report.decision, now_s)
 
     def conflicts(self, report: Report, now_s: float) -> None:
         self.fleet.report(report, now_s, True, True)
@@ -115,6 +127,15 @@ class Judgements:
             self._odd.add(report.device)
         else:
             self._alarmed.pop(report.device, None)
+
+    def _decision(self, device: str, decided: Decision, now_s: float) -> None:
+        if not (decided.done and decided.lease):
+            return
+        if decided.kind == BEGAN:
+            self._leases[device] = (decided, now_s)
+            self._odd.add(device)
+        elif device in self._leases and self._leases[device][0].lease == decided.lease:
+            del self._leases[device]
 
     def status(self, status: Status, now_s: float) -> bool:
         """-> whether it is one that was not known: a sign of life."""
@@ -168,7 +189,7 @@ class Judgements:
             self.causes.back(device.name)
             if device.flapping(now_s):
                 self._odd.add(device.name)
-        if device.state == "lying":
+        if device.state in ("lying", "off"):
             self._odd.add(device.name)
 
     def _present(self) -> Iterable[str]:
@@ -286,6 +307,16 @@ class Judgements:
             evidence = {"signs": device.lies, "last heard": device.heard_s}
             title = f"{name} is lying: {device.why_lying}"
             found.append(self._alert(f"lying-{name}", "lying", "critical", title, device.lie_s, name, evidence))
+        if device.state == "off":
+            odd = True
+            title = f"{name}: its user has switched monitoring off"
+            found.append(self._alert(f"off-{name}", "off", "warning", title, device.since_s, name, {}))
+        if name in self._leases:
+            odd = True
+            decided, since_s = self._leases[name]
+            title = f"{name} is in {ACTIONS[decided.action]}, by its own decision"
+            evidence = {"lease": decided.lease, "seconds": decided.seconds, "rule": decided.rule}
+            found.append(self._alert(f"response-{name}", "response", "warning", title, since_s, name, evidence))
         if device.flapping(now_s):
             odd = True
             title = f"{name} comes and goes: {device.outages_at(now_s):.0f} outages in the last days"

@@ -10,6 +10,7 @@ Examples:
   stonechat fleet trust sensor-7                           # it was called lying, and you have looked into that
   stonechat fleet incidents
   stonechat fleet acknowledge 12
+  stonechat fleet decisions --since 1d                     # what devices have done about alarms, or would have done
   stonechat fleet silence site=berlin --for 2h --comment "network maintenance"
   stonechat fleet unsilence 1a2b3c4d
   stonechat fleet example > alerts.toml                    # for `stonechat collect --alerts alerts.toml`
@@ -32,6 +33,7 @@ from stonechat.errors import ConfigError
 from ..console import plain_table
 from . import alert_settings, labels
 from .command import span_s
+from .history import feature_names, name_of
 from .incidents import Incident, split_matcher
 from .labels import NONE
 from .overview import shown_states
@@ -64,6 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         verbs.add_parser(name, help=text).add_argument("device", nargs="+", help="ids or patterns with *")
     incidents = verbs.add_parser("incidents", help="what goes on; --all: also what has ended")
     incidents.add_argument("--all", action="store_true", help="also those that have ended")
+    decisions = verbs.add_parser("decisions", help="what devices have done about alarms, or would have done")
+    decisions.add_argument("device", nargs="?", help="default: all")
+    decisions.add_argument("--since", default="7d", metavar="TIME", help="90s, 30m, 2h or 7d ago (default %(default)s)")
     acknowledge = verbs.add_parser("acknowledge", help="an incident is known: it is not sent again")
     acknowledge.add_argument("incident", nargs="+", type=int, help="its number")
     silence = verbs.add_parser("silence", help="send nothing about what matches, until its end")
@@ -206,6 +211,29 @@ def _incidents(store: Store, args: argparse.Namespace) -> int:
     return 0
 
 
+def _decisions(store: Store, args: argparse.Namespace) -> int:
+    found = store.decisions(args.device, time.time() - span_s(args.since))
+    if args.json:
+        for entry in found:
+            print(json.dumps(entry))
+        return 0
+    devices = {row["device"]: row for row in store.devices()}
+    rows = []
+    for each in found:
+        at_s = each["end_s"] if each["began_s"] is None else each["began_s"]
+        names = feature_names(devices.get(each["device"], {}), each["channel"])
+        cause = ", ".join(f"{name_of(index, names)} {z:+.1f}" for index, z, _ in each["features"])
+        effect = ""
+        if each["end_s"] is not None:
+            sent = f"a window's packets {each['before']} before, {each['after']} after"
+            effect = sent + (f"; {each['stopped']} stopped, {each['passed']} passed" if each["done"] else "")
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_s))
+        rows.append((when, each["device"], each["text"], cause, effect))
+    header = ("began", "device", "decision", "cause", "effect")
+    print(plain_table(header, rows) if rows else "no decisions")
+    return 0
+
+
 def acknowledge(store: Store, numbers: Sequence[int], by: str) -> None:
     """Ask the collector to note incidents as known. Raises ConfigError."""
     known = store.notes("incident")
@@ -291,6 +319,7 @@ ACTIONS = {
     "restore": _restore,
     "trust": _trust,
     "incidents": _incidents,
+    "decisions": _decisions,
     "acknowledge": _acknowledge,
     "silence": _silence,
     "silences": _silences,

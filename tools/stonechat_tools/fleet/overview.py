@@ -119,6 +119,11 @@ def notes(row: dict[str, Any], seen: Seen) -> list[str]:
     update = row.get("update")
     if update and (update["trial"] or update["failed"]):
         found.append(update["shown"])
+    response = row.get("response")
+    if response and response["shown"]:
+        found.append(response["shown"])
+    if row.get("off_since_s") is not None and seen.state.state == "off":
+        found.append(time.strftime("monitoring off since %m-%d %H:%M", time.localtime(row["off_since_s"])))
     own = row.get("own_model")
     if own:
         found.append(f"own model {own['shown']}" + (f", {own['refused']} failed" if own["refused"] else ""))
