@@ -5,7 +5,7 @@ with several collectors (shards) it does not matter which one does, and a restar
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,14 @@ from .incidents import Alert
 from .labels import NONE, Labels
 from .rollout import ALARM_LIMIT, DAY_S, FAILURE_LIMIT, HISTORY_DAYS, PRIOR_DAYS, Rollout, chosen, size
 from .store import Store, rollouts
-from .store.base import Db
+from .store.base import Db, pieces
 from .store.rollouts import DONE, HALTED, HAVE, OPEN, PAUSED, RUNNING, Candidate, RolloutRow
 
 ACTOR = "the halting rule"
 MAX_OPEN = 1000  # devices that take a release at the same time
 PRESENT_S = 26 * 3600.0  # heard within: a device that reports once a day is there
 DAY_LATE_S = 2 * 3600  # after the end of a day, until its reports are in and summed up
+DAY_WORK_S = 0.5  # of counting a day in one call: no batch of reports waits longer
 LEAST_RATE = 0.001  # alarm days a device and day, where a fleet has never alarmed
 BUSY_SHARE = 20  # looking for devices takes at most this part (1/N) of the time
 SHOWN = 20  # failed devices in the evidence
@@ -31,6 +32,15 @@ class Step:
 
     rollout: int
     what: str
+
+
+@dataclass
+class _DayWork:
+    """A day that is being counted. parts: the devices that are left, in pieces, each of one group."""
+
+    number: int
+    day: rollouts.Day
+    parts: list[tuple[rollouts.DayGroup, Sequence[int]]]
 
 
 class Judge:
@@ -51,6 +61,7 @@ class Judge:
         self._every_s = every_s
         self._actor = actor
         self._filled_s: dict[int, float] = {}  # when devices may be looked for again
+        self._days: dict[int, _DayWork] = {}  # days that are being counted
         self._full: dict[int, bool] = {}  # whether all that can take a stage have it
 
     def step(self) -> list[Step]:
@@ -82,8 +93,9 @@ class Judge:
         for failed in outcomes:
             rollout.outcome(failed)
         while not rollout.halted and (last_day + 2) * DAY_S + DAY_LATE_S <= now_s:
+            if not self._day(db, row, rollout, last_day + 1):
+                break
             last_day += 1
-            self._day(db, row, rollout, last_day)
         done: list[str] = []
         if rollout.halted:
             row.state, row.evidence = HALTED, self._evidence(db, row, rollout, now_s)
@@ -93,7 +105,7 @@ class Judge:
             counts = rollouts.counts(db, row.id)
             waiting = sum(counts.get(state, 0) for state in (*OPEN, "confirmed"))
             some = counts.get("good", 0) + counts.get("failed", 0)
-            if not full or not some:
+            if not full or not some or row.id in self._days:
                 waiting += 1
             if rollout.advance(now_s, waiting):
                 row.stage, row.since_s = rollout.stage, rollout.since_s
@@ -138,9 +150,32 @@ class Judge:
 
     # --- alarms -----------------------------------------------------------------------------------------------------
 
-    def _day(self, db: Db, row: RolloutRow, rollout: Rollout, number: int) -> None:
-        """number: of the day, since 1970. A device that took the release, or lost it, in the middle of a day counts in
-        neither group."""
+    def _day(self, db: Db, row: RolloutRow, rollout: Rollout, number: int) -> bool:
+        """Count a day, and give it to the test -> whether it is done; a large fleet takes several calls. number: of the
+        day, since 1970."""
+        work = self._days.get(row.id)
+        if work is None or work.number != number:
+            work = self._days[row.id] = self._begin_day(db, row, number)
+        first_day = int(row.began_s // DAY_S)
+        history = ((first_day - HISTORY_DAYS) * DAY_S, first_day * DAY_S)
+        end_s = time.monotonic() + DAY_WORK_S
+        while work.parts:
+            if time.monotonic() > end_s:
+                return False
+            group, devices = work.parts.pop()
+            rollouts.add_to_day(db, work.day, group, number * DAY_S, history, PRIOR_DAYS, devices)
+        del self._days[row.id]
+        day = work.day
+        rate = max(LEAST_RATE, day.alarm_days / day.days if day.days else 0.0)
+
+        def are_usual(group: rollouts.DayGroup) -> float:  # the sum of usual() over the group
+            return group.alarm_share + PRIOR_DAYS * rate * group.prior_share
+
+        rollout.day(day.with_it.alarmed, are_usual(day.with_it), day.without.alarmed, are_usual(day.without))
+        return True
+
+    def _begin_day(self, db: Db, row: RolloutRow, number: int) -> "_DayWork":
+        """A device that took the release, or lost it, in the middle of the day counts in neither group."""
         begin_s = number * DAY_S
         members = rollouts.taken(db, row.id)
         with_it: list[int] = []
@@ -154,15 +189,9 @@ class Judge:
                     without.append(each.id)
             elif taken_s < begin_s and state in HAVE:
                 with_it.append(each.id)
-        first_day = int(row.began_s // DAY_S)
-        history = ((first_day - HISTORY_DAYS) * DAY_S, first_day * DAY_S)
-        day = rollouts.day(db, begin_s, history, PRIOR_DAYS, (with_it, without))
-        rate = max(LEAST_RATE, day.alarm_days / day.days if day.days else 0.0)
-
-        def are_usual(group: rollouts.DayGroup) -> float:  # the sum of usual() over the group
-            return group.alarm_share + PRIOR_DAYS * rate * group.prior_share
-
-        rollout.day(day.with_it.alarmed, are_usual(day.with_it), day.without.alarmed, are_usual(day.without))
+        day = rollouts.Day()
+        groups = ((day.with_it, with_it), (day.without, without))
+        return _DayWork(number, day, [(group, part) for group, devices in groups for part in pieces(devices)])
 
     def _evidence(self, db: Db, row: RolloutRow, rollout: Rollout, now_s: float) -> dict[str, Any]:
         failures = rollout.failures.halts

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..rollout import Rollout, Stage
 from ..wire_release import UpdateState
-from .base import Db, pieces
+from .base import Db
 from .releases import COLUMNS, Release, of_row
 
 if TYPE_CHECKING:
@@ -352,26 +352,22 @@ def join(db: Db, rollout: int, devices: Iterable[int], now_s: float) -> None:
     )
 
 
-def day(
-    db: Db, at_s: int, history: tuple[int, int], prior_days: float, groups: tuple[Sequence[int], Sequence[int]]
-) -> Day:
-    """The day that begins at at_s. history: (from, until) by which devices are compared; groups: devices with the
-    release, and without it. Only those count that reported on the day."""
-    found = Day()
-    for group, devices in ((found.with_it, groups[0]), (found.without, groups[1])):
-        for part in pieces(devices):
-            marks = ",".join("?" * len(part))
-            rows = db.execute(
-                "SELECT t.alarms, coalesce(h.alarm_days, 0), coalesce(h.days, 0) FROM daily t LEFT JOIN"
-                " (SELECT device, sum(CASE WHEN alarms > 0 THEN 1 ELSE 0 END) AS alarm_days, count(*) AS days"
-                f" FROM daily WHERE at_s >= ? AND at_s < ? AND device IN ({marks}) GROUP BY device) h"
-                f" ON h.device = t.device WHERE t.at_s = ? AND t.device IN ({marks})",
-                (*history, *part, at_s, *part),
-            ).fetchall()
-            for alarms, alarm_days, days in rows:
-                group.alarmed += alarms > 0
-                group.alarm_share += float(alarm_days) / (days + prior_days)
-                group.prior_share += 1 / (days + prior_days)
-                found.alarm_days += int(alarm_days)
-                found.days += days
-    return found
+def add_to_day(
+    db: Db, found: Day, group: DayGroup, at_s: int, history: tuple[int, int], prior_days: float, devices: Sequence[int]
+) -> None:
+    """Add some devices of a group (at most MAX_IN) to the day that begins at at_s. history: (from, until) by which
+    devices are compared. Only those count that reported on the day."""
+    marks = ",".join("?" * len(devices))
+    rows = db.execute(
+        "SELECT t.alarms, coalesce(h.alarm_days, 0), coalesce(h.days, 0) FROM daily t LEFT JOIN"
+        " (SELECT device, sum(CASE WHEN alarms > 0 THEN 1 ELSE 0 END) AS alarm_days, count(*) AS days"
+        f" FROM daily WHERE at_s >= ? AND at_s < ? AND device IN ({marks}) GROUP BY device) h"
+        f" ON h.device = t.device WHERE t.at_s = ? AND t.device IN ({marks})",
+        (*history, *devices, at_s, *devices),
+    ).fetchall()
+    for alarms, alarm_days, days in rows:
+        group.alarmed += alarms > 0
+        group.alarm_share += float(alarm_days) / (days + prior_days)
+        group.prior_share += 1 / (days + prior_days)
+        found.alarm_days += int(alarm_days)
+        found.days += days
