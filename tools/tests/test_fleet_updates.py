@@ -68,7 +68,7 @@ class Unit:
         )
 
     @staticmethod
-    def _load(path: str) -> bytes:
+    def _load(path: str, rules: object = None, golden: object = None) -> bytes:
         data = Path(path).read_bytes()
         if data != MODEL:
             raise ModelError("golden vector differs")
