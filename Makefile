@@ -5,7 +5,7 @@ BIN := .venv/bin
 WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-.PHONY: recordings models help setup setup-demo setup-system demo test test-fast test-system check lint types docs bench soak world kernels boards clean
+.PHONY: recordings models help setup setup-demo setup-system demo screenshots test test-fast test-system check lint types docs bench soak world kernels boards clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -56,6 +56,9 @@ world: setup    ## a fleet of real agents, brokers and collectors under seeded f
 
 kernels: setup  ## the BPF programs on Debian kernels 5.10 to 6.12, amd64, arm64 and armhf, in qemu (slow)
 	@$(BIN)/python -m stonechat_tools.proofs.kernels
+
+screenshots: setup  ## every page of the dashboard as a picture: build/screenshots (needs chromium)
+	@$(BIN)/python -m stonechat_tools.proofs.screenshots build/screenshots
 
 boards: setup   ## MicroPython built for five emulated boards, and the unit tests and golden vectors on each (slow)
 	@$(BIN)/python -m stonechat_tools.proofs.boards.prove

@@ -170,6 +170,23 @@ def test_browsers_hear_of_a_change(fleet: tuple[Path, MadeFleet], open_to_all: S
     assert b"content-security-policy" in got
 
 
+def test_it_ends_at_once_while_browsers_listen(fleet: tuple[Path, MadeFleet]) -> None:
+    """dashboard() looks for errors in what it printed."""
+    with dashboard(fleet[0]) as server:
+        snapshot = server.json("/api/fleet")
+        query = f"epoch={snapshot['epoch']}&version={snapshot['version']}&strings={len(snapshot['strings'])}"
+        links = []
+        for _ in range(5):
+            link = socket.create_connection(("127.0.0.1", server.port), 60)
+            link.sendall(f"GET /api/live?{query} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n\r\n".encode())
+            assert link.recv(4096)
+            links.append(link)
+    for link in links:
+        while link.recv(65536):
+            pass
+        link.close()
+
+
 def test_pages_and_the_data_of_ten_thousand_devices_are_small(tmp_path: Path) -> None:
     files = load_files()
     assert sum(len(file.packed) for file in files.values()) <= MOST_PAGES

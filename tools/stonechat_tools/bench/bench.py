@@ -23,6 +23,7 @@ BENCHES = {
     "peers": "stonechat_tools.bench.peers",
     "rollout": "stonechat_tools.bench.rollout",
     "update": "stonechat_tools.bench.update",
+    "dashboard": "stonechat_tools.bench.dashboard",
 }
 
 

@@ -133,6 +133,12 @@ class State:
             self.wake.wait(max(POLL_S if self.live else IDLE_POLL_S, SHARE * spent_s))
             self.wake.clear()
 
+    def end(self) -> None:
+        """In the loop: end the streams, which would go on for ever."""
+        self.stopping = True
+        self.wake.set()
+        self._renew()
+
     def wake_up(self) -> None:
         """Wake up the browsers' streams."""
         if self.loop is not None:

@@ -198,8 +198,14 @@ def _serve(store: Store, args: argparse.Namespace) -> int:
         )
     listener = _listener(host, 8440 if port is None else port)
     with listener, Store(args.db) as own:
-        app, _ = make(store, View(own), options)
-        server = uvicorn.Server(
+        app, state = make(store, View(own), options)
+
+        class Server(uvicorn.Server):
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                state.end()
+                await super().shutdown(sockets)
+
+        server = Server(
             uvicorn.Config(
                 app,
                 log_level="warning",

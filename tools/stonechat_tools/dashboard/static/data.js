@@ -131,3 +131,12 @@ function reload(wait) {
     else reload(5000);
   }), wait);
 }
+
+// A browser has six connections for one address: a tab that nobody sees holds none of them.
+document.addEventListener("visibilitychange", () => {
+  if (!fleet.asked) return;
+  if (document.hidden) close();
+  else reload(0);
+});
+addEventListener("pagehide", () => close());
+addEventListener("pageshow", (event) => { if (event.persisted && fleet.asked) reload(0); });

@@ -121,6 +121,7 @@ export function showDevice(main, parameters, name) {
     if (typeof uPlot === "undefined") return fill(chart, h("p", { class: "hint" }, "The plot could not be loaded; the table below has the reports."));
     const paint = { line: color("plot"), band: color("band"), grid: color("line"), text: color("dim"), watch: color("wash-watch"), alarm: color("wash-alarm"), threshold: color("is-alarm") };
     const axis = { stroke: paint.text, grid: { stroke: paint.grid, width: 1 }, ticks: { stroke: paint.grid, width: 1 }, font: "12px system-ui, sans-serif" };
+    const hours = (plot, at, n, space, step) => at.map((each) => { const shown = clock(each); return step >= 86400 || shown.endsWith("00:00:00") ? shown.slice(5, 10) : shown.slice(11, 16); });
     const shade = (plot) => {
       const { ctx, bbox } = plot;
       for (let i = 0; i < points.time.length; i++) {
@@ -134,7 +135,7 @@ export function showDevice(main, parameters, name) {
     const wide = () => Math.max(260, chart.clientWidth);
     const options = (tall, series, bands, extra = {}) => ({
       width: wide(), height: tall, cursor: { drag: { x: false, y: false }, sync: { key: "device" } }, legend: { show: true, live: true },
-      scales: { x: { time: true, min: found.from, max: found.now }, ...extra }, axes: [axis, { ...axis, size: 52 }], series, bands, hooks: { drawClear: [shade] },
+      scales: { x: { time: true, min: found.from, max: found.now }, ...extra }, axes: [{ ...axis, values: hours }, { ...axis, size: 52 }], series, bands, hooks: { drawClear: [shade] },
     });
     const value = (plot, each) => (each === null || each === undefined ? "–" : each.toFixed(2));
     const line = (label, more = {}) => ({ label, stroke: paint.line, width: 1.5, points: { show: points.time.length < 120, size: 4 }, value, ...more });

@@ -38,10 +38,10 @@ export function card(incident, changed, linked = true) {
     if (opens) place.querySelector("input").focus();
   } }, "Silence");
   return h("li", { class: `card incident is-${incident.severity}`, id: `incident-${incident.id}` },
-    h("div", { class: "head" }, badge(incident.severity), h("h3", {}, linked ? h("a", { href: `#/incident/${incident.id}` }, `#${incident.id}`) : `#${incident.id}`, " ", incident.title)),
+    h("div", { class: "head" }, badge(incident.severity), h(linked ? "h3" : "h2", { class: "name" }, linked ? h("a", { href: `#/incident/${incident.id}` }, `#${incident.id}`) : `#${incident.id}`, " ", incident.title)),
     h("p", { class: "hint" }, `${incident.kind}, since ${clock(incident.start_s)}, ${over ? `over after ${span(lasted)}` : `for ${span(lasted)}`}`,
       incident.acknowledged_s ? `; acknowledged by ${incident.acknowledged_by} at ${clock(incident.acknowledged_s)}` : "",
-      incident.silenced && !over ? "; silenced" : "", incident.notifications ? `; sent ${incident.notifications} times` : ""),
+      incident.silenced && !over ? "; silenced" : "", incident.notifications ? `; sent ${incident.notifications === 1 ? "once" : `${incident.notifications} times`}` : ""),
     evidence(incident),
     incident.devices.length > 0 && h("p", { class: "chips" }, incident.devices.slice(0, 12).map((name) => h("a", { class: "chip", href: `#/device/${encodeURIComponent(name)}` }, name)), incident.count > 12 && h("span", { class: "hint" }, `${incident.count.toLocaleString()} devices in all`)),
     operator && !over && h("div", { class: "actions" }, !incident.acknowledged_s && acknowledge, silence), place);

@@ -50,6 +50,7 @@ export function showMap(main) {
   let size = LARGEST, tall = 0, wide = 0;
   let scale = 1, left = 0, top = 0;
   let cursor = null; // [block, index]
+  let held = null; // the device at the cursor
   let places = new Map(); // device: [block, index]
   let palette = {};
   let dirty = null; // null: all; a Set of names
@@ -97,9 +98,10 @@ export function showMap(main) {
     });
     for (size = LARGEST; size > LEAST && !fits(); ) size--;
     if (size === LEAST && !fits()) [wide, tall] = pack(size, 1.7);
+    const before = held;
     places = new Map();
     blocks.forEach((block, n) => block.rows.forEach((row, i) => places.set(row[0], [n, i])));
-    cursor = null;
+    cursor = before === null ? null : places.get(before) ?? null;
     fit();
     paint();
     count();
@@ -302,6 +304,7 @@ export function showMap(main) {
   function go(place) {
     cursor = place;
     const row = blocks[place[0]].rows[place[1]];
+    held = row[0];
     let [x, y] = cell(blocks[place[0]], place[1]);
     const step = size * scale;
     left += Math.max(0, 8 - x) - Math.max(0, x + step + 8 - width);

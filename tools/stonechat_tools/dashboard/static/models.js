@@ -50,22 +50,22 @@ export function showModels(main) {
   function show() {
     const all = fleet.rows.size;
     if (!all) return fill(place, state("No device has reported yet."));
-    const number = (n) => h("td", { class: "number" }, n.toLocaleString());
+    const number = (n, wide = false) => h("td", { class: wide ? "number wide" : "number" }, n.toLocaleString());
     fill(place,
       table("Models", collect("model").map(([name, group]) => h("tr", {},
         h("th", { scope: "row" }, name ? h("a", { href: `#/devices?q=model:${name}` }, h("code", {}, name)) : "no model", h("small", {}, [...group.schemas.keys()].filter(Boolean).join(", "))),
         h("td", { class: "number" }, group.n.toLocaleString(), bar(group.n / all)),
         h("td", { class: "number" }, group.alarm.toLocaleString(), h("small", {}, share(group.alarm, group.n))),
-        number(group.watch), number(group.unfit), number(group.learning),
+        number(group.watch), number(group.unfit, true), number(group.learning, true),
         h("td", { class: "wide" }, most(group.versions, "firmware")))),
-      [["Model", ""], ["Devices", "number"], ["In alarm", "number"], ["Watch", "number"], ["Does not fit", "number"], ["Learning", "number"], ["Firmware", "wide"]]),
+      [["Model", ""], ["Devices", "number"], ["In alarm", "number"], ["Watch", "number"], ["Does not fit", "number wide"], ["Learning", "number wide"], ["Firmware", "wide"]]),
       table("Firmware", collect("firmware").map(([name, group]) => h("tr", {},
         h("th", { scope: "row" }, name ? h("a", { href: `#/devices?q=firmware:${encodeURIComponent(name)}` }, name) : "not said"),
         h("td", { class: "number" }, group.n.toLocaleString(), bar(group.n / all)),
         h("td", { class: "number" }, group.alarm.toLocaleString(), h("small", {}, share(group.alarm, group.n))),
-        number(group.updates),
+        number(group.updates, true),
         h("td", { class: "wide" }, most(group.models, "model")))),
-      [["Firmware", ""], ["Devices", "number"], ["In alarm", "number"], ["With an update", "number"], ["Models", "wide"]]));
+      [["Firmware", ""], ["Devices", "number"], ["In alarm", "number"], ["With an update", "number wide"], ["Models", "wide"]]));
   }
 
   let asked = 0;
