@@ -1,10 +1,12 @@
 """The dashboard's pages in a real browser: they work, with a keyboard and a screen reader too, and ask nobody else."""
 
+import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stonechat_tools.bench import dashboard as bench
 from stonechat_tools.dashboard import accounts
 from stonechat_tools.fleet.store import Store
 from stonechat_tools.proofs import screenshots
@@ -164,3 +166,12 @@ def test_what_a_device_calls_itself_is_text(page: Page, places: tuple[str, str],
     assert blocked in ("refused", "undefined")
     assert page.run("window.evil === undefined")
     page.errors.clear()
+
+
+def test_the_benchmark_sees_every_update_and_no_other_request() -> None:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    figures = bench.run(parser.parse_args(["--devices", "40", "--seconds", "2", "--rounds", "1"]))
+    assert figures["changed"] >= 2 and figures["requests_meanwhile"] == 0 and figures["versions_behind"] <= 2
+    assert figures["errors"] == figures["elsewhere"] == []
+    assert 0 < figures["first_paint_ms"][0] <= figures["map_ms"][0]
