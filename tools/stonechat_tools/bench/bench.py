@@ -24,6 +24,7 @@ BENCHES = {
     "rollout": "stonechat_tools.bench.rollout",
     "update": "stonechat_tools.bench.update",
     "dashboard": "stonechat_tools.bench.dashboard",
+    "respond": "stonechat_tools.bench.respond",
 }
 
 

@@ -73,6 +73,7 @@ class Outcome:
     renewals: int = 0
     inert: int = 0  # tables of a killed agent that stop nothing any more, until the next start
     events: list[str] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)  # where something was wrong
     broken: str = ""  # why the run could not be carried out
 
 
@@ -531,8 +532,32 @@ class Run:
 
         self.device.do(run)
 
+    def warm_up(self) -> None:
+        """Until every flow has had an answer: hosts must find each other first."""
+        until_s = time.monotonic() + 20
+        while time.monotonic() < until_s:
+            before = {flow.name: len(flow.sent) for flow in self.flows}
+            self.probe(0.05)
+            time.sleep(0.05)
+            for flow in self.flows:
+                self._collect(flow)
+            if all(len(flow.sent) <= before[flow.name] for flow in self.flows):
+                break
+        for flow in self.flows:
+            flow.sent = {}
+        self.frames_sent = {}
+
+    def counters(self) -> list[str]:
+        """What the kernel has lost at either end."""
+        lines = []
+        for name, space in (("device", self.device), ("outside", self.outside)):
+            text = space.do(Path("/proc/thread-self/net/snmp").read_text)
+            lines += [f"{name} {line}" for line in text.splitlines() if line.startswith(("Ip:", "Udp:"))]
+        lines += [f"softnet {line[:26]}" for line in Path("/proc/net/softnet_stat").read_text().splitlines()]
+        return lines
+
     def play(self) -> None:
-        self.probe(0.1)
+        self.warm_up()
         self.start()
         self.probe(0.1)
         chances = {
@@ -557,6 +582,8 @@ class Run:
         self.outcome.left_behind = self.device.do(tables)
         self.finish_probes()
         self.judge()
+        if self.outcome.lock_outs or self.outcome.left_behind:
+            self.outcome.log = self.said + self.counters()
 
     def judge(self) -> None:
         for least_s, most_s, name in self.stopped_others:
@@ -613,7 +640,8 @@ def prove(runs: int, t1_s: int, parallel: int = PARALLEL, first: int = 0) -> boo
             counts[name] = counts.get(name, 0) + 1
         if outcome.lock_outs or outcome.left_behind:
             what = "; ".join(outcome.lock_outs[:3]) or f"{outcome.left_behind} tables left"
-            print(f"  seed {outcome.seed}: {what} ({', '.join(outcome.events)})", flush=True)
+            print(f"  seed {outcome.seed}: {what}", flush=True)
+            print("".join(f"    {line}\n" for line in outcome.log), end="", flush=True)
         if number % 50 == 0:
             print(f"  {number} runs, {len(total.lock_outs)} lock-outs, {time.monotonic() - began_s:.0f} s", flush=True)
     print("  " + ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in sorted(counts.items())))
