@@ -214,3 +214,15 @@ def test_the_agents_unscored_windows_and_what_it_lacks(machine, tmp_path):
     for garbage in (b"", b"\xff\x00" * 4000, b"pid\nunscored x y\n", b"pid ../../x\nunscored 1\n"):
         health.write_bytes(garbage)
         assert doctor.agent_check(machine, str(tmp_path / "state")) is not None
+
+
+def test_responses_that_can_not_work_say_what_to_do(machine, monkeypatch):
+    from stonechat.linux import netfilter
+
+    def refused() -> str:
+        raise OSError(1, "netfilter: not permitted: it needs CAP_NET_ADMIN")
+
+    monkeypatch.setattr(netfilter, "what_works", refused)
+    check = _check(machine, "responses")
+    assert check.found == "recorded only"
+    assert "CAP_NET_ADMIN" in check.fix

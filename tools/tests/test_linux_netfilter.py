@@ -528,6 +528,16 @@ def test_answers_that_lie_end_in_an_error():
 
 
 @needs_root
+def test_what_works_here_leaves_another_agent_s_tables_alone(lab):
+    lab.apply(QUARANTINE, LONG_S)
+    assert lab.net.device.do(netfilter.what_works) == lab.response.source
+    assert lab.turn() == ""
+    assert not udp_passes(lab, ATTACKER, 9)
+    lab.net.device.do(netfilter.clear)
+    assert lab.tables == 0
+
+
+@needs_root
 def test_a_refused_batch_names_what_was_refused(net):
     def run() -> None:
         kernel, batch = nfnetlink.NfTables(), nfnetlink.Batch()

@@ -350,6 +350,7 @@ class Installer:
             self._change("stop and disable %s" % SERVICE)
             if not self.dry:
                 _run(["systemctl", "disable", "--now", "--quiet", SERVICE], may_fail=True)
+                _clear_tables()
         elif not self.live and shutil.which("systemctl") and not self.dry:
             _run(["systemctl", "--root", self.tree.root, "disable", SERVICE], may_fail=True)
 
@@ -359,6 +360,16 @@ class Installer:
 
     def _verb(self, what: str) -> str:
         return "would " + what if self.dry else what
+
+
+def _clear_tables() -> None:
+    """What a killed agent's response has left in the kernel; it stops nothing any more."""
+    from .netfilter import clear
+
+    try:
+        clear()
+    except OSError:  # no nf_tables: then nothing was ever set up
+        pass
 
 
 def _run(command: list, may_fail: bool = False) -> None:

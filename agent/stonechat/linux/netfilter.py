@@ -27,6 +27,18 @@ def open_response(config: dict, resolver=None) -> "Netfilter":
     return Netfilter(AllowList(config["mqtt"]["host"], config["mqtt"]["port"], config["response"]["allow"], peers))
 
 
+def what_works() -> str:
+    """For people: what a response could do here; nothing is changed. Raises OSError where it could do nothing."""
+    response = Netfilter(AllowList("127.0.0.1", 1, []))
+    response.detach()
+    return response.source
+
+
+def clear() -> None:
+    """Take away what a killed agent has left. Raises OSError."""
+    Netfilter(AllowList("127.0.0.1", 1, [])).close()
+
+
 class Netfilter:
     """Enforcer (protocols.pyi) by nf_tables. frames: whether AF_PACKET is to be covered where the kernel can. Raises
     OSError where nf_tables can't be used here."""
@@ -101,6 +113,10 @@ class Netfilter:
             self.release()
         finally:
             self._kernel.close()
+
+    def detach(self) -> None:
+        """Let go, and leave everything as it is: the tables may be another agent's."""
+        self._kernel.close()
 
     def turn(self) -> str:
         """To be called about once a second: takes away what has ended, follows changes of the allow-list and of the

@@ -33,6 +33,8 @@ _OPTIONS = {
     "CGROUP_BPF": "no connections and peers (BPF on cgroups)",
     "INET_DIAG": "listening ports from /proc/net/tcp, which costs up to 2 ms a window",
     "BPF_JIT": "BPF runs in the kernel's interpreter, several times slower",
+    "NF_TABLES_INET": "no responses, [response] mode = on",
+    "NETFILTER_EGRESS": "responses do not stop frames that go past IP, AF_PACKET",
 }
 
 
@@ -162,6 +164,7 @@ def checks(machine: Machine) -> list[Check]:
         _jit(machine),
         _options(machine),
         _container(machine),
+        _responses(),
     ]
     return [check for check in found if check]
 
@@ -235,6 +238,16 @@ def _kernel_config(machine: Machine) -> str | None:
         return gzip.decompress(Path(machine.proc + "/config.gz").read_bytes()).decode(errors="replace")
     except (OSError, EOFError, gzip.BadGzipFile):
         return machine.text(f"{machine.boot}/config-{machine.release}")
+
+
+def _responses() -> Check:
+    """What [response] mode = "on" could do; nothing is changed."""
+    from stonechat.linux.netfilter import what_works
+
+    try:
+        return Check("responses", what_works())
+    except OSError as error:
+        return Check("responses", "recorded only", f"for mode = on: {error.strerror or error}")
 
 
 def _container(machine: Machine) -> Check | None:
