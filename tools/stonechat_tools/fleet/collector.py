@@ -268,7 +268,8 @@ class Collector:
         rejections: list[tuple[str, str]] = []
         refused: list[tuple[str, bytes, int, keyring.DeviceKeys]] = []
         self.keys.refresh()
-        prefix, held, start = self.prefix, self.keys.held, len(self.prefix)
+        prefix, start = self.prefix, len(self.prefix)
+        known: dict[str, Sequence[keyring.DeviceKeys]] = {}  # one object for each key of the batch
         for topic, payload, _, _ in messages if self._shard is None else self._own(messages, self._shard):
             device = "(no device)"
             try:
@@ -276,7 +277,7 @@ class Collector:
                     raise keyring.Rejected("malformed", "topic")
                 if topic.endswith("/report"):
                     device = topic[start:-7]
-                    keys = held(device)
+                    keys = known.get(device) or known.setdefault(device, self.keys.held(device))
                     try:
                         reports.append(wire.open_report(device, keys[0], payload))
                         signers.append(keys[0])
@@ -393,12 +394,15 @@ class Collector:
         made = []
         time_s = int(time.time())
         for (keys, stream), (committed, never) in due.items():
-            taken, left = wire.ranges_of(committed), wire.ranges_of(never) if never else []
             topic = f"{self.prefix}{keys.device}/ack"
-            for at in range(0, max(len(taken), len(left)), MAX_ACK_RANGES):
-                part = slice(at, at + MAX_ACK_RANGES)
-                try:
+            try:
+                if len(committed) == 1 and not never:  # of most devices of a large fleet
+                    made.append((topic, wire.seal_ack(keys, stream, [(committed[0], committed[0])], (), time_s)))
+                    continue
+                taken, left = wire.ranges_of(committed), wire.ranges_of(never)
+                for at in range(0, max(len(taken), len(left)), MAX_ACK_RANGES):
+                    part = slice(at, at + MAX_ACK_RANGES)
                     made.append((topic, wire.seal_ack(keys, stream, taken[part], left[part], time_s)))
-                except ConfigError:  # a key file without the key for it: the device keeps its reports
-                    break
+            except ConfigError:  # a key file without the key for it: the device keeps its reports
+                continue
         return made

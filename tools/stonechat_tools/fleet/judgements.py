@@ -140,7 +140,7 @@ class Judgements:
     def status(self, status: Status, now_s: float) -> bool:
         """-> whether it is one that was not known: a sign of life."""
         known = self.fleet.devices.get(status.device)
-        before = known.streams[-1].status if known and known.streams else 0
+        before = known.current.status if known and known.current else 0
         self.fleet.status(status, now_s, None if status.off_for_s is None else now_s - status.off_for_s)
         if not status.online:
             return False
@@ -149,7 +149,7 @@ class Judgements:
         device = self.fleet.devices[status.device]
         self._set_facts(device, (schema, model, status.firmware or ""))
         self.sense.moved(status.device, now_s)
-        return device.streams[-1].status != before
+        return device.current is not None and device.current.status != before
 
     def reject(self, device: str, reason: str) -> None:
         key = (device[:64], reason)
@@ -296,7 +296,7 @@ class Judgements:
                     device.state,
                     "warning",
                     f"{name} is {device.state}: {device.why}",
-                    device.left_s or device.since_s,
+                    device.odd.left_s or device.since_s,
                     name,
                     {"since": device.since_s, "last heard": device.heard_s, "interval s": device.interval_s},
                 )
@@ -304,9 +304,9 @@ class Judgements:
                 found.append(alert)
         if device.state == "lying":
             odd = True
-            evidence = {"signs": device.lies, "last heard": device.heard_s}
-            title = f"{name} is lying: {device.why_lying}"
-            found.append(self._alert(f"lying-{name}", "lying", "critical", title, device.lie_s, name, evidence))
+            evidence = {"signs": device.odd.lies, "last heard": device.heard_s}
+            title = f"{name} is lying: {device.odd.why_lying}"
+            found.append(self._alert(f"lying-{name}", "lying", "critical", title, device.odd.lie_s, name, evidence))
         if device.state == "off":
             odd = True
             title = f"{name}: its user has switched monitoring off"
@@ -320,12 +320,12 @@ class Judgements:
         if device.flapping(now_s):
             odd = True
             title = f"{name} comes and goes: {device.outages_at(now_s):.0f} outages in the last days"
-            found.append(self._alert(f"flapping-{name}", "flapping", "info", title, device.outages_s, name, {}))
+            found.append(self._alert(f"flapping-{name}", "flapping", "info", title, device.odd.outages_s, name, {}))
         if device.unexplained:
             odd = True
             title = f"{name}: {device.unexplained} reports are lost, unexplained"
             evidence = {"unexplained": device.unexplained, "announced": device.lost_announced}
-            found.append(self._alert(f"lost-{name}", "lost", "info", title, device.gap_s, name, evidence))
+            found.append(self._alert(f"lost-{name}", "lost", "info", title, device.odd.gap_s, name, evidence))
         report = self._alarmed.get(name)
         if report is not None:
             odd = True

@@ -4,13 +4,14 @@ Written on hashlib and hmac, not on the device's own modules, so that each check
 decoded before its tag verifies.
 """
 
+import contextlib
 import hashlib
 import hmac
 import os
 import re
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stonechat import limits
@@ -25,6 +26,7 @@ MAX_FILE_BYTES = 16_384
 LABELS = ("report", "status", "ack", "renew", "offer", "want", "command")
 COLLECTOR_LABELS = LABELS[:6]  # a collector reads, acknowledges, extends and offers; it can't command
 OPERATOR_LABELS = ("command",)
+HOT_LABELS = ("report", "status", "ack")  # held in memory; the others are read from the file where they are needed
 
 _HEAD = b"\x84\x43\xa1\x01\x04\xa0"
 _INNER = bytes(byte ^ 0x36 for byte in range(256))  # RFC 2104
@@ -33,7 +35,7 @@ _INNER_REST, _OUTER_REST = b"\x36" * 32, b"\x5c" * 32
 _sha256 = hashlib.sha256
 # The begin of RFC 9052's MAC_structure, up to the device id as external_aad, by the length of this id
 _CONTEXTS = [b"\x84\x64MAC0\x43\xa1\x01\x04" + (bytes((0x40 + n,)) if n < 24 else bytes((0x58, n))) for n in range(256)]
-_LABEL_SETS: dict[tuple[str, ...], dict[str, int]] = {}
+_LAYOUTS: "dict[tuple[tuple[str, ...], bool], _Layout]" = {}
 _DEVICE = re.compile(r"(?=.*[A-Za-z0-9])[A-Za-z0-9_.-]{1,64}")
 
 
@@ -109,11 +111,23 @@ class Mac:
         return message[start:end]
 
 
-class DeviceKeys:
-    """The keys of one device, from its secret or, with derived(), those of some directions only. It takes little
-    memory: a collector holds one for each device."""
+class _Layout:
+    """Which keys of a device are held, and where: one for all devices of a kind. cold(): reads those that are not."""
 
-    __slots__ = ("_held", "_packed", "device", "current", "fingerprint")
+    __slots__ = ("offsets", "current", "cold")
+
+    def __init__(
+        self, labels: tuple[str, ...], current: bool, cold: "Callable[[DeviceKeys, str], bytes | None] | None"
+    ) -> None:
+        self.offsets = {label: n * SECRET_BYTES for n, label in enumerate(labels)}
+        self.current = current  # False for keys that are being rotated out
+        self.cold = cold
+
+
+class DeviceKeys:
+    """The keys of one device, from its secret or, with derived(), those of some directions only."""
+
+    __slots__ = ("_layout", "_packed", "device")
 
     def __init__(self, secret: bytes, device: str, current: bool = True) -> None:
         if len(secret) != SECRET_BYTES:
@@ -122,12 +136,11 @@ class DeviceKeys:
 
     def _take(self, keys: dict[str, bytes], device: str, current: bool) -> None:
         labels = tuple(label for label in LABELS if label in keys)
-        offsets = {label: n * SECRET_BYTES for n, label in enumerate(labels)}
-        self._held = _LABEL_SETS.setdefault(labels, offsets)  # label: offset in _packed; one for all devices
-        self._packed = b"".join(keys[label] for label in labels)
+        layout = _LAYOUTS.get((labels, current))
+        self._layout = layout or _LAYOUTS.setdefault((labels, current), _Layout(labels, current, None))
+        shown = fingerprint(keys.get("report") or next(iter(keys.values())))
+        self._packed = b"".join(keys[label] for label in labels) + bytes.fromhex(shown)
         self.device = device
-        self.current = current  # False for keys that are being rotated out
-        self.fingerprint = fingerprint(keys.get("report") or next(iter(keys.values())))
 
     @classmethod
     def derived(cls, keys: dict[str, bytes], device: str, current: bool = True) -> "DeviceKeys":
@@ -136,14 +149,40 @@ class DeviceKeys:
         made._take(keys, device, current)
         return made
 
+    @classmethod
+    def _unpacked(cls, packed: bytes, layout: _Layout, device: str) -> "DeviceKeys":
+        made = cls.__new__(cls)
+        made._packed, made._layout, made.device = packed, layout, device
+        return made
+
+    def _pack(self, labels: tuple[str, ...]) -> bytes | None:
+        """The keys of these labels, for _unpacked(); None where one is not there."""
+        offsets = self._layout.offsets
+        if not all(label in offsets for label in labels):
+            return None
+        keys = [self._packed[offsets[label] : offsets[label] + SECRET_BYTES] for label in labels]
+        return b"".join(keys) + self._packed[-8:]
+
+    @property
+    def current(self) -> bool:
+        """False for keys that are being rotated out."""
+        return self._layout.current
+
+    @property
+    def fingerprint(self) -> str:
+        return self._packed[-8:].hex()
+
     def _mac(self, label: str) -> Mac:
         """Raises ConfigError where there are keys of other directions only."""
-        try:
-            at = self._held[label]
+        layout = self._layout
+        at = layout.offsets.get(label)
+        if at is not None:
             return Mac(self._packed[at : at + SECRET_BYTES], self.device)
-        except KeyError:
+        key = layout.cold(self, label) if layout.cold else None
+        if key is None:
             side = "the operator" if label in OPERATOR_LABELS else "the collector"
-            raise ConfigError(f"{self.device}: no key for {label} here; {side} has it") from None
+            raise ConfigError(f"{self.device}: no key for {label} here; {side} has it")
+        return Mac(key, self.device)
 
     @property
     def report(self) -> Mac:
@@ -232,12 +271,14 @@ def derived_text(of: list[bytes], labels: tuple[str, ...]) -> str:
 class Keys:
     """The fleet's keys: a folder as `stonechat provision` makes it, with a file DEVICE.keys (derived keys) or
     DEVICE.key (the secret) for each device, or a mapping of device ids to secrets. A device that is provisioned later
-    is found without a restart. `problems` says which device's file can't be used, and why."""
+    is found without a restart. `problems` says which device's file can't be used, and why. It takes little memory: of
+    most devices the HOT_LABELS' keys as bytes."""
 
     def __init__(self, source: "Path | str | dict[str, bytes]") -> None:
         self.folder = None if isinstance(source, dict) else Path(source)
         self.problems: dict[str, str] = {}
-        self._known: dict[str, tuple[DeviceKeys, ...]] = {}
+        self._known: dict[str, bytes | tuple[DeviceKeys, ...]] = {}
+        self._hot = _Layout(HOT_LABELS, True, self._cold)
         self._files: dict[str, object] = {}  # what a file was when it was read, for those that are not watched
         self._watch: Watch | None = None
         if isinstance(source, dict):
@@ -257,7 +298,7 @@ class Keys:
         """As of(), with the files as they were at the last refresh() or are now: for a batch."""
         known = self._known.get(device)
         if known is not None and device not in self._files:
-            return known
+            return (DeviceKeys._unpacked(known, self._hot, device),) if type(known) is bytes else known  # type: ignore[return-value]
         if self.folder is None or not _DEVICE.fullmatch(device):
             raise Rejected("unknown device", repr(device[:64]))
         return self._look(self.folder, device)
@@ -302,12 +343,14 @@ class Keys:
             try:
                 found = path.stat()
                 changed = (ending, found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
-                if self._files.get(device) != changed or device not in self._known:
-                    self._known[device] = tuple(read(path, device))
+                known = self._known.get(device)
+                if self._files.get(device) != changed or known is None:
+                    made = read(path, device)
+                    known = self._known[device] = (len(made) == 1 and made[0]._pack(HOT_LABELS)) or tuple(made)
                     if self._watch is None or path.is_symlink():
                         self._files[device] = changed
                 self.problems.pop(device, None)
-                return self._known[device]
+                return (DeviceKeys._unpacked(known, self._hot, device),) if isinstance(known, bytes) else known
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except (OSError, ConfigError) as error:
@@ -317,6 +360,17 @@ class Keys:
         self._forget(device)
         self.problems.pop(device, None)
         raise Rejected("unknown device", device)
+
+    def _cold(self, held: DeviceKeys, label: str) -> bytes | None:
+        """A key that is not held, out of the device's file as it is now."""
+        assert self.folder is not None
+        for ending, read in ((".keys", self._derived), (".key", self._secrets)):
+            with contextlib.suppress(OSError, ConfigError):
+                for keys in read(self.folder / (held.device + ending), held.device):
+                    at = keys._layout.offsets.get(label)
+                    if at is not None and keys._packed[-8:] == held._packed[-8:]:
+                        return keys._packed[at : at + SECRET_BYTES]
+        return None
 
     def _forget(self, device: str) -> None:
         self._known.pop(device, None)

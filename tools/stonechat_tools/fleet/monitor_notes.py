@@ -4,16 +4,18 @@ Written beside the reports, so that a restart of the collector goes on where the
 """
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from . import labels as labels_of_devices
 from .incidents import Incident, Incidents, Silence
 from .judgements import Judgements
-from .presence import Device
+from .presence import Device, Fleet
 from .shards import Shard
 from .store import Store, StoreError
 
 SAVE_S = 300.0
+MAX_SAVED = 5000  # devices whose presence is written in one step
 MAX_IDS = 100_000_000  # of incidents of one collector among several
 UNSENT = "unsent"  # the kind of note
 
@@ -85,11 +87,7 @@ class Notes:
         if store.engine.generation != self._generation:  # another database: what is known goes into it
             self._generation = store.engine.generation
             self._all_anew(judged, incidents)
-        dirty = [device for device in judged.fleet if device.dirty]
-        if dirty:
-            store.note("presence", {device.name: device.dump() for device in dirty})
-            for device in dirty:
-                device.dirty = False
+        self._save_presence(judged.fleet, MAX_SAVED)
         open_causes = {cause.key: cause.dump() for cause in judged.causes.open if cause.dirty}
         if open_causes or judged.causes.over:
             changes = {**open_causes, **dict.fromkeys(judged.causes.over)}
@@ -116,18 +114,25 @@ class Notes:
             store.note(UNSENT, {self._part or "all": unsent or None})
             self._unsent = unsent
 
+    def _save_presence(self, fleet: Fleet, most: int) -> None:
+        """Of up to `most` devices at once; of the others the next time."""
+        part = list(islice(fleet.changed, most))
+        if part:
+            self._store.note("presence", {device.name: device.dump() for device in part})
+            fleet.changed.difference_update(part)
+
     def save_all(self, judged: Judgements, incidents: Incidents, now_s: float) -> None:
         """At the end, with what changes too often to be written each time."""
-        for device in judged.fleet:
-            device.dirty = True
+        judged.fleet.changed.update(judged.fleet)
         self._saved_s = -1e18
+        while judged.fleet.changed:
+            self._save_presence(judged.fleet, MAX_SAVED)
         self.save(judged, incidents, now_s)
 
     def _all_anew(self, judged: Judgements, incidents: Incidents) -> None:
         self._saved_s = -1e18
         self._unsent = None
-        for device in judged.fleet:
-            device.dirty = True
+        judged.fleet.changed.update(judged.fleet)
         for cause in judged.causes.open:
             cause.dirty = True
         incidents.changed |= {incident.id for incident in incidents.open.values()}
@@ -146,7 +151,9 @@ def _device(row: dict[str, Any], saved: dict[str, Any] | None) -> Device:
     name = row["device"]
     if saved is None:  # of a database from before there was presence
         device = Device(name, row["last_seen_s"])
-        device.online, device.will_s = row["online"], row["online_since_s"] or 0.0
+        device.online = row["online"]
+        if row["online_since_s"]:
+            device.own().will_s = row["online_since_s"]
         if row["conflicts"]:
             device.lie("its key is used twice", row["conflict_s"] or row["last_seen_s"])
     else:

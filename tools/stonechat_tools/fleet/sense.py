@@ -9,14 +9,12 @@ raise the rate. Time is passed in, in seconds; no clock is read here.
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from math import log
 from typing import Any
 
-from .chance import normal_quantile, poisson_tail, upper_rate, upper_share
+from .chance import poisson_tail, upper_share
+from .siblings import YEAR_S, Group, Onset, Siblings, Sign
 from .wire import Report
 
-YEAR_S = 365 * 86_400.0
-MONTH_S = 30 * 86_400.0
 SPANS_S = (120.0, 600.0, 3600.0)  # within which alarms count as together
 MODEL_SPANS_S = (3600.0, 86_400.0)
 LEAST = 3  # devices
@@ -29,21 +27,6 @@ MAX_NEWS = 100  # explanations looked at in one step
 MAX_ONSETS = 50_000  # remembered in a class
 CLOCK_S = 300.0  # by which a device's clock may be wrong
 CLOCK_REPORTS = 3  # in a row
-HOUR_S = 3600.0
-BINS = 64  # of a class's scores, four a factor of two
-ALLOWANCE = 0.75  # of the chart of a device against its siblings, in its own standard deviations
-LEARN_HOURS = 24
-
-Sign = tuple[int, int]  # feature index, +1 or -1
-
-
-@dataclass(slots=True)
-class Onset:
-    at_s: float
-    device: str
-    model: str
-    signs: frozenset[Sign]
-    learned: bool = False
 
 
 @dataclass(slots=True)
@@ -62,56 +45,6 @@ class Outbreak:
     devices: dict[str, float] = field(default_factory=dict)
 
 
-class Group:
-    """A class of devices: its alarms, their usual rate, its scores."""
-
-    def __init__(self, name: str, now_s: float) -> None:
-        self.name = name
-        self.size = 0
-        self.models: Counter[str] = Counter()
-        self.onsets: deque[Onset] = deque()
-        self.learned = 1.0  # alarms, a priori one
-        self.exposure_s = MONTH_S  # device seconds
-        self.by_sign: Counter[Sign] = Counter()
-        self.with_signs = 0
-        self.learned_s = now_s  # up to when alarms count for the rate
-        self.news: set[Sign | str] = set()  # explanations and models of alarms that nobody has looked at
-        self.scores = [0.0] * BINS
-        self.scored = 0.0
-
-    def rate(self) -> float:
-        """Alarms of a device a second, at most."""
-        return upper_rate(self.learned, self.exposure_s)
-
-
-class Self:
-    """A device beside its siblings, hour by hour."""
-
-    __slots__ = (
-        "chart",
-        "clock",
-        "count",
-        "group",
-        "hour_s",
-        "hours",
-        "level",
-        "mean",
-        "model",
-        "onset_s",
-        "total",
-        "var",
-    )
-
-    def __init__(self, group: str, model: str) -> None:
-        self.group, self.model = group, model
-        self.level = 0
-        self.onset_s = -YEAR_S
-        self.clock = 0  # reports in a row with a wrong clock
-        self.hour_s = 0.0
-        self.total, self.count = 0.0, 0
-        self.mean, self.var, self.hours, self.chart = 0.0, 1.0, 0, 0.0
-
-
 class Sense:
     """facts_of(device) -> (class, model). false_per_year: of each kind of judgement, in the whole fleet."""
 
@@ -119,83 +52,90 @@ class Sense:
         self._facts_of = facts_of
         self.false_per_year = false_per_year
         self.groups: dict[str, Group] = {}
-        self.devices: dict[str, Self] = {}
+        self.beside = Siblings(false_per_year)
+        self.devices = self.beside.index
         self.open: dict[str, Outbreak] = {}
         self._claimed: set[str] = set()  # devices whose alarm an open outbreak accounts for
         self.wrong_clocks: dict[str, float] = {}  # device: seconds that its clock is off
-        self.apart: dict[str, float] = {}  # device unlike its siblings: the hour in which its chart crossed the limit
         self._learned_s: float | None = None
 
     def moved(self, device: str, now_s: float) -> None:
         """The device is new, or its class or model may have changed."""
-        group, model = self._facts_of(device)
-        found = self.devices.get(device)
-        if found is not None:
-            if (found.group, found.model) == (group, model):
+        name, model = self._facts_of(device)
+        at = self.devices.get(device)
+        if at is not None:
+            before, model_before = self.beside.of[at]
+            if (before.name, model_before) == (name, model):
                 return
-            self._leave(found)
-            found.group, found.model = group, model
+            self._leave(before, model_before)
+        group = self.groups.get(name)
+        if group is None:
+            group = self.groups[name] = Group(name, now_s)
+        group.size += 1
+        group.models[model] += 1
+        pair = group.pairs.setdefault(model, (group, model))
+        if at is None:
+            self.beside.add(device, pair)
         else:
-            self.devices[device] = Self(group, model)
-        if group not in self.groups:
-            self.groups[group] = Group(group, now_s)
-        self.groups[group].size += 1
-        self.groups[group].models[model] += 1
+            self.beside.of[at] = pair
 
     def removed(self, device: str) -> None:
-        found = self.devices.pop(device, None)
-        if found is not None:
-            self._leave(found)
+        if device in self.devices:
+            self._leave(*self.beside.remove(device))
         self.wrong_clocks.pop(device, None)
-        self.apart.pop(device, None)
 
-    def _leave(self, found: Self) -> None:
-        group = self.groups[found.group]
+    @property
+    def apart(self) -> dict[str, float]:
+        """Devices unlike their siblings: the hour in which their chart crossed the limit."""
+        return self.beside.apart
+
+    def _leave(self, group: Group, model: str) -> None:
         group.size -= 1
-        group.models[found.model] -= 1
-        if not group.models[found.model]:
-            del group.models[found.model]
+        group.models[model] -= 1
+        if not group.models[model]:
+            del group.models[model], group.pairs[model]
         if not group.size and not group.onsets and group.learned <= 1.0:  # nothing is known of it: a device that
-            del self.groups[found.group]  # names a new schema each time leaves nothing behind
+            self.groups.pop(group.name, None)  # names a new schema each time leaves nothing behind
 
     def report(self, report: Report, now_s: float) -> None:
         """A report that was stored for the first time."""
-        found = self.devices.get(report.device)
-        if found is None:
+        at = self.devices.get(report.device)
+        if at is None:
             self.moved(report.device, now_s)
-            found = self.devices[report.device]
+            at = self.devices[report.device]
         if report.late_s is not None or not report.windows:
             return
+        beside = self.beside
         level = report.level
         if level == 2:
-            if found.level != 2 and now_s - found.onset_s > AGAIN_S:
-                self._onset(found, report, now_s)
-            found.onset_s = now_s
-        found.level = level
+            if beside.level[at] != 2 and now_s - beside.onset_s[at] > AGAIN_S:
+                self._onset(*beside.of[at], report, now_s)
+            beside.onset_s[at] = now_s
+        if level != beside.level[at]:
+            beside.level[at] = level
         if report.time_s is not None:
             off_s = now_s - report.time_s
             if -CLOCK_S < off_s < CLOCK_S:
-                if found.clock:
-                    found.clock = 0
+                if beside.clock[at]:
+                    beside.clock[at] = 0
                     self.wrong_clocks.pop(report.device, None)
             else:
-                found.clock += 1
-                if found.clock >= CLOCK_REPORTS:
+                beside.clock[at] = min(CLOCK_REPORTS, beside.clock[at] + 1)
+                if beside.clock[at] >= CLOCK_REPORTS:
                     self.wrong_clocks[report.device] = off_s
         if report.score_q8 is not None and not report.flags & 1:
-            self._beside(found, report, now_s)
+            beside.score(at, report.device, report.score_q8, now_s)
 
     # --- together -------------------------------------------------------------------------------------------------
 
-    def _onset(self, found: Self, report: Report, now_s: float) -> None:
+    def _onset(self, group: Group, model: str, report: Report, now_s: float) -> None:
         channel = getattr(report, "channel", 0)  # each has features of its own
         signs = frozenset(
             (feature.index + 256 * channel, 1 if feature.deviation >= 0 else -1)
             for feature in report.features
             if feature.share_percent >= SHARE_PERCENT
         )
-        group = self.groups[found.group]
-        onset = Onset(now_s, report.device, found.model, signs)
+        onset = Onset(now_s, report.device, model, signs)
         group.onsets.append(onset)
         if len(group.onsets) > MAX_ONSETS:
             group.onsets.popleft()
@@ -208,7 +148,7 @@ class Sense:
                     self._claimed.add(onset.device)
         if len(group.news) < MAX_NEWS:
             group.news.update(signs)
-            group.news.add(found.model)
+            group.news.add(model)
 
     @staticmethod
     def _belongs(outbreak: Outbreak, group: Group, onset: Onset) -> bool:
@@ -286,52 +226,6 @@ class Sense:
         if kind == "outbreak":
             self._claimed |= devices.keys()
 
-    # --- one beside its siblings ----------------------------------------------------------------------------------
-
-    def _beside(self, found: Self, report: Report, now_s: float) -> None:
-        """The device's place among the scores of its class at this time, hour by hour against its own usual place."""
-        group = self.groups[found.group]
-        bin_ = min(BINS - 1, _log4(report.score_q8 or 0))
-        if group.scored >= 20:
-            below = sum(group.scores[:bin_]) + group.scores[bin_] / 2
-            place = normal_quantile_of(below, group.scored)
-            found.total += place
-            found.count += 1
-        group.scores[bin_] += 1
-        group.scored += 1
-        if group.scored > 8 * max(50, group.size):  # old scores count less
-            group.scores = [value / 2 for value in group.scores]
-            group.scored /= 2
-        if now_s - found.hour_s >= HOUR_S:
-            if found.hour_s and found.count:
-                self._hour(found, report.device, now_s)
-            found.hour_s = now_s
-            found.total, found.count = 0.0, 0
-
-    def _hour(self, found: Self, device: str, now_s: float) -> None:
-        place = found.total / found.count
-        found.hours += 1
-        if found.hours <= LEARN_HOURS:
-            part = 1 / found.hours
-        else:
-            z = (place - found.mean) / max(0.1, found.var**0.5)
-            found.chart = max(0.0, found.chart + min(3.0, z) - ALLOWANCE)
-            limit = self._chart_limit()
-            if found.chart > limit and device not in self.apart:
-                self.apart[device] = now_s
-            elif found.chart == 0:
-                self.apart.pop(device, None)
-            if z > 2:  # what is unusual is not learned
-                return
-            part = 1 / 168
-        found.var += part * ((place - found.mean) ** 2 - found.var)
-        found.mean += part * (place - found.mean)
-
-    def _chart_limit(self) -> float:
-        """Of a chart of hours, for false_per_year among all devices: a false alert each exp(2 k h) / (2 k^2) hours."""
-        hours = max(1, len(self.devices)) * YEAR_S / HOUR_S / self.false_per_year
-        return log(2 * ALLOWANCE**2 * hours) / (2 * ALLOWANCE) + 1.2
-
     # --- time -----------------------------------------------------------------------------------------------------
 
     def step(self, now_s: float) -> None:
@@ -394,24 +288,20 @@ class Sense:
             group.learned_s += seconds
             for onset in group.onsets:
                 onset.at_s += seconds
-        for found in self.devices.values():
-            found.onset_s += seconds
-            found.hour_s += seconds if found.hour_s else 0.0
-            found.clock = 0
+        self.beside.shift(seconds)
         for outbreak in self.open.values():
             outbreak.start_s += seconds
             outbreak.last_s += seconds
-        self.apart = {device: at_s + seconds for device, at_s in self.apart.items()}
         self.wrong_clocks.clear()
         self._learned_s = None
 
     def siblings(self, device: str, now_s: float) -> tuple[int, int, float]:
         """-> (siblings of the device, how many of them alarmed in the last ten minutes, how many of them chance
         expects)."""
-        found = self.devices.get(device)
-        if found is None:
+        at = self.devices.get(device)
+        if at is None:
             return 0, 0, 0.0
-        group = self.groups[found.group]
+        group = self.beside.of[at][0]
         others = {onset.device for onset in _since(group.onsets, now_s - AGAIN_S)} - {device}
         return group.size - 1, len(others), group.rate() * (group.size - 1) * AGAIN_S
 
@@ -421,19 +311,3 @@ def _since(onsets: deque[Onset], since_s: float) -> Iterator[Onset]:
         if onset.at_s < since_s:
             return
         yield onset
-
-
-def _log4(score_q8: int) -> int:
-    """Four bins a factor of two, in integers."""
-    if score_q8 < 4:
-        return score_q8
-    bits = score_q8.bit_length()
-    return 4 * (bits - 2) + (score_q8 >> (bits - 3) & 3)
-
-
-_PLACES = [normal_quantile((index + 0.5) / 200) for index in range(200)]
-
-
-def normal_quantile_of(below: float, total: float) -> float:
-    """Where a share of `below` in `total` is on the standard normal's axis, within 2.8 deviations."""
-    return _PLACES[min(199, int(200 * below / total))]

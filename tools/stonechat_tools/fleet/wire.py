@@ -6,6 +6,7 @@ before its tag verifies: what others send is compared, counted and dropped.
 
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import cbor2
@@ -206,13 +207,18 @@ def seal_ack(
 ) -> bytes:
     """ranges: (first, last) of the stream's sequence numbers that are committed; refused: of those that will never be
     taken -> the acknowledgement."""
-    dated = b"\x02" + _uint(int(time.time()) if time_s is None else time_s) + b"\x03\x44"
+    dated = _dated(int(time.time()) if time_s is None else time_s)
     if len(ranges) == 1 and not refused:
         ((first, last),) = ranges
         return keys.ack.seal(b"\xa4\x00\x01\x01\x82" + _uint(first) + _uint(last) + dated + stream)
     head = b"\xa5\x00\x01\x01" if refused else b"\xa4\x00\x01\x01"
     tail = b"\x04" + _ranges(refused) if refused else b""
     return keys.ack.seal(head + _ranges(ranges) + dated + stream + tail)
+
+
+@lru_cache(4)
+def _dated(time_s: int) -> bytes:
+    return b"\x02" + _uint(time_s) + b"\x03\x44"
 
 
 def _uint(value: int) -> bytes:

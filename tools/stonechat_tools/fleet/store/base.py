@@ -1,5 +1,6 @@
 """What all modules of the database share: its errors, its rows, and what it needs of an engine."""
 
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -75,6 +76,66 @@ class Device:
         self.heartbeat = heartbeat
         self.name = b""
         self.stream: Stream | None = None
+
+    def pack(self) -> bytes:
+        """As it is kept between batches, in a quarter of the memory."""
+        stream = self.stream or _NO_STREAM
+        newest_s, began_s, behind_s = self.newest_s, stream.began_s, stream.behind_s
+        return (
+            _PACKED.pack(
+                len(self.name),
+                self.id,
+                _NONE if newest_s is None else newest_s,
+                self.heartbeat,
+                stream.id,
+                stream.highest,
+                stream.forgotten,
+                _NONE if began_s is None else began_s,
+                _NONE if behind_s is None else behind_s,
+            )
+            + self.name
+            + self.key.encode()
+        )
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "Device":
+        size, row, newest_s, heartbeat, stream, highest, forgotten, began_s, behind_s = _unpack(packed)
+        end = _HEAD_BYTES + size
+        made = cls(row, packed[end:].decode(), None if newest_s == _NONE else newest_s, heartbeat)
+        if stream != -1:
+            made.name = packed[_HEAD_BYTES:end]
+            made.stream = Stream(
+                stream,
+                highest,
+                forgotten,
+                None if began_s == _NONE else began_s,
+                None if behind_s == _NONE else behind_s,
+            )
+        return made
+
+
+_PACKED = struct.Struct("<B8q")
+_HEAD_BYTES = _PACKED.size
+_unpack = _PACKED.unpack_from
+_NONE = -(1 << 63)
+_NO_STREAM = Stream(-1, -1, -1, None, None)
+_STREAM_AT = 1 + 3 * 8
+
+
+def packed_stream(packed: bytes) -> int:
+    """The row of the current stream of a packed device, -1 for none."""
+    return int.from_bytes(packed[_STREAM_AT : _STREAM_AT + 8], "little", signed=True)
+
+
+class Change:
+    """What a batch changes of one device."""
+
+    __slots__ = ("reports", "conflicts", "refused", "reset", "newest")
+
+    def __init__(self) -> None:
+        self.reports = self.conflicts = self.refused = 0
+        self.reset = False
+        self.newest: tuple[Any, ...] | None = None
 
 
 class Db(Protocol):

@@ -5,8 +5,8 @@ comes again after a flash was erased or an image restored is another report. The
 bytes under the same name are a conflict: both are kept, so that whoever holds a stolen key can't keep a report out by
 using its number first.
 
-Of each device and its current stream a few numbers stay in memory. A number above the highest of its stream is new; the
-database is asked for all others only.
+Of each device and its current stream a few numbers stay in memory, packed; those of a batch are unpacked for it. A
+number above the highest of its stream is new; the database is asked for all others only.
 """
 
 import hashlib
@@ -16,23 +16,27 @@ from typing import Any
 
 from ..keyring import Rejected
 from ..wire import Report, Status
-from .base import CONFLICT, DAY_S, DUPLICATE, MAX_CACHED, STORED, Db, Device, Engine, Stream, marks, pieces
+from .base import (
+    CONFLICT,
+    DAY_S,
+    DUPLICATE,
+    MAX_CACHED,
+    STORED,
+    Change,
+    Db,
+    Device,
+    Engine,
+    Stream,
+    marks,
+    packed_stream,
+    pieces,
+)
 from .decisions import decision_row, put_decisions
+from .rejections import put_rejections
 from .schema import REPORT_COLUMNS
 from .statuses import put_status
 
-MAX_REJECTED_NAMES = 1000  # devices that rejections are counted for by name; strangers beyond them share one row
-
-
-class _Change:
-    """What a batch changes of one device."""
-
-    __slots__ = ("reports", "conflicts", "refused", "reset", "newest")
-
-    def __init__(self) -> None:
-        self.reports = self.conflicts = self.refused = 0
-        self.reset = False
-        self.newest: tuple[Any, ...] | None = None
+BEHIND_S = 5  # by which a stream's smallest delay has to fall until that is noted
 
 
 class Ingest:
@@ -41,18 +45,25 @@ class Ingest:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._generation = -1
-        self._devices: dict[str, Device] = {}
+        self._packed: dict[str, bytes] = {}  # every device that was heard, between batches
+        self._devices: dict[str, Device] = {}  # those of this batch
         self._others: OrderedDict[tuple[int, bytes], Stream] = OrderedDict()  # streams that are not their device's last
 
     def forget(self) -> None:
         self._generation = -1
+        self._packed.clear()
         self._devices.clear()
         self._others.clear()
 
     def deleted(self, streams: dict[int, int]) -> None:
         """Reports were deleted: the highest number of each stream that was."""
-        held = [device.stream for device in self._devices.values() if device.stream is not None]
-        for stream in (*held, *self._others.values()):
+        for name, packed in self._packed.items():
+            if packed_stream(packed) in streams:
+                device = Device.unpack(packed)
+                assert device.stream is not None
+                device.stream.forgotten = max(device.stream.forgotten, streams[device.stream.id])
+                self._packed[name] = device.pack()
+        for stream in self._others.values():
             stream.forgotten = max(stream.forgotten, streams.get(stream.id, -1))
 
     def put(
@@ -80,25 +91,30 @@ class Ingest:
             except Rejected as rejected:
                 counted[status.device, rejected.reason] += 1
         put_rejections(db, counted, now_s)
+        for name, device in self._devices.items():
+            self._packed[name] = device.pack()
+        self._devices.clear()
         return results
 
     def device(self, name: str) -> Device:
         return self._devices[name]
 
-    def device_id(self, db: Db, name: str, now_s: float) -> int:
-        self._load_devices(db, {name}, now_s)
-        return self._devices[name].id
-
     def _load_devices(self, db: Db, names: set[str], now_s: float) -> None:
-        missing = sorted(name for name in names if name not in self._devices)
+        missing = []
+        for name in names:
+            packed = self._packed.get(name)
+            if packed is None:
+                missing.append(name)
+            else:
+                self._devices[name] = Device.unpack(packed)
+        missing.sort()
         for part in pieces(missing):
-            wanted = set(part)
+            wanted = {name: name for name in part}  # the caller's strings, which others keep, too
             for again in (False, True):
                 columns = "name, id, key, newest_s, heartbeat_windows"
                 query = f"SELECT {columns} FROM devices WHERE name IN ({marks(len(wanted))})"
                 for name, *facts in db.execute(query, tuple(wanted)).fetchall():
-                    self._devices[name] = Device(*facts)
-                    wanted.discard(name)
+                    self._devices[wanted.pop(name)] = Device(*facts)
                 if again or not wanted:
                     break
                 db.executemany(
@@ -164,13 +180,16 @@ class _Batch:
         self._db = db
         self._now_s = now_s
         self._now = int(now_s)
-        self._changes: dict[Device, _Change] = {}
+        self._changes: dict[Device, Change] = {}
         self._clocks: set[Stream] = set()
 
     def put(self, reports: Sequence[Report], refusals: Counter[str], counted: Counter[tuple[str, str]]) -> list[str]:
         devices = [self._ingest.device(report.device) for report in reports]
-        wanted = [(device, report.stream, report.boot) for device, report in zip(devices, reports, strict=True)]
-        streams = self._ingest.streams(self._db, wanted, self._now_s)
+        pairs = list(zip(devices, reports, strict=True))
+        streams = [each.stream for each, report in pairs if each.stream is not None and each.name == report.stream]
+        if len(streams) < len(pairs):
+            wanted = [(device, report.stream, report.boot) for device, report in pairs]
+            streams = self._ingest.streams(self._db, wanted, self._now_s)
         asked = {
             (stream.id, report.sequence)
             for stream, report in zip(streams, reports, strict=True)
@@ -189,7 +208,7 @@ class _Batch:
                 continue
             change = self._changes.get(device)
             if change is None:
-                change = self._changes[device] = _Change()
+                change = self._changes[device] = Change()
             at_s, known, order_s = self._when(stream, report)
             rows.append(
                 (
@@ -235,7 +254,7 @@ class _Batch:
                 change.conflicts += 1
                 counted[report.device, "conflict"] += 1
         for name, count in refusals.items():
-            self._changes.setdefault(self._ingest.device(name), _Change()).refused += count
+            self._changes.setdefault(self._ingest.device(name), Change()).refused += count
         if rows:
             self._ingest._engine.append(self._db, "reports", REPORT_COLUMNS, rows)
         put_decisions(self._db, decisions)
@@ -289,8 +308,8 @@ class _Batch:
                 return received_s, 0, received_s
             behind_s = stream.behind_s
             if report.late_s is None:
-                delay_s = received_s - report.time_s
-                if behind_s is None or delay_s < behind_s:
+                delay_s = max(0, received_s - report.time_s)
+                if behind_s is None or delay_s < behind_s - BEHIND_S or delay_s == 0 < behind_s:
                     behind_s = stream.behind_s = delay_s
                     self._clocks.add(stream)
             behind_s = max(0, behind_s or 0)
@@ -308,7 +327,7 @@ class _Batch:
         return order_s or received_s, int(report.late_s is not None and report.late_s >= 0), order_s
 
     @staticmethod
-    def _begin_anew(report: Report, device: Device, change: _Change) -> bool:
+    def _begin_anew(report: Report, device: Device, change: Change) -> bool:
         """Whether a report under another key than the device's may say what level it has. One under a new key begins
         the device anew, and from then on none under the old key does."""
         if device.key and not report.current:
@@ -375,23 +394,3 @@ class _Batch:
                 " conflict_s = CASE WHEN ? > 0 THEN ? ELSE conflict_s END WHERE id = ?",
                 odd,
             )
-
-
-def put_rejections(db: Db, counted: Counter[tuple[str, str]], now_s: float) -> None:
-    total: Counter[tuple[str, str]] = Counter()
-    for (device, reason), count in counted.items():
-        device = device[:64].replace("\0", "\ufffd")
-        known = db.execute(
-            "SELECT 1 FROM rejections WHERE device = ? UNION ALL SELECT 1 FROM devices WHERE name = ?", (device, device)
-        ).fetchone()
-        if known is None and (device, reason) not in total:
-            (names,) = db.execute("SELECT count(*) FROM rejections").fetchone()
-            if names + len(total) >= MAX_REJECTED_NAMES:
-                device = "(others)"
-        total[device, reason] += count
-    if total:
-        db.executemany(
-            "INSERT INTO rejections (device, reason, count, last_s) VALUES (?, ?, ?, ?) ON CONFLICT (device, reason)"
-            " DO UPDATE SET count = rejections.count + excluded.count, last_s = excluded.last_s",
-            [(*name, count, now_s) for name, count in sorted(total.items())],
-        )
