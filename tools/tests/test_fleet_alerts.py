@@ -202,6 +202,34 @@ def test_alertmanagers_api(server: Receiving) -> None:
     assert ended["labels"] == alert["labels"]  # else Alertmanager would take it for another alert
 
 
+def test_opentelemetry_logs(server: Receiving) -> None:
+    """Read by the protocol's own definition."""
+    from google.protobuf import json_format
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+    receiver = Receiver("otel", "otlp", server.url)
+    sender = send(receiver, notification(count=2), notification("resolved", "warning", end_s=1_795_000_900.0))
+    assert sender.counts["sent"] == 2
+    found = []
+    for path, headers, body in server.got:
+        assert path == "/v1/logs" and headers["Content-Type"] == "application/json"
+        asked = json_format.Parse(body, ExportLogsServiceRequest(), ignore_unknown_fields=False)
+        (resource,) = asked.resource_logs
+        assert {each.key: each.value.string_value for each in resource.resource.attributes} == {
+            "service.name": "stonechat"
+        }
+        found += list(resource.scope_logs[0].log_records)
+    first, second, over = found
+    assert first.body.string_value.startswith("2000 of 2000 devices") and first.severity_number == 17
+    facts = {each.key: each.value for each in first.attributes}
+    assert facts["incident.id"].int_value == 1 and facts["stonechat.site"].string_value == "north"
+    assert facts["url.full"].string_value.endswith("/1") and facts["evidence.left"].string_value == "2000"
+    assert first.time_unix_nano == 1_795_000_000 * 10**9 and over.time_unix_nano == 1_795_000_900 * 10**9
+    assert over.severity_number == 13 and {each.key for each in second.attributes} == set(facts)
+    url = send(Receiver("otel", "otlp", server.url + "/v1/logs"), notification())
+    assert url.counts["sent"] == 1 and server.got[-1][0] == "/v1/logs"
+
+
 def test_no_request_has_more_incidents_than_a_receiver_takes(server: Receiving) -> None:
     many = notification(count=2 * alerts.MAX_SENT + 1)
     assert send(Receiver("hook", "webhook", server.url, SECRET), many).counts["sent"] == 1
@@ -325,7 +353,7 @@ def test_spans_and_hours(tmp_path: Path) -> None:
         ('[[receivers]]\nurl = "https://a..b/"', "must begin with https:// or http://"),
         (HOOK.replace("https", "ftp"), "must begin with https:// or http://"),
         (HOOK.replace("hook.key", "none.key"), "No such file"),
-        (HOOK + 'type = "pager"', "one of webhook, alertmanager, apprise"),
+        (HOOK + 'type = "pager"', "one of webhook, alertmanager, apprise, otlp"),
         (HOOK + 'severities = ["critical", "bad"]', "info warning critical"),
         (HOOK + HOOK, "one name"),
         (HOOK + 'ca_file = "none.pem"', "no such file"),

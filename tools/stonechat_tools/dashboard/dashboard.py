@@ -11,6 +11,7 @@ Examples:
   stonechat dashboard --listen 0.0.0.0:8440 --cert fleet.crt --key fleet.key
   stonechat dashboard --listen 127.0.0.1:8440 --login --host fleet.example.org    # behind a proxy with TLS
   stonechat dashboard audit --verify
+  stonechat dashboard grafana > fleet.json
 """
 
 import argparse
@@ -20,6 +21,7 @@ import json
 import socket
 import sys
 import time
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument("--password-file", metavar="FILE", help="its first line is the password; - for standard input")
     acts.add_parser("list", help="the accounts and their roles")
     acts.add_parser("remove", help="remove an account; its sessions end").add_argument("name", help="of the account")
+    verbs.add_parser("grafana", help="print a Grafana dashboard of the metrics, JSON to import")
     log = verbs.add_parser("audit", help="who did what, the newest first")
     log.add_argument("--verify", action="store_true", help="check the chain, and print how long it is and its head")
     log.add_argument(
@@ -65,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.what == "grafana":
+        sys.stdout.write(resources.files(__package__).joinpath("grafana.json").read_text())
+        return 0
     if not args.db.startswith(URLS) and not Path(args.db).exists():
         raise ConfigError(f"{args.db}: no such database; `stonechat collect` makes it")
     with Store(args.db, lambda line: _say(line)) as store:

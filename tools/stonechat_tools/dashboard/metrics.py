@@ -32,8 +32,11 @@ def text_of(store: Store, view: View) -> str:
     samples["stonechat_devices"] = [({"state": state}, found["states"][state]) for state in STATES]
     samples["stonechat_devices_by_level"] = [({"level": level}, found["levels"][level]) for level in LEVELS]
     for label in ("class", "model"):
+        counts = found[label]
         samples[f"stonechat_devices_by_{label}"] = [
-            ({label: value, "level": level}, count) for (value, level), count in sorted(found[label].items())
+            ({label: value, "level": level}, counts[value, level])
+            for value in sorted({value for value, _ in counts})
+            for level in LEVELS
         ]
     samples["stonechat_reports_total"] = [({}, found["reports"])]
     samples["stonechat_reports_lost_total"] = [({}, found["lost"])]

@@ -16,7 +16,7 @@ from stonechat.errors import ConfigError
 from .incidents import SEVERITIES, Policy
 
 MAX_BYTES = 1 << 20
-TYPES = ("webhook", "alertmanager", "apprise")
+TYPES = ("webhook", "alertmanager", "apprise", "otlp")
 
 _SPANS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
@@ -31,11 +31,11 @@ KEYS = {
     "digest_at": ('"08:00"', "local time of the daily digest"),
     "digest": ('["info"]', "severities that are only in the digest"),
     "resolved": ("true", "send the end of an incident, too"),
-    "link": ('""', 'where an incident is shown, for example "https://fleet.example.org/incidents/{id}"'),
+    "link": ('""', 'where an incident is shown, for example "https://fleet.example.org/#/incident/{id}"'),
 }
 RECEIVER_KEYS = {
     "name": ('"ops"', "for messages and counters"),
-    "type": ('"webhook"', "webhook, alertmanager or apprise"),
+    "type": ('"webhook"', "webhook, alertmanager, apprise or otlp"),
     "url": ('"https://example.org/hook"', "where to; a URL with a secret in it belongs into url_file"),
     "url_file": ('""', "file of mode 0600 that holds the URL, instead of url"),
     "secret_file": ('""', "webhook: file of mode 0600 with the key of the signature"),

@@ -1,4 +1,5 @@
-"""Delivery of notifications: a signed webhook, Alertmanager, and Apprise for e-mail, ntfy, Telegram, Slack and others.
+"""Delivery of notifications: a signed webhook, Alertmanager, OpenTelemetry logs, and Apprise for e-mail, ntfy, Slack
+and others.
 
 Each receiver has a thread and a bounded queue: one that is slow or away holds up neither the collector nor the others.
 """
@@ -113,6 +114,40 @@ def as_alertmanager(notification: Notification, link: str, now_s: float) -> list
     return found
 
 
+OTLP_SEVERITIES = {"info": 9, "warning": 13, "critical": 17}  # INFO, WARN, ERROR
+
+
+def as_otlp(notification: Notification, link: str, now_s: float) -> dict[str, Any]:
+    """OTLP's ExportLogsServiceRequest in its JSON form: a log record for each incident. See the OpenTelemetry protocol,
+    opentelemetry.io/docs/specs/otlp."""
+    records = []
+    for incident in notification.incidents:
+        facts: dict[str, Any] = {"incident.id": incident.id, "incident.kind": incident.kind}
+        facts |= {"incident.reason": notification.reason, "incident.devices": incident.count}
+        facts |= {f"stonechat.{name}": value for name, value in incident.labels.items() if value}
+        facts |= {f"evidence.{name.replace(' ', '_')}": _shown(value) for name, value in incident.evidence.items()}
+        facts |= {"devices": ", ".join(incident.devices[:10])}
+        facts |= {"url.full": link.replace("{id}", str(incident.id))} if link else {}
+        at_s = incident.end_s if notification.reason == "resolved" and incident.end_s else incident.start_s
+        records.append(
+            {
+                "timeUnixNano": str(int(at_s * 1000) * 1_000_000),
+                "observedTimeUnixNano": str(int(now_s * 1000) * 1_000_000),
+                "severityNumber": OTLP_SEVERITIES[incident.severity],
+                "severityText": incident.severity,
+                "eventName": "stonechat.incident",
+                "body": {"stringValue": incident.title},
+                "attributes": [_otlp(name, value) for name, value in facts.items()],
+            }
+        )
+    scope = {"scope": {"name": "stonechat"}, "logRecords": records}
+    return {"resourceLogs": [{"resource": {"attributes": [_otlp("service.name", "stonechat")]}, "scopeLogs": [scope]}]}
+
+
+def _otlp(name: str, value: Any) -> dict[str, Any]:
+    return {"key": name, "value": {"intValue": str(value)} if type(value) is int else {"stringValue": str(value)}}
+
+
 def _rfc3339(at_s: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at_s)) + f".{int(at_s % 1 * 1000):03d}Z"
 
@@ -159,6 +194,12 @@ def send(receiver: Receiver, notification: Notification, link: str, identity: st
         for at in range(0, len(notification.incidents), MAX_SENT):
             part = replace(notification, incidents=notification.incidents[at : at + MAX_SENT])
             _post(url, json.dumps(as_alertmanager(part, link, now_s)).encode(), {}, receiver)
+        return
+    if receiver.type == "otlp":
+        url = receiver.url.rstrip("/") + ("" if receiver.url.rstrip("/").endswith("/v1/logs") else "/v1/logs")
+        for at in range(0, len(notification.incidents), MAX_SENT):
+            part = replace(notification, incidents=notification.incidents[at : at + MAX_SENT])
+            _post(url, json.dumps(as_otlp(part, link, now_s)).encode(), {}, receiver)
         return
     body = as_json(notification, link)
     timestamp = str(int(now_s))
