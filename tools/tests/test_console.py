@@ -21,6 +21,7 @@ ASKED_FOR_BY_NAME = {
     "amqtt",
     "scipy",
     "websockets",
+    "grafana_foundation_sdk",
 }  # peers of a bench, and what proofs drive a browser with
 
 WITHOUT = """
