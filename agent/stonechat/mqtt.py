@@ -247,7 +247,7 @@ class Client:
                 return number
 
     def take_up_to(self, max_packet):
-        """Take packets of up to so many bytes, if it takes less; to be called before it connects."""
+        """Take packets of up to max_packet bytes, where it takes less; to be called before it connects."""
         if len(self._rx) < max_packet:
             self._rx = memoryview(bytearray(max_packet))
             self._start = self._rx[:2]

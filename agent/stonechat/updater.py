@@ -160,7 +160,7 @@ class Updater:
 
     @property
     def final_path(self) -> str:
-        """Of the model that is final: what the device's own model stands beside."""
+        """Of the model that is final: beside which the device's own model works."""
         store = self.store
         return store.path(store.slot) + ".model" if store.slot else self._factory
 

@@ -24,12 +24,12 @@ WINDOW_MS = 400
 DEVICE = "tested-1"
 
 
-def quick_model(path: Path, schema: Schema = LINUX_PROC_1, learn_windows: int = 0) -> Path:
+def quick_model(path: Path, schema: Schema = LINUX_PROC_1, learn_windows: int = 0, version: int = 1) -> Path:
     """A model with short windows that takes anything for normal: the daemon is under test, not the detection."""
     rng = np.random.default_rng(0)
     middle = np.array([12800 if kind == SHARE else 1500 if kind == RATE else 500 for _, _, kind in schema.columns])
     rows = np.rint(middle + rng.normal(size=(400, len(schema))) * 1200).clip(0, 25600)
-    path.write_bytes(fit(rows, schema, WINDOW_MS, learn_windows=learn_windows).to_tflite("quick", 1))
+    path.write_bytes(fit(rows, schema, WINDOW_MS, learn_windows=learn_windows).to_tflite("quick", version))
     return path
 
 

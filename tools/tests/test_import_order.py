@@ -21,11 +21,11 @@ LEVELS = [
     ["int8/operators", "detection", "cose_open", "budget"],
     ["int8/interpreter", "custom_counters", "lasting_peers", "commands", "manifest", "slots"],
     ["model", "update", "response"],
-    ["model_file", "scorer", "outbox", "outbox_memory", "mqtt"],
+    ["model_file", "scorer", "updater", "outbox", "outbox_memory", "mqtt"],
     ["report", "replay", "own_model_file"],
     ["delivery", "loop", "own_model_training"],
     ["steady"],
-    ["fusion", "own_model", "updater"],
+    ["fusion", "own_model"],
     ["agent"],
 ]
 LEVEL = {module: height for height, modules in enumerate(LEVELS) for module in modules}

@@ -1,6 +1,7 @@
 """The channels of the daemon's agent, from the checked configuration: collectors and models that belong together."""
 
 from .. import cose
+from ..compat import sha256
 from ..errors import ConfigError, ModelError
 from ..model import load_model
 from . import files
@@ -53,10 +54,10 @@ def open_collector(config: dict, model, key: bytes, user_id: int | None):
     )
 
 
-def own_channel(config: dict, model, key: bytes, log) -> tuple:
+def own_channel(config: dict, model, key: bytes, log, update=None) -> tuple:
     """[model] personalize: what makes the device's own channel with a model that it trains itself, and the Slot that
-    keeps it; (None, None) where it is off, or where the reference model's vendor forbids it. Raises
-    ConfigError."""
+    keeps it; (None, None) where it is off, or where the reference model's vendor forbids it. update: the Updater, whose
+    final model is the reference, not one on trial. Raises ConfigError."""
     if not config["model"]["personalize"]:
         return None, None
     from .. import own_model
@@ -65,11 +66,13 @@ def own_channel(config: dict, model, key: bytes, log) -> tuple:
     def warn(text: str) -> None:
         log("warning", text)
 
-    if own_model.forbidden(files.read_file(config["model"]["file"], "[model] file")):
+    file = config["model"]["file"] if update is None else update.final_path
+    data = files.read_file(file, "[model] file")
+    if own_model.forbidden(data) or update is not None and not update.own_model:
         warn("own model: the vendor of %s forbids it; the reference model alone decides" % model.metadata.name)
         return None, None
     path = config["device"]["state_file"] + ".own-model"
-    slot = Slot(path, key, model.digest, model.metadata.schema_id, config["device"]["firmware"], warn)
+    slot = Slot(path, key, sha256(data).digest()[:8], model.metadata.schema_id, config["device"]["firmware"], warn)
 
     def make(schema, reference, state):
         windows = config["model"]["personalize_windows"]

@@ -72,6 +72,10 @@ def _firmware(value) -> str | None:
     return None if _is_text(value, 64) else "a text of at most 64 bytes"
 
 
+def _device_class(value) -> str | None:
+    return None if _is_text(value, 32) else "a text of at most 32 bytes"
+
+
 def _host(value) -> str | None:
     try:
         good = _is_text(value, 253) and value and not set(value) & set(" /[]@") and len(value.encode("idna")) <= 253
@@ -342,6 +346,38 @@ KEYS = {
             _absolute,
             "The user's switch: while this file is there, monitoring is off. File and folder must be root's, and\n"
             "nobody else may write to them; else it does not count. Empty: no such file.",
+        ),
+    },
+    "update": {
+        "enabled": Key(
+            False,
+            _flag,
+            "true: the device takes models and alarm rules that the vendor has signed (stonechat release), from the\n"
+            "collector. A new model is proven on the device's own last windows, and final once it is confirmed.",
+        ),
+        "keys": Key(
+            [],
+            _texts,
+            "Files of the vendor's public keys, as `stonechat release keygen` writes them. Where they hold keys of\n"
+            "both roles, release and officer, both must have signed.",
+            ["/etc/stonechat/vendor.key.pub"],
+        ),
+        "class": Key("", _device_class, "Class of devices that this one belongs to, as releases name it.", "pump"),
+        "folder": Key(
+            "/var/lib/stonechat/update",
+            _filled,
+            "Where releases are kept: two slots beside the model above. The agent's user alone writes it (mode 0700).",
+        ),
+        "most_bytes": Key(262_144, _integer(1_024, 1_048_576), "The largest model that is taken."),
+        "bytes_per_day": Key(
+            2_000_000,
+            _integer(10_000, 1_000_000_000),
+            "What updates may send and receive in a day; report.bytes_per_day is not touched by it.",
+        ),
+        "windows": Key(
+            64,
+            _integer(0, 1_000),
+            "How many of the device's own last windows a new model must score without an alarm before it is tried.",
         ),
     },
     "homeassistant": {

@@ -72,14 +72,25 @@ class Daemon:
         report = config["report"]
         self._where = "broker %s:%d" % (config["mqtt"]["host"], config["mqtt"]["port"])
         key = files.read_key(device["key_file"])
-        model = self._model = read_model(config["model"]["file"], config["model"]["backend"])
-        self._unfit: list = []  # names of the models that do not fit
         user = config["collector"]["user"]
         user_id = privileges.user_ids(user)[0] if os.geteuid() == 0 else None
+        self._update = None
+        self._locks: list = []
+        if config["update"]["enabled"]:
+            from . import updates  # only here: it costs memory
+
+            self._update = updates.open_updater(config, user_id, check, self._on_update)
+            if not check:  # before a start is counted
+                self._locks.append(files.lock_folder(config["update"]["folder"]))
+            model = updates.first_model(self._update, config, key, user_id, check, read_model, log)
+        else:
+            model = read_model(config["model"]["file"], config["model"]["backend"])
+        self._model = model
+        self._unfit: list = []  # names of the models that do not fit
         credentials = Credentials(config["mqtt"])
         self._connectable = prepare(config)
         self._home = _home_assistant(config, model)
-        own, self._slot = (None, None) if check else own_channel(config, model, key, log)
+        own, self._slot = (None, None) if check else own_channel(config, model, key, log, self._update)
         collector = open_collector(config, model, key, user_id)
         extra = open_channels(config, model, collector)
         others = [each[0] for each in extra]
@@ -89,7 +100,6 @@ class Daemon:
         if report["outbox_dir"] and os.path.abspath(report["outbox_dir"]) not in self._folders:
             self._folders.append(os.path.abspath(report["outbox_dir"]))
         self._makes_folders = user_id is not None  # a missing one, as root
-        self._locks: list = []
         if not check and user_id is not None:
             for folder in self._folders:
                 self._try("folder " + folder, files.grant_folder, folder, user_id)
@@ -123,6 +133,7 @@ class Daemon:
             on_verdict=self._on_verdict,
             learn_peers_hours=config["collector"]["learn_peers_hours"],
             response=response,
+            update=self._update,
         )
         if not check:
             self._look_for_switch()
@@ -146,6 +157,10 @@ class Daemon:
             lines.append("response: " + self._responds)
         if self._switch.off():
             lines.append("monitoring is off: " + self._switch.reason)
+        if self._update is not None:
+            store = self._update.store
+            trial = ", release %d on trial" % store.tried if store.trial else ""
+            lines.append("updates: version %d runs%s" % (store.version, trial))
         if self._config["model"]["personalize"]:
             lines.append("own model: of %d windows" % self._config["model"]["personalize_windows"])
         for folder in self._folders:
@@ -302,6 +317,8 @@ class Daemon:
             return
         self.transport.close()
         self.agent.reporter.use_key(key)
+        if self._update is not None:
+            self._update.use_key(key)
         if self._slot is not None:
             self._slot.use_key(key)
         self._connect(credentials)
@@ -387,6 +404,13 @@ class Daemon:
                 ", ".join(causes),
             )
             self.log("info" if verdict.level == NORMAL else "warning", text)
+
+    def _on_update(self, update) -> None:
+        from . import updates
+
+        if self._slot is not None and not update.store.trial:
+            self._slot.bind(self.agent.channels[0].scorer.model.digest)
+        self.log(*updates.text(update))
 
     def _log_fit(self, agent) -> None:
         unfit = [each.scorer.meta.name + _of_channel(each) for each in agent.channels if each.scorer.verdict.unfit]

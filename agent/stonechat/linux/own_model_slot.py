@@ -70,6 +70,13 @@ class Slot:
             raise StateError("can't write %s: %s" % (self._path, error))
         self._content = content
 
+    def bind(self, reference: bytes) -> None:
+        """Another reference model is final."""
+        head = _MARK + reference + self._head[len(_MARK) + len(reference) :]
+        if head != self._head:
+            self._head = head
+            self._content = b""  # the next save() writes it
+
     def use_key(self, key: bytes) -> None:
         """The device has another key: seal it with that."""
         self._key = derive(key, b"own-model")

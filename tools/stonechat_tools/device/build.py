@@ -98,6 +98,7 @@ FEATURES = {  # module -> what a firmware gets by it
     "int8/plain": "inference without machine code",
     "int8/interpreter": "any .tflite, without a plan",
 }
+FULL_ONLY = {"update", "updater"}
 PACKAGE = Path(stonechat.__file__).parent
 
 
@@ -201,6 +202,8 @@ def modules(extra: Iterable[str] = (), profile: str = "full") -> list[str]:
     for module in extra:
         if not (PACKAGE / (module + ".py")).exists() or module.startswith("linux"):
             raise ConfigError(f"--with {module}: there is no such module for boards")
+        if module in FULL_ONLY and profile != "full":
+            raise ConfigError(f"--with {module}: needs --profile full, which hears the collector")
     return sorted(needed(["__init__", *PROFILES[profile], *extra]))
 
 
@@ -341,6 +344,7 @@ def costs(architecture: str, profile: str) -> dict[str, int]:
         return {
             name: 0 if name in there else build(architecture, Path(scratch), [name], profile=profile).total - base
             for name in FEATURES
+            if profile == "full" or name not in FULL_ONLY
         }
 
 
