@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from time import localtime, process_time, tzset
+from typing import Any
 
 import pytest
 from stonechat_tools import cli
-from stonechat_tools.fleet import keyring, labels, wire
+from stonechat_tools.fleet import keyring, labels, patterns, wire
 from stonechat_tools.fleet.incidents import Alert, Incident, Incidents, Notification, Policy, Silence, split_matcher
 from stonechat_tools.fleet.monitor import Monitor, _local_day_s
 from stonechat_tools.fleet.store import Store, StoreError
@@ -289,6 +290,63 @@ def test_a_database_that_fails_holds_back_no_notification(monkeypatch: pytest.Mo
 def test_a_matcher_that_can_not_be_read(wrong: str) -> None:
     with pytest.raises(ValueError, match="matcher"):
         split_matcher(wrong)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ["(a+)+", "(a|a)*", "(a|b|ab)*c", r"(\w+\s?)*", ".*.*.*.*.*x", r"(a)\1", "(?=a+)a", "a{99999}", "(?:a{9}){9}"]
+    + ["x" * 500, "(" * 90 + ")" * 90, "((((a*)))*)", "(?>a+)+", "[a-z]*[a-z]*[a-z]*[a-z]*$"],
+)
+def test_a_pattern_costs_no_more_than_its_text_is_long(hostile: str) -> None:
+    """Each is refused, or matched in bounded time against the longest text that a label can have."""
+    began_s = process_time()
+    try:
+        split_matcher(f"device=~{hostile}")
+    except ValueError as error:
+        assert "matcher" in str(error) and len(str(error)) < 700
+    else:
+        for text in ("a" * 200, "ab" * 100, "a" * 127 + "!", "z" * 300):
+            patterns.matches(hostile, text)
+    assert process_time() - began_s < 2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "yes", "no"),
+    [("pump-.*", "pump-1", "a-pump-1"), ("(pump|fan)-[0-9]+", "fan-12", "fan-x"), ("a.c", "abc", "abcd")]
+    + [(".*-north-.*", "de-north-4", "de-south-4"), (r"dev\.1", "dev.1", "devx1"), ("(?i)pump", "PUMP", "pum")],
+)
+def test_a_pattern_covers_the_whole_label(pattern: str, yes: str, no: str) -> None:
+    assert patterns.matches(pattern, yes) and not patterns.matches(pattern, no)
+
+
+def test_notes_that_another_version_or_a_hand_wrote_are_passed_over() -> None:
+    """None of them may end the collector, or hide those beside them."""
+    odd: list[Any] = [None, 7, "x", [], {}, {"matchers": 5, "until_s": 9e9}, {"matchers": ["site=~("], "until_s": 9e9}]
+    odd += [
+        {"matchers": ["(a+)+"], "until_s": "soon"},
+        {"do": "acknowledge"},
+        {"do": "sing"},
+        {"heard_s": "x", "streams": 4},
+    ]
+    odd += [{"key": 1}, {"id": "x"}, {"members": 1}, {"learned": []}, {"tags": 4}, {"name": [1], "site": {}}]
+    kinds = ("silence", "request", "incident", "label", "cause", "rate", "presence", "unsent")
+    with Store(":memory:") as store:
+        good = {"matchers": ["site=berlin"], "until_s": 9e12, "by": "me", "comment": ""}
+        store.put([wire.Report("d-1", 1, 1, None, 5, b"abcd", body=b"x")])
+        for n, value in enumerate(odd):
+            for kind in kinds:
+                if value is not None:
+                    store.note(kind, {f"n{n}": value, "d-1": value, "all": value})
+        store.note("silence", {"good": good})
+        with store.transaction() as db:
+            db.execute("UPDATE notes SET value = '{' WHERE name = 'n3'")
+        monitor = Monitor(store)
+        for _ in range(3):
+            monitor.connected(True)
+            monitor.step()
+        assert [silence.id for silence in monitor.incidents.silences] == ["good"]
+        assert [seen.device for seen in monitor.states()] == ["d-1"]
+        monitor.close()
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 from fleet_support import Mosquitto, Peer, broker, free_port, needs_mosquitto, wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stonechat.errors import ConfigError
 from stonechat_tools.fleet import keyring, local_broker, mqtt_codec, wire
 from stonechat_tools.fleet.bulk_client import BulkClient
 from stonechat_tools.fleet.collector import Collector
@@ -282,3 +283,12 @@ def test_the_text_of_a_broker_is_shown_without_control_characters() -> None:
     packet = mqtt5.DisconnectPacket(reason_str="\x1b[2J no\n" + 5000 * "x")
     found = mqtt_codec.codec("5").feed(packet.write())
     assert found.refused.isprintable() and len(found.refused) <= mqtt_codec.MAX_REASON
+
+
+def test_version_5_without_its_package_is_said_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stonechat_tools.fleet import bulk_client
+
+    monkeypatch.setattr(bulk_client.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'stonechat\[tools\]'"):
+        bulk_client._versions("5")
+    assert bulk_client._versions("auto") == ["3.1.1"]

@@ -1,5 +1,6 @@
 """The same store on a real PostgreSQL server: the same answers as SQLite, restarts, two collectors, roll-ups."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ import pytest
 from fleet_support import wait_for
 from postgres_support import needs_postgres, postgres, postgres_server
 from stonechat.errors import ConfigError
-from stonechat_tools.fleet import keyring, wire
+from stonechat_tools import cli
+from stonechat_tools.fleet import collect, keyring, wire
+from stonechat_tools.fleet.shards import Shard
 from stonechat_tools.fleet.store import DUPLICATE, STORED, Store, StoreError
 from stonechat_tools.fleet.store.retention import Keep
 from stonechat_tools.proofs.postgres_server import Server
@@ -204,6 +207,74 @@ def test_a_server_that_is_not_there_is_named_without_its_password(url: str) -> N
     with pytest.raises((StoreError, ConfigError)) as error:
         Store(url)
     assert "\n" not in str(error.value) and "geheim" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    ["fleet", "collect --keys {keys}", "command --keys {keys} d-1 report-now", "export", "dashboard", "report d-1"],
+)
+def test_a_password_is_taken_from_a_file_and_refused_on_the_command_line(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "keys").mkdir()
+    words = [word.format(keys=tmp_path / "keys") for word in verb.split()]
+    for url in ("postgresql://a:geheim@127.0.0.1:1/x", "postgresql://127.0.0.1:1/x?user=a&password=geheim"):
+        with pytest.raises(SystemExit):
+            cli.main([*words, "--db", url])
+        said = capsys.readouterr().err
+        assert "pgpass" in said and "--database-file" in said and "geheim" not in said
+    place = tmp_path / "database"
+    place.write_text("postgresql://a:geheim@127.0.0.1:1/x\n")
+    place.chmod(0o640)
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--database-file", str(place)])
+    assert f"chmod 600 {place}" in capsys.readouterr().err
+    for wrong in (tmp_path, tmp_path / "none", "/dev/null"):
+        with pytest.raises(SystemExit):
+            cli.main([*words, "--database-file", str(wrong)])
+        assert str(wrong) in capsys.readouterr().err
+
+
+def test_a_file_and_a_passfile_reach_the_server(
+    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Store(postgres.url) as store:
+        store.put([report(1)])
+    place = tmp_path / "database"
+    place.touch(0o600)
+    place.write_text(postgres.url + "\n")
+    assert cli.main(["fleet", "--json", "--database-file", str(place)]) == 0
+    assert "pump-1" in capsys.readouterr().out
+    passfile = tmp_path / "pgpass"
+    passfile.touch(0o600)
+    passfile.write_text(f"127.0.0.1:{postgres.port}:*:tester:secret\n")
+    monkeypatch.setenv("PGPASSFILE", str(passfile))
+    assert cli.main(["fleet", "--json", "--db", f"postgresql://tester@127.0.0.1:{postgres.port}/postgres"]) == 0
+    assert "pump-1" in capsys.readouterr().out
+
+
+def test_a_killed_collectors_claim_is_waited_for(
+    postgres: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server notices a kill -9 or a dead machine later than a supervisor starts the next one."""
+    with contextlib.ExitStack() as opened, contextlib.ExitStack() as dead:
+        dead.enter_context(dead.enter_context(Store(postgres.url)).collecting())
+        timer = threading.Timer(1.5, dead.close)
+        timer.start()
+        store = collect._open(postgres.url, Shard(), opened, threading.Event(), time.monotonic() + 60)
+        assert store.put([report(1)]) == [STORED]
+        assert "another collector" in capsys.readouterr().err
+        monkeypatch.setattr(collect, "HELD_S", 0.5)
+        with pytest.raises(StoreError, match="another collector"):
+            collect._open(postgres.url, Shard(), opened, threading.Event(), time.monotonic() + 60)
+        timer.join()
+
+
+def test_a_machine_that_died_leaves_its_claim_for_half_a_minute(postgres: Server) -> None:
+    with Store(postgres.url) as store:
+        for name, least, most in (("tcp_keepalives_idle", 1, 15), ("tcp_keepalives_interval", 1, 5)):
+            ((value,),) = store.rows(f"SHOW {name}")
+            assert least <= int(value) <= most, name
 
 
 def test_the_greatest_numbers_of_a_device_hold_up_no_sum(place: str) -> None:

@@ -2,11 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stonechat.errors import ConfigError
 from stonechat.linux import config
-from stonechat_tools.fleet import keyring, provision
+from stonechat_tools.fleet import fleet_folder, keyring, provision
 
 
 def test_secrets_are_private_and_stay_unprinted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,3 +225,40 @@ def test_what_belongs_to_another_account_still_does_after_it_was_replaced(tmp_pa
     }
     assert (fleet.folder / "devices/pump-1/device.key").stat().st_uid == 65534
     assert (fleet.folder / "secrets/pump-2.key").stat().st_uid == 0
+
+
+@pytest.mark.parametrize("auth", ["mtls", "passwords", "plain"])
+def test_home_assistant_is_let_in_wholly_or_not_at_all(
+    auth: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever write fails: settings, account and the broker's lists are as before, and it can be done again."""
+    made = provision.Fleet.init(tmp_path / "f", provision.Settings("b", 1883, auth=auth))
+    made.add("pump-1")
+
+    def files() -> dict[str, bytes]:
+        left_out = ("crl.pem",)  # it has a date
+        found = [path for path in made.folder.rglob("*") if path.is_file() and path.name not in left_out]
+        return {str(path.relative_to(made.folder)): path.read_bytes() for path in found}
+
+    before, whole = files(), fleet_folder.write_atomic
+    for fails_at in range(1, 40):
+        count = 0
+
+        def limited(path: Path, data: bytes | str, mode: int = 0o600, *more: Any, at: int = fails_at) -> None:
+            nonlocal count
+            count += 1
+            if count == at:
+                raise OSError(28, "No space left on device")
+            whole(path, data, mode, *more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(fleet_folder, "write_atomic", limited)
+            try:
+                provision.Fleet(made.folder).add_home_assistant()
+            except OSError:
+                assert files() == before, fails_at
+                continue
+        break
+    assert fails_at > 2
+    assert provision.Fleet(made.folder).settings.home_assistant
+    assert (made.folder / "homeassistant").is_dir() and "homeassistant" in (made.folder / "broker/acl").read_text()

@@ -28,6 +28,7 @@ def vendor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with vendor.key (release, SLH-DSA), officer.key (officer, HSS) and pw, their passphrase."""
     folder = tmp_path_factory.mktemp("vendor")
     (folder / "pw").write_text("correct horse\n")
+    (folder / "pw").chmod(0o600)
     keys.make(folder / "vendor.key", "release", keys.SLH_DSA, b"correct horse")
     keys.make(folder / "officer.key", "officer", keys.HSS, b"correct horse")
     return folder
@@ -349,3 +350,12 @@ def test_a_signature_takes_seconds_not_minutes(vendor: Path) -> None:
     key = keys.SigningKey(vendor / "vendor.key", b"correct horse")
     assert key.public.verify(b"message", key.sign(b"message"))
     assert time.monotonic() - start < 120
+
+
+def test_a_passphrase_that_others_can_read_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pw").write_text("correct horse\n")
+    words = ["release", "keygen", str(tmp_path / "k"), "--passphrase-file", str(tmp_path / "pw")]
+    for mode in (0o640, 0o604, 0o660):
+        (tmp_path / "pw").chmod(mode)
+        assert cli.main(words) != 0
+        assert f"chmod 600 {tmp_path / 'pw'}" in capsys.readouterr().err and not (tmp_path / "k").exists()

@@ -23,6 +23,7 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with vendor.key and the releases pump-2 and pump-3."""
     folder = tmp_path_factory.mktemp("vendor")
     (folder / "pw").write_bytes(SECRET + b"\n")
+    (folder / "pw").chmod(0o600)
     keys.make(folder / "vendor.key", "release", keys.SLH_DSA, SECRET)
     for version in ("2", "3"):
         words = ["release", "sign", "linux-1", "--key", str(folder / "vendor.key"), "--class", "pump"]

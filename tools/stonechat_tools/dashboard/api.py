@@ -14,6 +14,7 @@ from ..fleet import manage, wire
 from ..fleet.command import ask, check_arguments
 from ..fleet.history import feature_names, name_of
 from ..fleet.incidents import Incident
+from ..fleet.monitor_notes import silences_in
 from ..fleet.overview import channel_name
 from ..fleet.presence import Device
 from ..fleet.store import Row, Store, StoreError
@@ -166,9 +167,7 @@ def incidents(store: Store, view: View) -> dict[str, Any]:
         "open": [_incident(each) for each in shown_ones],
         "over": [_incident(each) for each in over[:MAX_INCIDENTS]],
         "more": max(0, len(known) - len(shown_ones) - len(over[:MAX_INCIDENTS])),
-        "silences": [
-            {"id": name, **value} for name, value in store.notes("silence").items() if value["until_s"] > now_s
-        ],
+        "silences": [asdict(each) for each in silences_in(store) if each.until_s > now_s],
     }
 
 

@@ -29,6 +29,7 @@ from stonechat.errors import ConfigError
 
 from ..console import plain_table, read_file
 from ..fleet.broker import split_host
+from ..fleet.database import add_database_arguments
 from ..fleet.store import URLS, Store
 from . import accounts, audit
 
@@ -37,7 +38,7 @@ LISTEN = "127.0.0.1:8440"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--db", default="stonechat.db", help="the collector's database (default %(default)s)")
+    add_database_arguments(parser)
     parser.add_argument(
         "--listen", default=LISTEN, metavar="HOST:PORT", help="where; port 0 chooses one (default %(default)s)"
     )

@@ -10,6 +10,7 @@ from stonechat.errors import ConfigError
 
 from ..console import read_toml
 from . import wire
+from .database import add_database_arguments
 
 
 def add_broker_arguments(parser: argparse.ArgumentParser, keys_required: bool = True) -> None:
@@ -32,9 +33,7 @@ def add_broker_arguments(parser: argparse.ArgumentParser, keys_required: bool = 
     parser.add_argument("--user", help="user name, where the broker wants one")
     parser.add_argument("--password-file", help="a file with the password in its first line")
     parser.add_argument("--prefix", help=f"topic prefix (default: that of fleet.toml, else {wire.PREFIX})")
-    parser.add_argument(
-        "--db", default="stonechat.db", help="SQLite file, or postgresql://USER@HOST/NAME (default %(default)s)"
-    )
+    add_database_arguments(parser)
 
 
 def split_host(text: str, option: str) -> tuple[str, int | None]:

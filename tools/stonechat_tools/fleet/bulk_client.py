@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from stonechat.errors import StonechatError
+from stonechat.errors import ConfigError, StonechatError
 
 from . import mqtt_codec
 from .connection import explain, refused, unanswered
@@ -33,10 +33,13 @@ MAX_PENDING = 1000  # published with QoS 1 and not acknowledged
 
 
 def _versions(version: str) -> list[str]:
-    """What to try, in this order."""
+    """What to try, in this order. Raises ConfigError."""
+    has_5 = importlib.util.find_spec("mqtt5") is not None
+    if version == "5" and not has_5:
+        raise ConfigError("--mqtt 5 needs the package mqtt5: pip install 'stonechat[tools]', or leave --mqtt out")
     if version != "auto":
         return [version]
-    return ["5", "3.1.1"] if importlib.util.find_spec("mqtt5") else ["3.1.1"]
+    return ["5", "3.1.1"] if has_5 else ["3.1.1"]
 
 
 class BulkClient:

@@ -39,6 +39,7 @@ __all__ = ["Collector"]
 HELP = "subscribe to the fleet's reports and store them"
 HOLDS_KEYS = True
 SAY_AFTER_S = 10.0
+HELD_S = 45.0  # a dead collector's session at a PostgreSQL server ends within that
 NOT_YET = "no connection to the broker yet"
 MAX_LINES = 10_000  # of --json that wait for whoever reads them
 
@@ -208,8 +209,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _open(db: str, shard: Shard, opened: contextlib.ExitStack, stop: threading.Event, end_s: float) -> Store:
-    """The database, as the only collector of this shard; a full disk, a lock or a server that is away is waited for."""
+    """The database, as the only collector of this shard; a full disk, a lock or a server that is away is waited for.
+    What another collector holds is waited for HELD_S: a server needs time to see that one was killed."""
     said = ""
+    held_until_s = time.monotonic() + HELD_S
     while True:
         with contextlib.ExitStack() as made:
             try:
@@ -218,7 +221,8 @@ def _open(db: str, shard: Shard, opened: contextlib.ExitStack, stop: threading.E
                 opened.push(made.pop_all())
                 return store
             except StoreError as error:
-                if not error.passes or stop.is_set() or time.monotonic() >= end_s:
+                now_s = time.monotonic()
+                if not (error.passes or error.held and now_s < held_until_s) or stop.is_set() or now_s >= end_s:
                     raise
                 if said != (said := str(error)):
                     _say(f"{error}; waiting for it")

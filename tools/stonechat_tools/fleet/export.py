@@ -25,6 +25,7 @@ from stonechat.errors import ConfigError
 
 from ..console import replacing
 from .command import span_s
+from .database import add_database_arguments
 from .history import as_json
 from .store import URLS, Row, Store
 
@@ -36,7 +37,7 @@ SLICE_S = 86_400  # read at a time
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--db", default="stonechat.db", help="SQLite file or postgresql://... (default %(default)s)")
+    add_database_arguments(parser)
     parser.add_argument("--device", nargs="+", metavar="DEVICE", help="only these (default: all)")
     parser.add_argument("--since", metavar="TIME", help="90s, 30m, 2h or 7d ago (default: everything)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")

@@ -1,5 +1,6 @@
 """The folder of one fleet: its settings, CA, secrets, keys, and what devices, broker, collector and operator get."""
 
+import contextlib
 import json
 import re
 import secrets
@@ -160,13 +161,28 @@ class Fleet:
 
     def add_home_assistant(self) -> Path:
         """Let the devices announce themselves to Home Assistant, and give it an account -> the account's folder. It may
-        read what they announce, and nothing else."""
-        place = self.folder / "homeassistant"
+        read what they announce, and nothing else. The account is there before the setting that grants something; where
+        something fails, both are as before."""
+        name = "homeassistant"
+        place = self.folder / name
         self._check_folders(place)
-        if not self.settings.home_assistant:
-            self.settings = self._with(self.folder, replace(self.settings, home_assistant=True)).settings
-            self._issue("homeassistant", place)
-        self.write_broker_lists()
+        before, serials, was_there = self.settings, self._serials(name), place.exists()
+        try:
+            if not before.home_assistant:
+                self._issue(name, place)
+                self.settings = replace(before, home_assistant=True)
+                self._with(self.folder, self.settings)
+            self.write_broker_lists()
+        except BaseException:
+            self.settings = before
+            with contextlib.suppress(OSError):
+                self._with(self.folder, before)
+                if not was_there:
+                    shutil.rmtree(place, ignore_errors=True)
+                    (self.folder / "issued" / name).unlink(missing_ok=True)
+                    self._write_serials(name, serials)
+                self.write_broker_lists()
+            raise
         return place
 
     @property

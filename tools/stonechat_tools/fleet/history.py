@@ -22,6 +22,7 @@ from stonechat.errors import ConfigError
 
 from . import wire
 from .command import span_s
+from .database import add_database_arguments
 from .overview import COLOURS, channel_name, figure, fleet_table, shown_states
 from .store import URLS, Row, Store
 
@@ -34,7 +35,7 @@ BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("device", nargs="?", help="default: an overview of all")
-    parser.add_argument("--db", default="stonechat.db", help="SQLite file or postgresql://... (default %(default)s)")
+    add_database_arguments(parser)
     parser.add_argument("--last", type=int, default=200, metavar="N", help="at most N reports (default 200)")
     parser.add_argument("--since", metavar="TIME", help="90s, 30m, 2h or 1d ago")
     parser.add_argument("--json", action="store_true", help="one JSON object a report")

@@ -6,12 +6,14 @@ matchers match until its end. Quiet hours hold back what is not critical; what i
 hour. Time is passed in, in seconds; no clock is read here.
 """
 
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from . import patterns
+
 SEVERITIES = ("info", "warning", "critical")
+MAX_MATCHER = 300  # characters of a silence's label=value
 MAX_DEVICES = 50  # named in one incident
 MAX_KEPT = 2000  # incidents that have ended
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3600.0, 86_400.0
@@ -75,6 +77,14 @@ class Silence:
     by: str = ""
     comment: str = ""
 
+    @classmethod
+    def load(cls, name: str, saved: Mapping[str, Any]) -> "Silence":
+        """Raises KeyError, TypeError or ValueError for what is none."""
+        matchers = tuple(str(matcher) for matcher in saved["matchers"])
+        for matcher in matchers:
+            split_matcher(matcher)
+        return cls(name, matchers, float(saved["until_s"]), str(saved.get("by", "")), str(saved.get("comment", "")))
+
     def covers(self, labels: Mapping[str, str], now_s: float) -> bool:
         return now_s < self.until_s and all(_matches(matcher, labels) for matcher in self.matchers)
 
@@ -82,18 +92,20 @@ class Silence:
 def _matches(matcher: str, labels: Mapping[str, str]) -> bool:
     name, sign, value = split_matcher(matcher)
     found = labels.get(name, "")
-    return re.fullmatch(value, found) is not None if sign == "=~" else found == value
+    return patterns.matches(value, found) if sign == "=~" else found == value
 
 
 def split_matcher(matcher: str) -> tuple[str, str, str]:
     """-> label, "=" or "=~", value. Raises ValueError with the fix."""
+    if len(matcher) > MAX_MATCHER:
+        raise ValueError(f"a matcher of {len(matcher)} characters; at most {MAX_MATCHER}")
     name, sign, value = matcher.partition("=")
     if not sign or not name.strip():
         raise ValueError(f"matcher {matcher!r}: write label=value or label=~pattern, for example site=berlin")
     if value.startswith("~"):
         try:
-            re.compile(value[1:])
-        except re.error as error:
+            patterns.compiled(value[1:])
+        except ValueError as error:
             raise ValueError(f"matcher {matcher!r}: {error}") from None
         return name.strip(), "=~", value[1:]
     return name.strip(), "=", value

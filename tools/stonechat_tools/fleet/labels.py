@@ -5,9 +5,9 @@ which a running collector looks at.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from .causes import Label
 from .store import Store
@@ -40,15 +40,31 @@ class Labels:
     @classmethod
     def load(cls, saved: dict[str, Any]) -> "Labels":
         known = {name: saved[name] for name in cls.__dataclass_fields__ if name in saved}
-        return cls(**known | {"tags": tuple(saved.get("tags", ()))})
+        tags = tuple(str(tag) for tag in saved.get("tags", ()))
+        made = cls(**known | {"tags": tags})
+        texts = (made.name, made.group, made.site)
+        if not all(isinstance(text, str) for text in texts) or not isinstance(made.removed_s, float | int | None):
+            raise TypeError("labels are texts")
+        return made
 
 
 NONE = Labels()
+Found = TypeVar("Found")
+
+
+def readable(load: Callable[..., Found], *values: Any) -> Found | None:
+    """load(*values); None for a note that somebody else wrote: a newer version, or a hand. One such note must not keep
+    the others from being read."""
+    try:
+        return load(*values)
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
+        return None
 
 
 def read(store: Store) -> dict[str, Labels]:
     """By device."""
-    return {name: Labels.load(value) for name, value in store.notes(KIND).items()}
+    found = {name: readable(Labels.load, value) for name, value in store.notes(KIND).items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def write(store: Store, labels: dict[str, Labels]) -> None:

@@ -33,9 +33,11 @@ from stonechat.errors import ConfigError
 from ..console import plain_table
 from . import alert_settings, labels
 from .command import span_s
+from .database import add_database_arguments
 from .history import feature_names, name_of
-from .incidents import Incident, split_matcher
+from .incidents import split_matcher
 from .labels import NONE
+from .monitor_notes import incidents_in, silences_in
 from .overview import shown_states
 from .presence import span
 from .store import Store
@@ -47,7 +49,7 @@ MAX_TEXT = 500
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--db", default="stonechat.db", help="the database (default %(default)s)")
+    add_database_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     verbs = parser.add_subparsers(dest="what", metavar="WHAT")
     verbs.add_parser("states", help="each device: state, since when, why (the default)")
@@ -193,7 +195,7 @@ def _trust(store: Store, args: argparse.Namespace) -> int:
 
 
 def _incidents(store: Store, args: argparse.Namespace) -> int:
-    found = [Incident.load(value) for value in store.notes("incident").values()]
+    found = incidents_in(store)
     found = sorted((each for each in found if args.all or each.end_s is None), key=lambda each: each.id)
     if args.json:
         for incident in found:
@@ -266,7 +268,8 @@ def silence(store: Store, matchers: Sequence[str], lasts: str, comment: str, by:
     if lasts_s > MAX_SILENCE_S:
         raise ConfigError(f"--for {lasts}: at most {MAX_SILENCE_S // 86_400} days; a silence has an end")
     held = store.notes("silence")
-    over = {name: None for name, value in held.items() if value["until_s"] < now_s}
+    readable = {each.id: each for each in silences_in(store)}
+    over = {name: None for name in held if name not in readable or readable[name].until_s < now_s}
     if len(held) - len(over) >= MAX_SILENCES:
         raise ConfigError(f"{MAX_SILENCES} silences hold already; end some: stonechat fleet silences")
     identity = os.urandom(4).hex()
@@ -285,12 +288,12 @@ def _silence(store: Store, args: argparse.Namespace) -> int:
 
 def _silences(store: Store, args: argparse.Namespace) -> int:
     rows = []
-    for name, value in store.notes("silence").items():
-        if value["until_s"] > time.time():
-            until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value["until_s"]))
-            rows.append((name, ", ".join(value["matchers"]), until, value["by"], value["comment"]))
+    for each in silences_in(store):
+        if each.until_s > time.time():
+            until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.until_s))
+            rows.append((each.id, ", ".join(each.matchers), until, each.by, each.comment))
             if args.json:
-                print(json.dumps({"id": name, **value}))
+                print(json.dumps(asdict(each)))
     if not args.json:
         print(plain_table(("id", "matches", "until", "by", "comment"), rows) if rows else "no silences")
     return 0

@@ -10,6 +10,7 @@ from typing import Any
 from . import labels as labels_of_devices
 from .incidents import Incident, Incidents, Silence
 from .judgements import Judgements
+from .labels import readable
 from .presence import Device, Fleet
 from .shards import Shard
 from .store import Store, StoreError
@@ -45,16 +46,17 @@ class Notes:
             name = row["device"]
             if name in self._shard:
                 facts = (row.get("schema") or "", row.get("model") or "", row.get("firmware") or "")
-                judged.add(_device(row, saved.get(name)), row["level"], facts, now_s)
+                device = readable(_device, row, saved.get(name)) or _device(row, None)
+                judged.add(device, row["level"], facts, now_s)
         for key, value in store.notes("cause").items():
             if key.startswith(self._part):
-                judged.causes.load(key[len(self._part) :], value)
+                readable(judged.causes.load, key[len(self._part) :], value)
         for name, value in store.notes("rate").items():
             if name.startswith(self._part):
-                judged.sense.load_rate(name[len(self._part) :], value, now_s)
-        found = [Incident.load(value) for value in store.notes("incident").values()]
-        own = [incident for incident in found if incident.id // MAX_IDS == self._shard.number - 1]
-        return own, store.notes(UNSENT, self._part or "all").get(self._part or "all", [])
+                readable(judged.sense.load_rate, name[len(self._part) :], value, now_s)
+        own = [each for each in incidents_in(store) if each.id // MAX_IDS == self._shard.number - 1]
+        unsent = store.notes(UNSENT, self._part or "all").get(self._part or "all", [])
+        return own, [number for number in unsent if type(number) is int] if isinstance(unsent, list) else []
 
     def look(self, judged: Judgements, incidents: Incidents, now_s: float) -> None:
         """At what an operator has changed."""
@@ -64,20 +66,23 @@ class Notes:
             return
         self._changed = changed
         judged.relabel(labels_of_devices.read(store), now_s)
-        incidents.silences = [
-            Silence(name, tuple(value["matchers"]), value["until_s"], value.get("by", ""), value.get("comment", ""))
-            for name, value in store.notes("silence").items()
-        ]
+        incidents.silences = silences_in(store)
         done = []
         for name, request in store.notes("request").items():
-            if request["do"] == "acknowledge" and incidents.get(request["incident"]) is not None:
-                incidents.acknowledge(request["incident"], request["by"], now_s)
-                done.append(name)
-            elif request["do"] == "trust" and request["device"] in self._shard:
-                judged.fleet.trust(request["device"])
+            if readable(self._asked, request, judged, incidents, now_s) is not False:
                 done.append(name)
         if done:
             store.note("request", dict.fromkeys(done))
+
+    def _asked(self, request: dict[str, Any], judged: Judgements, incidents: Incidents, now_s: float) -> bool:
+        """-> whether it is done; what is for another collector stays."""
+        if request["do"] == "acknowledge" and incidents.get(request["incident"]) is not None:
+            incidents.acknowledge(request["incident"], request["by"], now_s)
+            return True
+        if request["do"] == "trust" and request["device"] in self._shard:
+            judged.fleet.trust(request["device"])
+            return True
+        return False
 
     # --- to the database ------------------------------------------------------------------------------------------
 
@@ -144,6 +149,16 @@ class Notes:
     def forget_times(self) -> None:
         """The clock was set: what is due by it is due now."""
         self._saved_s = -1e18
+
+
+def incidents_in(store: Store) -> list[Incident]:
+    found = [readable(Incident.load, value) for value in store.notes("incident").values()]
+    return [incident for incident in found if incident is not None]
+
+
+def silences_in(store: Store) -> list[Silence]:
+    found = [readable(Silence.load, name, value) for name, value in store.notes("silence").items()]
+    return [silence for silence in found if silence is not None]
 
 
 def _device(row: dict[str, Any], saved: dict[str, Any] | None) -> Device:

@@ -132,7 +132,11 @@ class Proof:
             "--keys",
             str(self.folder / "keys"),
         ]
-        command += ["--broker", f"127.0.0.1:{self.ports[0]}", "--also", f"127.0.0.1:{self.ports[1]}", "--db", url]
+        command += ["--broker", f"127.0.0.1:{self.ports[0]}", "--also", f"127.0.0.1:{self.ports[1]}"]
+        url_file = self.folder / "database"
+        url_file.touch(0o600)
+        url_file.write_text(url + "\n")
+        command += ["--database-file", str(url_file)]
         with (self.folder / f"collector-{at + 1}.log").open("ab") as log:
             self.collectors[at] = subprocess.Popen([*command, "--shard", f"{at + 1}/2"], stdout=log, stderr=log)
 

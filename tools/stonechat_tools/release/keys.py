@@ -79,6 +79,9 @@ def read_public(path: Path) -> list[PublicKey]:
 def passphrase(path: Path | None, new: bool = False) -> bytes:
     """From the first line of a file, or asked for on the terminal. Raises ConfigError, OSError."""
     if path is not None:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode) and stat.S_IMODE(mode) & (stat.S_IRWXG | stat.S_IRWXO):
+            raise ConfigError(f"--passphrase-file {path}: others than its owner can read it; run chmod 600 {path}")
         text = read_file(path, 4096).decode("utf-8", "replace").partition("\n")[0]
     elif sys.stdin.isatty():
         text = getpass.getpass("passphrase: ")

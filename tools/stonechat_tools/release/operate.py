@@ -17,6 +17,7 @@ from stonechat.errors import ConfigError
 from ..console import plain_table
 from ..fleet import labels
 from ..fleet.command import span_s
+from ..fleet.database import add_database_arguments
 from ..fleet.labels import NONE
 from ..fleet.presence import span
 from ..fleet.rollout import STAGES, Stage
@@ -59,11 +60,7 @@ def add_arguments(actions: Any) -> None:
     status.add_argument("device_class", nargs="?", metavar="CLASS", help="class of devices (default: all)")
     status.add_argument("version", type=int, nargs="?", metavar="VERSION", help="with its log (default: all)")
     for action in (publish, stage, *others, status):
-        action.add_argument(
-            "--db",
-            default="stonechat.db",
-            help="the fleet's database: a file, or postgresql://... (default %(default)s)",
-        )
+        add_database_arguments(action)
         action.add_argument("--json", action="store_true", help="for machines")
 
 

@@ -17,11 +17,13 @@ MAX_IN = 500  # values in one IN (...)
 
 
 class StoreError(StonechatError):
-    """The database can't be opened, read or written. passes: it may work later without anybody's doing here."""
+    """The database can't be opened, read or written. passes: it may work later without anybody's doing here. held: it
+    is held by another collector, perhaps one that is dead, which the server has not noticed yet."""
 
-    def __init__(self, text: str, passes: bool = False) -> None:
+    def __init__(self, text: str, passes: bool = False, held: bool = False) -> None:
         super().__init__(text)
         self.passes = passes
+        self.held = held
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,11 @@ def masked(url: str) -> str:
     return _LOGIN.sub(r"\1:***@", _PASSWORD.sub("***", url))
 
 
+def has_password(url: str) -> bool:
+    login = _LOGIN.search(url.partition("?")[0]) or _LOGIN.search(url)
+    return bool(login and login[2]) or _PASSWORD.search(url) is not None
+
+
 _queries: dict[str, str] = {}
 
 
@@ -111,6 +116,11 @@ class Postgres:
         try:
             db.execute("SET synchronous_commit = on")  # what is acknowledged is on the disk, whatever the server's own
             db.execute("SET lock_timeout = '10s'")
+            # a collector whose machine died leaves its claim for half a minute, not for the system's two hours
+            db.execute("SET tcp_keepalives_idle = 15")
+            db.execute("SET tcp_keepalives_interval = 5")
+            db.execute("SET tcp_keepalives_count = 3")
+            db.execute("SET tcp_user_timeout = '30s'")
             db.execute("SET idle_in_transaction_session_timeout = '60s'")
             with db.transaction():
                 db.execute("SELECT pg_advisory_xact_lock(%s, 0)", (_CLAIM,))  # one at a time makes the tables
@@ -142,7 +152,8 @@ class Postgres:
         if not db.execute(query, (_CLAIM, "collector " + self._shard)).fetchone()[0]:
             raise StoreError(
                 f"{self._name}: another collector fills this database for the same devices; stop it, or give each its"
-                " own --shard"
+                " own --shard",
+                held=True,
             )
 
     @contextlib.contextmanager

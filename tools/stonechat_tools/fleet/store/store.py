@@ -1,5 +1,6 @@
 """The fleet's database as the other modules call it."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -182,10 +183,14 @@ class Store:
         return read.listening(self.engine)
 
     def notes(self, kind: str, name: str | None = None) -> dict[str, Any]:
-        """name -> value of one kind, or of one name."""
+        """name -> value of one kind, or of one name. One that is no JSON, as a hand may leave it, is left out."""
         where, values = ("", (kind,)) if name is None else (" AND name = ?", (kind, name))
         query = f"SELECT name, value FROM notes WHERE kind = ?{where} ORDER BY name"
-        return {row[0]: json.loads(row[1]) for row in self.engine.rows(query, values)}
+        found = {}
+        for row in self.engine.rows(query, values):
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
+                found[row[0]] = json.loads(row[1])
+        return found
 
     def note_texts(self, kind: str) -> dict[str, str]:
         """As notes(), without decoding the values: for whoever compares them with those of before."""
