@@ -2,7 +2,7 @@
 
 import pytest
 from netns import needs_root
-from stonechat_tools.proofs import respond
+from stonechat_tools.proofs import respond, respond_run
 
 
 @needs_root
@@ -12,10 +12,11 @@ def test_some_runs_lock_nobody_out_and_leave_nothing(capsys):
 
 
 @pytest.mark.parametrize(
-    ("at_s", "counts"), [(9.5, True), (10.0, False), (11.9, False), (12.0 + respond.SLACK_S + 0.01, True), (15.0, True)]
+    ("at_s", "counts"),
+    [(9.5, True), (10.0, False), (11.9, False), (12.0 + respond_run.SLACK_S + 0.01, True), (15.0, True)],
 )
 def test_a_flow_that_is_stopped_without_a_lease_is_a_lock_out(at_s, counts):
-    run = respond.Run(1, 2)
+    run = respond_run.Run(1, 2)
     run.echoes.close()
     run._heard("applying", 10.0)
     run._heard("applied", 10.001)
@@ -25,7 +26,7 @@ def test_a_flow_that_is_stopped_without_a_lease_is_a_lock_out(at_s, counts):
 
 
 def test_the_end_of_a_lease_counts_and_so_does_a_renewal():
-    run = respond.Run(1, 2)
+    run = respond_run.Run(1, 2)
     run.echoes.close()
     for word, at_s in (("applying", 10.0), ("applied", 10.0), ("renewing", 11.0), ("renewed", 11.0)):
         run._heard(word, at_s)

@@ -16,7 +16,6 @@ import random
 import socket
 import struct
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,129 +25,19 @@ from pathlib import Path
 from typing import Any
 
 from stonechat.errors import ConfigError
-from stonechat.linux.allow_list import AllowList
-from stonechat.linux.netfilter import Netfilter
 from stonechat.policy import QUARANTINE, THROTTLE
 
 from ..console import plain_table
 from ..lab import attacks, benign, spaces
 from ..lab.bounds import Deadline, started, stopped
 from ..lab.peers import PORTS
-from ..proofs.respond import Echoes
+from .respond_live import WINDOW_MS, live
+from .respond_world import BROKER, CLOCK, DNS, FRAMES, OPERATOR, SEEN, Capture, World, world
 
 HELP = "what a response stops, how fast, and what it costs"
-BROKER, DNS, CLOCK, OPERATOR, ATTACKER = "10.88.0.1", "10.88.0.53", "10.88.0.123", "10.88.0.5", "10.88.7.7"
 NAMES = {THROTTLE: "throttle", QUARANTINE: "quarantine"}
 WITHIN_S = 1.0  # an answer to a benign flow
-_TIMESTAMP = getattr(socket, "SO_TIMESTAMPNS", 35)
-_OUTGOING = 4
-_FRAMES = "frames"
-
-
-@dataclass(frozen=True)
-class Packet:
-    at_s: float  # wall clock, by the kernel
-    n_bytes: int
-    protocol: int
-    target: str
-    source_port: int
-    target_port: int
-
-
-def _to(*targets: str) -> Callable[[Packet], bool]:
-    return lambda packet: packet.target in targets
-
-
-# attack: what of it is seen across from the device
-SEEN: dict[str, Callable[[Packet], bool]] = {
-    "scan_connect": lambda packet: packet.protocol == 6 and packet.target_port in (23, 2323),
-    "scan_raw": lambda packet: packet.protocol == 6 and packet.target_port == 23,
-    "udp_flood": _to("10.88.1.2"),
-    "exfil_burst": _to("10.88.5.5"),
-    "brute_in": lambda packet: packet.source_port == PORTS["login"],  # the device's answers
-    _FRAMES: lambda packet: packet.protocol == 17 and packet.target_port == 7,
-}
-
-
-class Capture:
-    """All IPv4 packets that arrive at the other end of the device's cable."""
-
-    def __init__(self, outside: spaces.Space) -> None:
-        self._sock = outside.do(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
-        self._sock.bind((spaces.INTERFACE, 0x0800))
-        self._sock.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)  # SO_RCVBUFFORCE
-        self._sock.setsockopt(socket.SOL_SOCKET, _TIMESTAMP, 1)
-        self._sock.settimeout(0.2)
-        self.packets: list[Packet] = []
-        self._stopping = False
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._stopping = True
-        self._thread.join(5)
-        self._sock.close()
-
-    def _serve(self) -> None:
-        while not self._stopping:
-            with contextlib.suppress(TimeoutError):
-                data, ancillary, _, address = self._sock.recvmsg(128, 64, socket.MSG_TRUNC)
-                if address[2] == _OUTGOING or len(data) < 38:
-                    continue
-                seconds, nanoseconds = struct.unpack("qq", ancillary[0][2][:16])
-                length, protocol = int.from_bytes(data[16:18], "big"), data[23]
-                ports = struct.unpack("!HH", data[34:38])
-                at_s = seconds + nanoseconds / 1e9
-                self.packets.append(Packet(at_s, length, protocol, socket.inet_ntoa(data[30:34]), *ports))
-
-
-@dataclass
-class World:
-    net: spaces.Pair
-    echoes: Echoes
-    response: Netfilter
-    inside: tuple[str, ...]
-    outside: tuple[str, ...]
-
-    def do(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        return self.net.device.do(work, *arguments)
-
-
-@contextlib.contextmanager
-def world(seconds: float) -> Iterator[World]:
-    """A device with a response, and its peers outside, which end after `seconds` at the latest."""
-    with contextlib.ExitStack() as stack:
-        net = stack.enter_context(spaces.pair())
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stonechat-respond-")))
-        (folder / "etc").mkdir()
-        (folder / "etc/resolv.conf").write_text(f"nameserver {DNS}\n")
-        net.outside.ip(f"route replace 10.99.0.0/24 dev {spaces.INTERFACE} src {ATTACKER}")
-        echoes = Echoes()
-        stack.callback(echoes.close)
-        for host, port in ((DNS, 53), (CLOCK, 123), (spaces.GATEWAY, 9999)):
-            sock = net.outside.do(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
-            sock.bind((host, port))
-            echoes.add(sock, "udp")
-        outside = ("nsenter", f"--net={net.outside.path}")
-        inside = ("nsenter", f"--net={net.device.path}")
-        peers = started(
-            [
-                *outside,
-                sys.executable,
-                "-m",
-                "stonechat_tools.lab.peers",
-                "--bind",
-                "0.0.0.0",
-                "--seconds",
-                str(seconds),
-            ]
-        )
-        stack.callback(stopped, peers)
-        rows = [{"address": OPERATOR, "reason": "operator"}]
-        allow = AllowList(BROKER, PORTS["broker"], rows, root=str(folder), proc="/proc/thread-self")
-        response = net.device.do(Netfilter, allow)
-        stack.callback(net.device.do, response.close)
-        yield World(net, echoes, response, inside, outside)
+_POOL = "10.88.6.6"
 
 
 # --- benign flows while something is in force -------------------------------------------------------------------------
@@ -251,8 +140,8 @@ def _send_frames(seconds: float) -> None:
 def _attack(name: str, where: World, seconds: float) -> Iterator[None]:
     victim = contextlib.ExitStack()
     with victim:
-        if name == _FRAMES:
-            words = [sys.executable, "-m", __name__, _FRAMES, str(seconds)]
+        if name == FRAMES:
+            words = [sys.executable, "-m", __name__, FRAMES, str(seconds)]
             process = started([*where.inside, *words])
         elif attacks.ATTACKS[name].at_device:
             serve = ["-m", "stonechat_tools.lab.peers", "--bind", spaces.DEVICE, "--seconds", str(seconds + 10)]
@@ -304,6 +193,40 @@ def measure(name: str, action: int, seconds: float) -> dict[str, Any]:
     }
 
 
+def untouched(name: str, seconds: float) -> dict[str, Any]:
+    """ransom or miner -> how much of its work goes on in a quarantine, and its packets."""
+    with world(4 * seconds + 60) as where:
+        capture = Capture(where.net.outside)
+        process = attacks.spawn(name, 4 * seconds + 20, spaces.NETWORK, prefix=where.inside)
+        try:
+            time.sleep(0.5)
+            marks = [(time.time(), _work(name, process.pid))]
+            time.sleep(seconds)
+            marks.append((time.time(), _work(name, process.pid)))
+            where.do(where.response.apply, QUARANTINE, int(2 * seconds) + 30)
+            time.sleep(seconds)
+            marks.append((time.time(), _work(name, process.pid)))
+        finally:
+            stopped(process)
+            capture.close()
+    (a_s, a), (b_s, b), (c_s, c) = marks
+    pool = [packet.at_s for packet in capture.packets if packet.target == _POOL]
+    return {
+        "attack": name,
+        "work_goes_on_share": ((c - b) / (c_s - b_s)) / max(1e-9, (b - a) / (b_s - a_s)),
+        "packets_before": sum(at_s < b_s for at_s in pool),
+        "packets_after": sum(at_s >= b_s + 0.1 for at_s in pool),
+    }
+
+
+def _work(name: str, pid: int) -> int:
+    """Bytes written by ransom, processor time of the miner."""
+    if name == "ransom":
+        lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+        return int(dict(line.split(": ") for line in lines)["wchar"])
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11])
+
+
 # --- a false alarm ----------------------------------------------------------------------------------------------------
 
 
@@ -335,7 +258,8 @@ def _moved() -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--attack", action="append", choices=list(SEEN), help="this one only (again for more)")
+    help = "this one only (again for more); without it also ransom, miner, and a run of the whole agent"
+    parser.add_argument("--attack", action="append", choices=list(SEEN), help=help)
     parser.add_argument("--seconds", type=float, default=5.0, help="before the alarm, and after it (default 5)")
     parser.add_argument(
         "--false-alarm-seconds", type=float, default=60.0, help="of each device's day; 0: without (default 60)"
@@ -369,8 +293,35 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             )
     head = ["attack", "response", "rules in force", "last packet after", "packets stopped", "bytes stopped"]
     print(plain_table([*head, "allow-list harmed", "others harmed"], rows), end="")
-    days = false_alarms(args.false_alarm_seconds) if args.false_alarm_seconds else {}
-    return {"attacks": found, "false_alarms": days}
+    figures: dict[str, Any] = {"attacks": found}
+    if not args.attack:
+        figures["untouched"] = [untouched(name, args.seconds) for name in ("ransom", "miner")]
+        for one in figures["untouched"]:
+            print(
+                f"{one['attack']} in quarantine: {100 * one['work_goes_on_share']:.0f} % of its work goes on; packets "
+                f"to its pool: {one['packets_before']} before, {one['packets_after']} after"
+            )
+        figures["live"] = _live()
+    if args.false_alarm_seconds:
+        figures["false_alarms"] = false_alarms(args.false_alarm_seconds)
+    return figures
+
+
+def _live() -> dict[str, Any]:
+    found = live()
+    log = found.pop("log")
+    if "quarantine_seen_s" not in found:
+        raise ConfigError("the real agent did not respond:\n" + log[-2000:])
+    print(f"the whole agent, windows of {WINDOW_MS / 1000} s, {found['attack']}:")
+    print(f"  alarm {found['alarm_after_s']:.1f} s after its begin")
+    print(f"  last packet {found['last_packet_after_alarm_s']:.2f} s after the alarm")
+    print(
+        f"  packets: {found['packets_before_alarm']} before the alarm, {found['packets_in_throttle']} in "
+        f"{found['throttle_lasted_s']:.1f} s of throttle, {found['packets_in_quarantine']} in "
+        f"{found['quarantine_seen_s']:.1f} s of quarantine"
+    )
+    print(f"  the hook was called with: {found['hook']}")
+    return found
 
 
 def false_alarms(seconds: float) -> dict[str, Any]:

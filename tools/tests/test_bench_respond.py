@@ -1,0 +1,39 @@
+"""The benchmark of the response, short: what it says must be so."""
+
+import argparse
+
+import pytest
+from netns import needs_root
+from stonechat.policy import QUARANTINE, THROTTLE
+from stonechat_tools.bench import respond
+
+
+@needs_root
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", ["frames"])
+def test_a_quarantine_stops_an_attack_and_harms_nobody_on_the_list(attack):
+    found = respond.measure(attack, QUARANTINE, 1.0)
+    assert found["packets_before"] >= 8
+    assert found["stopped_share"] > 0.5  # a busy machine may take a while until the rules are in force
+    assert found["last_packet_s"] < 0.9
+    assert found["benign_listed"][0] == 0
+    assert found["benign_listed"][1] > 0
+
+
+@needs_root
+@pytest.mark.slow
+def test_a_false_alarm_in_throttle_leaves_a_device_its_day():
+    assert respond.false_alarm("sensor", 2.0, throttled=True)["stopped"] == 0
+
+
+@needs_root
+@pytest.mark.slow
+def test_ransom_goes_on_in_a_quarantine():
+    assert respond.untouched("ransom", 1.0)["work_goes_on_share"] > 0.3
+
+
+def test_the_verb_has_its_options():
+    parser = argparse.ArgumentParser()
+    respond.add_arguments(parser)
+    assert parser.parse_args(["--attack", "frames"]).attack == ["frames"]
+    assert respond.NAMES == {THROTTLE: "throttle", QUARANTINE: "quarantine"}
