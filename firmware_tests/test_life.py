@@ -233,6 +233,30 @@ def test_2000_benign_windows_are_silent_and_each_infection_alarms(target: Target
         assert FITTING[line[1]] & {word.split("=")[0] for word in line[5:]}, line
 
 
+@pytest.mark.parametrize("action", ["throttle", "quarantine"])
+def test_a_response_stops_the_infections_that_use_the_network_and_calls_the_hook_for_all(
+    action: str, peers: int
+) -> None:
+    target = next((target for target in TARGETS if not target.missing), None)
+    if target is None:
+        pytest.skip("no MicroPython target is installed")
+    done = target.run("life/respond.py", str(MODEL), str(peers), "77", action, timeout_s=200)
+    assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[1] for line in lines[:-1]] == list(INFECTIONS) and lines[-1] == ["product", "errors", "0"]
+    for line in lines[:-1]:
+        found = dict(zip(line[2::2], map(int, line[3::2]), strict=True))
+        assert 1 <= found["alarm"] <= 4 and found["hook"] == 1, line
+        if line[1] == "web_shell":  # who came in by himself and only opens files: the hook is what there is
+            assert found["stopped"] == found["passed"] == 0, line
+        elif action == "quarantine":
+            assert found["stopped"] > 100 and found["passed"] == found["during"] == 0, line
+        elif line[1] == "beacon":  # as rare as it is, a limit does not touch it
+            assert found["stopped"] == 0, line
+        else:
+            assert found["stopped"] > 100 and found["during"] <= found["before"] // 4 or line[1] == "exfiltration", line
+
+
 @pytest.mark.parametrize("mode", ["idle", "rare", "ordinary", "roomy", "busy"])
 def test_a_board_does_not_alarm_for_being_what_it_is(mode: str, peers: int) -> None:
     """Idle, ordinary and busy boards with the shipped model, 2,000 windows each."""

@@ -86,6 +86,7 @@ class Agent(Loop):
         self.response = response
         self.update = update
         self.off = False
+        self.on_switch = None  # called with whether monitoring is on: a board stops counting then
         self._off_s = 0  # seconds of uptime at which that began; negative: before this start
         Loop.__init__(self, channels, reporter, state, publish=publish, firmware=firmware)
         if response is not None:
@@ -155,6 +156,8 @@ class Agent(Loop):
             return
         if on:
             self.off = False
+            if self.on_switch is not None:
+                self.on_switch(True)
             if _OFF in self.state.sections:
                 del self.state.sections[_OFF]
             self.due_ms = ticks_ms()
@@ -177,6 +180,8 @@ class Agent(Loop):
         uptime_s = self.reporter.uptime_s
         self._off_s = uptime_s - max(0, now_s - since_s) if since_s and now_s else uptime_s
         self.off = True
+        if self.on_switch is not None:
+            self.on_switch(False)
         if self.response is not None:
             self.response.switch_off()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stonechat.board import hooks
+from stonechat.board import guard, hooks
 from stonechat.custom_counters import CounterCollector, counter_schema
 from stonechat.features import RATE
 from stonechat.int8 import interpreter
@@ -95,6 +95,7 @@ PLAYERS: list[tuple[str, str, Callable[[Path], Any]]] = [
     ("Transport", "Paho", lambda _: Paho("d", "127.0.0.1", 1)),
     ("State", "State", lambda _: State()),
     ("Enforcer", "Nothing", lambda _: Nothing()),
+    ("Enforcer", "Guard", lambda _: guard.Guard()),
     ("Enforcer", "Netfilter", netfilter),
 ]
 

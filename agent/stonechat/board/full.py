@@ -27,7 +27,32 @@ core.py is the same in less memory and states what it leaves out; its notes on t
 """
 
 from ..agent import open_agent
+from . import hooks
 from .device import begin
+
+
+def _follow_switch(agent, collector):
+    """Nothing is counted while monitoring is off."""
+
+    def switch(on):
+        hooks.active = collector if on else _Off()  # type: ignore[assignment]
+
+    agent.on_switch = switch
+    if agent.off:
+        switch(False)
+
+
+class _Off:
+    """In place of the hook's collector while monitoring is off."""
+
+    def add(self, *args, **options):
+        return False
+
+    def meet(self, address):
+        return None, None
+
+    def failed(self, number):
+        pass
 
 
 def start(
@@ -55,12 +80,14 @@ def start(
     on_verdict=None,
     learn_peers_hours=24,
     update=None,
+    response=None,
 ):
     """As core.start, and: outbox_bytes: what reports may take on flash; bytes_per_day, free_on_publish: as in Delivery;
-    extra, on_verdict, learn_peers_hours, update: as in Agent. -> Watch. Raises OutboxError too."""
+    extra, on_verdict, learn_peers_hours, update, response: as in Agent; guard.py makes a response. -> Watch. Raises
+    OutboxError too. watch.agent.monitoring(False) is the user's switch: nothing is counted until monitoring(True)."""
 
     def make(collector):
-        return open_agent(
+        agent = open_agent(
             device_id,
             key,
             collector,
@@ -78,6 +105,9 @@ def start(
             learn_peers_hours=learn_peers_hours,
             update=update,
             publish=publish,
+            response=response,
         )
+        _follow_switch(agent, collector)
+        return agent
 
     return begin(make, device_id, key, host, port, user, password, tls, keepalive_s, feed)

@@ -95,6 +95,7 @@ FEATURES = {  # module -> what a firmware gets by it
     "lasting_peers": "a channel of its own for quiet, lasting contacts",
     "replay": "a recording in place of the hook, for tests on a board",
     "updater": "new models over the air, signed",
+    "board/guard": "the response to alarms: strangers are limited or refused",
     "int8/plain": "inference without machine code",
     "int8/interpreter": "any .tflite, without a plan",
 }
