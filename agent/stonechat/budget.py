@@ -69,6 +69,11 @@ class Budget:
             self.made -= count
         return True
 
+    def interval_ms(self, count: int) -> int:
+        """How often `count` bytes can be sent, even after a storm of alarms took all that was there: half of the time
+        until they are there again beside RESERVE_BYTES, because silence is two intervals. 0 without a limit."""
+        return (min(count + RESERVE_BYTES, self.most) * _DAY_MS // self._rate) >> 1 if self.limited else 0
+
     def allows(self, count: int, reserve: int) -> bool:
         """Whether `count` bytes may be published now, leaving `reserve`."""
         return not self.limited or self.sent >= min(count + reserve, self.most)

@@ -24,6 +24,7 @@ _BURST = const(16)  # reports that one pump() sends
 _LATE_S = const(60)
 _LATE_KEY = const(23)  # the highest that takes one byte: a report's other keys are below it
 _SEAL_BYTES = const(17)
+_HEARTBEAT_BYTES = const(80)  # of a summary, sealed
 _RESEND_MAX_MS = const(3_600_000)
 
 
@@ -273,7 +274,13 @@ class Delivery(Reporter):
 
     def status(self, **facts) -> bytearray:  # type: ignore[override]
         self.trouble = (self.rejected, self.unsaved + self.commands.unsaved, self.held_back, self.refused)
-        return Reporter.status(self, **facts)
+        heartbeat_windows, window_ms = self.heartbeat_windows, facts.get("window_ms")
+        if window_ms:  # short of bytes, reports come less often: what is announced has to hold then, too
+            longest = self.budget.interval_ms(_HEARTBEAT_BYTES) // window_ms
+            self.heartbeat_windows = max(heartbeat_windows, longest)
+        message = Reporter.status(self, **facts)
+        self.heartbeat_windows = heartbeat_windows
+        return message
 
     # --- messages from the collector ------------------------------------------------------------------------------
 

@@ -352,3 +352,63 @@ def test_the_table_says_when_no_collector_runs(capsys: pytest.CaptureFixture[str
         Console(width=160).print(overview.fleet_table(store))
         said = capsys.readouterr().out
         assert "reporting" in said and "when a collector was last connected" in said
+
+
+class Verdict:
+    """What a scorer says of one window, quiet or loud."""
+
+    surprise_q8, evidence_q8, score_q8 = 9000, 900, 500
+    learning = changed = unfit = False
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+
+    def explain(self, k: int = 3) -> list[tuple[int, int, int]]:
+        return [(level, 20, 60) for level in range(1, 1 + k)]
+
+
+@pytest.mark.parametrize("bytes_per_day", [1000, 4000, 40_000])
+def test_a_device_short_of_bytes_is_not_silent(bytes_per_day: int) -> None:
+    """The real agent with a storm of alarms each six hours, which takes all the bytes there are: what it announces
+    holds, and its real silence is seen."""
+    from stonechat.delivery import Delivery
+    from stonechat.outbox_memory import MemoryOutbox
+
+    secret = bytes(32)
+    keys = keyring.DeviceKeys(secret, "d-1")
+    device = Delivery("d-1", secret, MemoryOutbox(8192), heartbeat_windows=30, bytes_per_day=bytes_per_day)
+    with Store(":memory:") as store:
+        now_s = BEGAN_S + 0.0
+        monitor = Monitor(store, clock=lambda: now_s, steady=lambda: now_s)
+        monitor.connected(True)
+        sent = 0
+
+        def publish(topic: str, message: bytes, qos: int = 1, retain: bool = False) -> None:
+            nonlocal sent
+            sent += len(message)
+            if topic.endswith("status"):
+                statuses = [wire.open_status("d-1", keys, bytes(message))]
+                store.put([], statuses, now_s=now_s)
+                monitor.took([], [], statuses)
+                return
+            report = wire.open_report("d-1", keys, bytes(message))
+            monitor.took([report], store.put([report], now_s=now_s))
+            device.on_message(device.ack_topic, wire.seal_ack(keys, report.stream, [(report.sequence,) * 2]))
+
+        seen: set[str] = set()
+        announced = False
+        for window in range(2 * 8640):
+            now_s += WINDOW_S
+            announced = announced or device.send_status(publish, lambda: device.status(window_ms=WINDOW_S * 1000))
+            storm = 1 if window % 2160 < 200 else 0
+            device.observe(Verdict(2 * (storm and window % 2)), round(now_s * 1000) & 0x3FFFFFFF)
+            device.pump(publish, round(now_s * 1000) & 0x3FFFFFFF)
+            if window % 6 == 0:
+                monitor.step()
+                seen |= {state.state.state for state in monitor.states()}
+        assert announced and sent <= 2 * bytes_per_day + 700
+        assert "reporting" in seen and not seen & set(AWAY), seen
+        (state,) = monitor.states()
+        now_s += 2 * state.interval_s + 200
+        monitor.step()
+        assert monitor.states()[0].state.state == "silent"

@@ -156,6 +156,10 @@ class Proof:
         began_s = time.monotonic()
         while not done():
             self.turn(0.05)
+            for at, collector in enumerate(self.collectors):
+                if collector is not None and collector.poll() is not None:
+                    said = (self.folder / f"collector-{at + 1}.log").read_text()[-500:]
+                    raise OSError(f"{what}: collector {at + 1} has ended by itself ({collector.returncode}): {said}")
             if time.monotonic() - began_s > LIMIT_S:
                 logs = [log.read_text()[-300:] for log in self.folder.glob("collector-*.log")]
                 left = [
