@@ -17,13 +17,13 @@ from .features import Normalization
 
 # A device's benign score may be up to four doublings over the model's, and counts as at most one below it: else the
 # drift of an idle device would be a surprise. Its scale is between .94 and 1.1 of the model's, so that starts of one
-# device differ by x.85 to x1.18 at most; where its own windows come near an alarm so, it is between .8 and twice that.
+# device differ by x.85 to x1.18 at most; where its own windows come near an alarm so, it is up to twice the model's.
+# The margin is one and a half standard errors of the mean surprise of 64 benign windows.
 _ABOVE_MAX_Q8 = const(1024)
 _BELOW_MAX_Q8 = const(256)
 _NEAR_LOW_Q8 = const(240)
 _NEAR_HIGH_Q8 = const(282)
-_SCALE_LOW_Q8 = const(205)
-_SCALE_HIGH_Q8 = const(512)
+_MARGIN_Q8 = const(24)
 
 
 class Scorer:
@@ -102,8 +102,8 @@ class Scorer:
         """The location is the device's own median. The scale is the model's, moved a quarter of the way to the device's
         own: that of half a hundred windows depends on luck (measured: x.74 to x1.84 of the median over twelve starts).
         The windows just learned from must not come near an alarm under them: where they do, the device's own scale is
-        taken. Where they alarm even so, because what is learned is bounded or something happened meanwhile, the model
-        does not fit (yet), the verdict says so, and the learning begins again."""
+        taken if it is wider. Where they alarm even so, because what is learned is bounded or something happened
+        meanwhile, the model does not fit (yet), the verdict says so, and the learning begins again."""
         scores = [rows[i] << 8 | rows[i + 1] for i in range(0, len(rows), 2)]
         order = sorted(scores)
         location_q8 = order[len(order) >> 1]
@@ -112,22 +112,30 @@ class Scorer:
         detector = self.detector
         detector.location_q8 = max(model_q8 - _BELOW_MAX_Q8, min(location_q8, model_q8 + _ABOVE_MAX_Q8))
         model_q8 = self.meta.scale_q8
-        self.verdict.unfit = True
-        for level, scale_q8, low_q8, high_q8 in (
-            (WATCH, own_q8 + 3 * model_q8 >> 2, _NEAR_LOW_Q8, _NEAR_HIGH_Q8),
-            (ALARM, own_q8, _SCALE_LOW_Q8, _SCALE_HIGH_Q8),
-        ):
-            detector.scale_q8 = max(1, model_q8 * low_q8 >> 8, min(scale_q8, model_q8 * high_q8 >> 8))
-            self.clear_evidence()
-            for score_q8 in scores:
-                if detector.weigh(detector.surprise(score_q8)).level >= level:
-                    break
-            else:
-                self.verdict.unfit = False
-                break
-        if self.verdict.unfit:
+        scale_q8 = min(own_q8 + 3 * model_q8 >> 2, model_q8 * _NEAR_HIGH_Q8 >> 8)
+        detector.scale_q8 = max(1, model_q8 * _NEAR_LOW_Q8 >> 8, scale_q8)
+        unfit = False
+        if self._reach(scores, WATCH):
+            detector.scale_q8 = max(detector.scale_q8, min(own_q8, 2 * model_q8))
+            unfit = self._reach(scores, ALARM)
+        self.verdict.unfit = unfit
+        if unfit:
             self.recalibrate()
         self.clear_evidence()
+
+    def _reach(self, scores, level):
+        """Whether these windows reach the level, or more like them would sooner or later: the evidence of a rule rises
+        for ever where the surprise, capped, is above the allowance on average."""
+        detector = self.detector
+        self.clear_evidence()
+        surprises = [detector.surprise(score_q8) for score_q8 in scores]
+        for surprise_q8 in surprises:
+            if detector.weigh(surprise_q8).level >= level:
+                return True
+        for allowance_q8, cap_q8, _ in self.meta.alarm_rules:
+            if sum([min(q8, cap_q8) for q8 in surprises]) > len(surprises) * (allowance_q8 - _MARGIN_Q8):
+                return True
+        return False
 
     def recalibrate(self):
         """Start the learning again (an operator's command, a new firmware): what was learned is forgotten."""

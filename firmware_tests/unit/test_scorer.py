@@ -86,14 +86,24 @@ def test_what_the_learning_can_not_make_normal_is_refused_and_learned_again():
     assert not Scorer(Zero(), SCHEMA, state).verdict.unfit
 
 
+def of_scores(scorer):
+    """-> what gives the scorer's verdict of a window with this score."""
+
+    def verdict_of(score_q8):
+        scorer.detector.score = lambda x, y: setattr(scorer.verdict, "score_q8", score_q8) or score_q8
+        return scorer.score([15, 15, 15], 1000)
+
+    return verdict_of
+
+
 def learned_scale(scores, model_scale_q8=256):
     """The scale that a device learns from these scores, whatever its features were, and whether the model fits."""
     model = Zero(learn=2 * len(scores))
     model.metadata.scale_q8 = model_scale_q8
     scorer = Scorer(model, SCHEMA)
-    for row in scores * 2:
-        scorer.detector.score = lambda x, y, row=row: setattr(scorer.verdict, "score_q8", row) or row
-        scorer.score([15, 15, 15], 1000)
+    verdict_of = of_scores(scorer)
+    for score_q8 in scores * 2:
+        verdict_of(score_q8)
     return scorer.detector.scale_q8, not scorer.learning
 
 
@@ -112,6 +122,19 @@ def test_a_device_whose_scale_differs_learns_its_own():
     scale_q8, fits = learned_scale(wide)
     assert fits and scale_q8 == 512
     assert not learned_scale([1024] * 33 + [9000] * 31)[1]  # beyond twice the model's
+
+
+def test_the_scale_of_a_device_near_an_alarm_is_never_narrower():
+    assert learned_scale([1024] * 61 + [2044] * 3) == (240, True)  # its own scale is 0, and three windows come near
+
+
+def test_evidence_that_would_rise_for_ever_is_not_learned():
+    """The average surprise is what counts: these windows, again and again, must not alarm under what they taught."""
+    for high in (1500, 2100, 2850):
+        for often in (2, 3):
+            scores = [high if i % often == 0 else 1024 + 40 * (i % 5) for i in range(64)]
+            verdict_of = of_scores(Scorer(Zero(learn=128), SCHEMA))
+            assert ALARM not in [verdict_of(score_q8).level for score_q8 in scores * 22], (high, often)
 
 
 def test_an_idle_device_is_as_normal_as_a_busy_one():

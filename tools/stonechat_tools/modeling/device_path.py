@@ -34,7 +34,7 @@ DRIFT_CLIP = adaptation._CLIP_STEPS
 EXCESS_MAX = features._BEYOND_MAX
 ABOVE_MAX_Q8, BELOW_MAX_Q8 = scorer._ABOVE_MAX_Q8, scorer._BELOW_MAX_Q8
 NEAR_LOW_Q8, NEAR_HIGH_Q8 = scorer._NEAR_LOW_Q8, scorer._NEAR_HIGH_Q8
-SCALE_LOW_Q8, SCALE_HIGH_Q8 = scorer._SCALE_LOW_Q8, scorer._SCALE_HIGH_Q8
+MARGIN_Q8 = scorer._MARGIN_Q8
 _LOG2_TABLE = np.array([*features._LOG2_Q8, 256], dtype=np.int64)
 
 
@@ -421,21 +421,27 @@ class Replay:
         location = ordered[len(ordered) >> 1]
         own = ordered[len(ordered) * 7 >> 3] - location
         self.location = max(meta.location_q8 - BELOW_MAX_Q8, min(location, meta.location_q8 + ABOVE_MAX_Q8))
-        near = self._reaches(WATCH, (own + 3 * meta.scale_q8) >> 2, NEAR_LOW_Q8, NEAR_HIGH_Q8)
-        self.unfit = near and self._reaches(ALARM, own, SCALE_LOW_Q8, SCALE_HIGH_Q8)
+        low, high = meta.scale_q8 * NEAR_LOW_Q8 >> 8, meta.scale_q8 * NEAR_HIGH_Q8 >> 8
+        self.scale = max(1, low, min((own + 3 * meta.scale_q8) >> 2, high))
+        self.unfit = False
+        if self._reaches(WATCH):
+            self.scale = max(self.scale, min(own, 2 * meta.scale_q8))
+            self.unfit = self._reaches(ALARM)
         if self.unfit:  # it is learned again, as scorer.py says
             self.seen = 0
             self.learned[:] = 0
             self.location, self.scale = meta.location_q8, meta.scale_q8
         self.evidence, self.level = [0] * len(self.evidence), NORMAL
 
-    def _reaches(self, level: int, scale: int, low_q8: int, high_q8: int) -> bool:
-        """Take this scale, within its bounds -> whether the windows learned from reach the level under it."""
-        model = self.meta.scale_q8
-        self.scale = max(1, model * low_q8 >> 8, min(scale, model * high_q8 >> 8))
+    def _reaches(self, level: int) -> bool:
+        """Whether the windows learned from reach the level, or more like them would: scorer.py's _reach."""
         self.evidence, self.level = [0] * len(self.evidence), NORMAL
-        for score in self._rows:
-            self._weigh(self.surprise(score))
+        surprises = [self.surprise(score) for score in self._rows]
+        for surprise in surprises:
+            self._weigh(surprise)
             if self.level >= level:
+                return True
+        for allowance, cap, _ in self.meta.alarm_rules:
+            if sum(min(surprise, cap) for surprise in surprises) > len(surprises) * (allowance - MARGIN_Q8):
                 return True
         return False
