@@ -184,8 +184,9 @@ def test_linking_is_what_the_modules_say() -> None:
     second = ["from . import module0", "from .compat import const", "from struct import pack"]
     second += ["def go():", "    return module0.reach(2), module0._own"]
     text = linked("\n".join(first), "\n".join(second))
-    names: dict[str, Any] = {}
-    exec(text.replace("from .compat import const", "const = int"), names)
+    assert "import const" not in text  # it is the compiler's word
+    names: dict[str, Any] = {"const": int}
+    exec(text, names)
     assert names["go"]() == (5, 4)
     assert "module0" not in text and "Said" not in text and names["pack"]
     assert "MOST" not in names  # private now, so that mpy-cross keeps no name
@@ -522,3 +523,47 @@ class Thing:
     assert names["start"]("a", host="c") == ["a5c3", "55c3"]
     thing = names["Thing"]()
     assert thing.method("e", 1)(2) == (thing, "e", 2)
+
+
+def test_what_only_keywords_give_may_be_given_by_position() -> None:
+    """Inside linked modules: a board makes a dictionary for the defaults of keywords."""
+    entry = """
+from .first import _both, _outer, _parts
+def start(*, host=None):
+    return _outer(1, more=2, host=host), _parts(1, 2, last=3), _both(1, other=4)
+"""
+    first = """
+def _outer(first, *, host="h", more):
+    return first, host, more
+
+def _parts(*parts, last=None):
+    return parts, last
+
+def _both(first=0, *, other):
+    return first, other
+"""
+    text = link.link("entry", ["first", "entry"], {"entry": entry, "first": first})
+    assert text.count("*,") == 2, text  # start, which a firmware calls, and _both, which needs one
+    names: dict[str, Any] = {}
+    exec(compile(text, "linked", "exec"), names)
+    assert names["start"](host=5) == ((1, 5, 2), ((1, 2), 3), (1, 4))
+
+
+def test_short_names_are_nobody_elses() -> None:
+    source = """
+LEAST = const(3)
+
+def go(a, /):
+    global _count
+    _count = a
+    return [_own(b, c=1).e for b in (_count,)]
+
+class _own:
+    def __init__(self, x, c):
+        self.e, self._private, self.d = x + c, getattr(self, "f", LEAST), 0
+"""
+    text = link.link("entry", ["entry"], {"entry": source})
+    names: dict[str, Any] = {"const": int}
+    exec(compile(text, "linked", "exec"), names)
+    assert names["go"](1) == [2]
+    assert "_private" not in text and "global " in text

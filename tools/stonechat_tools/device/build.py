@@ -41,7 +41,7 @@ from stonechat.errors import ConfigError
 
 from stonechat_tools.console import model_path, read_file
 from stonechat_tools.device import romfs
-from stonechat_tools.device.link import Pool, in_order, link, often_used, package_of, private_names, shorten
+from stonechat_tools.device.link import Pool, all_names, in_order, link, often_used, package_of, private_names, shorten
 
 # mpy-cross's names, and boards that have them
 ARCHITECTURES = {
@@ -285,7 +285,7 @@ def _shortened(
     ones share a pool of short names."""
     private = {module: private_names(text) for module, text in texts.items()}
     apart = [module for module in texts if module not in together]
-    pool = Pool(set().union(*private.values())) if optional else None
+    pool = Pool(set().union(*[all_names(ast.parse(text).body) for text in texts.values()])) if optional else None
     order = in_order(together, {one: imports(one) for one in together})
     known = set().union(*[private[one] for one in apart])
     users = [texts[one] for one in apart if one in optional]

@@ -8,6 +8,7 @@ no other module uses become short ones, and so do arguments that no call names.
 
 import ast
 import itertools
+import keyword
 import string
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -153,9 +154,10 @@ def link(
     body = [constants.visit(statement) for statement in body]
     own = {name for statement in body for name in _defines(statement)} - set(_defined_in(sources[entry])) - PUBLIC
     inner = _Globals({name for name in own if not _is_private(name)} - _mentioned(body))
-    shortened = _Shortened({*kept, *imported}, pool or Pool({*kept, *imported}))
+    shortened = _Shortened(body, {*kept, *imported}, pool or Pool({*kept, *imported, *all_names(body)}))
     arguments = _Arguments(body, {*_defined_in(sources[entry]), *PUBLIC}, set().union(*map(_keywords, users)))
     body = [shortened.visit(inner.visit(arguments.visit(statement))) for statement in body]
+    imported.pop("const", None)
     lines = []
     for module in sorted({module for module, _ in imported.values()}):
         pairs = sorted((name, real) for name, (source, real) in imported.items() if source == module)
@@ -227,7 +229,22 @@ def shorten(source: str, kept: Iterable[str], arguments: bool = False, pool: Poo
     tree = ast.parse(source)
     if arguments:
         tree = _Arguments(tree.body, set()).visit(tree)
-    return ast.unparse(_Shortened({*kept}, pool or Pool(kept), private_names(source)).visit(tree))
+    for statement in tree.body:
+        if isinstance(statement, ast.ImportFrom):
+            statement.names = [alias for alias in statement.names if alias.name != "const"]
+    tree.body = [one for one in tree.body if not isinstance(one, ast.ImportFrom) or one.names]
+    pool = pool or Pool({*kept, *all_names(tree.body)})
+    return ast.unparse(_Shortened(tree.body, {*kept}, pool, private_names(source)).visit(tree))
+
+
+def all_names(body: Iterable[ast.stmt]) -> set[str]:
+    """Of variables, attributes, arguments, keywords, imports and what texts spell."""
+    found: set[str] = set()
+    for node in [node for statement in body for node in ast.walk(statement)]:
+        fields = [getattr(node, field, None) for field in (*_NAMED, "asname", "value")]
+        found |= {name for name in fields if isinstance(name, str)}
+        found |= {name for name in getattr(node, "names", ()) if isinstance(name, str)}
+    return found
 
 
 def _defines(statement: ast.stmt) -> list[str]:
@@ -240,6 +257,17 @@ def _defines(statement: ast.stmt) -> list[str]:
     targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
     nodes = [node for target in targets if target is not None for node in ast.walk(target)]
     return found + [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+
+
+def _by_position(signature: ast.arguments) -> None:
+    """Make arguments that only a keyword gives ordinary ones, those without a default first."""
+    pairs = [*zip(signature.kwonlyargs, signature.kw_defaults, strict=True)]
+    needed = [argument for argument, default in pairs if default is None]
+    if signature.vararg or (needed and signature.defaults):
+        return
+    signature.args += needed + [argument for argument, default in pairs if default is not None]
+    signature.defaults += [default for _, default in pairs if default is not None]
+    signature.kwonlyargs, signature.kw_defaults = [], []
 
 
 def _is_constant(statement: ast.stmt) -> bool:
@@ -274,16 +302,18 @@ def _is_private(name: object) -> TypeGuard[str]:
 
 
 def _short_names() -> Iterator[str]:
-    letters = string.ascii_letters
-    yield from ("_" + a for a in letters)
-    yield from ("_" + a + b for a, b in itertools.product(letters, letters))
+    yield from string.ascii_lowercase  # arguments have capital ones
+    pairs = itertools.product(string.ascii_lowercase, string.ascii_letters)
+    yield from (a + b for a, b in pairs if not keyword.iskeyword(a + b))
 
 
 class _Shortened(ast.NodeTransformer):
-    """Gives each private name a short one, but for those in `kept`; also a text that is one, as setattr() takes it."""
+    """Gives each private name of `body` a short one of the pool, but for those in `kept`; also a text that is one, as
+    setattr() takes it. Constants keep theirs: mpy-cross stores no private constant."""
 
-    def __init__(self, kept: set[str], pool: Pool, texts: Iterable[str] = ()) -> None:
-        self._kept = kept
+    def __init__(self, body: list[ast.stmt], kept: set[str], pool: Pool, texts: Iterable[str] = ()) -> None:
+        constants = {name for statement in body if _is_constant(statement) for name in _defines(statement)}
+        self._kept = kept | constants
         self._pool = pool
         self._texts = {*texts}
 
@@ -299,6 +329,11 @@ class _Shortened(ast.NodeTransformer):
         name = node.value
         if _is_private(name) and name in self._texts - self._kept:
             return ast.Constant(self._pool.short(name))
+        return node
+
+    def visit_Global(self, node: ast.Global) -> ast.Global:
+        own = {name for name in node.names if _is_private(name)} - self._kept
+        node.names = [self._pool.short(name) if name in own else name for name in node.names]
         return node
 
 
@@ -318,7 +353,8 @@ class _Inner(ast.NodeTransformer):
 
 class _Arguments(ast.NodeTransformer):
     """Gives the arguments of functions the names A, B, C ..., but for those that a call names, and those of `kept`
-    functions: a board stores the name of every argument, once for each name."""
+    functions: a board stores the name of every argument, once for each name. And what only a keyword may give may be
+    given by its position: a board makes a dictionary for the defaults of the former."""
 
     def __init__(self, body: list[ast.stmt], kept: set[str], named: Iterable[str] = ()) -> None:
         nodes = [node for statement in body for node in ast.walk(statement)]
@@ -339,6 +375,7 @@ class _Arguments(ast.NodeTransformer):
             self.visit(default)
         names: dict[str, str] = {}
         if getattr(node, "name", "") not in self._kept:
+            _by_position(signature)
             free = (a for a in string.ascii_uppercase if a not in self._taken and a not in self._used())
             for argument in [*signature.posonlyargs, *signature.args]:
                 if argument.arg not in self._named:
