@@ -299,7 +299,7 @@ def test_throttle_limits_and_counts(lab):
         with lab.net.device.do(socket.socket) as sock:
             sock.setblocking(False)
             began += sock.connect_ex((ATTACKER, 23)) == 115  # EINPROGRESS
-    burst = netfilter_rules.DATAGRAMS[1]
+    burst = netfilter_rules.LIMITS["datagrams"][1]
     assert 1000 - 2 * burst < refused <= 1000 - burst + 5
     passed, stopped = lab.counts()
     assert stopped >= refused + 100

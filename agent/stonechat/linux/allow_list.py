@@ -183,7 +183,7 @@ class AllowList:
 
     def __init__(self, host: str, port: int, operator: list, peers=None, root: str = "", proc: str = "/proc") -> None:
         self._root = root
-        self._proc = proc
+        self.proc = proc
         self._port = port
         self._host = host
         self._peers = peers
@@ -284,10 +284,10 @@ class AllowList:
     def _gateways(self) -> list:
         """Of the default routes."""
         found: dict = {}
-        for words in self._words("/net/route", self._proc):
+        for words in self._words("/net/route", self.proc):
             if len(words) > 7 and words[1] == words[7] == "00000000" and words[2] != "00000000":
                 _keep(found, _hexadecimal(words[2], 4, native=True))
-        for words in self._words("/net/ipv6_route", self._proc):
+        for words in self._words("/net/ipv6_route", self.proc):
             if len(words) > 9 and words[0] == "0" * 32 and words[1] == "00" and words[9] != "lo":
                 _keep(found, _hexadecimal(words[4], 16))
         return list(found)
@@ -327,7 +327,7 @@ class AllowList:
         found: dict = {}
         for path, length in (("/net/tcp", 4), ("/net/tcp6", 16)):
             try:
-                with open(self._proc + path, "rb") as file:
+                with open(self.proc + path, "rb") as file:
                     lines = file.read(1 << 20).split(b"\n")
             except OSError:
                 continue

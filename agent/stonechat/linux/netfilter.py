@@ -13,6 +13,7 @@ from ..policy import QUARANTINE
 from . import netfilter_rules as rules
 from . import nfnetlink as nf
 from .allow_list import AllowList
+from .usual_rates import UsualRates
 
 MAX_DEVICES = 64  # whose AF_PACKET frames are stopped; the kernel takes 256
 MAX_S = 86_400
@@ -45,6 +46,8 @@ class Netfilter:
 
     def __init__(self, allow: AllowList, frames: bool = True) -> None:
         self._allow = allow
+        self._usual = UsualRates(allow.proc)
+        self._limits = rules.LIMITS
         self._kernel = nf.NfTables()
         self._until_ms: int | None = None  # None: nothing is in force
         self._action = 0
@@ -69,6 +72,7 @@ class Netfilter:
     def apply(self, action: int, seconds: int) -> None:
         try:
             entries = self._allow.entries()
+            self._limits = self._usual.limits(rules.LIMITS)
             self._install(action, entries, 1000 * min(seconds, MAX_S))
         except (OSError, CollectorError) as error:
             self._quietly_release()
@@ -123,7 +127,9 @@ class Netfilter:
         interfaces -> "", or what is wrong. Raises OSError."""
         if self._until_ms is None:
             self._allow.turn()
+            self._usual.turn()
             return ""
+        self._usual.pause()
         self._allow.watch()
         left_ms = ticks_diff(self._until_ms, ticks_ms())
         if left_ms <= 0:  # also after a suspension, in which the kernel's timeout does not run
@@ -139,7 +145,9 @@ class Netfilter:
     def _probe(self, frames: bool) -> None:
         """What the kernel would take; nothing is changed."""
         batch = nf.Batch()
-        rules.add_table(batch, nf.INET, rules.chains([(bytes(4), 32, 6, 1), (bytes(16), 8, 0, 0)]), [], QUARANTINE, 1)
+        rules.add_table(
+            batch, nf.INET, rules.chains([(bytes(4), 32, 6, 1), (bytes(16), 8, 0, 0)], rules.LIMITS), [], QUARANTINE, 1
+        )
         self._kernel.run(batch, commit=False)
         if not frames:
             self.frames = "not wanted"
@@ -158,7 +166,9 @@ class Netfilter:
         until_ms = ticks_add(ticks_ms(), timeout_ms)
         for attempt in range(_TRIES):
             batch = nf.Batch()
-            counted = {nf.INET: rules.add_table(batch, nf.INET, rules.chains(entries), [], action, timeout_ms)}
+            counted = {
+                nf.INET: rules.add_table(batch, nf.INET, rules.chains(entries, self._limits), [], action, timeout_ms)
+            }
             devices = self._names() if not self.frames else []
             if devices:
                 frames = rules.frame_chains(entries, self.routed)

@@ -15,11 +15,13 @@ TABLE = "stonechat"
 SETS = {THROTTLE: "throttle", QUARANTINE: "quarantine"}
 PASSED, STOPPED = "passed", "stopped"
 KEYS = {nf.INET: (b"\x02", b"\x0a"), nf.NETDEV: (b"\x05",)}  # what `meta nfproto` is there
-# What throttling leaves to those who are not on the allow-list: (number a second, burst)
-CONNECTIONS_OUT = (8, 40)
-CONNECTIONS_IN = (2, 10)
-DATAGRAMS = (20, 100)  # all that is not TCP
-BYTES_OUT = (125_000, 500_000)
+# What throttling leaves at least to those who are not on the allow-list: (number a second, burst)
+LIMITS = {
+    "connections_out": (8, 40),
+    "connections_in": (2, 10),
+    "datagrams": (20, 100),  # all that is not TCP
+    "bytes_out": (125_000, 500_000),
+}
 FRAMES = (20, 50)  # of AF_PACKET
 CLOCK = (1, 8)  # requests to time servers that are not on the allow-list
 
@@ -140,18 +142,19 @@ def _beginning_tcp() -> bytes:
     return _transport(TCP) + _bytes(_TRANSPORT, 13, 1) + _masked(b"\x12") + _is(b"\x02")  # SYN without ACK
 
 
-def chains(entries: list) -> dict:
-    """Table inet -> {chain: its rules}; those that are jumped to come first."""
+def chains(entries: list, limits: dict) -> dict:
+    """Table inet -> {chain: its rules}; those that are jumped to come first. limits: as LIMITS."""
     found = {}
     for inward, name in ((False, "out"), (True, "in")):
         allow = _verdict(_JUMP, "allow_" + name)
         found["allow_" + name] = allowed(entries, inward)
         found["quarantine_" + name] = [allow, _STOP]
-        limits = [_beginning_tcp() + _limit(CONNECTIONS_IN if inward else CONNECTIONS_OUT) + _STOP]
+        stops = [_beginning_tcp() + _limit(limits["connections_" + name]) + _STOP]
         if not inward:
-            limits.append(_meta(_META_TRANSPORT) + _is(bytes((TCP,)), _DIFFERS) + _limit(DATAGRAMS) + _STOP)
-            limits.append(_limit(BYTES_OUT, of_bytes=True) + _STOP)
-        found["throttle_" + name] = [allow, *limits, _PASS]
+            other = _meta(_META_TRANSPORT) + _is(bytes((TCP,)), _DIFFERS)
+            stops.append(other + _limit(limits["datagrams"]) + _STOP)
+            stops.append(_limit(limits["bytes_out"], of_bytes=True) + _STOP)
+        found["throttle_" + name] = [allow, *stops, _PASS]
         found[name + "put"] = [
             _meta(_META_INPUT_TYPE if inward else _META_OUTPUT_TYPE) + _is(_LOOPBACK) + _FREE,
             _within(QUARANTINE) + _verdict(_GOTO, "quarantine_" + name),
