@@ -31,6 +31,7 @@ VERBS = {
     "report": ("stonechat_tools.fleet.history", "show a device's history as a table or a plot"),
     "fleet": ("stonechat_tools.fleet.manage", "name, group and remove devices; see and handle incidents"),
     "dashboard": ("stonechat_tools.dashboard.dashboard", "show the fleet in a browser"),
+    "home-assistant": ("stonechat_tools.dashboard.home_assistant", "show the fleet in Home Assistant"),
     "export": ("stonechat_tools.fleet.export", "write the stored reports as CSV, JSON lines, Parquet or SenML"),
     "command": ("stonechat_tools.fleet.command", "send a device an authenticated command"),
     "operator": ("stonechat_tools.fleet.operator", "sign the commands that a dashboard or home automation asks for"),

@@ -79,8 +79,26 @@ PLATFORM_KEYS = {
         "value_template",
     },
     "event": {"device_class", "event_types", "value_template"},
+    "button": {"command_template", "device_class", "payload_press", "retain"},
+    "switch": {
+        "command_template",
+        "device_class",
+        "optimistic",
+        "payload_off",
+        "payload_on",
+        "retain",
+        "state_off",
+        "state_on",
+        "value_template",
+    },
 }
-DEVICE_CLASSES = {"sensor": {"enum", None}, "binary_sensor": {"problem", None}, "event": {None}}
+DEVICE_CLASSES = {
+    "sensor": {"enum", None},
+    "binary_sensor": {"connectivity", "problem", None},
+    "event": {None},
+    "button": {None},
+    "switch": {None},
+}
 
 
 def check(message: dict[str, Any]) -> None:
@@ -108,6 +126,9 @@ def check(message: dict[str, Any]) -> None:
             assert type(component["expire_after"]) is int and component["expire_after"] > 0
         if "icon" in component:
             assert component["icon"].startswith("mdi:")
+        if platform in ("button", "switch"):
+            command = component["command_topic"]
+            assert command and not set(command) & set("+#\0") and not component.get("retain")
         topic = component.get("state_topic", message.get("state_topic"))
         assert topic and not set(topic) & set("+#\0") and len(topic) < 65_536
 
@@ -129,8 +150,10 @@ def check_state(message: dict[str, Any], state: dict[str, Any]) -> None:
                 assert value in (component["payload_on"], component["payload_off"])
             if "options" in component:
                 assert value in component["options"]
+            if component["platform"] == "switch":
+                assert value in (component["state_on"], component["state_off"])
             if "state_class" in component:
-                float(value)
+                assert value == "None" or float(value) >= 0  # None: unknown
 
 
 def test_the_discovery_message_is_one_that_home_assistant_takes() -> None:

@@ -13,18 +13,19 @@ from . import wire
 from .database import add_database_arguments
 
 
-def add_broker_arguments(parser: argparse.ArgumentParser, keys_required: bool = True) -> None:
-    """What every verb that talks to the broker takes."""
-    parser.add_argument(
-        "--keys",
-        required=keys_required,
-        metavar="FOLDER",
-        help="folder of key files, as `stonechat provision` makes it",
-    )
+def add_broker_arguments(parser: argparse.ArgumentParser, keys_required: bool | None = True) -> None:
+    """What every verb that talks to the broker takes. keys_required: None for one that has no keys."""
+    if keys_required is not None:
+        parser.add_argument(
+            "--keys",
+            required=keys_required,
+            metavar="FOLDER",
+            help="folder of key files, as `stonechat provision` makes it",
+        )
     parser.add_argument(
         "--broker",
         metavar="HOST[:PORT]",
-        help="default: that of the fleet.toml in or above the folder of --keys, else localhost, port 8883",
+        help="default: that of the fleet.toml in or above that folder, else localhost, port 8883",
     )
     parser.add_argument("--plain", action="store_true", help="no TLS (then the default port is 1883)")
     parser.add_argument("--cafile", help="the CA that signed the broker's certificate (default: the system's)")

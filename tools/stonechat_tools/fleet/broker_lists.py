@@ -7,8 +7,12 @@ from pathlib import Path
 
 from stonechat.linux import homeassistant
 
+BRIDGE_STATES = ("home/state", "home/event")  # of a device, by `stonechat home-assistant`
+BRIDGE_COMMANDS = ("home/calibrate", "home/maintenance")  # by Home Assistant
+BRIDGE_ONLINE = "homeassistant/home/online"  # no device has that name
 
-def acl(topics: str, home_assistant: bool = False) -> str:
+
+def acl(topics: str, home_assistant: bool = False, home_bridge: bool = False) -> str:
     """mosquitto's access list: a device reaches its own topics only, the collector, the operator and Home Assistant
     what they need."""
     lines = ["# A device's user name is its id."]
@@ -21,8 +25,18 @@ def acl(topics: str, home_assistant: bool = False) -> str:
     if home_assistant:
         lines += ["", *(f"pattern write {topics}%u/{name}" for name in homeassistant.TOPICS)]
         lines += ["pattern write homeassistant/device/%u/config", "pattern read homeassistant/status"]
+    if home_assistant or home_bridge:
         lines += ["", "user homeassistant", "topic read homeassistant/#", "topic write homeassistant/status"]
+    if home_assistant:
         lines += [f"topic read {topics}+/ha/+"]
+    if home_bridge:
+        lines += [f"topic read {topics}+/{name}" for name in BRIDGE_STATES]
+        lines += [f"topic read {topics}{BRIDGE_ONLINE}"]
+        lines += [f"topic write {topics}+/{name}" for name in BRIDGE_COMMANDS]
+        lines += ["", "user homebridge", "topic readwrite homeassistant/device/+/config"]
+        lines += ["topic read homeassistant/status", f"topic write {topics}{BRIDGE_ONLINE}"]
+        lines += [f"topic readwrite {topics}+/{name}" for name in BRIDGE_STATES]
+        lines += [f"topic read {topics}+/{name}" for name in BRIDGE_COMMANDS]
     return "\n".join(lines) + "\n"
 
 

@@ -29,6 +29,7 @@ RESERVED = (
     "broker",
     "admin",
     "homeassistant",
+    "homebridge",
 )  # user names at the broker that no device may have
 ACCOUNTS = ("collector", "operator")  # the collector may read reports and acknowledge; the operator may command
 AUTHS = ("mtls", "passwords", "managed", "plain")
@@ -65,7 +66,8 @@ class Settings:
     alpn: str = ""
     username_file: str = ""
     install_dir: str = "/etc/stonechat"
-    home_assistant: bool = False
+    home_assistant: bool = False  # devices announce themselves
+    home_bridge: bool = False  # `stonechat home-assistant` announces them
 
     @property
     def topics(self) -> str:
@@ -110,7 +112,8 @@ class Settings:
     @property
     def accounts(self) -> tuple[str, ...]:
         """At the broker, beside the devices."""
-        return (*ACCOUNTS, "homeassistant") if self.home_assistant else ACCOUNTS
+        home = ("homeassistant",) if self.home_assistant or self.home_bridge else ()
+        return (*ACCOUNTS, *home, "homebridge") if self.home_bridge else (*ACCOUNTS, *home)
 
     def to_toml(self) -> str:
         lines = ["# Made by `stonechat provision init`; shared by all devices of this fleet."]
@@ -159,31 +162,35 @@ class Fleet:
             write_file(place / "fleet.toml", settings.to_toml())
         return cls(folder)
 
-    def add_home_assistant(self) -> Path:
-        """Let the devices announce themselves to Home Assistant, and give it an account -> the account's folder. It may
-        read what they announce, and nothing else. The account is there before the setting that grants something; where
-        something fails, both are as before."""
-        name = "homeassistant"
-        place = self.folder / name
-        self._check_folders(place)
-        before, serials, was_there = self.settings, self._serials(name), place.exists()
+    def add_home_assistant(self, bridge: bool = False) -> Path:
+        """Give Home Assistant an account -> the account's folder. It may read what is announced to it, and nothing else.
+        bridge: it is announced by `stonechat home-assistant`, which gets an account too; else by the devices
+        themselves. The accounts are there before the setting that grants something; where something fails, all is as
+        before."""
+        before = self.settings
+        wanted = replace(before, home_bridge=True) if bridge else replace(before, home_assistant=True)
+        self._check_folders(*(self.folder / name for name in wanted.accounts))
+        added = [name for name in wanted.accounts if name not in before.accounts]
+        kept = {name: (self._serials(name), (self.folder / name).exists()) for name in added}
         try:
-            if not before.home_assistant:
-                self._issue(name, place)
-                self.settings = replace(before, home_assistant=True)
-                self._with(self.folder, self.settings)
+            for name in added:
+                self._issue(name, self.folder / name)
+            if wanted != before:
+                self.settings = wanted
+                self._with(self.folder, wanted)
             self.write_broker_lists()
         except BaseException:
             self.settings = before
             with contextlib.suppress(OSError):
                 self._with(self.folder, before)
-                if not was_there:
-                    shutil.rmtree(place, ignore_errors=True)
-                    (self.folder / "issued" / name).unlink(missing_ok=True)
-                    self._write_serials(name, serials)
+                for name, (serials, was_there) in kept.items():
+                    if not was_there:
+                        shutil.rmtree(self.folder / name, ignore_errors=True)
+                        (self.folder / "issued" / name).unlink(missing_ok=True)
+                        self._write_serials(name, serials)
                 self.write_broker_lists()
             raise
-        return place
+        return self.folder / "homeassistant"
 
     @property
     def devices(self) -> list[str]:
@@ -365,7 +372,12 @@ class Fleet:
         if self.settings.auth == "managed":
             return
         make_folder(place)
-        write_atomic(place / "acl", acl(self.settings.topics, self.settings.home_assistant), 0o600, owner)
+        write_atomic(
+            place / "acl",
+            acl(self.settings.topics, self.settings.home_assistant, self.settings.home_bridge),
+            0o600,
+            owner,
+        )
         if self.settings.auth == "passwords":
             accounts = [(name, self.folder / name) for name in self.settings.accounts]
             accounts += [(device, self.folder / "devices" / device) for device in self.devices]

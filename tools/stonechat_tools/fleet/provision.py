@@ -78,6 +78,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     acts.add_parser(
         "home-assistant",
         help="let the devices announce themselves to Home Assistant, and make its account at the broker",
+    ).add_argument(
+        "--bridge",
+        action="store_true",
+        help="`stonechat home-assistant` announces them, beside the collector; make its account, too",
     )
     acts.add_parser("list", help="list the devices").add_argument(
         "--json", action="store_true", help="print the list as JSON"
@@ -93,7 +97,9 @@ def run(args: argparse.Namespace) -> int:
         _list(fleet, args.json)
         return 0
     if args.act == "home-assistant":
-        print(f"{fleet.add_home_assistant()}: the account for Home Assistant's MQTT integration; next: {_HOME_STEPS}")
+        place = fleet.add_home_assistant(args.bridge)
+        steps = _BRIDGE_STEPS if args.bridge else _HOME_STEPS
+        print(f"{place}: the account for Home Assistant's MQTT integration; next: {steps}")
         return 0
     for device in args.device:
         more = {"board": args.board} if args.act in ("add", "rotate") else {}
@@ -117,6 +123,9 @@ _HOME_STEPS = (
     "stonechat.toml (devices that are added from now on have it)"
 )
 
+_BRIDGE_STEPS = (
+    "stonechat broker-config, and beside the collector: stonechat home-assistant, whose account is in homebridge/"
+)
 
 BOARD_MODEL = "micropython-1"  # what a board takes where no other is named
 
