@@ -163,8 +163,8 @@ class Fleet:
         return cls(folder)
 
     def add_home_assistant(self, bridge: bool = False) -> Path:
-        """Give Home Assistant an account -> the account's folder. It may read what is announced to it, and nothing else.
-        bridge: it is announced by `stonechat home-assistant`, which gets an account too; else by the devices
+        """Give Home Assistant an account -> the account's folder. It may read what is announced to it, and nothing
+        else. bridge: it is announced by `stonechat home-assistant`, which gets an account too; else by the devices
         themselves. The accounts are there before the setting that grants something; where something fails, all is as
         before."""
         before = self.settings
