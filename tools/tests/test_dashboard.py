@@ -1,21 +1,25 @@
 """The dashboard by its requests: what it shows, who may do what, and what it refuses."""
 
+import gzip
 import hashlib
 import json
 import os
 import random
 import re
 import socket
+import ssl
 import stat
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from dashboard_support import PASSWORD, Server, command, dashboard
+from postgres_support import needs_postgres, postgres, postgres_server
 from stonechat.delivery import Delivery
 from stonechat.errors import ConfigError
 from stonechat.outbox_memory import MemoryOutbox
@@ -23,10 +27,14 @@ from stonechat_tools.dashboard import accounts, api, audit
 from stonechat_tools.dashboard.app import load_files
 from stonechat_tools.dashboard.view import FIELDS, View
 from stonechat_tools.fleet import keyring, labels, operator, provision, wire
+from stonechat_tools.fleet.certificates import pem, pem_key
 from stonechat_tools.fleet.labels import Labels
 from stonechat_tools.fleet.presence import AWAY
 from stonechat_tools.fleet.store import Store
 from stonechat_tools.proofs.dashboard_fleet import MadeFleet
+from stonechat_tools.proofs.postgres_server import Server as PostgresServer
+
+__all__ = ["postgres", "postgres_server"]
 
 MOST_PAGES, MOST_DATA = 100_000, 300_000  # bytes, compressed
 
@@ -506,6 +514,76 @@ def test_two_processes_write_one_chain(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
         assert audit.verify(one)[0] == 40
+
+
+@needs_postgres
+@pytest.mark.slow
+def test_the_same_on_postgresql(postgres: PostgresServer, tmp_path: Path) -> None:
+    made = MadeFleet(postgres.url, 60)
+    view = View(made.store)
+    assert view.poll() and not view.poll()
+    snapshot = json.loads(gzip.decompress(view.snapshot()))
+    for seen in made.monitor.states():
+        row = columns(snapshot)[seen.device]
+        assert snapshot["states"][row["state"]] == seen.state.state and row["firmware"] == seen.firmware
+    accounts.put(made.store, "otto", "viewer", PASSWORD)
+    accounts.put(made.store, "otto", "operator", PASSWORD)
+    made.store.sent_command("pump-00003", 4711, 5, [], time.time())
+    made.store.sent_command("pump-00003", 4711, 5, [], time.time())
+    with Store(postgres.url) as other:
+        threads = [
+            threading.Thread(target=lambda store=store: [audit.note(store, "x", "y", n=n) for n in range(15)])
+            for store in (made.store, other)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert audit.verify(made.store)[0] == 30
+    url_file = tmp_path / "url"
+    url_file.touch(0o600)
+    url_file.write_text(postgres.url + "\n")
+    call = [sys.executable, "-m", "stonechat_tools.cli", "dashboard", "--database-file", str(url_file), "--json"]
+    process = subprocess.Popen([*call, "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        url = json.loads(process.stdout.readline())["url"]
+        server = Server(url, int(url.rstrip("/").rpartition(":")[2]))
+        me = server.log_in("otto")
+        assert len(columns(server.json("/api/fleet", **me))) == 60
+        found = server.json("/api/device/pump-00003", **me)
+        assert [each["command"] for each in found["commands"]] == ["report-now"] and found["reports"]
+    finally:
+        process.terminate()
+        process.wait(30)
+    made.close()
+
+
+def test_with_tls_the_cookie_never_leaves_it(fleet: tuple[Path, MadeFleet], tmp_path: Path) -> None:
+    ca = provision.Fleet.init(tmp_path / "fleet", provision.Settings("localhost", 1883))
+    certificate, key = ca.certificate("broker", ["localhost", "127.0.0.1"])
+    (tmp_path / "c.pem").write_bytes(pem(certificate))
+    (tmp_path / "k.pem").write_bytes(pem_key(key))
+    call = [sys.executable, "-m", "stonechat_tools.cli", "dashboard", "--db", str(fleet[0]), "--json"]
+    call += ["--listen", "127.0.0.1:0", "--login", "--cert", str(tmp_path / "c.pem"), "--key", str(tmp_path / "k.pem")]
+    process = subprocess.Popen(call, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        url = json.loads(process.stdout.readline())["url"]
+        assert url.startswith("https://")
+        asked = urllib.request.Request(
+            url + "api/login",
+            json.dumps({"name": "vera", "password": PASSWORD}).encode(),
+            {"Content-Type": "application/json", "Origin": url.rstrip("/")},
+        )
+        trust = ssl.create_default_context(cafile=str(tmp_path / "fleet/ca.crt"))
+        with urllib.request.urlopen(asked, timeout=60, context=trust) as answer:
+            cookie = answer.headers["set-cookie"]
+            assert cookie.startswith("__Host-stonechat=") and "secure" in cookie.lower()
+            assert answer.headers["strict-transport-security"]
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 # --- the verb ---------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ SPANS = {
     "2y": (730 * DAY_S, "daily"),
 }
 # What the buttons of a device's page send; the times are seconds from now. own-model is left to the command line.
-COMMANDS = ("report-now", "mute", "maintenance", "calibrate", "was-normal", "stop-responding", "release")
+COMMANDS = ("report-now", "mute", "maintenance", "calibrate", "was-normal", "stop-responding", "respond", "release")
 LASTING = ("mute", "maintenance")
 
 

@@ -6,6 +6,7 @@ the digest of a later one (head()).
 
 import hashlib
 import json
+import random
 import time
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..fleet.store import Store, StoreError
 
 FIRST = "0" * 64  # what the first entry follows
 MAX_FACT = 300  # characters of a text
-TRIES = 5
+TRIES = 60
 
 
 def _digest(before: str, sequence: int, at_ms: int, who: str, what: str, facts: str) -> str:
@@ -36,9 +37,10 @@ def note(store: Store, who: str, what: str, now_s: float | None = None, **facts:
                 digest = _digest(before, sequence, at_ms, who, what, text)
                 db.execute("INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?)", (sequence, at_ms, who, what, text, digest))
             return digest
-        except StoreError:  # another process was quicker: its entry has the number
-            if attempt == TRIES - 1:
+        except StoreError as error:
+            if "audit_pkey" not in str(error) or attempt == TRIES - 1:
                 raise
+            time.sleep(random.random() / 50)  # another process was quicker: its entry has the number
     raise AssertionError
 
 

@@ -24,10 +24,10 @@ SCHEMA = "micropython-1"
 
 
 class MadeFleet:
-    """count devices in the database at `path`, from LENGTH_S ago until now. report() and step() go on from there, as
-    of the real clock."""
+    """count devices in the database at `path` (a file or a URL), from LENGTH_S ago until now. beat() goes on from
+    there, as of the real clock."""
 
-    def __init__(self, path: Path, count: int, seed: int = 1) -> None:
+    def __init__(self, path: Path | str, count: int, seed: int = 1) -> None:
         self.store = Store(path)
         self._random = random.Random(seed)
         self._now_s = time.time() - LENGTH_S

@@ -8,7 +8,7 @@ const SPANS = { "1h": "1 h", "6h": "6 h", "1d": "1 day", "7d": "7 days", "90d": 
 const TIMES = { 900: "15 min", 3600: "1 h", 28800: "8 h", 86400: "1 day", 604800: "7 days", 0: "end it" };
 const HINTS = {
   "report-now": "send a report at once", mute: "score, but raise no alarm, for a time", maintenance: "expect anything, for a time",
-  calibrate: "learn its own normal anew", "was-normal": "a report that was an alarm was normal", "stop-responding": "end its response to an attack", release: "release what it holds back",
+  calibrate: "learn its own normal anew", "was-normal": "a report that was an alarm was normal", "stop-responding": "end its response, and begin no other", respond: "let it respond to alarms again", release: "release what it holds back",
 };
 
 export function showDevice(main, parameters, name) {
