@@ -72,7 +72,8 @@ class Update:
         self._slot = 0  # where the parts go
         self._trial_s = -1  # seconds since this start at which the trial was first seen
         mark = slots.read_checked(store.folder + "/offer")
-        if mark and not store.trial and mark[1] > store.version:  # goes on where the last start was
+        if mark and not store.trial and mark[1] > store.version and not self._failed(mark[1]):
+            # It goes on where the last start was.
             self._digest, self.offered, self._sizes[0] = mark
             self._slot = store.spare
 
@@ -102,8 +103,7 @@ class Update:
         store = self.store
         if store.trial or version == self.offered and digest == self._digest:
             return
-        failed = version == store.tried and store.result > slots.CONFIRMED and store.result not in _AGAIN
-        if version <= store.version or failed:
+        if version <= store.version or self._failed(version):
             self.refusals += version != store.version  # what runs already is no fault
             return
         self._forget()
@@ -116,6 +116,10 @@ class Update:
         slots.remove(store.folder + "/offer")
         store.free()  # what was pulled of another release is of no use
         slots.write_checked(store.folder + "/offer", [digest, version, size])
+
+    def _failed(self, version):
+        store = self.store
+        return version == store.tried and store.result > slots.CONFIRMED and store.result not in _AGAIN
 
     def _chunk(self, version, part, offset, data):
         if (
@@ -176,6 +180,7 @@ class Update:
         store.begin_trial(self._slot, self.offered)
         self._trial_s = -1
         self._forget()
+        slots.remove(store.folder + "/offer")
         return True
 
     def _verify(self, now_s):

@@ -30,7 +30,8 @@ _PACKET_BYTES = const(448)  # a sealed chunk in its PUBLISH, without the topic
 _TIME_MS = const(3000)  # that a proof may take before the next window
 _DAY_MS = const(86_400_000)
 _PATIENCE_S = const(86_400)  # of a release that waits for the end of an alarm
-_LEARNED = (b"norm", b"cal", b"new")  # sections of the state that belong to a model; with "old" in front of the last
+_LEARNED = (b"norm", b"cal", b"new")  # sections of the state that belong to a model,
+_KEPT = (b"", b"old", b"older")  # and what is in front of their names: of the one that runs, of the ones before
 
 
 class Updater:
@@ -174,18 +175,18 @@ class Updater:
         """To be called before a scorer of `model` is made: what was learned under another model is kept aside, and what
         was learned under this one is taken up again."""
         schema_id = model.metadata.schema_id
-        now = [state.get(name + schema_id, b"") for name in _LEARNED]
-        if now[1][:8] == model.digest:
+        digest = model.digest
+        sets = [[state.get(kept + name + schema_id, b"") for name in _LEARNED] for kept in _KEPT]
+        if sets[0][1][:8] == digest:
             return
-        aside = [state.get(b"old" + name + schema_id, b"") for name in _LEARNED]
-        if self._learned is not None and self._learned[0] == model.digest:
-            learned = self._learned[1]
-            aside = [learned.get(name + schema_id, b"") for name in _LEARNED]
-        fits = aside[1][:8] == model.digest
-        for i in range(len(_LEARNED)):
-            state.put(b"old" + _LEARNED[i] + schema_id, now[i])
-            if fits:
-                state.put(_LEARNED[i] + schema_id, aside[i])
+        if self._learned is not None and self._learned[0] == digest:
+            sets.insert(0, [self._learned[1].get(name + schema_id, b"") for name in _LEARNED])
+        else:
+            found = [one for one in sets if one[1][:8] == digest]
+            sets = (found or sets)[:1] + [one for one in sets if one[1][:8] != digest]
+        for i in range(len(_KEPT)):
+            for j in range(len(_LEARNED)):
+                state.put(_KEPT[i] + _LEARNED[j] + schema_id, sets[i][j])
 
     # --- the agent's calls ------------------------------------------------------------------------------------------
 

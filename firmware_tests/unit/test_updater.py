@@ -277,6 +277,23 @@ def test_three_starts_without_confirmation_roll_back():
         assert device.store.trial == trial
     assert device.status[:5] == [0, 0, 0, 2, slots.RESTARTS]
     assert device.digest == sha256(VECTORS["factory"]).digest()[:8] and not device.agent.learning
+    assert not device.update.update.offered and device.turn() is None  # it is not pulled once more
+    device.take("second")
+    assert device.store.trial == 0 and device.status[5] == 1
+
+
+@in_a_folder
+def test_the_model_before_the_last_is_still_known():
+    device = ready()
+    learned = list(device.agent.channels[0].scorer.adaptation.learned_q8)
+    device.take("second")
+    device.end(CONFIRM, 2)
+    device.take("third", 3)
+    device.end(WITHDRAW, 3)
+    assert device.status[:5] == [2, 1, 0, 3, slots.WITHDRAWN] and not device.agent.learning
+    device.end(WITHDRAW, 2)
+    assert device.status[:5] == [0, 0, 0, 3, slots.WITHDRAWN] and not device.agent.learning
+    assert list(device.agent.channels[0].scorer.adaptation.learned_q8) == learned
 
 
 @in_a_folder
