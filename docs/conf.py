@@ -30,8 +30,8 @@ suppress_warnings = ["ref.python"]  # two modules may each have a Layer
 
 # The order of the navigation. It is not in index.md, because a forge would show it as a block of text.
 NAVIGATION = {
-    "Use": "agent-linux configuration agent-boards embedding fleet scaling dashboard response home-assistant"
-    " models-and-detection releases cli limits faults",
+    "Use": "agent-linux configuration agent-boards embedding fleet scaling managed-brokers dashboard metrics response"
+    " home-assistant models-and-detection releases cli limits faults",
     "Reference": "architecture model-file-format trace-format wire-protocol glossary api",
     "Project": "/README /CONTRIBUTING /SECURITY /CHANGELOG",
 }

@@ -21,7 +21,7 @@ import pytest
 from fleet_support import FakeVerdict, Mosquitto, Peer, broker, free_port, needs_mosquitto, wait_for
 from stonechat.delivery import Delivery
 from stonechat.outbox import Outbox
-from stonechat_tools.fleet import certificates, keyring, provision, wire
+from stonechat_tools.fleet import certificates, keyring, provision, services, wire
 from stonechat_tools.fleet.collector import Collector
 from stonechat_tools.fleet.mqtt_codec import Message
 from stonechat_tools.fleet.store import Store
@@ -508,25 +508,31 @@ def test_a_collector_that_never_connects_says_why(tmp_path: Path, case: str) -> 
 
 
 @needs_mosquitto
-def test_a_fleet_of_another_name_is_found_by_its_folder(tmp_path: Path, broker: Mosquitto) -> None:
-    fleet = provision.Fleet.init(
-        tmp_path / "west",
-        provision.Settings("127.0.0.1", broker.port, fleet="west", prefix="vendor/canary", auth="plain"),
-    )
-    place = fleet.add("pump-1")
+@pytest.mark.parametrize(
+    ("prefix", "name", "device_id"),
+    [("vendor/canary", "west", "pump-1"), ("a/b/" + "c" * 90 + "/" + "d" * 32, "f" * 40, "x" * 64)],
+    ids=["ordinary", "longest that AWS IoT Core takes"],
+)
+def test_a_fleet_of_another_name_is_found_by_its_folder(
+    tmp_path: Path, broker: Mosquitto, prefix: str, name: str, device_id: str
+) -> None:
+    services.check_topics("aws-iot-core", prefix, name)
+    settings = provision.Settings("127.0.0.1", broker.port, fleet=name, prefix=prefix, auth="plain")
+    fleet = provision.Fleet.init(tmp_path / "west", settings)
+    place = fleet.add(device_id)
     command = [sys.executable, "-m", "stonechat_tools.cli", "collect", "--keys", str(tmp_path / "west/keys")]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen([*command, "--db", str(tmp_path / "db")], stdout=log, stderr=log)
     try:
         device = Delivery(
-            "pump-1",
+            device_id,
             keyring.read_secrets(place / "device.key")[0],
             Outbox(str(tmp_path / "box")),
-            prefix="vendor/canary/west/",
+            prefix=f"{prefix}/{name}/",
             heartbeat_windows=1,
             resend_ms=1000,
         )
-        peer = Peer(broker.port, "pump-1")
+        peer = Peer(broker.port, device_id)
         peer.topics = list(device.subscriptions)
         peer.on_message = device.on_message
         with peer:

@@ -9,7 +9,8 @@ collector's keys verify and acknowledge; they can't command.
 Examples:
   stonechat provision init --broker broker.example.org
   stonechat provision init --broker localhost:8883 --auth passwords --fleet west
-  stonechat provision init --broker xyz.iot.example.com:443 --auth managed --alpn mqtt --prefix vendor/canary
+  stonechat provision init --broker xyz.iot.example.com:443 --auth managed --service aws-iot-core \
+    --alpn x-amzn-mqtt-ca --prefix vendor/canary
   stonechat provision add pump-1 pump-2
   stonechat provision add sensor-7 --board      # and files for a MicroPython board, which `stonechat deploy` copies
   stonechat provision rotate pump-1             # a new secret and certificate beside the old ones
@@ -31,6 +32,7 @@ from ..console import model_path
 from . import keyring
 from .broker import split_host
 from .fleet_folder import ACCOUNTS, AUTHS, FOLDERS, RESERVED, Fleet, Settings, make_folder, no_link, write_file
+from .services import SERVICES, check_topics
 
 __all__ = ["ACCOUNTS", "AUTHS", "FOLDERS", "RESERVED", "Fleet", "Settings", "make_folder", "no_link", "write_file"]
 HELP = "make, rotate and revoke device identities"
@@ -47,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     init.add_argument("--fleet", default="fleet", help="name of the fleet, a level of every topic")
     init.add_argument("--prefix", default="stonechat/1", help="where the topics start (default %(default)s)")
+    init.add_argument(
+        "--service", choices=SERVICES, help="whose broker it is: the topics are checked against what it takes"
+    )
     init.add_argument("--alpn", default="", help="ALPN protocol name, for managed brokers on port 443")
     init.add_argument("--username-file", default="", help="file on the device with its user name (managed brokers)")
     init.add_argument(
@@ -151,6 +156,8 @@ def _init(folder: Path, args: argparse.Namespace) -> int:
     for name, value in (("--fleet", args.fleet), ("--prefix", args.prefix)):
         if not value.strip("/") or set(value) & set("+#\0 "):
             raise ConfigError(f"{name} {value}: not a topic level")
+    if args.service:
+        check_topics(args.service, args.prefix.strip("/"), args.fleet)
     settings = Settings(
         broker=host,
         port=port if port else 1883 if args.auth == "plain" else 8883,
