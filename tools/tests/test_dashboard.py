@@ -30,7 +30,7 @@ from stonechat_tools.fleet import keyring, labels, operator, provision, wire
 from stonechat_tools.fleet.certificates import pem, pem_key
 from stonechat_tools.fleet.labels import Labels
 from stonechat_tools.fleet.presence import AWAY
-from stonechat_tools.fleet.store import Store
+from stonechat_tools.fleet.store import Store, rollouts
 from stonechat_tools.proofs.dashboard_fleet import MadeFleet
 from stonechat_tools.proofs.postgres_server import Server as PostgresServer
 
@@ -301,6 +301,27 @@ def test_a_viewer_looks_and_an_operator_acts(fleet: tuple[Path, MadeFleet], guar
     newest = guarded.json("/api/audit", **otto)["entries"]
     assert any(entry["what"] == "acknowledge" and entry["facts"] == {"incident": number} for entry in newest)
     audit.verify(made.store)
+
+
+def test_roll_outs_are_shown_and_paused_by_an_operator(tmp_path: Path) -> None:
+    made = MadeFleet(tmp_path / "fleet.db", 20)
+    accounts.put(made.store, "otto", "operator", PASSWORD)
+    accounts.put(made.store, "vera", "viewer", PASSWORD)
+    with dashboard(tmp_path / "fleet.db") as server:
+        (found,) = server.json("/api/rollouts")["rollouts"]
+        assert (found["class"], found["version"], found["state"]) == ("pump", 3, "running")
+        otto, vera = server.log_in("otto"), server.log_in("vera")
+        path = f"/api/rollouts/{found['id']}/"
+        assert server.ask(path + "pause", {}, **vera)[0] == 403
+        assert server.ask(path + "resume", {}, **otto)[0] == 400  # it runs
+        assert server.ask(path + "delete", {}, **otto)[0] == 400
+        assert server.ask("/api/rollouts/999/pause", {}, **otto)[0] == 400
+        assert server.ask(path + "pause", {"comment": "\x1b"}, **otto)[0] == 400
+        server.json(path + "pause", {"comment": "too many alarms"}, **otto)
+        assert server.json("/api/rollouts")["rollouts"][0]["state"] == "paused"
+    assert "otto" in [each["by"] for each in rollouts.log(made.store, found["id"])]
+    assert audit.entries(made.store)[0]["what"] == "roll-out: pause"
+    made.close()
 
 
 def test_an_account_that_is_changed_or_removed_is_logged_out(fleet: tuple[Path, MadeFleet]) -> None:

@@ -18,6 +18,8 @@ from ..fleet.monitor_notes import silences_in
 from ..fleet.overview import channel_name
 from ..fleet.presence import Device
 from ..fleet.store import Row, Store, StoreError
+from ..fleet.store import rollouts as kept
+from ..release import operate
 from . import audit
 from .view import View, shown
 
@@ -38,6 +40,12 @@ SPANS = {
 # What the buttons of a device's page send; the times are seconds from now. own-model is left to the command line.
 COMMANDS = ("report-now", "mute", "maintenance", "calibrate", "was-normal", "stop-responding", "respond", "release")
 LASTING = ("mute", "maintenance")
+MAX_ROLLOUTS = 50
+ROLLOUT_ACTS = {  # as `stonechat release`: from which states, to which
+    "pause": ((kept.RUNNING,), kept.PAUSED),
+    "resume": ((kept.PAUSED, kept.HALTED), kept.RUNNING),
+    "withdraw": ((*kept.LIVE, kept.DONE), kept.WITHDRAWN),
+}
 
 
 def device(store: Store, view: View, name: str, span: str, now_s: float | None = None) -> dict[str, Any] | None:
@@ -171,6 +179,17 @@ def incidents(store: Store, view: View) -> dict[str, Any]:
     }
 
 
+def rollouts(store: Store) -> dict[str, Any]:
+    """Roll-outs of signed releases, the newest first, and which version each class runs."""
+    found = [operate.facts_of(store, row) for row in kept.rollouts(store)]
+    return {
+        "now": time.time(),
+        "rollouts": sorted(found, key=lambda each: -each["id"])[:MAX_ROLLOUTS],
+        "versions": operate.in_the_field(store),
+        "acts": {act: list(states) for act, (states, _) in ROLLOUT_ACTS.items()},
+    }
+
+
 # --- what an operator does --------------------------------------------------------------------------------------------
 
 
@@ -221,6 +240,23 @@ def command(store: Store, operator: Path, name: str, asked: Mapping[str, Any], w
     with contextlib.suppress(StoreError):  # it is on its way all the same
         store.sent_command(name, sequence, wire.COMMANDS[what], arguments, now_s)
     return sequence
+
+
+def change_rollout(store: Store, number: int, act: str, asked: Mapping[str, Any], who: str) -> None:
+    """Pause, resume or withdraw. Raises ConfigError."""
+    comment = asked.get("comment", "")
+    if act not in ROLLOUT_ACTS:
+        raise ConfigError(f"want one of {', '.join(ROLLOUT_ACTS)}")
+    if not isinstance(comment, str) or not comment.isprintable() or len(comment) > 200:
+        raise ConfigError("comment: at most 200 printable characters")
+    found = next((row for row in kept.rollouts(store) if row.id == number), None)
+    if found is None:
+        raise ConfigError(f"roll-out {number}: there is none")
+    states, state = ROLLOUT_ACTS[act]
+    instead = kept.change(store, number, states, state, who, comment, time.time())
+    if instead:
+        raise ConfigError(f"{found}: its roll-out is {instead}: nothing to {act}")
+    audit.note(store, who, f"roll-out: {act}", rollout=number, release=str(found), comment=comment)
 
 
 def is_name(text: str) -> bool:

@@ -358,6 +358,11 @@ async def _incidents(request: Request) -> Response:
     return JSONResponse(await run_in_threadpool(api.incidents, state.store, state.view))
 
 
+async def _rollouts(request: Request) -> Response:
+    await run_in_threadpool(_viewer, request)
+    return JSONResponse(await run_in_threadpool(api.rollouts, _shared(request).store))
+
+
 async def _audit(request: Request) -> Response:
     user = await run_in_threadpool(_viewer, request)
     if user.session is None or user.role != "operator":
@@ -462,6 +467,13 @@ async def _command(request: Request) -> Response:
     return JSONResponse({"sequence": sequence})
 
 
+async def _rollout(request: Request) -> Response:
+    user = await run_in_threadpool(_operator, request)
+    number, act = request.path_params["number"], request.path_params["act"][:20]
+    await run_in_threadpool(api.change_rollout, _shared(request).store, number, act, await _body(request), user.name)
+    return JSONResponse({})
+
+
 # --- the application --------------------------------------------------------------------------------------------------
 
 
@@ -560,6 +572,8 @@ def make(store: Store, view: View, options: Options) -> tuple[ASGIApp, State]:
             get("/api/live", _live),
             get("/api/device/{name}", _device),
             get("/api/incidents", _incidents),
+            get("/api/rollouts", _rollouts),
+            post("/api/rollouts/{number:int}/{act}", _rollout),
             get("/api/audit", _audit),
             post("/api/login", _login),
             post("/api/logout", _logout),

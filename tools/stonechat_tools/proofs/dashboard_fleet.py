@@ -10,7 +10,8 @@ from pathlib import Path
 from ..fleet import labels, wire
 from ..fleet.labels import Labels
 from ..fleet.monitor import Monitor
-from ..fleet.store import Store
+from ..fleet.rollout import STAGES
+from ..fleet.store import Store, releases, rollouts
 from ..fleet.wire import Feature, Report, Status
 from ..schemas import SCHEMAS, by_name
 
@@ -37,6 +38,14 @@ class MadeFleet:
         found = by_name(SCHEMA) or next(iter(SCHEMAS.values()))
         self._schema = found.id
         self._make()
+        self._release()
+
+    def _release(self) -> None:
+        """A signed release that is being rolled out to the pumps."""
+        now_s = self._now_s - LENGTH_S / 2
+        releases.publish(self.store, "pump", 3, self._schema.hex(), b"d" * 32, b"manifest", b"model", "made", now_s)
+        for release in releases.releases(self.store, "pump"):
+            rollouts.begin(self.store, release, "", STAGES, "made", now_s)
 
     def site(self, name: str) -> str:
         return SITES[int(name[-5:]) // len(CLASSES) % len(SITES)]

@@ -1,7 +1,7 @@
 // Which models and versions are in the field, and how they fare.
 
-import { fill, h, state } from "./dom.js";
-import { fleet, levelOf, on, text } from "./data.js";
+import { badge, clock, fill, h, span, state, toast } from "./dom.js";
+import { ask, fleet, levelOf, on, session, text } from "./data.js";
 
 function table(title, of, columns) {
   const heads = columns.map(([name, kind]) => h("th", { scope: "col", class: kind }, name));
@@ -43,9 +43,50 @@ function collect(by) {
   return [...found].sort((a, b) => b[1].n - a[1].n);
 }
 
+const KINDS = { running: "reporting", paused: "watch", halted: "alarm", withdrawn: "off", done: "normal" };
+
+function rollout(each, found, again) {
+  const counts = each.devices;
+  const acts = session.user && session.role === "operator" ? Object.keys(found.acts).filter((act) => found.acts[act].includes(each.state)) : [];
+  const comment = h("input", { "aria-label": "Why, for the log", placeholder: "why, for the log", maxlength: 200 });
+  const button = (act) => h("button", { type: "button", onclick: async (event) => {
+    event.target.disabled = true;
+    try {
+      await ask(`/api/rollouts/${each.id}/${act}`, { comment: comment.value });
+      toast(`${each.class} ${each.version}: ${act}.`);
+      again();
+    } catch (error) {
+      toast(error.message, true);
+      event.target.disabled = false;
+    }
+  } }, act);
+  return h("li", { class: "card" },
+    h("div", { class: "title" }, badge(KINDS[each.state] ?? "unknown", each.state), h("h3", {}, `${each.class} ${each.version}${each.site ? ` at ${each.site}` : ""}`)),
+    h("p", { class: "hint" }, `stage ${each.stage} of ${each.stages.join(", ")}, for ${span(found.now - each.since_s)}; began ${clock(each.began_s)}`),
+    h("p", {}, Object.entries(counts).map(([name, n]) => h("span", { class: "chip" }, name, h("b", {}, n.toLocaleString()))), each.remaining ? h("span", { class: "hint" }, `${each.remaining} devices still have it`) : null),
+    each.evidence.why && h("p", {}, each.evidence.why),
+    each.failed.length > 0 && h("ul", { class: "plain" }, each.failed.slice(0, 10).map((one) => h("li", {}, h("a", { href: `#/device/${encodeURIComponent(one.device)}` }, one.device), `: ${one.why}`))),
+    acts.length > 0 && h("div", { class: "actions" }, acts.map(button), comment));
+}
+
 export function showModels(main) {
   const place = h("div");
-  fill(main, h("h1", {}, "Models and versions in the field"), place);
+  const rolled = h("div");
+  fill(main, h("h1", {}, "Models and versions in the field"), place, rolled);
+  let ended = false;
+
+  async function showRollouts() {
+    try {
+      const found = await ask("/api/rollouts");
+      if (ended || rolled.contains(document.activeElement) && document.activeElement.value) return;
+      const again = () => showRollouts();
+      fill(rolled, h("h2", {}, `Roll-outs of signed releases (${found.rollouts.length})`),
+        found.rollouts.length ? h("ul", { class: "cards" }, found.rollouts.map((each) => rollout(each, found, again))) : h("p", { class: "hint" }, "None. ", h("code", {}, "stonechat release stage"), " begins one."),
+        found.versions.length > 0 && table("Versions of releases", found.versions.map((each) => h("tr", {}, h("th", { scope: "row" }, each.class || "no class"), h("td", { class: "number" }, each.version), h("td", { class: "number" }, each.devices.toLocaleString()), h("td", { class: "number" }, each["on trial"].toLocaleString()))), [["Class", ""], ["Version", "number"], ["Devices", "number"], ["On trial", "number"]]));
+    } catch (error) {
+      if (!ended) fill(rolled, state(`The roll-outs can't be shown: ${error.message}`, showRollouts));
+    }
+  }
 
   function show() {
     const all = fleet.rows.size;
@@ -70,6 +111,8 @@ export function showModels(main) {
 
   let asked = 0;
   show();
+  showRollouts();
+  const often = setInterval(() => { if (!document.hidden) showRollouts(); }, 15000);
   const end = on(() => { asked ||= setTimeout(() => { asked = 0; if (!place.contains(document.activeElement)) show(); }, 3000); });
-  return () => { end(); clearTimeout(asked); };
+  return () => { ended = true; end(); clearTimeout(asked); clearInterval(often); };
 }
