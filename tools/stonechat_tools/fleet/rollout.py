@@ -38,7 +38,9 @@ class Stage:
     share: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.devices} devices" if self.devices else f"{self.share:.0%}"
+        if self.devices:
+            return f"{self.devices} device{'s' if self.devices > 1 else ''}"
+        return f"{self.share:.0%}"
 
 
 STAGES = (
