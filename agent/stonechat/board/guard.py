@@ -5,7 +5,7 @@ limited; those to known peers, and the agent's own, pass whatever is in force.
     watch = full.start(..., response=guard.respond(mode=ON))
 
 It takes the place of the hook's methods (hooks.py) only while something is in force, ends by the clock even if the loop
-stands still, and raises what the firmware would see where a network has no way there: EHOSTUNREACH from connect() and
+does not run, and raises what the firmware would see where a network has no way there: EHOSTUNREACH from connect() and
 sendto(), ECONNRESET from a stream. Attempts are counted all the same.
 """
 
