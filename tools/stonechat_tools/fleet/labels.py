@@ -67,6 +67,21 @@ def read(store: Store) -> dict[str, Labels]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+class Known:
+    """The labels of all devices, read again where somebody has changed one."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._changed: Any = None
+        self._labels: dict[str, Labels] = {}
+
+    def __call__(self) -> dict[str, Labels]:
+        changed = self._store.notes(CHANGED)
+        if changed != self._changed:
+            self._changed, self._labels = changed, read(self._store)
+        return self._labels
+
+
 def write(store: Store, labels: dict[str, Labels]) -> None:
     store.note(KIND, {name: None if value == NONE else asdict(value) for name, value in labels.items()})
     touch(store)

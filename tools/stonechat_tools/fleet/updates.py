@@ -11,18 +11,16 @@ even confirm, and devices on trial go back by themselves.
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from stonechat import slots
 from stonechat.errors import ConfigError
 
 from . import keyring, wire, wire_release
-from . import labels as labels_of_devices
 from .chunks import RATE_BYTES, Chunks, Where
 from .incidents import Alert
-from .labels import NONE, Labels
+from .labels import NONE, Known, Labels
 from .presence import AWAY, Device
-from .rollout_judge import Judge, halts, superseded
+from .rollout_judge import BUSY_SHARE, Judge, halts, superseded
 from .shards import Shard
 from .store import STORED, Store, rollouts
 from .store.rollouts import DONE, HALTED, OPEN, PAUSED, RUNNING, WITHDRAWN, Member, RolloutRow
@@ -82,8 +80,7 @@ class Updates:
         self._shard = shard or Shard()
         self._presence = presence
         self._clock = clock
-        self._read_labels: tuple[Any, dict[str, Labels]] = (None, {})
-        self._labels = labels or self._labels_read
+        self._labels = labels or Known(store)
         self._judge = Judge(store, self._labels, clock=clock, every_s=judge_s)
         self._rows: dict[int, RolloutRow] = {}  # that go on, or are withdrawn
         self._active: dict[str, _Active] = {}
@@ -91,6 +88,7 @@ class Updates:
         self._changed: dict[tuple[int, int], Member] = {}
         self._withdrawn: dict[tuple[str, int], float] = {}  # when it was sent last
         self._pages: dict[int, tuple[float, int]] = {}
+        self._resting_s: dict[int, float] = {}  # until when nobody is looked for who still has what was withdrawn
         self._looked_s = -1e18
         self.counts = {"offers": 0, "chunks": 0, "confirmations": 0, "withdrawals": 0}
 
@@ -211,12 +209,6 @@ class Updates:
                 found.member, found.row = member, row
                 self._active[member.name] = found
         self._chunks.only(self._active.keys())
-
-    def _labels_read(self) -> Mapping[str, Labels]:
-        changed = self._store.notes(labels_of_devices.CHANGED)
-        if changed != self._read_labels[0]:
-            self._read_labels = (changed, labels_of_devices.read(self._store))
-        return self._read_labels[1]
 
     # --- one device -------------------------------------------------------------------------------------------------
 
@@ -383,7 +375,12 @@ class Updates:
 
     def _withdraw(self, row: RolloutRow, now_s: float) -> list[Publish]:
         sent: list[Publish] = []
-        for member in rollouts.to_withdraw(self._store, row.id, row.release.version, WITHDRAW_MOST):
+        if 0 < self._resting_s.get(row.id, 0.0) - now_s < DUE_S:
+            return sent
+        began_s = time.monotonic()
+        left = rollouts.to_withdraw(self._store, row.id, row.release.version, WITHDRAW_MOST)
+        self._resting_s[row.id] = now_s + BUSY_SHARE * (time.monotonic() - began_s)
+        for member in left:
             if member.name in self._shard and self._again((member.name, row.id), now_s):
                 sent += self._sealed(member, "withdrawals", self._take_back, row)
         return sent
