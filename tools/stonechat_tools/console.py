@@ -1,6 +1,7 @@
 """What the verbs print in one form: the line about a missing package, and plain tables where rich is not installed."""
 
 import contextlib
+import getpass
 import importlib.util
 import json
 import os
@@ -217,6 +218,14 @@ def keep_standard_files() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
+
+
+def user_name() -> str:
+    """Who runs this command; a number where the account has no name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def protect_process() -> None:

@@ -1,6 +1,7 @@
 """What a verb says where a package is missing: one line with the command that installs it."""
 
 import ast
+import os
 import subprocess
 import sys
 import tomllib
@@ -127,3 +128,11 @@ def test_every_extra_that_is_named_exists() -> None:
 def test_a_plain_table_keeps_its_columns() -> None:
     text = console.plain_table(["a", "longer"], [["x\ny", "1"], ["zzzz", "2"]])
     assert text == "a     longer\nx     1\ny\nzzzz  2\n"
+
+
+def test_an_account_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise OSError("No username set in the environment")
+
+    monkeypatch.setattr(console.getpass, "getuser", nobody)
+    assert console.user_name() == f"uid {os.getuid()}"

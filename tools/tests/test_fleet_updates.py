@@ -14,8 +14,10 @@ from stonechat.errors import ModelError
 from stonechat.slots import Slots
 from stonechat.update import Update
 from stonechat_tools.fleet import keyring, labels, rollout_judge, updates, wire, wire_release
+from stonechat_tools.fleet.collector import Collector
 from stonechat_tools.fleet.labels import Labels
 from stonechat_tools.fleet.monitor import Monitor
+from stonechat_tools.fleet.mqtt_codec import Message
 from stonechat_tools.fleet.rollout import DAY_S, Stage
 from stonechat_tools.fleet.shards import Shard
 from stonechat_tools.fleet.store import Keep, Store, releases, rollouts
@@ -456,6 +458,28 @@ def test_what_strangers_and_old_starts_want_is_not_served(fleet: Callable[..., F
         served = found.took([], [], [], [(wire_release.Want(2, 0, 0, offered.stream), keys)] * 3)
         assert len(served) <= 1
     assert found.counts["chunks"] == 1
+
+
+def test_the_collector_takes_wants_and_answers_to_their_broker(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(2)
+    pumps.stage(2, (Stage(600, share=1.0),))
+    found = Updates(pumps.store, pumps.keys, clock=lambda: pumps.now_s)
+    collector = Collector(pumps.store, pumps.keys, updates=found, also=[("other", 1883)], port=1)
+    sent: list[tuple[int, str, bytes]] = []
+    for at, client in enumerate(collector._clients):
+        client.send = lambda mids, publishes, epoch=None, at=at: sent.extend((at, *each) for each in publishes)
+    unit = pumps.units["pump-0"]
+    topic = f"{wire.PREFIX}pump-0/"
+    pumps.deliver(found.step())
+    want = unit.want()
+    assert want is not None
+    forged = pumps.units["pump-1"].want() or b""
+    collector.take([Message(topic + "want", forged, 1, 1), Message(topic + "want", b"x" * 600, 1, 2)], (1, 1))
+    assert not sent and collector.counts["forged"] == 1 and collector.counts["want"] == 0
+    collector.take([Message(topic + "want", want, 1, 3)], (1, 1))
+    assert [(at, name) for at, name, _ in sent] == [(1, topic + "model")]
+    unit.update.on_message(fields_of(unit.offers, sent[0][2]))
+    assert unit.update.want() == (0, 384) and collector.counts["want"] == 1
 
 
 def test_the_rate_is_kept(fleet: Callable[..., Fleet]) -> None:

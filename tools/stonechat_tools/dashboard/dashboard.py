@@ -27,7 +27,7 @@ from typing import Any
 
 from stonechat.errors import ConfigError
 
-from ..console import plain_table, read_file
+from ..console import plain_table, read_file, user_name
 from ..fleet.broker import split_host
 from ..fleet.database import add_database_arguments
 from ..fleet.store import URLS, Store
@@ -90,7 +90,7 @@ def _say(text: str) -> None:
 
 
 def _who() -> str:
-    return f"{getpass.getuser()} (command line)"
+    return f"{user_name()} (command line)"
 
 
 def _user(store: Store, args: argparse.Namespace) -> int:

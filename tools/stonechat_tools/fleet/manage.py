@@ -17,7 +17,6 @@ Examples:
 """
 
 import argparse
-import getpass
 import json
 import os
 import sys
@@ -30,7 +29,7 @@ from typing import Any
 
 from stonechat.errors import ConfigError
 
-from ..console import plain_table
+from ..console import plain_table, user_name
 from . import alert_settings, labels
 from .command import span_s
 from .database import add_database_arguments
@@ -247,7 +246,7 @@ def acknowledge(store: Store, numbers: Sequence[int], by: str) -> None:
 
 
 def _acknowledge(store: Store, args: argparse.Namespace) -> int:
-    acknowledge(store, args.incident, getpass.getuser())
+    acknowledge(store, args.incident, user_name())
     _done(args, "noted for the collector", acknowledged=args.incident)
     return 0
 
@@ -280,7 +279,7 @@ def silence(store: Store, matchers: Sequence[str], lasts: str, comment: str, by:
 
 
 def _silence(store: Store, args: argparse.Namespace) -> int:
-    identity, value = silence(store, args.matcher, args.for_s, args.comment, getpass.getuser())
+    identity, value = silence(store, args.matcher, args.for_s, args.comment, user_name())
     until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value["until_s"]))
     _done(args, f"{identity}: silent until {until}", id=identity, **value)
     return 0

@@ -2,7 +2,6 @@
 within seconds. No key is needed here that could sign a release, and none that could speak to a device."""
 
 import argparse
-import getpass
 import hashlib
 import json
 import math
@@ -14,7 +13,7 @@ from typing import Any
 from stonechat import manifest
 from stonechat.errors import ConfigError
 
-from ..console import plain_table
+from ..console import plain_table, user_name
 from ..fleet import labels
 from ..fleet.command import span_s
 from ..fleet.database import add_database_arguments
@@ -114,7 +113,7 @@ def _publish(
     digest = hashlib.sha256(message).digest()
     schema = "" if found.model is None else found.model[2].hex()
     name, version = found.device_class, found.version
-    there = releases.publish(store, name, version, schema, digest, message, model, getpass.getuser(), time.time())
+    there = releases.publish(store, name, version, schema, digest, message, model, user_name(), time.time())
     if there != digest:
         raise ConfigError(
             f"{name} {version} is published already, with another manifest ({there.hex()[:16]}): a release never"
@@ -153,7 +152,7 @@ def _stage(store: Store, args: argparse.Namespace) -> int:
         )
     if not of_class & able:
         raise ConfigError(f"no device of the class {where} takes updates: set [update] in their configuration")
-    other = rollouts.begin(store, release, args.site, args.stages, getpass.getuser(), time.time())
+    other = rollouts.begin(store, release, args.site, args.stages, user_name(), time.time())
     if other:
         raise ConfigError(
             f"{release}: the roll-out of {other}; "
@@ -188,7 +187,7 @@ def _change(store: Store, args: argparse.Namespace) -> int:
         "withdraw": ((*LIVE, DONE), WITHDRAWN),
     }
     states, state = wanted[args.action]
-    by, now_s = getpass.getuser(), time.time()
+    by, now_s = user_name(), time.time()
     instead = [rollouts.change(store, row.id, states, state, by, args.comment, now_s) for row in found]
     if all(instead):
         raise ConfigError(f"{release}: its roll-out is {instead[-1]}: nothing to {args.action}")
