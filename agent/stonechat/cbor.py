@@ -28,29 +28,25 @@ def encode(value, out: bytearray) -> None:
     major = 4
     if value is True or value is False:
         out.append(0xF4 + value)
-        return
-    if isinstance(value, int):
+    elif isinstance(value, int):
         head(out, 0, value)
-        return
-    if isinstance(value, str):
-        value = value.encode()
-        major = 3
-    elif not isinstance(value, (list, tuple)):
-        major = 2
-    head(out, major, len(value))
-    if major < 4:
-        out.extend(value)
     else:
-        for item in value:
-            encode(item, out)
+        if isinstance(value, str):
+            value = value.encode()
+            major = 3
+        elif not isinstance(value, (list, tuple)):
+            major = 2
+        head(out, major, len(value))
+        if major < 4:
+            out.extend(value)
+        else:
+            for item in value:
+                encode(item, out)
 
 
 def encode_fields(fields: list, out: bytearray) -> None:
     """fields: values whose index is their key, None is absent -> appends the map, without a dict or a sort."""
-    pairs = 0
-    for value in fields:
-        pairs += value is not None
-    head(out, 5, pairs)
+    head(out, 5, len(fields) - fields.count(None))
     for key in range(len(fields)):  # enumerate() would allocate a tuple for each
         value = fields[key]
         if value is not None:

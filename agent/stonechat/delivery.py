@@ -79,7 +79,6 @@ class Delivery(Reporter):
         self._made_s = 0  # and its uptime
         self._highest = 0  # number of the newest report that was ever sent
         self._silent = False
-        self._fields += (None, None)
         self._led = 0  # channels that have led in reports of this alarm: bit i is channel i
         self.reconnected()
 
@@ -106,10 +105,6 @@ class Delivery(Reporter):
         if self.uptime_s < self.commands.maintenance_until_s:
             flags |= _FLAG_MAINTENANCE
         return flags
-
-    def _begin(self) -> list:
-        self._fields[17] = self._fields[18] = None
-        return Reporter._begin(self)
 
     def _said(self) -> None:
         Reporter._said(self)
@@ -157,8 +152,9 @@ class Delivery(Reporter):
 
     def pass_time(self, now_ms: int) -> int:
         elapsed_ms = Reporter.pass_time(self, now_ms)
-        self._quiet_ms += elapsed_ms
-        self.budget.pass_time(elapsed_ms)
+        if elapsed_ms:
+            self._quiet_ms += elapsed_ms
+            self.budget.pass_time(elapsed_ms)
         return elapsed_ms
 
     # --- sending them ---------------------------------------------------------------------------------------------

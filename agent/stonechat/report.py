@@ -16,7 +16,6 @@ from .errors import WireError
 _VERSION = const(1)
 _MAX_ID = const(64)
 _RING = const(64)  # a summary's median is that of the last 64 windows
-_FIELDS = const(17)
 _NEWS_Q8 = const(768)  # surprise of a window that may name a new cause: 1 in 1,000
 
 
@@ -57,7 +56,7 @@ class Reporter:
         self._last_ms: int | None = None
         self._mac = Mac(key, b"report", device_id)
         self._status_mac = Mac(key, b"status", device_id)
-        self._fields: list = [None] * _FIELDS
+        self._fields: list = []
         self._body = bytearray(96)
         self._due = 0  # a report is in _body: 1, or 2 where it reports a change of level
         self._scores = array("H", [0] * _RING)
@@ -98,7 +97,7 @@ class Reporter:
                     out.append(share)
         else:
             fields[11] = windows
-            fields[12] = (self._low, sorted(self._scores[: min(windows, _RING)])[min(windows, _RING) >> 1], self._high)
+            fields[12] = (self._low, sorted(self._scores[:windows])[min(windows, _RING) >> 1], self._high)
         self._encode()
         self._keep(news > 1)
 
@@ -117,16 +116,13 @@ class Reporter:
 
     def _begin(self) -> list:
         """-> the fields of a new report, with what all of them carry."""
-        fields = self._fields
-        for i in range(_FIELDS):
-            fields[i] = None
-        fields[0] = _VERSION
-        fields[1] = self.sequence
-        fields[2] = self.boot
-        fields[3] = epoch_s() or None
-        fields[4] = None if fields[3] else self.uptime_s
-        fields[14] = self.lost
-        fields[16] = self.stream
+        now_s = epoch_s() or None
+        # fmt: off
+        self._fields = fields = [
+            _VERSION, self.sequence, self.boot, now_s, None if now_s else self.uptime_s, None, None, None, None, None,
+            None, None, None, None, self.lost, None, self.stream, None, None,
+        ]
+        # fmt: on
         return fields
 
     def _encode(self) -> None:

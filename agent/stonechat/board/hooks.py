@@ -75,15 +75,9 @@ _FRAMES = const(1600)  # bytes of C stack from a caller of the stream protocol t
 
 
 class _Aside(io.IOBase):
-    """A context like a lock's that locks nothing, and a stream that notes where the bytes for it lie."""
+    """A stream that notes where the bytes for it lie."""
 
     at = 0
-
-    def __enter__(self):
-        pass
-
-    def __exit__(self, *_):
-        pass
 
     def write(self, data):
         self.at = id(data)
@@ -95,13 +89,18 @@ try:
     from _thread import get_ident as get_ident
 
     _lock = allocate_lock()
+    _acquire = _lock.acquire
+    _release = _lock.release
 except ImportError:  # a port without threads
-    _lock = _Aside()  # type: ignore[assignment]
 
     def get_ident() -> int:
         return 1
 
+    _acquire = _release = get_ident  # type: ignore[assignment]
 
+
+int = int  # noqa: A001, PLW0127 - a port looks through its built-ins one by one
+isinstance = isinstance  # noqa: A001, PLW0127
 real_socket = _socket  # without the hook: for the agent's own connection
 _unlocked = _Aside()  # also what no firmware hands in: before what accept() gave, and for no argument at all
 _nobody = (_unlocked, None, (None, None))
@@ -143,32 +142,30 @@ class FirmwareCollector:
         self._beat_ms = None
         self._free = None
         self._heap = (mem_free() + mem_alloc() >> 4) or 1  # CPython has none
-        self._last: tuple = (
-            _unlocked,
-            None,
-            (None, None),
-        )  # the last address if it can't change, its host, what it met
+        self._last: tuple = _nobody  # the last address if it can't change, its host, what it met
 
     def read(self, values):
         """Fill `values` (len(schema) ints) and begin the next window."""
         me = get_ident()
-        again = me == self._owner
-        with _unlocked if again else _lock:
+        own = me != self._owner
+        if own:
+            _acquire()
             self._owner = me
-            try:
-                values[:] = self.counts
-                values[_PEERS] = len(self._peers)
-                values[_DPORTS] = len(self._ports)
-                self._window += 1
-                for key in self._peers:
-                    self._sighted(key)
-                self.contacts = self._peers
-                self._peers = {}
-                self._ports = {}
-                self._last = _nobody  # it was met with another secret perhaps
-            finally:
-                if not again:
-                    self._owner = None
+        try:
+            values[:] = self.counts
+            values[_PEERS] = len(self._peers)
+            values[_DPORTS] = len(self._ports)
+            self._window += 1
+            for key in self._peers:
+                self._sighted(key)
+            self.contacts = self._peers
+            self._peers = {}
+            self._ports = {}
+            self._last = _nobody  # it was met with another secret perhaps
+        finally:
+            if own:
+                self._owner = None
+                _release()
         writes = values[_WRITES] - self._writes & _MASK
         if writes:
             values[_MEAN_WRITE] = (values[_BYTES_OUT] - self._sent & _MASK) // writes
@@ -232,9 +229,7 @@ class FirmwareCollector:
         """address: whatever connect() or sendto() was given, (host, port) as boards have it or the unix port's packed
         sockaddr -> (key, port); (None, None) for anything else: the call itself says what is wrong with it."""
         try:
-            known, last, met = self._last
-            if address is known:
-                return met  # a flood, or a sensor's only server: no second look
+            _, last, met = self._last
             host, port = address[:2]
             if isinstance(address, (bytes, bytearray)):
                 host = bytes(address[4:8] if host == 2 else address[8:24]) or bytes(address)
@@ -253,41 +248,43 @@ class FirmwareCollector:
         """One more in `place`. size: of a read or a write, a number of bytes or what has that length. key, port: the
         peer that it went to, as meet() gives them; port only where this call chose the peer.
         -> False while the agent itself is at work in this thread: nothing is counted then."""
+        own = False
         try:
             me = get_ident()
             if me == self.quiet:
                 return False
-            again = me == self._owner
-            with _unlocked if again else _lock:
+            if me != self._owner:
+                _acquire()
+                own = True
                 self._owner = me
-                try:
-                    counts = self.counts
-                    counts[place] = counts[place] + 1 & _MASK
-                    if port is not None:
-                        if place == _WRITES:
-                            counts[_UDP_OUT] = counts[_UDP_OUT] + 1 & _MASK
-                        if len(self._ports) < _MAX_SEEN:
-                            self._ports[port] = None
-                    if not isinstance(size, int):
-                        size = len(size)
-                    if _READS <= place <= _WRITES:
-                        place += _BYTES_IN - _READS  # their bytes are in the column two before
-                        counts[place] = counts[place] + size & _MASK
-                    if key is not None:
-                        peers = self._peers
-                        new = key not in self.known
-                        if key not in peers:
-                            if len(peers) < _MAX_SEEN:
-                                peers[key] = new
-                            if new:  # beyond _MAX_SEEN in one window each meeting counts
-                                counts[_NEW_PEERS] = counts[_NEW_PEERS] + 1 & _MASK
-                        if new:
-                            counts[_NEW_PEER_BYTES] = counts[_NEW_PEER_BYTES] + size & _MASK
-                finally:
-                    if not again:
-                        self._owner = None
+            counts = self.counts
+            counts[place] = counts[place] + 1 & _MASK
+            if port is not None:
+                if place == _WRITES:
+                    counts[_UDP_OUT] = counts[_UDP_OUT] + 1 & _MASK
+                if port not in self._ports and len(self._ports) < _MAX_SEEN:
+                    self._ports[port] = None
+            elif not isinstance(size, int):
+                size = len(size)
+            if size:  # of a read or a write
+                place += _BYTES_IN - _READS  # their bytes are in the column two before
+                counts[place] = counts[place] + size & _MASK
+            if key is not None:
+                peers = self._peers
+                new = key not in self.known
+                if key not in peers:
+                    if len(peers) < _MAX_SEEN:
+                        peers[key] = new
+                    if new:  # beyond _MAX_SEEN in one window each meeting counts
+                        counts[_NEW_PEERS] = counts[_NEW_PEERS] + 1 & _MASK
+                if new:
+                    counts[_NEW_PEER_BYTES] = counts[_NEW_PEER_BYTES] + size & _MASK
         except Exception:  # no memory, or a length that it does not have
             pass  # the firmware's call went well: that this one is not counted must not make it fail
+        finally:
+            if own:
+                self._owner = None
+                _release()
         return True
 
     def failed(self, number):
@@ -393,7 +390,7 @@ class socket(io.IOBase):
     def connect(self, *address):
         notes = self._notes
         key, port = active.meet(address and address[0])
-        notes[_MUTE_SO_FAR] = counted = active.add(_CONN_OUT, key=key, port=port)
+        notes[_MUTE_SO_FAR] = counted = active.add(_CONN_OUT, 0, key, port)
         notes[_KEY] = key if counted else None
         try:
             return self._real.connect(*address)
@@ -449,24 +446,25 @@ def _through(name, place):
     # one variable, not four: a call with more than five values, these among them, takes memory
     how = getattr(real_socket.socket, name), place, name  # pyright: ignore[reportOptionalMemberAccess]
 
-    def call(self, first=_unlocked, *more):
+    def call(self, first=_unlocked, second=_unlocked, *more):
         method, place, name = how
         real = self._real
         key = port = None
         if place == _WRITES:
             key = self._notes[_KEY]
-            if more and name == "sendto":
-                key, port = active.meet(more[-1])
+            if name == "sendto":
+                last = active._last  # a flood, or a sensor's only server: no second look
+                key, port = last[2] if second is last[0] else active.meet(more[0] if more else second)
         try:
-            if more:
-                got = method(real, first, *more)
+            if second is not _unlocked:
+                got = method(real, first, second, *more) if more else method(real, first, second)
             elif first is _unlocked:
                 got = method(real)
             else:
                 got = method(real, first)
         except OSError as error:
             if port is not None:
-                active.add(_UDP_OUT, key=key, port=port)
+                active.add(_UDP_OUT, 0, key, port)
             active.failed(error.errno)
             if _asked_by_c(first):
                 return -error.errno  # type: ignore[operator]  # it has one

@@ -73,6 +73,16 @@ INNER = {
     "tail_q8",
     "trouble",
     "worked",
+    "kernels",
+    "learn",
+    "limit",
+    "meta",
+    "oversize",
+    "seal",
+    "shift",
+    "take_up_to",
+    "warmup_windows",
+    "weights",
 }
 PUBLIC = {"load_model"}  # what a firmware may take from the linked module beside what its entry defines
 _NAMED = ("id", "attr", "name", "arg")  # fields of syntax nodes that hold a name
