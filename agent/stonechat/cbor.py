@@ -29,7 +29,10 @@ def encode(value, out: bytearray) -> None:
     if value is True or value is False:
         out.append(0xF4 + value)
     elif isinstance(value, int):
-        head(out, 0, value)
+        if value < 24:
+            out.append(value)
+        else:
+            head(out, 0, value)
     else:
         if isinstance(value, str):
             value = value.encode()
@@ -50,5 +53,8 @@ def encode_fields(fields: list, out: bytearray) -> None:
     for key in range(len(fields)):  # enumerate() would allocate a tuple for each
         value = fields[key]
         if value is not None:
-            head(out, 0, key)
+            if key < 24:
+                out.append(key)
+            else:
+                head(out, 0, key)
             encode(value, out)

@@ -16,6 +16,7 @@ from .errors import WireError
 _VERSION = const(1)
 _MAX_ID = const(64)
 _RING = const(64)  # a summary's median is that of the last 64 windows
+_FIELDS = const(19)
 _NEWS_Q8 = const(768)  # surprise of a window that may name a new cause: 1 in 1,000
 
 
@@ -56,7 +57,7 @@ class Reporter:
         self._last_ms: int | None = None
         self._mac = Mac(key, b"report", device_id)
         self._status_mac = Mac(key, b"status", device_id)
-        self._fields: list = []
+        self._fields: list = [None] * _FIELDS
         self._body = bytearray(96)
         self._due = 0  # a report is in _body: 1, or 2 where it reports a change of level
         self._scores = array("H", [0] * _RING)
@@ -116,13 +117,16 @@ class Reporter:
 
     def _begin(self) -> list:
         """-> the fields of a new report, with what all of them carry."""
-        now_s = epoch_s() or None
-        # fmt: off
-        self._fields = fields = [
-            _VERSION, self.sequence, self.boot, now_s, None if now_s else self.uptime_s, None, None, None, None, None,
-            None, None, None, None, self.lost, None, self.stream, None, None,
-        ]
-        # fmt: on
+        fields = self._fields
+        for i in range(5, _FIELDS):
+            fields[i] = None
+        fields[0] = _VERSION
+        fields[1] = self.sequence
+        fields[2] = self.boot
+        fields[3] = now_s = epoch_s() or None
+        fields[4] = None if now_s else self.uptime_s
+        fields[14] = self.lost
+        fields[16] = self.stream
         return fields
 
     def _encode(self) -> None:
