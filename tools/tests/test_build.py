@@ -555,6 +555,50 @@ def _both(first=0, *, other):
     assert names["start"](host=5) == ((1, 5, 2), ((1, 2), 3), (1, 4))
 
 
+def test_what_only_a_class_itself_uses_shares_names_with_other_classes() -> None:
+    source = """
+class _Base:
+    def __init__(self):
+        self._first = self._second = 1
+        self._seen = 2
+
+    def _sum(self):
+        return self._first + self._second
+
+    @staticmethod
+    def _of(other):
+        return other._third
+
+class _Derived(_Base):
+    def __init__(self):
+        _Base.__init__(self)
+        self._third = 30
+
+    def total(self):
+        return self._sum() + self._third + self._of(self)
+
+class _Other:
+    def __init__(self):
+        self._fourth, self._fifth = 100, lambda: self._fourth
+
+    def total(self, base):
+        return self._fifth() + base._seen + (self._named if hasattr(self, "_named") else 0)
+
+def go():
+    return _Derived().total() + _Other().total(_Base())
+"""
+    text = link.link("entry", ["entry"], {"entry": source})
+    names: dict[str, Any] = {}
+    exec(compile(text, "linked", "exec"), names)
+    assert names["go"]() == 2 + 30 + 30 + 100 + 2
+    stored = [
+        node.attr
+        for node in ast.walk(ast.parse(text))
+        if isinstance(getattr(node, "ctx", None), ast.Store) and isinstance(node, ast.Attribute)
+    ]
+    assert len(stored) == 6 and len({*stored}) == 4, text  # the third and _seen are named elsewhere
+
+
 def test_short_names_are_nobody_elses() -> None:
     source = """
 LEAST = const(3)

@@ -166,7 +166,9 @@ def link(
     inner = _Globals({name for name in own if not _is_private(name)} - _mentioned(body))
     shortened = _Shortened(body, {*kept, *imported}, pool or Pool({*kept, *imported, *all_names(body)}))
     arguments = _Arguments(body, {*_defined_in(sources[entry]), *PUBLIC}, set().union(*map(_keywords, users)))
-    body = [shortened.visit(inner.visit(arguments.visit(statement))) for statement in body]
+    body = [inner.visit(arguments.visit(statement)) for statement in body]
+    own_names = _OwnNames(body, {*kept}.union(*map(private_names, users)))
+    body = [shortened.visit(own_names.visit(statement)) for statement in body]
     imported.pop("const", None)
     lines = []
     for module in sorted({module for module, _ in imported.values()}):
@@ -244,6 +246,8 @@ def shorten(source: str, kept: Iterable[str], arguments: bool = False, pool: Poo
             statement.names = [alias for alias in statement.names if alias.name != "const"]
     tree.body = [one for one in tree.body if not isinstance(one, ast.ImportFrom) or one.names]
     pool = pool or Pool({*kept, *all_names(tree.body)})
+    if arguments:
+        tree = _OwnNames(tree.body, {*kept}).visit(tree)
     return ast.unparse(_Shortened(tree.body, {*kept}, pool, private_names(source)).visit(tree))
 
 
@@ -278,6 +282,13 @@ def _by_position(signature: ast.arguments) -> None:
     signature.args += needed + [argument for argument, default in pairs if default is not None]
     signature.defaults += [default for _, default in pairs if default is not None]
     signature.kwonlyargs, signature.kw_defaults = [], []
+
+
+def _has_self(statement: ast.stmt) -> TypeGuard[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Whether a statement of a class defines a method whose first argument is the object."""
+    if not isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)) or not statement.args.args:
+        return False
+    return {getattr(one, "id", "") for one in statement.decorator_list} <= {"property"}
 
 
 def _is_constant(statement: ast.stmt) -> bool:
@@ -410,6 +421,68 @@ class _Arguments(ast.NodeTransformer):
                 node.id = scope[node.id]
                 break
         return node
+
+
+class _OwnNames(ast.NodeTransformer):
+    """Gives the private attributes and methods that a class alone uses, by its `self`, names that other classes give to
+    theirs: a board stores a name once, and refers to the 128 most used ones by one byte. kept: names to leave alone.
+    Classes that derive from one another are one family, in which each name is another."""
+
+    def __init__(self, body: list[ast.stmt], kept: set[str]) -> None:
+        self._uses: Counter[tuple[str, str]] = Counter()  # (family, name)
+        self._elsewhere = {*kept}  # used otherwise
+        self._selves: list[tuple[str, str]] = []  # (family, name of self) of the method around
+        self._names: dict[tuple[str, str], str] = {}
+        classes = {one.name: one for one in body if isinstance(one, ast.ClassDef)}
+        self._family = {name: name for name in classes}
+        for name, node in classes.items():
+            for base in node.bases:
+                first, second = self._family[name], self._family.get(getattr(base, "id", ""))
+                for other in classes if second else ():
+                    self._family[other] = str(second) if self._family[other] == first else self._family[other]
+        for statement in body:
+            self.visit(statement)
+        families: dict[str, set[str]] = {}
+        for family, name in self._uses:
+            families.setdefault(name, set()).add(family)
+        taken: Counter[str] = Counter()
+        for (family, name), _ in self._uses.most_common():
+            if name not in self._elsewhere and len(families[name]) == 1:
+                self._names[family, name] = f"_own_{taken[family]}_"
+                taken[family] += 1
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
+        for statement in node.body:
+            if node.name in self._family and _has_self(statement):
+                self._selves.append((self._family[node.name], statement.args.args[0].arg))
+                statement.name = self._own(statement.name)
+                super().generic_visit(statement)
+                self._selves.pop()
+            else:
+                self.visit(statement)
+        for part in [*node.bases, *node.decorator_list]:
+            self.visit(part)
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.Attribute:
+        if self._selves and isinstance(node.value, ast.Name) and node.value.id == self._selves[-1][1]:
+            node.attr = self._own(node.attr)
+        else:
+            self._elsewhere.add(node.attr)
+            self.visit(node.value)
+        return node
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        fields = [getattr(node, field, None) for field in (*_NAMED, "value")]
+        self._elsewhere |= {name for name in fields if isinstance(name, str)}
+        return super().generic_visit(node)
+
+    def _own(self, name: str) -> str:
+        if not _is_private(name):
+            return name
+        family = self._selves[-1][0]
+        self._uses[family, name] += 1
+        return self._names.get((family, name), name)
 
 
 class _Globals(ast.NodeTransformer):
