@@ -215,6 +215,7 @@ def test_five_minutes_with_a_real_broker(broker: Mosquitto, tmp_path: Path, tran
         check(message)
         check_state(message, state)
         assert message["device"]["name"] == "The pump" and state["level"] in ("normal", "watch", "alarm")
+        assert state["response"] in ("none", "dry run: throttle", "dry run: quarantine")
         home.got.clear()
         home.client.publish("homeassistant/status", b"online", 0)
         assert wait_for(lambda: last(CONFIG) and last(TOPIC + "ha/state"), 30), agent.said()

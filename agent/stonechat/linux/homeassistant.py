@@ -12,6 +12,7 @@ from .. import __version__
 from ..compat import ticks_add, ticks_diff, ticks_ms
 from ..detection import ALARM
 from ..errors import ConfigError, StonechatError
+from ..policy import ACTIONS
 
 TOPICS = ("ha/state", "ha/online", "ha/event")  # below the device's own
 RESTART_MS = 10_000  # at most, after Home Assistant has started, so that a fleet does not answer in one moment
@@ -84,6 +85,9 @@ class HomeAssistant:
                 value_template="{{ value_json.score }}",
             ),
             "cause": dict(sensor, name="Cause", icon="mdi:magnify", value_template="{{ value_json.cause }}"),
+            "response": dict(
+                sensor, name="Response", icon="mdi:shield-lock", value_template="{{ value_json.response }}"
+            ),
             "learning": dict(
                 binary,
                 name="Learning",
@@ -129,7 +133,8 @@ class HomeAssistant:
 
     def observe(self, verdict, agent) -> None:
         """After each scored window."""
-        news = (verdict.level, bool(verdict.learning))
+        response = _response(agent)
+        news = (verdict.level, bool(verdict.learning), response)
         self._windows += 1
         facts = {
             "level": LEVEL_NAMES[verdict.level],
@@ -137,6 +142,7 @@ class HomeAssistant:
             "score": round(verdict.score_q8 / 256, 2),
             "evidence": round(verdict.evidence_q8 / 256, 2),  # 1 is the threshold
             "cause": _cause(verdict, agent) if verdict.level else "",
+            "response": response,
             "learning": news[1],
             "model": agent.model_name,
         }
@@ -207,6 +213,18 @@ def open_home(config: dict, window_ms: int) -> "HomeAssistant":
         expire_s=max(60, 3 * heartbeat_windows * window_ms // 1000),
         remove=home["discovery"] == "remove",
     )
+
+
+def _response(agent) -> str:
+    """What is in force."""
+    response = agent.response
+    if response is None:
+        return "off"
+    if response.real.action:
+        return str(ACTIONS[response.real.action])
+    if response.dry.action:
+        return "dry run: " + ACTIONS[response.dry.action]
+    return "stopped" if response.stopped else "none"
 
 
 def _cause(verdict, agent) -> str:

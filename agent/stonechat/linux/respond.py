@@ -243,7 +243,7 @@ def open_response(config: dict, resolver, collector, channels, say, check=False)
 
     families[LastingPeers.schema.id] = bytes((NETWORK,))
     names = [column[0] for column in collector.schema.columns]
-    enforcer = None
+    sent, device = names.index("pkts_out"), config["device"]["id"]
     text = section["mode"]
     if section["mode"] == MODES[ON]:
         from . import netfilter
@@ -251,12 +251,11 @@ def open_response(config: dict, resolver, collector, channels, say, check=False)
         try:
             enforcer = netfilter.open_response(config, resolver)
             text += ", " + enforcer.source
-            if check:  # another agent's tables stay as they are
-                enforcer = None
+            if not check:  # then another agent's tables stay as they are
+                return LinuxResponse(section, enforcer, families, sent, device, say), text
         except OSError as error:
             section = dict(section, mode=MODES[DRY_RUN])
             text = "dry-run, although [response] mode is on: %s" % (error.strerror or error)
             if not check:
                 say("error", "response: decisions are recorded only: %s" % (error.strerror or error))
-    made = LinuxResponse(section, enforcer, families, names.index("pkts_out"), config["device"]["id"], say)
-    return made, text
+    return LinuxResponse(section, None, families, sent, device, say), text
