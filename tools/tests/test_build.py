@@ -135,6 +135,60 @@ def test_a_linked_build_with_the_interpreter_runs_models_without_a_plan(profile:
         assert done.stdout.split() == ["12", "12", "12", "12", "6", "6"], done.stdout + done.stderr
 
 
+GUARDED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from stonechat.board import hooks
+hooks.install()
+import socket
+from stonechat.board import full, guard
+watch = full.start("d-1", bytes(32), sys.argv[2], publish=print, folder=sys.argv[3], response=guard.respond(mode=2))
+agent = watch.agent
+response = agent.response
+class Verdict:
+    level = 2
+    score_q8 = surprise_q8 = evidence_q8 = 900
+    changed = True
+    learning = unfit = False
+    def explain(self, k=3): return [(1, 90, 60), (9, 40, 30)][:k]
+def reach(host):
+    stream = socket.socket()
+    stream.settimeout(1)
+    try:
+        stream.connect(socket.getaddrinfo(host, 9)[0][-1])
+    except OSError as error:
+        return error.errno
+    finally:
+        stream.close()
+def show(*facts): print("FACT", *facts)
+show(reach("127.66.0.6"))
+response.window(Verdict())
+show(response.real.action, [reach("127.66.0.6") for _ in range(10)].count(113))
+for _ in range(4): response.window(Verdict())
+show(response.real.action, reach("127.66.0.6"), response.status[2])
+agent.reporter.commands.actions[7]([])
+show(response.real.action, reach("127.66.0.6"), response.enforcer.counts()[1])
+agent.monitoring(False)
+show(type(hooks.active) is not hooks.FirmwareCollector, reach("127.0.0.1"))
+agent.monitoring(True)
+watch.tick()
+show(type(hooks.active) is hooks.FirmwareCollector, watch.errors, agent.errors)
+"""
+
+
+def test_a_linked_build_with_the_guard_responds(tmp_path: Path) -> None:
+    target = next((target for target in targets() if not target.missing), None)
+    if target is None:
+        pytest.skip("no MicroPython target is installed")
+    built = tmp_path / "built"
+    assert builder.build(ARCHITECTURE[target.name], built, ["board/guard"]).sizes["board/guard"] <= 1536
+    script = tmp_path / "guarded.py"
+    script.write_text(GUARDED)
+    done = run_bare(target, str(script), str(built), str(MODEL), str(tmp_path / "data"))
+    facts = [line[5:] for line in done.stdout.splitlines() if line.startswith("FACT")]
+    assert facts == ["111", "2 2", "3 113 3", "0 111 1", "True 111", "True 0 0"], done.stdout + done.stderr
+
+
 def public_names(texts: dict[str, str], wanted: set[str]) -> set[str]:
     """Attributes that the modules `wanted` use or keywords that their calls name, where others define them."""
     used, named, defined, arguments = set(), set(), set(), set()
