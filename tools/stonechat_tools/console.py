@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import secrets
+import select
 import signal
 import stat
 import sys
@@ -50,6 +51,7 @@ EXTRAS = {
 }
 
 MAX_FILE_BYTES = 64 << 20
+PIPE_S = 10.0
 MAX_TOML_BYTES = 1 << 20
 _CLEAN_UP_S = 5.0
 _IMPORT_S = 0.05
@@ -249,8 +251,18 @@ def read_file(path: str | os.PathLike[str], most: int = MAX_FILE_BYTES) -> bytes
     name = os.fspath(path)
     if "\0" in name:
         raise ConfigError(f"{clipped(name)}: a file's name has no NUL")
-    with open(name, "rb") as file:
-        data = file.read(most + 1)
+    handle = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)  # waits for no FIFO's writer
+    with open(handle, "rb", buffering=0) as file:
+        data = b""
+        end_s = time.monotonic() + PIPE_S
+        piped = not stat.S_ISREG(os.fstat(handle).st_mode)
+        while len(data) <= most:
+            if piped and not select.select([handle], [], [], max(0.0, end_s - time.monotonic()))[0]:
+                raise ConfigError(f"{name}: a pipe whose end was not written within {PIPE_S:.0f} s")
+            part = file.read(most + 1 - len(data))
+            if part == b"":
+                break
+            data += part or b""
     if len(data) > most:
         raise ConfigError(f"{name}: more than {most} bytes; is it the right file?")
     return data

@@ -21,6 +21,7 @@ import pytest
 from fleet_support import FakeVerdict, Mosquitto, Peer, broker, free_port, needs_mosquitto, wait_for
 from stonechat.delivery import Delivery
 from stonechat.outbox import Outbox
+from stonechat_tools import cli, console
 from stonechat_tools.fleet import certificates, keyring, provision, services, wire
 from stonechat_tools.fleet.collector import Collector
 from stonechat_tools.fleet.mqtt_codec import Message
@@ -559,6 +560,25 @@ def test_a_fifo_in_place_of_a_file_is_not_waited_for(tmp_path: Path, case: str) 
     words = [word for name, path in files.items() for word in (f"--{name}", str(path))]
     code, said = outcome(tmp_path, "--broker", "localhost:1", *words)
     assert code == 1 and f"--{case}" in said and "not a regular file" in said
+
+
+def test_a_fifo_in_place_of_a_text_is_waited_for_a_short_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Settings and models may come through a pipe, as the shell's <(...); of one that nobody writes it is said."""
+    monkeypatch.setattr(console, "PIPE_S", 0.3)
+    provision.Fleet.init(tmp_path / "f", provision.Settings("b", 1883, auth="plain"))
+    os.mkfifo(tmp_path / "fifo")
+    collect = ["collect", "--keys", str(tmp_path / "f/keys"), "--db", str(tmp_path / "db"), "--for", "0"]
+    add = ["provision", "--dir", str(tmp_path / "f"), "add", "d-1"]
+    for words in ([*collect, "--alerts"], [*add, "--model"]):
+        assert cli.main([*words, str(tmp_path / "fifo")]) != 0
+        assert "pipe" in capsys.readouterr().err
+    writer = threading.Thread(target=(tmp_path / "fifo").write_text, args=["group_wait = '1s'\n"])
+    writer.start()
+    monkeypatch.setattr(console, "PIPE_S", 30.0)
+    assert console.read_toml(tmp_path / "fifo") == {"group_wait": "1s"}
+    writer.join()
 
 
 def test_an_encrypted_key_asks_nobody_for_a_password(tmp_path: Path) -> None:

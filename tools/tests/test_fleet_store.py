@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import os
+import random
 import sqlite3
 import subprocess
 from pathlib import Path
@@ -23,7 +24,7 @@ from stonechat.replay import Replay
 from stonechat.schema import Schema
 from stonechat.state import State
 from stonechat_tools.fleet import keyring, overview, wire
-from stonechat_tools.fleet.store import CONFLICT, DUPLICATE, STORED, Store, StoreError
+from stonechat_tools.fleet.store import CONFLICT, DUPLICATE, STORED, Keep, Store, StoreError, ingest
 from stonechat_tools.modeling.device_path import features_q8
 from stonechat_tools.modeling.fit import fit
 
@@ -566,3 +567,36 @@ def test_a_database_of_an_older_version_keeps_all_it_has(tmp_path: Path) -> None
             " UNION SELECT name, tbl_name, '' FROM sqlite_master WHERE type = 'index' AND name NOT LIKE 'sqlite_%'"
         )
         assert sorted(store.rows(columns)) == sorted(new.rows(columns))
+
+
+def test_a_packed_device_is_the_same_as_one_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large fleets devices are packed between batches: every answer and every row is as without that."""
+    rng = random.Random(7)
+    devices = {f"d-{n}": keyring.DeviceKeys(bytes([n]) * 32, f"d-{n}") for n in range(6)}
+    others = {name: keyring.DeviceKeys(bytes([n + 9]) * 32, name) for n, name in enumerate(devices)}
+
+    def made() -> wire.Report:
+        name = rng.choice(list(devices))
+        keys = rng.choice([devices, devices, devices, others])[name]
+        stream = rng.choice([b"aaaa", b"aaaa", b"bbbb", b"cccc"])
+        fields = {0: 1, 1: rng.randrange(12), 2: 3, 5: rng.randrange(3), 9: rng.randrange(3), 11: rng.randrange(9)}
+        fields |= {12: [1, 2, 3], 16: stream}
+        fields |= (
+            {3: 1_795_000_000 + rng.randrange(-90_000, 90_000)} if rng.random() < 0.7 else {4: rng.randrange(9999)}
+        )
+        return wire.open_report(name, keys, keys.report.seal(wire.encode(fields)))
+
+    answers: dict[int, list[Any]] = {}
+    batches = [[made() for _ in range(rng.randrange(1, 9))] for _ in range(150)]
+    for most in (0, 3, 20_000):
+        monkeypatch.setattr(ingest, "MAX_LIVE", most)
+        with Store(":memory:") as store:
+            retention = store.retention(Keep(reports=0.5, hourly=1, daily=1))
+            found: list[Any] = answers.setdefault(most, [])
+            for n, batch in enumerate(batches):
+                found.append(store.put(batch, now_s=1_795_000_000.0 + 1000 * n))
+                if n % 20 == 19:
+                    retention.step(1_795_000_000.0 + 1000 * n)
+            found += [store.devices(), [store.history(name) for name in devices], store.rejections()]
+    assert answers[0] == answers[3] == answers[20_000]
+    assert {"stored", "duplicate", "conflict"} == {result for each in answers[0][:150] for result in each}

@@ -13,6 +13,7 @@ from typing import Any
 
 from stonechat.errors import ConfigError
 
+from ..console import read_file
 from .incidents import SEVERITIES, Policy
 
 MAX_BYTES = 1 << 20
@@ -78,12 +79,9 @@ def example() -> str:
 def load(path: str) -> Settings:
     """Raises ConfigError naming the file, the key and the fix."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_file(path, MAX_BYTES)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes")
     try:
         raw = tomllib.loads(data.decode())
     except (ValueError, RecursionError) as error:

@@ -8,6 +8,8 @@ from stonechat.errors import ConfigError, ModelError
 from stonechat.linux import bundle
 from stonechat.model import load_model
 
+from ..console import read_file
+
 
 def make_bundle(folder: Path) -> bytes:
     """The files of `folder` (devices/NAME of a fleet) that a bundle may hold -> the archive. Without a model.tflite
@@ -31,10 +33,10 @@ def make_bundle(folder: Path) -> bytes:
 def check_model(path: Path) -> bytes:
     """The bytes of a model that an agent will take. Raises ModelError, ConfigError where it will not, OSError."""
     most = bundle.FILES["model.tflite"][0]
-    with open(path, "rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ConfigError(f"--model {path}: larger than {most} bytes")
+    try:
+        data = read_file(path, most)
+    except ConfigError as error:
+        raise ConfigError(f"--model {error}") from None
     try:
         metadata = load_model(data).metadata
     except ModelError as error:

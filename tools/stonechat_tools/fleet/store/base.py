@@ -103,16 +103,17 @@ class Device:
     def unpack(cls, packed: bytes) -> "Device":
         size, row, newest_s, heartbeat, stream, highest, forgotten, began_s, behind_s = _unpack(packed)
         end = _HEAD_BYTES + size
-        made = cls(row, packed[end:].decode(), None if newest_s == _NONE else newest_s, heartbeat)
-        if stream != -1:
-            made.name = packed[_HEAD_BYTES:end]
-            made.stream = Stream(
-                stream,
-                highest,
-                forgotten,
-                None if began_s == _NONE else began_s,
-                None if behind_s == _NONE else behind_s,
-            )
+        made = cls.__new__(cls)
+        made.id, made.heartbeat, made.key = row, heartbeat, packed[end:].decode()
+        made.newest_s = None if newest_s == _NONE else newest_s
+        if stream == -1:
+            made.name, made.stream = b"", None
+            return made
+        made.name = packed[_HEAD_BYTES:end]
+        one = made.stream = Stream.__new__(Stream)
+        one.id, one.highest, one.forgotten = stream, highest, forgotten
+        one.began_s = None if began_s == _NONE else began_s
+        one.behind_s = None if behind_s == _NONE else behind_s
         return made
 
 

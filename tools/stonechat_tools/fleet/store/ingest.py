@@ -5,8 +5,8 @@ comes again after a flash was erased or an image restored is another report. The
 bytes under the same name are a conflict: both are kept, so that whoever holds a stolen key can't keep a report out by
 using its number first.
 
-Of each device and its current stream a few numbers stay in memory, packed; those of a batch are unpacked for it. A
-number above the highest of its stream is new; the database is asked for all others only.
+Of each device and its current stream a few numbers stay in memory, those of large fleets packed until a batch has them.
+A number above the highest of its stream is new; the database is asked for all others only.
 """
 
 import hashlib
@@ -36,6 +36,7 @@ from .rejections import put_rejections
 from .schema import REPORT_COLUMNS
 from .statuses import put_status
 
+MAX_LIVE = 20_000  # devices that are not packed between batches: quicker, at twice the memory
 BEHIND_S = 5  # by which a stream's smallest delay has to fall until that is noted
 
 
@@ -45,25 +46,30 @@ class Ingest:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._generation = -1
-        self._packed: dict[str, bytes] = {}  # every device that was heard, between batches
+        self._kept: dict[str, Device | bytes] = {}  # every device that was heard, between batches
+        self._live = 0  # of these, how many are not packed
         self._devices: dict[str, Device] = {}  # those of this batch
         self._others: OrderedDict[tuple[int, bytes], Stream] = OrderedDict()  # streams that are not their device's last
 
     def forget(self) -> None:
         self._generation = -1
-        self._packed.clear()
+        self._kept.clear()
+        self._live = 0
         self._devices.clear()
         self._others.clear()
 
     def deleted(self, streams: dict[int, int]) -> None:
         """Reports were deleted: the highest number of each stream that was."""
-        for name, packed in self._packed.items():
-            if packed_stream(packed) in streams:
-                device = Device.unpack(packed)
+        held = [*self._others.values()]
+        for name, kept in self._kept.items():
+            if not isinstance(kept, bytes):
+                held += [] if kept.stream is None else [kept.stream]
+            elif packed_stream(kept) in streams:
+                device = Device.unpack(kept)
                 assert device.stream is not None
                 device.stream.forgotten = max(device.stream.forgotten, streams[device.stream.id])
-                self._packed[name] = device.pack()
-        for stream in self._others.values():
+                self._kept[name] = device.pack()
+        for stream in held:
             stream.forgotten = max(stream.forgotten, streams.get(stream.id, -1))
 
     def put(
@@ -92,7 +98,10 @@ class Ingest:
                 counted[status.device, rejected.reason] += 1
         put_rejections(db, counted, now_s)
         for name, device in self._devices.items():
-            self._packed[name] = device.pack()
+            if self._kept.get(name) is not device:
+                live = name not in self._kept and self._live < MAX_LIVE
+                self._live += live
+                self._kept[name] = device if live else device.pack()
         self._devices.clear()
         return results
 
@@ -102,11 +111,11 @@ class Ingest:
     def _load_devices(self, db: Db, names: set[str], now_s: float) -> None:
         missing = []
         for name in names:
-            packed = self._packed.get(name)
-            if packed is None:
+            kept = self._kept.get(name)
+            if kept is None:
                 missing.append(name)
             else:
-                self._devices[name] = Device.unpack(packed)
+                self._devices[name] = Device.unpack(kept) if isinstance(kept, bytes) else kept
         missing.sort()
         for part in pieces(missing):
             wanted = {name: name for name in part}  # the caller's strings, which others keep, too
