@@ -7,6 +7,7 @@ same after a restart and follows a change of network. An entry wins also where t
 
 import _socket
 import _thread
+import errno
 import sys
 
 from ..compat import epoch_s, ticks_diff, ticks_ms
@@ -214,7 +215,7 @@ class AllowList:
         known: a response would stop it, too."""
         self.turn()
         if not self.names.of(self._host) and not self._client_peers() and self.names.answered.get(self._host) is None:
-            raise OSError(0, "allow-list: no address of the broker %s is known yet" % self._host)
+            raise OSError(errno.EDESTADDRREQ, "allow-list: no address of the broker %s is known yet" % self._host)
         return list(dict.fromkeys([row[:4] for row in self._made()]))
 
     def turn(self) -> None:
