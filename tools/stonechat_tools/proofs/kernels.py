@@ -1,8 +1,9 @@
 """Runs the Linux collector on other kernels: Debian's, 5.10 to 6.12, booted in qemu with only Python and the agent.
 
 Each machine loads and attaches the BPF programs, counts exactly known numbers of calls and connections, gives up its
-privileges and counts again. Downloads go to .targets/kernels once; afterwards no network is needed. Software emulation:
-one to five minutes a machine. Needs qemu-system-x86, qemu-system-arm, apt-get, dpkg-deb.
+privileges and counts again; then, as an ordinary user that has kept CAP_NET_ADMIN alone, it puts a quarantine in force,
+prolongs it, waits for its end, throttles and opens. Downloads go to .targets/kernels once; afterwards no network is
+needed. Software emulation: one to five minutes a machine. Needs qemu-system-x86, qemu-system-arm, apt-get, dpkg-deb.
 
     make kernels
     python -m stonechat_tools.proofs.kernels amd64-6.1        one machine
@@ -12,6 +13,7 @@ one to five minutes a machine. Needs qemu-system-x86, qemu-system-arm, apt-get, 
 import argparse
 import gzip
 import json
+import lzma
 import os
 import shutil
 import stat
@@ -55,9 +57,14 @@ MACHINES = {
     "armhf-6.1": Machine("armhf", "bookworm", "linux-image-armmp", _ARM, "ttyAMA0"),
 }
 
+# What a response needs of the kernel, in the order of loading; what is not there is built in.
+MODULES = ("crc32c_generic", "libcrc32c", "nfnetlink", "nf_tables", "nft_counter", "nft_limit", "nft_objref", "veth")
+
 # Process 1 of the machine. What it prints after RESULT is what the job looks at.
-GUEST = """#!/usr/bin/python3 -B
-import ctypes, fcntl, json, os, socket, struct, sys, traceback
+GUEST = (
+    f"#!/usr/bin/python3 -B\nMODULES = {MODULES!r}"
+    + """
+import ctypes, fcntl, json, os, socket, struct, sys, time, traceback
 libc = ctypes.CDLL(None, use_errno=True)
 def mount(what, where, kind):
     os.makedirs(where, exist_ok=True)
@@ -67,6 +74,7 @@ def count():
     control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     fcntl.ioctl(control, 0x8914, struct.pack("16sH14x", b"lo", 1))  # SIOCSIFFLAGS: up
     sys.path.insert(0, "/agent")
+    load()
     from stonechat.linux import privileges
     from stonechat.linux.collector import LinuxCollector
     groups = ["/sys/fs/cgroup/busy.service", "/sys/fs/cgroup/deep/idle.service"]
@@ -99,9 +107,55 @@ def count():
         result[phase].update(calls=grown["sys_rate"], write=grown["sys_write"])
         result[phase]["peers"] = values[names.index("peers")]
         result[phase]["services"] = [dict(zip(columns, [b - a for a, b in zip(old, new)])) for old, new in rows]
-        if phase == "root": privileges.drop("nobody")
+        if phase == "root": privileges.drop("nobody", keep_net_admin=True)
     result["status"] = privileges.status()
+    result["response"] = respond()
     return result
+def load():
+    numbers = {("x86_64", 8): 313, ("x86_64", 4): 350, ("aarch64", 8): 273, ("aarch64", 4): 379, ("armv7l", 4): 379}
+    number = numbers[os.uname().machine, struct.calcsize("P")]  # finit_module
+    for name in MODULES:
+        if os.path.exists("/modules/" + name):
+            fd = os.open("/modules/" + name, os.O_RDONLY)
+            if libc.syscall(number, fd, b"", 0): raise OSError(ctypes.get_errno(), "module " + name)
+            os.close(fd)
+def interface():
+    from stonechat.linux import nfnetlink as nf
+    info = struct.pack("=BxHiII", 0, 0, 0, 0, 0)
+    pair = nf.nested(2, nf.attribute(1, info + nf.attribute(3, b"far0\\0")))
+    body = info + nf.attribute(3, b"out0\\0") + nf.nested(18, nf.attribute(1, b"veth\\0"), pair)
+    route = socket.socket(16, 3, 0)
+    route.send(struct.pack("=IHHII", 16 + len(body), 16, 0x605, 1, 0) + body)  # RTM_NEWLINK
+    code = struct.unpack_from("=i", route.recv(4096), 16)[0]
+    if code: raise OSError(-code, "veth")
+    control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    address = struct.pack("16sHH4s8x", b"out0", 2, 0, socket.inet_aton("10.77.0.2"))
+    fcntl.ioctl(control, 0x8916, address)  # SIOCSIFADDR
+    for name in (b"far0", b"out0"): fcntl.ioctl(control, 0x8914, struct.pack("16sH14x", name, 1))
+def sent(host):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        try: s.sendto(b"x", (host, 9))
+        except PermissionError: return False
+    return True
+def respond():
+    from stonechat.linux import allow_list, netfilter
+    interface()
+    rows = [{"address": "10.77.0.5", "reason": "operator"}]
+    response = netfilter.Netfilter(allow_list.AllowList("10.77.0.1", 1883, rows))
+    found = {"source": response.source, "free": sent("10.77.0.9")}
+    response.apply(3, 30)
+    found["quarantine"] = [sent("10.77.0.9"), sent("10.77.0.5"), sent("127.0.0.1")]
+    found["trouble"] = response.turn()
+    response.extend(2)
+    began = time.monotonic()
+    while not sent("10.77.0.9") and time.monotonic() < began + 60: time.sleep(0.005)
+    found["ended_after_s"] = time.monotonic() - began
+    response.apply(2, 60)
+    found["throttled"] = sum(sent("10.77.0.9") for _ in range(500))
+    found["counts"] = response.counts()
+    response.close()
+    found["opened"] = sent("10.77.0.9")
+    return found
 def main():
     try: result = count()
     except BaseException as error: result = {"error": traceback.format_exc()}
@@ -111,6 +165,7 @@ if os.fork() == 0:
 os.wait()
 libc.reboot(0x4321FEDC)  # RB_POWER_OFF
 """
+)
 NOBODY = b"root:x:0:0::/:\nnobody:x:65534:65534::/:\n"
 
 
@@ -118,8 +173,9 @@ def fetch(name: str) -> Path:
     """-> the folder with `vmlinuz` and the RAM disk's `root`, downloaded and unpacked once."""
     home = working_copy() / STORE / name.replace(" ", "-")
     machine = MACHINES[name]
-    if (home / "vmlinuz").exists():
+    if (home / "modules").exists():
         return home
+    shutil.rmtree(home, ignore_errors=True)
     home.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
         base = Path(scratch)
@@ -136,6 +192,7 @@ def fetch(name: str) -> Path:
             into.mkdir(parents=True, exist_ok=True)
             subprocess.run(["dpkg-deb", "-x", package, into], check=True)
         shutil.move(next((base / "kernel/boot").glob("vmlinuz-*")), base / "home/vmlinuz")
+        _keep_modules(base / "kernel", base / "home/modules")
         _thin(base / "home/root")
         (base / "home").rename(home)
     return home
@@ -153,7 +210,8 @@ def ram_disk(home: Path) -> Path:
         + _entry("etc/passwd", stat.S_IFREG | 0o644, NOBODY)
         + _entry("agent", stat.S_IFDIR | 0o755)
     )
-    archive += _tree(working_copy() / "agent", "agent/") + _entry("TRAILER!!!", 0)
+    archive += _tree(working_copy() / "agent", "agent/") + _entry("modules", stat.S_IFDIR | 0o755)
+    archive += _tree(home / "modules", "modules/") + _entry("TRAILER!!!", 0)
     path.write_bytes(gzip.compress(bytes(archive), 1))
     return path
 
@@ -165,7 +223,7 @@ def boot(name: str) -> dict[str, Any]:
         package = "qemu-system-x86" if machine.architecture == "amd64" else "qemu-system-arm"
         raise OSError(f"{machine.qemu[0]} is not installed: apt-get install {package}")
     home = fetch(name)
-    line = f"console={machine.console} quiet panic=-1 rdinit=/init PYTHONHASHSEED=0"
+    line = f"console={machine.console} quiet panic=-1 rdinit=/init no_timer_check PYTHONHASHSEED=0"
     command = [*machine.qemu, "-nodefaults", "-nographic", "-serial", "stdio", "-no-reboot", "-m", "1024"]
     command += ["-kernel", str(home / "vmlinuz"), "-initrd", str(ram_disk(home)), "-append", line]
     said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=BOOT_WITHIN_S)
@@ -182,7 +240,7 @@ def faults(result: dict[str, Any]) -> list[str]:
     if "error" in result:
         return [result["error"]]
     found = [] if result["schema"] == "linux-1" else [f"schema {result['schema']}"]
-    if result["status"] != [65534, 0, 0, 0, 0]:
+    if result["status"] != [65534, 1 << 12, 1 << 12, 0, 0]:
         found.append(f"user and capabilities left: {result['status']}")
     for phase in ("root", "dropped"):
         counted = result[phase]
@@ -193,9 +251,31 @@ def faults(result: dict[str, Any]) -> list[str]:
         calls = sum(busy[key] for key in busy if key.startswith("sys_"))
         if not 50_000 <= calls < 52_000 or busy["syn_out"] != 40 or not busy["cpu_time"] or any(idle.values()):
             found.append(f"{phase}: of the services, the busy one {busy}, the idle one {idle}")
+        found += _faults_of_response(result["response"]) if phase == "dropped" else []
         if counted["write"] > 1000:  # getppid of armhf has the number that write has on arm64
             found.append(f"{phase}: {counted['write']} writes, made a few; the callers' ABI is mistaken")
     return found
+
+
+def _faults_of_response(answer: dict[str, Any]) -> list[str]:
+    found = [] if answer["free"] and answer["opened"] else ["response: stops while nothing is in force"]
+    if answer["quarantine"] != [False, True, True] or answer["trouble"]:
+        found.append(f"response: quarantine {answer['quarantine']} {answer['trouble']}")
+    if not 1.5 < answer["ended_after_s"] < 3:
+        found.append(f"response: of 2 s, ended after {answer['ended_after_s']:.3f}")
+    if not 50 < answer["throttled"] < 450 or sum(answer["counts"]) < 500:
+        found.append(f"response: of 500 packets {answer['throttled']} passed a throttle, counted {answer['counts']}")
+    return found
+
+
+def _keep_modules(kernel: Path, into: Path) -> None:
+    """Those of MODULES that the kernel's package has, unpacked."""
+    into.mkdir(parents=True)
+    for path in kernel.rglob("*.ko*"):
+        name = path.name.partition(".")[0]
+        if name in MODULES:
+            data = path.read_bytes()
+            (into / name).write_bytes(lzma.decompress(data) if path.suffix == ".xz" else data)
 
 
 def _private_apt(base: Path, architecture: str, suite: str) -> Any:
@@ -283,7 +363,10 @@ def main(argv: list[str] | None = None) -> int:
             wrong = [str(error)]
         failed = failed or bool(wrong)
         kernel = results.get(name, {}).get("kernel", "?")
-        print(f"{name} ({kernel}): " + ("; ".join(wrong) if wrong else "loads, counts exactly, also unprivileged"))
+        source = results.get(name, {}).get("response", {}).get("source", "")
+        frames = "without AF_PACKET" if "without" in source else "AF_PACKET too"
+        good = f"loads, counts exactly, also unprivileged; responds, {frames}"
+        print(f"{name} ({kernel}): " + ("; ".join(wrong) if wrong else good))
     if args.json:
         Path(args.json).write_text(json.dumps(results, indent=2) + "\n")
     return 1 if failed else 0
