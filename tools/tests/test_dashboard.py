@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from dashboard_support import PASSWORD, Server, command, dashboard
+from fleet_support import wait_for
 from postgres_support import needs_postgres, postgres, postgres_server
 from stonechat.delivery import Delivery
 from stonechat.errors import ConfigError
@@ -160,6 +161,32 @@ def test_another_database_at_the_path_begins_anew(tmp_path: Path) -> None:
         view.poll()
         assert view.epoch != epoch and len(view.rows) == 3
         assert view.changes(epoch, 0, 1) is None
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "INSERT INTO notes VALUES ('presence', 'pump-00003', '[') ON CONFLICT (kind, name) DO UPDATE SET value = '['",
+        "INSERT INTO notes VALUES ('incident', '9', '{\"id\": 9}')",
+        "INSERT INTO notes VALUES ('label', 'x', 'null')",
+        "UPDATE statuses SET facts = '{'",
+    ],
+)
+def test_a_database_that_somebody_has_written_to_is_named_and_read_again(tmp_path: Path, harm: str) -> None:
+    made = MadeFleet(tmp_path / "fleet.db", 10)
+    kept = made.store.rows("SELECT kind, name, value FROM notes")
+    facts = made.store.rows("SELECT device, facts FROM statuses")
+    with made.store.transaction() as db:
+        db.execute(harm)
+    with dashboard(tmp_path / "fleet.db") as server:
+        status, _, data = server.ask("/api/fleet")
+        assert status == 503 and b"can't be read" in data, data
+        with made.store.transaction() as db:
+            db.execute("DELETE FROM notes")
+            db.executemany("INSERT INTO notes VALUES (?, ?, ?)", kept)
+            db.executemany("UPDATE statuses SET facts = ? WHERE device = ?", [(text, row) for row, text in facts])
+        assert wait_for(lambda: server.ask("/api/fleet")[0] == 200, 40)
+    made.close()
 
 
 def test_browsers_hear_of_a_change(fleet: tuple[Path, MadeFleet], open_to_all: Server) -> None:

@@ -126,11 +126,14 @@ class State:
                 changed, error = self.view.poll(), None
             except StoreError as failed:
                 changed, error = False, str(failed)
+            except Exception as failed:  # what somebody else has written into the database
+                changed, error = False, f"the database can't be read: {type(failed).__name__}: {failed}"[:300]
             if changed or error != self.error:
                 self.error = error
                 self.wake_up()
             spent_s = time.monotonic() - began_s
-            self.wake.wait(max(POLL_S if self.live else IDLE_POLL_S, SHARE * spent_s))
+            often = self.live or error is not None or not self.view.ready
+            self.wake.wait(max(POLL_S if often else IDLE_POLL_S, SHARE * spent_s))
             self.wake.clear()
 
     def end(self) -> None:
@@ -331,7 +334,11 @@ async def _events(request: Request, state: State, epoch: str, version: int, stri
                     await asyncio.wait_for(news.wait(), KEEP_ALIVE_S)
             except TimeoutError:
                 yield b": still here\n\n"
-            if await run_in_threadpool(_user, request) is None:
+            try:
+                gone = await run_in_threadpool(_user, request) is None
+            except StoreError:  # the browser asks again
+                return
+            if gone:
                 yield b"event: ended\ndata: {}\n\n"
                 return
     finally:
