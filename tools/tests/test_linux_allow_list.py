@@ -108,7 +108,8 @@ def test_no_system_file_breaks_it(system, seed):
     for path in ("root/etc/resolv.conf", "root/etc/systemd/timesyncd.conf", "proc/net/route", "proc/net/ipv6_route"):
         data = b"".join(rng.choice((b" ", b"\n", b"")) + rng.choice((*words, rng.randbytes(9))) for _ in range(4000))
         (system.root.parent / path).write_bytes(data)
-    tcp = b"".join(rng.choice([b" ", b"\n", b"01", b":22B3", b"0100007F:22B3"]) for _ in range(3000))
+    parts = (b" ", b" ", b"\n", b"01", b":22B3", b"0A0200C0:22B3", b"\xff:22B3", b"zz")
+    tcp = b"".join(rng.choice(parts) for _ in range(3000))
     (system.proc / "net/tcp").write_bytes(tcp)
     found = system.list()
     made = found.entries()
@@ -193,6 +194,7 @@ def test_networks_that_are_none(text, says):
         ([{"address": "192.0.2.7", "reason": "a", "port": "22"}], "address and reason are needed"),
         ([{"address": "192.0.2.7", "reason": 1}], "a list like"),
         ([{"address": "192.0.2.7", "reason": "a", "until": "x"}], "must be a day"),
+        ([{"address": "192.0.2.7", "reason": "a", "essential": "yes"}], "true or false"),
         ([{"address": "192.0.2.7", "reason": "a"}] * 33, "at most 32"),
     ],
 )
@@ -203,6 +205,7 @@ def test_entries_that_are_none(value, says):
 def test_entries_that_are_good():
     assert check([]) is None
     assert check([{"address": "2001:db8::/32", "reason": "office", "until": "2027-01-31"}]) is None
+    assert check([{"address": "192.0.2.1", "reason": "vendor", "essential": True}]) is None
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -312,6 +315,27 @@ def test_the_broker_s_connection_must_live_on(system, now, how):
     assert not found.essential()  # it has died of it
     system.tcp(BROKER)
     found.began()
+    assert found.essential()
+
+
+@pytest.mark.parametrize(("essential", "lives"), [(True, False), (False, True)])
+def test_an_essential_entry_must_live_on_and_another_need_not(system, now, essential, lives):
+    system.tcp("198.51.100.7", port=22)
+    found = system.list([{"address": "198.51.100.0/24", "reason": "vendor", "essential": essential}])
+    found.began()
+    assert found.essential()
+    system.tcp("198.51.101.7", port=22)
+    assert found.essential()
+    now[0] += allow_list.DEAD_AFTER_MS
+    assert found.essential() == lives
+
+
+def test_another_connection_to_the_broker_will_do(system, now):
+    system.tcp(BROKER)
+    found = system.list(peers=lambda: ["192.0.2.11"])
+    found.began()
+    system.tcp("192.0.2.11")
+    now[0] += 2 * allow_list.DEAD_AFTER_MS
     assert found.essential()
 
 

@@ -81,15 +81,17 @@ def parse_until(text: str) -> int:
 def check(value) -> "str | None":
     """For config.KEYS: the operator's entries -> None, or what they must be."""
     form = 'a list like [{address = "192.0.2.0/24", reason = "office", until = "2027-01-31"}]'
-    if not isinstance(value, list):
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
         return form
     if len(value) > MAX_ENTRIES:
         return "a list of at most %d entries" % MAX_ENTRIES
     for row in value:
-        if not isinstance(row, dict) or not all([isinstance(word, str) for word in row.values()]):
+        if not isinstance(row.get("essential", False), bool):
+            return form + " (essential must be true or false)"
+        if not all([isinstance(word, str) for name, word in row.items() if name != "essential"]):
             return form
-        if set(row) - {"address", "reason", "until"} or not {"address", "reason"} <= set(row):
-            return form + " (address and reason are needed, until is not)"
+        if set(row) - {"address", "reason", "until", "essential"} or not {"address", "reason"} <= set(row):
+            return form + " (address and reason are needed, until and essential are not)"
         if not row["reason"].strip() or not row["reason"].isprintable() or len(row["reason"]) > 200:
             return form + " (a reason of 1 to 200 printable characters)"
         try:
@@ -195,7 +197,8 @@ class AllowList:
         clocks = [name for name in self._clock_names() if name != host]
         self.names = Names(dict([(host, port)] + [(name, 123) for name in clocks]))
         self._clocks = clocks
-        self._essential: list = []  # (address, port) of the broker's connections when the response began
+        self._vital = [parse_network(row["address"]) for row in operator if row.get("essential")]
+        self._essential: list = []  # to whom connections lived when the response began
         self._had_dns = False
         self._dead_since_ms: int | None = None
         self._died = False
@@ -225,7 +228,7 @@ class AllowList:
     def began(self) -> None:
         """A response begins: what lives now must live on."""
         self.active = True
-        self._essential = [pair for pair, alive in self._connections().items() if alive]
+        self._essential = [whom for whom, alive in self._connections().items() if alive]
         self._had_dns = not self.names.literal and self.names.answered.get(self._host, False)
         self._dead_since_ms = None
         self._died = False
@@ -238,7 +241,8 @@ class AllowList:
         self.turn()
         if self._had_dns and (self.names.silent() or not self.names.answered.get(self._host, True)):
             self._died = True
-        if not self._essential or any(self._connections().values()):
+        alive = self._connections()
+        if all([alive.get(whom, False) for whom in self._essential]):
             self._dead_since_ms = None
         elif self._dead_since_ms is None:
             self._dead_since_ms = ticks_ms()
@@ -246,7 +250,8 @@ class AllowList:
             self._died = True
 
     def essential(self) -> bool:
-        """False where the connection to the broker, or DNS, has died since the last response began."""
+        """False where a connection to the broker or to an essential entry, or DNS, has died since the last response
+        began."""
         if self.active:
             self.watch()
         return not self._died
@@ -322,7 +327,8 @@ class AllowList:
                 yield words
 
     def _connections(self) -> dict:
-        """The TCP connections to the broker that are established -> {(address, port): does it live}."""
+        """-> {whom: does any established TCP connection to it live}: None for the broker, else (network, prefix) of an
+        essential entry."""
         brokers = set(self.names.of(self._host) + self._client_peers())
         port = b"%04X" % self._port
         found: dict = {}
@@ -334,15 +340,28 @@ class AllowList:
                 continue
             for line in lines:
                 words = line.split(None, 7)
-                if len(words) < 8 or words[3] != _ESTABLISHED or words[2][-4:] != port:
+                if len(words) < 8 or words[3] != _ESTABLISHED:
                     continue
-                address = _hexadecimal(words[2][:-5].decode(), length, native=True)
+                try:
+                    address = _hexadecimal(words[2][:-5].decode(), length, native=True)
+                    alive = int(words[6], 16) < _RETRANSMITS
+                except ValueError:
+                    continue
                 if address and length == 16 and address[:12] == bytes(10) + b"\xff\xff":
                     address = address[12:]
-                if address in brokers:
-                    alive = int(words[6], 16) < _RETRANSMITS
-                    found[address, self._port] = found.get((address, self._port), False) or alive
+                if address is None:
+                    continue
+                whose: list = [None] if address in brokers and words[2][-4:] == port else []
+                whose += [entry for entry in self._vital if _within(address, *entry)]
+                for whom in whose:
+                    found[whom] = found.get(whom, False) or alive
         return found
+
+
+def _within(address: bytes, network: bytes, prefix: int) -> bool:
+    shift = 8 * len(network) - prefix
+    same = len(address) == len(network)
+    return same and int.from_bytes(address, "big") >> shift == int.from_bytes(network, "big") >> shift
 
 
 def _keep(found: dict, address: "bytes | None") -> None:

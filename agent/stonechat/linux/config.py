@@ -321,7 +321,8 @@ KEYS = {
             allow_list.check,
             "Who is reached whatever is in force, besides the broker, DNS, DHCP, NTP and the gateways, which always\n"
             "are: addresses or networks, each with its reason, and until when where that is wanted:\n"
-            '[{address = "192.0.2.0/24", reason = "office", until = "2027-01-31"}]',
+            '[{address = "192.0.2.0/24", reason = "office", until = "2027-01-31"}]\n'
+            "essential = true in an entry: a response that its connections die of is not renewed.",
         ),
         "self_renew_s": Key(
             0,
