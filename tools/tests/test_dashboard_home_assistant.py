@@ -89,13 +89,15 @@ def test_what_is_no_press_is_ignored(tmp_path: Path) -> None:
     found.step()
     name = made.names[0]
     assert found.asked(f"{TOPICS}{name}/home/calibrate", b"PRESS", 60, 100) == (name, "calibrate", [])
+    assert found.asked(f"{TOPICS}{name}/home/release", b"PRESS", 60, 100) == (name, "release", [])
+    assert found.asked(f"{TOPICS}{name}/home/release", b"ON", 60, 100) is None
     assert found.asked(f"{TOPICS}{name}/home/maintenance", b"ON", 60, 100) == (name, "maintenance", [160])
     assert found.asked(f"{TOPICS}{name}/home/maintenance", b"OFF", 60, 100) == (name, "maintenance", [100])
     for topic, payload in (
         (f"{TOPICS}{name}/home/calibrate", b""),
         (f"{TOPICS}{name}/home/calibrate", b"press" * 1000),
         (f"{TOPICS}{name}/home/maintenance", b"PRESS"),
-        (f"{TOPICS}{name}/home/release", b"PRESS"),
+        (f"{TOPICS}{name}/home/stop-responding", b"PRESS"),
         (f"{TOPICS}nobody/home/calibrate", b"PRESS"),
         (f"other/1/fleet/{name}/home/calibrate", b"PRESS"),
         (f"{TOPICS}/home/calibrate", b"PRESS"),

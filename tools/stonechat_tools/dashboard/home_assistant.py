@@ -1,8 +1,9 @@
 """Show the fleet in Home Assistant, from what the collector has verified: MQTT device discovery for each device.
 
 It reads the collector's database and announces each device with its presence, level, score and cause, an event for each
-alarm and, with --operator, a button to calibrate and a switch for maintenance, which `stonechat operator` signs. It
-holds no key. Devices that announce themselves ([homeassistant] in their configuration) need none of this.
+alarm and, with --operator, buttons to calibrate and to release a quarantine and a switch for maintenance, which
+`stonechat operator` signs. It holds no key. Devices that announce themselves ([homeassistant] in their configuration)
+need none of this.
 
 Whoever may write to Home Assistant's command topics can press the button: the broker's access list, not a signature,
 keeps others out. `stonechat provision home-assistant --bridge` and `stonechat broker-config` make it so.
@@ -109,6 +110,13 @@ class Bridge:
                 "icon": "mdi:school",
                 "entity_category": "config",
                 "command_topic": f"{self._topics}{device}/{BRIDGE_COMMANDS[0]}",
+                "payload_press": "PRESS",
+            }
+            components["release"] = {
+                "platform": "button",
+                "name": "Release from quarantine",
+                "icon": "mdi:lock-open-variant",
+                "command_topic": f"{self._topics}{device}/{BRIDGE_COMMANDS[2]}",
                 "payload_press": "PRESS",
             }
             components["maintenance"] = {
@@ -224,6 +232,8 @@ class Bridge:
             return None
         if what == BRIDGE_COMMANDS[0] and payload == b"PRESS":
             return device, "calibrate", []
+        if what == BRIDGE_COMMANDS[2] and payload == b"PRESS":
+            return device, "release", []
         if what == BRIDGE_COMMANDS[1] and payload in (b"ON", b"OFF"):
             return device, "maintenance", [now_s + maintenance_s if payload == b"ON" else now_s]
         return None
@@ -331,7 +341,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="its account at the broker, as `stonechat provision` makes it (default %(default)s)",
     )
     parser.add_argument("--discovery", default="homeassistant", metavar="PREFIX", help="default %(default)s")
-    parser.add_argument("--operator", metavar="SOCKET", help="of `stonechat operator`: calibrate, maintenance")
+    parser.add_argument("--operator", metavar="SOCKET", help="of `stonechat operator`: calibrate, release, maintenance")
     parser.add_argument(
         "--maintenance", default="8h", metavar="TIME", help="the switch turns itself off after that (default 8h)"
     )

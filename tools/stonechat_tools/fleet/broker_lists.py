@@ -8,7 +8,7 @@ from pathlib import Path
 from stonechat.linux import homeassistant
 
 BRIDGE_STATES = ("home/state", "home/event")  # of a device, by `stonechat home-assistant`
-BRIDGE_COMMANDS = ("home/calibrate", "home/maintenance")  # by Home Assistant
+BRIDGE_COMMANDS = ("home/calibrate", "home/maintenance", "home/release")  # by Home Assistant
 BRIDGE_ONLINE = "homeassistant/home/online"  # no device has that name
 
 
