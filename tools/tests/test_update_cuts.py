@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from stonechat_tools.proofs import update_cuts
+from stonechat_tools.proofs import update_bytes, update_cuts
 
 
 def test_power_cuts_in_an_installation() -> None:
@@ -15,3 +15,7 @@ def test_power_cuts_in_an_installation() -> None:
 
 def test_kills_in_an_installation() -> None:
     assert update_cuts.kills(12)
+
+
+def test_a_release_that_is_changed_or_cut() -> None:
+    assert update_bytes.soak(29)

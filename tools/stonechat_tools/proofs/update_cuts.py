@@ -12,6 +12,7 @@ import tempfile
 import time
 
 from ..console import working_copy
+from . import update_bytes
 from .power_cuts import micropython
 
 CUTS = 1500
@@ -19,8 +20,10 @@ KILLS = 200
 
 
 def soak(scale: float) -> bool:
-    """CUTS * scale torn operations on littlefs and KILLS * scale on this file system; prints the figures."""
-    return littlefs(max(20, int(CUTS * scale))) & kills(max(5, int(KILLS * scale)))
+    """CUTS * scale torn operations on littlefs, KILLS * scale on this file system, and a release that is changed and
+    cut at each 1/scale-th of its bytes; prints the figures."""
+    cuts = littlefs(max(20, int(CUTS * scale))) & kills(max(5, int(KILLS * scale)))
+    return update_bytes.soak(max(1, round(1 / scale))) and cuts
 
 
 def littlefs(cuts: int) -> bool:
