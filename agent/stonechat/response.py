@@ -81,6 +81,14 @@ class Response:
         actions[RESPOND] = self._respond
         self.stopped = agent.state.get(_SECTION) == b"\0"
 
+    def follow(self, rules, only_check: bool = False) -> None:
+        """Decide by other rules from now on, those of a release; a lease that is in force goes on. only_check: change
+        nothing. Raises ConfigError for rules out of range."""
+        check(rules)
+        if not only_check and rules != self.rules:
+            self.rules = rules
+            self.history = History(rules)
+
     @property
     def acting(self) -> bool:
         """Whether what is decided now is carried out."""

@@ -18,7 +18,7 @@ collector or a broker can withhold a release, but not change one.
 from . import manifest, slots
 from .compat import const, sha256, sync_file
 from .cose_open import is_count
-from .errors import WireError
+from .errors import StonechatError, WireError
 
 CHUNK_BYTES = const(384)  # a sealed chunk fits into 512
 OFFER = const(0)
@@ -36,8 +36,8 @@ class Update:
     with. device_class: text. schema_id: of the collector. most_bytes: the largest model that this device takes.
     load(path, rules, golden): the model in a file under the alarm rules ([] for its own); golden: the digest that its
     golden vectors must have, None for a copy of the running model. suits(model): whether they are right and it is quiet
-    on the device's own windows. Either may raise. factory: path of the model that the device came with. policies:
-    whether there is a response that takes a policy.
+    on the device's own windows. Either may raise. factory: path of the model that the device came with.
+    accepts(policy): raises StonechatError for one that the response can't follow; None: there is no response.
 
     offered: version of the release that is being pulled, 0 for none. refusals: releases that were refused since this
     start."""
@@ -53,7 +53,7 @@ class Update:
         load,
         suits,
         factory: str = "",
-        policies: bool = True,
+        accepts=None,
     ) -> None:
         self.store = store
         self._stream = stream
@@ -65,7 +65,7 @@ class Update:
         self._load = load
         self._suits = suits
         self._factory = factory
-        self._policies = policies
+        self._accepts = accepts
         self._digest = b""  # SHA-256 of the manifest that was offered
         self._sizes = [0, 0]  # of manifest and model
         self._found: manifest.Manifest | None = None  # verified
@@ -225,8 +225,13 @@ class Update:
             return slots.EARLY
         if now_s >= found.expires_s:
             return slots.EXPIRED
+        if found.policy and self._accepts is not None:
+            try:
+                self._accepts(found.policy)
+            except StonechatError:
+                return slots.MALFORMED
         if found.model is None:
-            return 0 if found.keys or found.rules or self._policies else slots.NOTHING
+            return 0 if found.keys or found.rules or self._accepts else slots.NOTHING
         if found.model[2] != self._schema_id:
             return slots.SCHEMA
         return slots.TOO_LARGE if found.model[1] > self._most_bytes else 0

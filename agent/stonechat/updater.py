@@ -12,9 +12,10 @@ from array import array
 
 from . import cbor, slots
 from .budget import Budget
+from .cbor_decode import loads
 from .compat import const, sha256, ticks_add, ticks_diff, ticks_ms
 from .cose import Mac
-from .cose_open import fields_of
+from .cose_open import fields_of, is_count
 from .errors import ModelError, StonechatError, WireError
 from .update import CHUNK_BYTES, CONFIRM, OFFER, Update
 
@@ -215,8 +216,10 @@ class Updater:
             self._load,
             self._suits,
             _find(self._factory),
-            getattr(agent, "response", None) is not None,
+            self._accepts if agent.response is not None else None,
         )
+        self._came_with = agent.response.rules if agent.response is not None else ()
+        self._follow()
         self._suspend_own()
         self._told = self.status
         reporter.more[6] = self.status
@@ -398,7 +401,21 @@ class Updater:
         channel.scorer = self._build(made)
         self._ready = self._learned = None
         self._suspend_own()
+        self._follow()
         self._save()
+
+    def _accepts(self, policy) -> None:
+        self._agent.response.follow(_rules_of(policy), True)
+
+    def _follow(self) -> None:
+        """The response decides by the policy that is in force, or by the rules that it came with."""
+        response = self._agent.response
+        if response is not None:
+            policy = self.policy
+            try:
+                response.follow(_rules_of(policy) if policy else self._came_with)
+            except StonechatError:
+                response.follow(self._came_with)
 
     def _save(self) -> None:
         agent = self._agent
@@ -463,6 +480,17 @@ class _Copy:
 
     def put(self, section, value) -> None:
         self.own[section] = value
+
+
+def _rules_of(policy) -> tuple:
+    """A release's policy -> rules as policy.py has them, in whatever range. Raises WireError."""
+    rules = loads(policy)
+    if not isinstance(rules, list):
+        raise WireError
+    for rule in rules:
+        if not isinstance(rule, list) or len(rule) != 6 or not all([is_count(number) for number in rule]):
+            raise WireError
+    return tuple([tuple(rule) for rule in rules])
 
 
 def _golden_digest(meta):

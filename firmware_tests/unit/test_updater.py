@@ -12,6 +12,8 @@ from stonechat.delivery import Delivery
 from stonechat.features import RATE
 from stonechat.model import open_model
 from stonechat.outbox_memory import MemoryOutbox
+from stonechat.policy import DRY_RUN, RULES
+from stonechat.response import Response
 from stonechat.schema import Schema
 from stonechat.state import State
 from stonechat.update import CHUNK_BYTES, CONFIRM, OFFER, WITHDRAW
@@ -78,14 +80,14 @@ class Counters:
 class Device:
     """One start. state: what the last one saved; restart: as for the Updater."""
 
-    def __init__(self, state=None, restart=None, most_bytes=16_384, bytes_per_day=0, windows=WINDOWS, folder="update"):
+    def __init__(self, state=None, restart=None, most_bytes=16_384, bytes_per_day=0, windows=WINDOWS, response=None):
         self.sent = []
         self.now_ms = 0
         self.state = state or State(None)
         self.update = Updater(
             "pump",
             ((0, VECTORS["key"]),),
-            FOLDER + "/" + folder,
+            FOLDER + "/update",
             most_bytes,
             bytes_per_day,
             windows,
@@ -96,7 +98,13 @@ class Device:
         reporter = Delivery("pump-1", KEY, MemoryOutbox(8192), bytes_per_day=40_000, state=self.state)
         reporter.now_s = lambda: NOW_S
         self.agent = Agent(
-            self.counters, model, reporter=reporter, state=self.state, publish=self.publish, update=self.update
+            self.counters,
+            model,
+            reporter=reporter,
+            state=self.state,
+            publish=self.publish,
+            update=self.update,
+            response=response,
         )
         self.reporter = reporter
         self.store = self.update.store
@@ -342,17 +350,24 @@ def test_rules_and_policy_come_without_a_model_and_go_with_the_version():
     assert device.agent.channels[0].scorer.meta.alarm_rules == rules
     device.take("policy", 5)
     assert device.status[4] == slots.NOTHING  # there is no response here
-    device.update.update._policies = True
-    device.store.result = slots.NONE
-    device.take("policy", 5)
-    assert device.update.policy == b"policy" and device.agent.channels[0].scorer.meta.alarm_rules == rules
-    device.end(CONFIRM, 5)
-    device = again(device)
-    assert device.update.policy == b"policy" and device.agent.channels[0].scorer.meta.alarm_rules == rules
-    device.end(WITHDRAW, 5)
-    assert device.status[:2] == [4, 2] and device.update.policy == b""
-    device = Device(device.state)
     assert device.agent.channels[0].scorer.meta.alarm_rules == rules != own
+
+
+@in_a_folder
+def test_the_response_follows_the_policy_of_a_release():
+    response = Response(mode=DRY_RUN, sent=-1)
+    device = ready(response=response).take("bad policy", 4)
+    assert device.status[3:5] == [4, slots.MALFORMED] and response.rules == RULES
+    device.take("policy", 5)
+    followed = ((1, 1, 0, 2, 0, 0), (3, 2, 1, 5, 60, 600))
+    assert device.store.trial == 1 and response.rules == followed  # on trial, too
+    device.end(CONFIRM, 5)
+    device.agent.save()
+    response = Response(mode=DRY_RUN, sent=-1)
+    device = Device(device.state, response=response)
+    assert device.status[:2] == [5, 1] and response.rules == followed
+    device.end(WITHDRAW, 5)
+    assert device.status[:2] == [0, 0] and response.rules == RULES
 
 
 @in_a_folder
