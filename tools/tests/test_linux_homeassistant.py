@@ -79,6 +79,18 @@ PLATFORM_KEYS = {
         "value_template",
     },
     "event": {"device_class", "event_types", "value_template"},
+    "update": {
+        "command_topic",
+        "device_class",
+        "latest_version_template",
+        "latest_version_topic",
+        "payload_install",
+        "release_summary",
+        "release_url",
+        "retain",
+        "title",
+        "value_template",
+    },
     "button": {"command_template", "device_class", "payload_press", "retain"},
     "switch": {
         "command_template",
@@ -96,6 +108,7 @@ DEVICE_CLASSES = {
     "sensor": {"enum", None},
     "binary_sensor": {"connectivity", "problem", None},
     "event": {None},
+    "update": {"firmware", None},
     "button": {None},
     "switch": {None},
 }
@@ -129,6 +142,9 @@ def check(message: dict[str, Any]) -> None:
         if platform in ("button", "switch"):
             command = component["command_topic"]
             assert command and not set(command) & set("+#\0") and not component.get("retain")
+        if platform == "update":  # nothing is commanded from there
+            assert "command_topic" not in component
+            assert component["latest_version_topic"] == message["state_topic"]
         topic = component.get("state_topic", message.get("state_topic"))
         assert topic and not set(topic) & set("+#\0") and len(topic) < 65_536
 
@@ -150,6 +166,8 @@ def check_state(message: dict[str, Any], state: dict[str, Any]) -> None:
                 assert value in (component["payload_on"], component["payload_off"])
             if "options" in component:
                 assert value in component["options"]
+            if component["platform"] == "update":
+                assert value and render(component["latest_version_template"], state)
             if component["platform"] == "switch":
                 assert value in (component["state_on"], component["state_off"])
             if "state_class" in component:
@@ -162,6 +180,10 @@ def test_the_discovery_message_is_one_that_home_assistant_takes() -> None:
     check(message)
     assert message["device"]["name"] == "Pump, left"
     assert message["availability_topic"] == "stonechat/1/fleet/pump-1/ha/online"
+    assert "release" not in message["components"]
+    takes = json.loads(HomeAssistant("pump-1", "stonechat/1/fleet/pump-1/", updates=True).config())
+    check(takes)
+    assert takes["components"]["release"]["platform"] == "update"
 
 
 def test_a_mistake_would_be_found() -> None:
@@ -206,7 +228,11 @@ def test_five_minutes_with_a_real_broker(broker: Mosquitto, tmp_path: Path, tran
     def last(topic: str) -> bytes | None:
         return next((payload for name, payload in reversed(home.got) if name == topic), None)
 
-    more = '[homeassistant]\ndiscovery = true\nname = "The pump"\n'
+    (folder / "vendor.key.pub").write_text(f"release SLH-DSA-SHA2-128s {'7e' * 32}\n")
+    more = (
+        f'[update]\nenabled = true\nclass = "pump"\nkeys = ["{folder}/vendor.key.pub"]\nfolder = "{folder}/update"\n'
+        '[homeassistant]\ndiscovery = true\nname = "The pump"\n'
+    )
     with home, AgentProcess(folder, broker.port, transport=transport, more=more) as agent:
         assert wait_for(lambda: last(TOPIC + "ha/state"), 30), agent.said()
         config = last(CONFIG)
@@ -216,6 +242,7 @@ def test_five_minutes_with_a_real_broker(broker: Mosquitto, tmp_path: Path, tran
         check_state(message, state)
         assert message["device"]["name"] == "The pump" and state["level"] in ("normal", "watch", "alarm")
         assert state["response"] in ("none", "dry run: throttle", "dry run: quarantine")
+        assert (state["version"], state["latest"]) == ("0", "0")  # the model that it came with
         home.got.clear()
         home.client.publish("homeassistant/status", b"online", 0)
         assert wait_for(lambda: last(CONFIG) and last(TOPIC + "ha/state"), 30), agent.said()
@@ -227,7 +254,12 @@ def test_five_minutes_with_a_real_broker(broker: Mosquitto, tmp_path: Path, tran
         with late:
             assert wait_for(lambda: {name for name, _ in late.got} >= {CONFIG, TOPIC + "ha/state"}, 10)
     assert "Traceback" not in agent.said()
-    with home, AgentProcess(folder, broker.port, transport=transport, more=more.replace("true", '"remove"')) as agent:
+    with (
+        home,
+        AgentProcess(
+            folder, broker.port, transport=transport, more=more.replace("discovery = true", 'discovery = "remove"')
+        ) as agent,
+    ):
         home.got.clear()
         assert wait_for(lambda: last(CONFIG) == b"" and last(TOPIC + "ha/state") == b"", 30), agent.said()
     late = Peer(broker.port, "later")

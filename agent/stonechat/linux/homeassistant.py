@@ -24,8 +24,8 @@ _TEXT_CHARACTERS = 255  # of a state in Home Assistant
 class HomeAssistant:
     """device: its id; topic: of the device, with the / at its end; prefix: of Home Assistant's discovery; name: what
     people call the device, "" for its id; heartbeat_windows: the state is renewed after as many; expire_s: a state that
-    is not renewed by then is unknown there; remove: take the device out of Home Assistant. Raises ConfigError for an id
-    that Home Assistant does not take."""
+    is not renewed by then is unknown there; remove: take the device out of Home Assistant; updates: the device takes
+    releases. Raises ConfigError for an id that Home Assistant does not take."""
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class HomeAssistant:
         heartbeat_windows: int = 60,
         expire_s: int = 1800,
         remove: bool = False,
+        updates: bool = False,
     ) -> None:
         if set(device) - _LETTERS:
             raise ConfigError(
@@ -51,8 +52,9 @@ class HomeAssistant:
         self._heartbeat_windows = heartbeat_windows
         self._expire_s = expire_s
         self._remove = self._removed = remove
+        self._updates = updates
         self._announce_due_ms: int | None = None
-        self._said: tuple | None = None  # level and learning of the state that was last due
+        self._said: tuple | None = None  # level, learning and versions of the state that was last due
         self._windows = 0  # since then
         self._state: bytes | None = None
         self._state_due = False
@@ -110,6 +112,16 @@ class HomeAssistant:
                 "state_topic": self._topic + "ha/event",
             },
         }
+        if self._updates:
+            components["release"] = {
+                "platform": "update",
+                "name": "Release",
+                "entity_category": "diagnostic",
+                "icon": "mdi:package-up",
+                "value_template": "{{ value_json.version }}",
+                "latest_version_topic": self._topic + "ha/state",
+                "latest_version_template": "{{ value_json.latest }}",
+            }
         for key, component in components.items():
             component["unique_id"] = "stonechat_%s_%s" % (self._device, key)
         return _json(
@@ -134,7 +146,8 @@ class HomeAssistant:
     def observe(self, verdict, agent) -> None:
         """After each scored window."""
         response = _response(agent)
-        news = (verdict.level, bool(verdict.learning), response)
+        version, latest = _versions(agent.update) if self._updates else (0, 0)
+        news = (verdict.level, bool(verdict.learning), response, version, latest)
         self._windows += 1
         facts = {
             "level": LEVEL_NAMES[verdict.level],
@@ -146,6 +159,8 @@ class HomeAssistant:
             "learning": news[1],
             "model": agent.model_name,
         }
+        if self._updates:
+            facts["version"], facts["latest"] = str(version), str(latest)
         if verdict.changed:
             self._event = _json({"event_type": facts["level"], "score": facts["score"], "cause": facts["cause"]})
         if news != self._said or self._windows >= self._heartbeat_windows:
@@ -212,6 +227,7 @@ def open_home(config: dict, window_ms: int) -> "HomeAssistant":
         heartbeat_windows=heartbeat_windows,
         expire_s=max(60, 3 * heartbeat_windows * window_ms // 1000),
         remove=home["discovery"] == "remove",
+        updates=config["update"]["enabled"],
     )
 
 
@@ -225,6 +241,12 @@ def _response(agent) -> str:
     if response.dry.action:
         return "dry run: " + ACTIONS[response.dry.action]
     return "stopped" if response.stopped else "none"
+
+
+def _versions(update) -> "tuple[int, int]":
+    """The version that is final, and the one that is pulled or on trial, or the same."""
+    store = update.store
+    return store.version, update.update.offered or (store.tried if store.trial else store.version)
 
 
 def _cause(verdict, agent) -> str:
