@@ -256,6 +256,11 @@ def test_all_addresses_of_the_broker_and_those_that_it_had(system, monkeypatch):
     assert reasons(found)["broker"] == brokers | {"192.0.2.22 tcp 8883"}
 
 
+def test_check_shows_a_broker_without_an_address(system):
+    found = system.list(host="broker.invalid").lines()
+    assert ("broker.invalid", "tcp 8883", "broker, once its name is looked up") in found
+
+
 def test_what_the_client_has_found_counts_at_once(system, monkeypatch):
     asked = Answers(monkeypatch, None)
     found = system.list(host="broker.invalid", peers=lambda: ["192.0.2.30", "fe80::1%eth0", "nonsense"])

@@ -211,6 +211,8 @@ class AllowList:
             family = _socket.AF_INET if len(network) == 4 else _socket.AF_INET6
             text = _socket.inet_ntop(family, network) + ("" if prefix == 8 * len(network) else "/%d" % prefix)
             found.append((text, "%s %d" % ("tcp" if protocol == _TCP else "udp", port) if protocol else "all", reason))
+        if not self.names.of(self._host) and not self._client_peers():
+            found.append((self._host, "tcp %d" % self._port, "broker, once its name is looked up"))
         return found
 
     def entries(self) -> list:
@@ -241,7 +243,7 @@ class AllowList:
         self.turn()
         if self._had_dns and (self.names.silent() or not self.names.answered.get(self._host, True)):
             self._died = True
-        alive = self._connections()
+        alive = self._connections() if self._essential else {}
         if all([alive.get(whom, False) for whom in self._essential]):
             self._dead_since_ms = None
         elif self._dead_since_ms is None:

@@ -69,6 +69,10 @@ class Netfilter:
         """For people: what works."""
         return "nf_tables" + (" (without AF_PACKET: %s)" % self.frames if self.frames else ", AF_PACKET too")
 
+    def never_stopped(self) -> list:
+        """For people: [(network, what passes, reason)]."""
+        return self._allow.lines()
+
     def apply(self, action: int, seconds: int) -> None:
         try:
             entries = self._allow.entries()

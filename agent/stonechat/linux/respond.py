@@ -253,6 +253,8 @@ def open_response(config: dict, resolver, collector, channels, say, check=False)
             text += ", " + enforcer.source
             if not check:  # then another agent's tables stay as they are
                 return LinuxResponse(section, enforcer, families, sent, device, say), text
+            text += "".join(["\nnever stopped: %s, %s (%s)" % line for line in enforcer.never_stopped()])
+            enforcer.detach()
         except OSError as error:
             section = dict(section, mode=MODES[DRY_RUN])
             text = "dry-run, although [response] mode is on: %s" % (error.strerror or error)
