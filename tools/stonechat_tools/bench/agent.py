@@ -43,7 +43,11 @@ class Nothing:
     refused = 0
     poll = staticmethod(time.sleep)
     publish = close = subscribe = staticmethod(lambda *_: None)
-daemon.prepare = lambda config: lambda credentials: Nothing
+    resolver = None
+class Connectable(Nothing):
+    def __call__(self, credentials):
+        return Nothing
+daemon.prepare = lambda config: Connectable()
 raise SystemExit(daemon.main(int(sys.argv[1])))
 """
 
