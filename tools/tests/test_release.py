@@ -16,6 +16,8 @@ import stonechat
 from stonechat import manifest
 from stonechat.errors import ConfigError, StonechatError, WireError
 from stonechat.linux import shipped
+from stonechat.response import Response
+from stonechat.updater import _rules_of
 from stonechat_tools import cli
 from stonechat_tools.release import keys, make
 
@@ -359,3 +361,31 @@ def test_a_passphrase_that_others_can_read_is_refused(tmp_path: Path, capsys: py
         (tmp_path / "pw").chmod(mode)
         assert cli.main(words) != 0
         assert f"chmod 600 {tmp_path / 'pw'}" in capsys.readouterr().err and not (tmp_path / "k").exists()
+
+
+def test_a_policy_of_the_response_is_signed_and_refused_by_name(
+    vendor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "response.toml"
+    file.write_text('rules = [{action = "throttle", seconds = 60}, {action = "alert", level = "watch"}]\n')
+    release = tmp_path / "pump-5"
+    sign(vendor, release, "--policy", str(file), model="")
+    packed = make.frame((release / "manifest.cbor").read_bytes())[2]
+    pycddl.Schema("start = manifest\n" + CDDL).validate_cbor(packed)
+    found = manifest.read(packed).policy
+    rules = _rules_of(found)
+    response = Response()
+    response.follow(rules)
+    assert response.rules == ((2, 2, 0, 0, 60, 240), (1, 1, 0, 0, 0, 0))
+    common = ["--key", str(vendor / "vendor.key"), "--class", "pump", "--version", "6", "--out", str(tmp_path / "x")]
+    for text, wanted in (
+        ("rules = [", "not TOML"),
+        ("mode = 1", "want nothing but rules"),
+        ('rules = [{action = "shout"}]', "action must be one of"),
+        ('rules = [{action = "throttle", seconds = 99999}]', "most_seconds"),
+    ):
+        file.write_text(text)
+        capsys.readouterr()
+        assert run(vendor, "sign", *common, "--policy", str(file)) == 1
+        said = capsys.readouterr().err
+        assert wanted in said and len(said.splitlines()) == 1, said

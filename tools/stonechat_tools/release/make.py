@@ -30,6 +30,7 @@ class Plan:
     own_model: bool = True
     next_keys: tuple[PublicKey, ...] = ()
     rules: tuple[tuple[int, int, int], ...] = ()
+    policy: bytes = b""  # of the response, as release.cddl has it; empty for none
 
 
 def golden_digest(metadata: Metadata) -> bytes:
@@ -59,6 +60,8 @@ def payload(plan: Plan, model: bytes | None, sbom: bytes | None = None) -> bytes
         fields[6] = [hashlib.sha256(model).digest(), len(model), bytes(metadata.schema_id), golden_digest(metadata)]
     if plan.rules:
         fields[7] = [list(rule) for rule in plan.rules]
+    if plan.policy:
+        fields[8] = plan.policy
     if plan.next_keys:
         fields[9] = [[ROLES[key.role], key.data] for key in plan.next_keys]
     if plan.notes:

@@ -13,6 +13,7 @@ Examples:
   stonechat release verify releases/pump-3 --keys vendor.key.pub officer.key.pub
   stonechat release inspect releases/pump-3
   stonechat release sign --next-keys new.key.pub --key vendor.key --class pump --version 4 --out releases/pump-4
+  stonechat release sign --policy response.toml --key vendor.key --class pump --version 5 --out releases/pump-5
 
 publish, stage, pause, resume, withdraw and status work on the fleet's database; the collector does the rest. A roll-out
 stops by itself where devices fail, or where those that have the release alarm more than those without it.
@@ -30,11 +31,14 @@ import hashlib
 import json
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
-from stonechat import manifest
+import cbor2
+from stonechat import manifest, policy
 from stonechat.errors import ConfigError, StonechatError
+from stonechat.linux import respond
 from stonechat.model import load_model
 from stonechat.model_file import prove
 
@@ -86,6 +90,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="alarm rule in place of the model's own, such as 1.5:4:12; may be repeated, and needs no MODEL",
     )
     sign.add_argument(
+        "--policy",
+        type=Path,
+        metavar="FILE",
+        help="rules of the response: TOML with rules = [...] as in [response] of an agent; needs no MODEL",
+    )
+    sign.add_argument(
         "--next-keys", type=Path, nargs="+", metavar="FILE", help="public keys that replace those in the devices"
     )
 
@@ -122,6 +132,25 @@ def _rule(text: str) -> tuple[int, int, int]:
             f"{text[:40]}: want ALLOWANCE:CAP:THRESHOLD, three numbers such as 1.5:4:12"
         ) from None
     return allowance, cap, threshold
+
+
+def policy_of(path: Path) -> bytes:
+    """A TOML file with `rules`, as in [response] of an agent's configuration -> the policy of a manifest. Raises
+    ConfigError, OSError."""
+    try:
+        found = tomllib.loads(read_file(path, 65_536).decode())
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    rows = found.pop("rules", None)
+    if found or not rows:
+        raise ConfigError(f'{path}: want nothing but rules, such as rules = [{{action = "throttle", seconds = 60}}]')
+    wrong = respond.check(rows)
+    if wrong:
+        raise ConfigError(f"{path}: rules must be {wrong}")
+    packed = cbor2.dumps([list(rule) for rule in respond.rules_of(rows, policy.T1_S)], canonical=True)
+    if len(packed) > 512:
+        raise ConfigError(f"{path}: {len(packed)} bytes of policy, at most 512: fewer rules")
+    return packed
 
 
 def _date(text: str) -> int:
@@ -195,8 +224,8 @@ def _folder(args: argparse.Namespace) -> Path:
     ):
         if not given:
             raise ConfigError(f"{what} is missing (see stonechat release sign --help)")
-    if not args.model and not args.next_keys and not args.rule:
-        raise ConfigError("nothing to release: give a MODEL, a --rule, or --next-keys to rotate the keys")
+    if not args.model and not args.next_keys and not args.rule and not args.policy:
+        raise ConfigError("nothing to release: give a MODEL, a --rule, a --policy, or --next-keys to rotate the keys")
     folder: Path = args.out
     if (folder / MANIFEST).exists():
         raise ConfigError(f"{folder}: holds a signed release; choose another --out, or --add a signature to it")
@@ -224,6 +253,7 @@ def _new(args: argparse.Namespace, folder: Path) -> bytes:
         notes=args.notes,
         own_model=not args.forbid_own_model,
         rules=tuple(args.rule),
+        policy=policy_of(args.policy) if args.policy else b"",
         next_keys=tuple(key for path in args.next_keys or () for key in keys.read_public(path)),
     )
     packed = make.payload(plan, model, bill)
@@ -311,6 +341,7 @@ def _show(folder: Path, message: bytes, as_json: bool, verified: bool = False) -
         "model": None if found.model is None else {"sha256": found.model[0].hex(), "bytes": found.model[1]},
         "schema": None if found.model is None else found.model[2].hex(),
         "alarm rules": found.rules and [":".join(f"{number / 256:g}" for number in rule) for rule in found.rules],
+        "policy": found.policy and [" ".join(map(str, rule)) for rule in cbor2.loads(found.policy)],
         "new keys": found.keys and [data.hex() for _, data in found.keys],
         "own model": found.own_model,
         "notes": found.notes,
