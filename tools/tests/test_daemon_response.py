@@ -127,6 +127,13 @@ def test_a_file_that_others_could_have_made_is_no_switch(folder: Path) -> None: 
     refused("is not a file")
     path.rmdir()
     real.rename(path)
+    path.parent.chmod(0o700)
+    os.seteuid(65534)
+    try:
+        refused("may not enter its folder")
+    finally:
+        os.seteuid(0)
+    path.parent.chmod(0o755)
     linked = path.parent.with_name("linked")
     linked.symlink_to(path.parent)
     assert "is a link" in distrust(str(linked / "off"))
@@ -143,7 +150,10 @@ def test_what_is_no_switch_is_logged_and_monitoring_goes_on(folder: Path) -> Non
         agent = AgentProcess(folder, broker.port, more=monitoring(path))
         with collector_for(agent, store, broker.port), agent:
             wait_for(lambda: store.count() >= 4, say=agent.said)
-        assert "the file does not count" in agent.said() and "monitoring is off" not in agent.said()
+        assert (
+            "written by others (mode 777); monitoring goes on" in agent.said()
+            and "monitoring is off" not in agent.said()
+        )
 
 
 # --- the response -----------------------------------------------------------------------------------------------------

@@ -270,7 +270,7 @@ class Daemon:
         agent = self.agent
         off = self._switch.off()
         if self._switch.trouble:
-            self.troubles.say("monitoring", "%s; the file does not count" % self._switch.trouble)
+            self.troubles.say("monitoring", "%s; monitoring goes on" % self._switch.trouble)
         else:
             self.troubles.over("monitoring")
         if off != agent.off:

@@ -30,7 +30,10 @@ class Switch:
             return False
         try:
             os.lstat(self._path)
-        except OSError:  # also where the folder can't be looked into
+        except PermissionError:
+            self.trouble = "%s can't be looked for: the agent's user may not enter its folder" % self._path
+            return False
+        except OSError:
             return False
         self.trouble = distrust(self._path)
         return not self.trouble
