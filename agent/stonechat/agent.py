@@ -208,7 +208,10 @@ class Agent(Loop):
             self.announce()
             self._try_to_save()
         if verdict is not None and self.response is not None:
-            self.response.window(verdict)
+            try:
+                self.response.window(verdict)
+            except (StonechatError, OSError) as error:
+                self._failed(error)
         if verdict is not None and self.on_verdict is not None:
             self.on_verdict(verdict, self)
         return verdict

@@ -104,7 +104,7 @@ class Lease:
             why = "heard before"
         elif not level:
             why = "the evidence is gone"
-        elif not self.enforcer.essential():
+        elif not self._essential():
             why = "a flow that the device needs has died of it"
         if why:
             self.refused += 1
@@ -123,7 +123,7 @@ class Lease:
             and self._self_s + self.seconds <= self._self_total_s
             and level > 1
             and now_s >= self.pause_until_s
-            and self.enforcer.essential()
+            and self._essential()
         )
 
     def forget(self) -> None:
@@ -146,6 +146,12 @@ class Lease:
         self.action = OBSERVE
         self.pause_until_s = now_s + self._pause_s
         self.enforcer.release()
+
+    def _essential(self) -> bool:
+        try:
+            return bool(self.enforcer.essential())
+        except OSError:  # not known: then it is not so
+            return False
 
     def _note(self, now_s: int) -> None:
         try:

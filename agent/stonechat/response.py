@@ -19,6 +19,7 @@ BEGAN = const(0)
 ENDED = const(1)
 FAILED = const(2)
 
+_BLIND_S = const(30)
 _FEATURES = const(6)  # of an explanation, that name families
 _MOST = const(0xFFFFFFFF)
 _SECTION = b"respond"  # of the state: b"\0" after "stop responding"
@@ -66,7 +67,8 @@ class Response:
         self._sent_now = 0  # in the last window,
         self._before = 0  # in the one in which the lease began,
         self._after = self._windows = 0  # in all since, and how many these are
-        self._level = 0
+        self._level = 0  # of the last window,
+        self._level_s = 0  # and when that was
         self._turned_s = 0
 
     def attach(self, agent) -> None:
@@ -110,6 +112,7 @@ class Response:
     def window(self, verdict) -> None:
         """After each scored window."""
         self._level = verdict.level
+        self._level_s = self._reporter.uptime_s
         if self._sent >= 0:
             self._sent_now = self._agent.channels[0].window.deltas[self._sent]
         if self.real.action or self.dry.action:
@@ -278,9 +281,14 @@ class Response:
             self._record([FAILED, lease.action, 1, lease.rule, lease.number, error.errno or 0], None)
 
     def _renewed(self, lease, number) -> None:
+        now_s = self._reporter.uptime_s
+        blind_s = (
+            now_s - self._level_s - 3 * self._agent.window_ms // 1000
+        )  # without a scored window there is no evidence
         for one in (self.real, self.dry):
             if one.action:
-                one.renew(lease, one.next_renewal if number is None else number, self._reporter.uptime_s, self._level)
+                level = self._level if blind_s <= _BLIND_S else 0
+                one.renew(lease, one.next_renewal if number is None else number, now_s, level)
                 return
         self.real.refused += 1
         raise LeaseRefused("not in force")

@@ -11,6 +11,7 @@ from stonechat.cbor_decode import loads
 from stonechat.cose import Mac
 from stonechat.cose_open import unseal
 from stonechat.delivery import Delivery
+from stonechat.errors import CollectorError
 from stonechat.outbox_memory import MemoryOutbox
 from stonechat.policy import ALERT, DRY_RUN, HOOK, NETWORK, OBSERVE, ON, QUARANTINE, THROTTLE
 from stonechat.response import BEGAN, ENDED, FAILED, Response
@@ -40,10 +41,12 @@ class Counters:
     def __init__(self):
         self.totals = [0, 0]
         self.reads = 0
-        self.sent = QUIET
+        self.broken = False
 
     def read(self, values):
         self.reads += 1
+        if self.broken:
+            raise CollectorError("broken")
         values[:] = self.totals
 
     def close(self):
@@ -233,6 +236,32 @@ def test_who_may_not_renew_is_refused_and_counted():
     assert device.kernel.until_s == renewed_s and device.response.real.refused == 1
     device.renewal(lease + 1)
     assert device.kernel.until_s == renewed_s and device.response.real.refused == 2
+
+
+@on_clock
+def test_a_device_that_sees_nothing_has_no_evidence():
+    device = Device(rules=((QUARANTINE, 2, NETWORK, 0, 100, 100),)).alarm()
+    device.counters.broken = True
+    device.windows(20, LOUD)
+    device.renewal(device.began[0][4])
+    assert device.response.real.renewals == 1
+    device.windows(20, LOUD)
+    device.renewal(device.began[0][4])
+    assert device.response.real.renewals == 1 and device.response.real.refused == 1
+
+
+@on_clock
+def test_an_enforcer_that_does_not_know_its_flows_is_not_renewed():
+    device = Device(self_total_s=1000).alarm()
+
+    def essential():
+        raise OSError(5)
+
+    device.kernel.essential = essential
+    device.renewal(device.began[0][4])
+    assert device.response.real.refused == 1
+    device.windows(100, LOUD)
+    assert len(device.began) == 1 and not device.agent.errors
 
 
 @on_clock
