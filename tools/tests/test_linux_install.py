@@ -143,7 +143,17 @@ def test_the_units_system_call_filter_lets_the_agent_attach_and_drop():
 
 BUSY, IDLE = ({"sys_file": calls, "syn_out": syn, "cpu_time": cpu} for calls, syn, cpu in ((50_100, 40, 9), (0, 0, 0)))
 COUNTED = {"calls": 50_200, "write": 3, "syn_out": 40, "rst_in": 40, "peers": 40, "services": [BUSY, IDLE]}
-RESULT = {"schema": "linux-1", "status": [65534, 0, 0, 0, 0], "root": COUNTED, "dropped": COUNTED}
+RESPONSE = {
+    "free": True,
+    "quarantine": [False, True, True],
+    "trouble": "",
+    "ended_after_s": 2.01,
+    "throttled": 123,
+    "counts": [123, 378],
+    "opened": True,
+    "status": [65534, 1 << 12, 1 << 12, 0, 0],
+}
+RESULT = {"schema": "linux-1", "status": [65534, 0, 0, 0, 0], "root": COUNTED, "dropped": COUNTED, "response": RESPONSE}
 
 
 def test_the_kernel_job_sees_a_kernel_that_counts_wrong():
@@ -156,3 +166,20 @@ def test_the_kernel_job_sees_a_kernel_that_counts_wrong():
     assert len(kernels.faults({**RESULT, "root": {**RESULT["root"], "calls": 49_999}})) == 1
     for services in ([IDLE, IDLE], [BUSY, BUSY], [{**BUSY, "syn_out": 39}, IDLE], [{**BUSY, "cpu_time": 0}, IDLE]):
         assert len(kernels.faults({**RESULT, "root": {**COUNTED, "services": services}})) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"quarantine": [True, True, True]},
+        {"quarantine": [False, False, True]},
+        {"ended_after_s": 60.0},
+        {"throttled": 500},
+        {"opened": False},
+        {"status": [0, 1 << 12, 1 << 12, 0, 0]},
+        {"trouble": "gone"},
+        {"error": "OSError"},
+    ],
+)
+def test_the_kernel_job_sees_a_response_that_fails(wrong):
+    assert len(kernels.faults({**RESULT, "response": {**RESPONSE, **wrong}})) == 1
