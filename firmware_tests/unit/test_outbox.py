@@ -2,19 +2,32 @@ import os
 
 import stonechat.outbox
 from stonechat.errors import OutboxError
-from stonechat.outbox import Outbox
 from stonechat.outbox_memory import MemoryOutbox
 
 PATH = "/tmp/stonechat-test-outbox-%d" % int.from_bytes(os.urandom(3), "little")  # a folder for each process
 
 
+OPEN = []  # a file that the garbage collection closes would call a block device written in Python, with no memory
+
+
+def Outbox(*args, **options):
+    outbox = stonechat.outbox.Outbox(*args, **options)
+    OPEN.append(outbox)
+    return outbox
+
+
 def in_a_folder(test):
-    """The test's folder, if it made one, is removed again: pytest runs them all in one process."""
+    """The test's outboxes are closed and its folder, if it made one, is removed again: all run in one process."""
 
     def run():
         try:
             test()
         finally:
+            while OPEN:
+                try:
+                    OPEN.pop()._close()
+                except OSError:
+                    pass  # its medium is one that refuses
             try:
                 os.rmdir(wiped())
             except OSError:
