@@ -24,6 +24,7 @@ def test_it_says_what_is_in_a_model() -> None:
     assert said["operators"][0]["weights"] == [11, 19] and said["operators"][0]["per_channel"]
     assert said["input"]["shape"] == [1, 19] and said["input"]["type"] == "int8"
     assert all("estimate" in name or "emulated" in name for name in said["run_us"] if "RP2040" in name)
+    assert said["agent"]["more heap while TLS connects"] == "28,672 bytes" and " / " in said["agent"]["report"]
     assert not any("unix" in name for name in said["run_us"])  # what a unix port takes says nothing of a board
 
 

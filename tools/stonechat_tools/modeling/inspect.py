@@ -35,6 +35,8 @@ SPEEDS = {
 _LAYER_BYTES = 190
 _BASE_BYTES = 780
 _BLOCK_BYTES = 16
+_FIGURES = Path(__file__).parents[1] / "bench/emulated.json"  # of the last whole run
+_TLS_BYTES = 28 * 1024  # of heap, while a verified connection is made; measured on an emulated Pico W
 _SHORT = 60  # characters of a value that are printed
 
 
@@ -80,6 +82,7 @@ def describe(data: bytes) -> dict[str, Any]:
         "operators": layers,
         "memory": memory(model, len(data), layers),
         "run_us": times,
+        "agent": agent(),
         "metadata": _metadata(model, graph),
     }
 
@@ -101,6 +104,27 @@ def memory(model: Any, file_bytes: int, layers: list[dict[str, Any]]) -> dict[st
         "from an open file, weights streamed": held + chunk,
         "file in memory": held + weights + _blocks(file_bytes),
     }
+
+
+def agent() -> dict[str, str]:
+    """What the agent around the model takes of an emulated RP2040, by the last `stonechat bench board --emulated`."""
+    figures = json.loads(_FIGURES.read_text())["figures"]
+    core, full = figures["rp2040 core now"], figures["rp2040 full now"]
+
+    def both(name: str, unit: str) -> str:
+        return f"{core[name][0]:,} / {full[name][0]:,} {unit}"
+
+    names = {
+        "idle tick": ("tick", "us"),
+        "quiet window": ("window", "us"),
+        "report": ("report", "us"),
+        "report that explains an alarm": ("report of an alarm", "us"),
+        "least free heap, from files": ("least heap, files", "bytes"),
+        "least free heap, from ROMFS": ("least heap, ROMFS", "bytes"),
+        "least free heap, frozen": ("least heap, frozen", "bytes"),
+    }
+    found = {label: both(*name) for label, name in names.items()}
+    return {**found, "more heap while TLS connects": f"{_TLS_BYTES:,} bytes"}
 
 
 def run_layers(network: interpreter.Interpreter, x: bytes) -> list[dict[str, Any]]:
@@ -236,6 +260,10 @@ def _print(path: Path, facts: dict[str, Any]) -> None:
         for name, value in values.items():
             table.add_row(name, f"{value:,}")
         console.print(table)
+    table = Table("the agent on an emulated RP2040, micropython-1", "core / full")
+    for name, text in facts["agent"].items():
+        table.add_row(name, text)
+    console.print(table)
     _print_metadata(console, facts["metadata"])
     for step in facts.get("run", []):
         console.print(f"[bold]{step['layer']}[/bold] {' '.join(map(str, step['values']))}", soft_wrap=True)
