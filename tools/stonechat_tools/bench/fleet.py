@@ -3,7 +3,8 @@
 Every message is signed by its device's key and goes through a real mosquitto with QoS 1 to a collector in a process of
 its own, which verifies, stores and acknowledges it: SQLite with synchronous=FULL, one commit a batch. CPU is that of
 all threads of the collector; the broker's is not counted. Beside it, turn by turn, runs a straightforward collector of
-the same duties: paho, hmac, cbor2, and SQLite with one commit for 1,000 reports.
+the same duties: paho, hmac, cbor2, and SQLite with one commit for 1,000 reports. Where PostgreSQL is installed, the
+collector also fills a server of its own; the server's CPU is not counted.
 
 Examples:
   stonechat bench fleet
@@ -29,6 +30,8 @@ from typing import Any
 
 from stonechat.errors import ConfigError
 
+from ..proofs import postgres_server
+
 HELP = "the fleet's collector: reports per CPU-second, memory per device, beside paho"
 DEVICES = [100, 1_000, 10_000, 100_000]
 REPORTS = 200_000
@@ -39,6 +42,7 @@ PART = 20_000
 PREFIX = "stonechat/1/fleet/"
 DONE_WITHIN_S = 600
 OWN, OWN_311, OWN_PAHO, PEER = "stonechat", "stonechat, MQTT 3.1.1", "stonechat on paho", "straightforward paho"
+OWN_POSTGRES = "stonechat, PostgreSQL"  # left out where no server is installed
 YEAR_S = 365 * 86_400
 
 
@@ -145,9 +149,9 @@ def send(port: int, packets: bytes, count: int) -> None:
 
 
 class Child:
-    def __init__(self, kind: str, port: int, keys: Path, db: Path) -> None:
+    def __init__(self, kind: str, port: int, keys: Path, db: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, kind, str(port), str(keys), str(db)],
+            [sys.executable, "-m", __name__, kind, str(port), str(keys), db],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -196,7 +200,7 @@ class Child:
 
 
 @contextlib.contextmanager
-def child(kind: str, port: int, keys: Path, db: Path) -> Iterator[Child]:
+def child(kind: str, port: int, keys: Path, db: str) -> Iterator[Child]:
     made = Child(kind, port, keys, db)
     try:
         yield made
@@ -214,7 +218,7 @@ def _size(folder: Path, count: int, reports: int) -> dict[str, Any]:
     fleet = Fleet(folder, count)
     db = folder / f"{count}.db"
     try:
-        with _broker() as port, child(OWN, port, fleet.folder, db) as collector:
+        with _broker() as port, child(OWN, port, fleet.folder, str(db)) as collector:
             stored = 0
             for part in _parts(count):
                 stored += part
@@ -240,12 +244,25 @@ def _size(folder: Path, count: int, reports: int) -> dict[str, Any]:
 
 def _compare(folder: Path, rounds: int, reports: int) -> dict[str, dict[str, Any]]:
     """The collectors in turn, each the same reports; the best round of each."""
+    with contextlib.ExitStack() as stack:
+        server = None
+        if not postgres_server.missing():
+            (folder / "postgres").mkdir()
+            server = postgres_server.Server(folder / "postgres")
+            server.start()
+            stack.callback(server.kill)
+        return _turns(folder, rounds, reports, None if server is None else server.url)
+
+
+def _turns(folder: Path, rounds: int, reports: int, url: str | None) -> dict[str, dict[str, Any]]:
     best: dict[str, dict[str, Any]] = {}
     fleet = Fleet(folder, BUSY)
+    kinds = (OWN, OWN_311, *([OWN_POSTGRES] if url else []), OWN_PAHO, PEER)
     for turn in range(rounds):
-        for kind in (OWN, OWN_311, OWN_PAHO, PEER):
-            count = reports if kind in (OWN, OWN_311) else min(reports, PEER_REPORTS)
-            db = folder / f"{turn}-{kind.replace(' ', '')}.db"
+        for kind in kinds:
+            count = min(reports, PEER_REPORTS) if kind in (OWN_PAHO, PEER) else reports
+            place = folder / f"{turn}-{kind.replace(' ', '')}.db"
+            db = url if kind == OWN_POSTGRES and url else str(place)
             with _broker() as port, child(kind, port, fleet.folder, db) as collector:
                 before = after = collector.take(port, fleet.packets(BUSY), BUSY, BUSY)
                 stored = BUSY
@@ -266,7 +283,9 @@ def _compare(folder: Path, rounds: int, reports: int) -> dict[str, dict[str, Any
 def _ratios(figures: dict[str, Any]) -> dict[str, float]:
     ratios: dict[str, float] = {}
     compared, sizes = figures["compared"], figures["devices"]
-    for kind in (OWN, OWN_311, OWN_PAHO):
+    for kind in (OWN, OWN_311, OWN_POSTGRES, OWN_PAHO):
+        if kind not in compared:
+            continue
         ratio = compared[PEER]["us_per_report"] / compared[kind]["us_per_report"]
         ratios[f"CPU of {PEER} / {kind}"] = round(ratio, 2)
     names = sorted(sizes, key=int)
@@ -317,7 +336,7 @@ def serve(kind: str, port: int, keys: str, db: str) -> None:
 
         store = Store(db)
         monitor = Monitor(store)  # presence, causes and what only the fleet shows, as `stonechat collect` does
-        mqtt = {OWN: "5", OWN_311: "3.1.1", OWN_PAHO: "paho"}[kind]
+        mqtt = {OWN: "5", OWN_POSTGRES: "5", OWN_311: "3.1.1", OWN_PAHO: "paho"}[kind]
         options: dict[str, Any] = {"host": "127.0.0.1", "port": port, "client_id": f"bench-{os.getpid()}", "mqtt": mqtt}
         options["monitor"] = monitor
         collector = Collector(store, keyring.Keys(keys), **options).start()
