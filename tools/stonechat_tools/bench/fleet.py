@@ -247,8 +247,10 @@ def _compare(folder: Path, rounds: int, reports: int) -> dict[str, dict[str, Any
     with contextlib.ExitStack() as stack:
         server = None
         if not postgres_server.missing():
-            (folder / "postgres").mkdir()
-            server = postgres_server.Server(folder / "postgres")
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stonechat-postgres-")))
+            place.chmod(0o755)  # the server has a user of its own
+            (place / "data").mkdir()
+            server = postgres_server.Server(place / "data")
             server.start()
             stack.callback(server.kill)
         return _turns(folder, rounds, reports, None if server is None else server.url)
