@@ -54,6 +54,8 @@ def everything(store: Store) -> list[object]:
         [store.history(name, answers=True) for name in KEYS],
         store.rejections(),
         [store.commands(name) for name in KEYS],
+        store.decisions(),
+        store.decisions("pump-1", NOW_S, 1),
         store.listening(),
         store.count(),
         [store.sequences(name) for name in KEYS],
@@ -77,7 +79,12 @@ def a_life(store: Store) -> list[object]:
     results.append(store.next_command("pump-1", 4, [], NOW_S))
     answer = {"k5": None, "k7": None, "k8": None, "k9": None, "k15": [NOW_S, 0]}
     put([report(20, **answer)], now_s=NOW_S + 61)
-    store.listened(NOW_S, NOW_S + 61)
+    decided = {"k5": None, "k7": None, "k8": None, "k9": None}
+    for n, numbers in ((21, [0, 3, 1, 0, 0x3FFFFFFF, 120, 1]), (22, [2, 4, 1, 0, 0, 13])):
+        put([report(n, **decided, k18=numbers)], now_s=NOW_S + 62)
+    ended = [1, 3, 1, 0, 0x3FFFFFFF, 120, 0, 2, 0xFFFFFFFF, 0xFFFFFFFF, 9, 1]
+    put([report(23, **decided, k18=ended)], now_s=NOW_S + 63)
+    store.listened(NOW_S, NOW_S + 63)
     retention = store.retention(Keep())
     while retention.step(NOW_S + 4000):
         pass
@@ -88,7 +95,8 @@ def test_both_databases_give_the_same_answers(tmp_path: Path, postgres: Server) 
     with Store(tmp_path / "db") as file, Store(postgres.url) as server:
         assert a_life(file) == a_life(server)
         assert everything(file) == everything(server)
-        assert file.count() == 12 and file.devices()[0]["conflicts"] == 1
+        assert file.count() == 15 and [entry["kind"] for entry in file.decisions()] == [1, 2]
+        assert file.devices()[0]["conflicts"] == 1
     with Store(tmp_path / "db") as file, Store(postgres.url) as server:  # and after a restart
         again = [
             [report(3), report(9, 1), report(10)],

@@ -6,6 +6,7 @@ Examples:
   stonechat collect --keys fleet/keys
   stonechat collect --broker broker.example:8883 --cafile ca.crt --cert me.crt --key me.key --keys fleet/keys
   stonechat collect --broker localhost --plain --keys fleet/keys --json --for 60
+  stonechat collect --keys fleet/keys --renew 12     # let quarantines last while their evidence goes on
   stonechat collect --keys fleet/keys --broker a.example --also b.example --db postgresql://db.example/fleet \\
     --shard 1/2
 """
