@@ -114,13 +114,12 @@ class Scorer:
         model_q8 = self.meta.scale_q8
         scale_q8 = min(own_q8 + 3 * model_q8 >> 2, model_q8 * _NEAR_HIGH_Q8 >> 8)
         detector.scale_q8 = max(1, model_q8 * _NEAR_LOW_Q8 >> 8, scale_q8)
-        unfit = False
+        self.verdict.unfit = False
         if self._reach(scores, WATCH):
             detector.scale_q8 = max(detector.scale_q8, min(own_q8, 2 * model_q8))
-            unfit = self._reach(scores, ALARM)
-        self.verdict.unfit = unfit
-        if unfit:
-            self.recalibrate()
+            if self._reach(scores, ALARM):
+                self.verdict.unfit = True
+                self.recalibrate()
         self.clear_evidence()
 
     def _reach(self, scores, level):

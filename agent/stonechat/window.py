@@ -17,10 +17,11 @@ class Window:
 
     def __init__(self, schema, window_ms: int) -> None:
         self._kinds = schema.kinds
-        self._last = [0] * len(self._kinds)
+        n = len(schema.kinds)
+        self._last = [0] * n
         self._last_ms = 0
         self.primed = False
-        self.deltas = [0] * len(self._kinds)
+        self.deltas = [0] * n
         self.elapsed_ms = 0
         self.window_ms = window_ms
         self.dropped = 0  # windows thrown away: too long (a suspend, a stalled loop) or of no length
@@ -38,7 +39,7 @@ class Window:
                 if value < 0:
                     value = self._after_fall(now, last[i])
                 last[i] = now
-            self.deltas[i] = value if value < DELTA_MAX else DELTA_MAX
+            self.deltas[i] = min(value, DELTA_MAX)
         self.elapsed_ms = ticks_diff(now_ms, self._last_ms)
         self._last_ms = now_ms
         if not self.primed:

@@ -75,12 +75,14 @@ APART = (
     "int8/plain",
 )
 OFTEN = (
-    36,
+    8,
     40,
-    44,
     48,
     56,
+    60,
     64,
+    68,
+    96,
 )  # how many of a module's most used names to put first: whichever makes the smallest file
 ROMFS = "stonechat.romfs"
 NEVER = ("compat_cpython",)  # CPython's half of the seam

@@ -21,6 +21,9 @@ from stonechat.errors import ConfigError
 # apart uses too (`--with`). A test looks for other uses of them.
 INNER = {
     "adaptation_q8",
+    "fetch",
+    "inv",
+    "steps",
     "max_in_flight",
     "max_packet",
     "alarm_rules",
@@ -180,7 +183,8 @@ def link(
 
 def often_used(source: str) -> list[str]:
     """The names of a text, most used first, as MicroPython's bytecode refers to them: all but local
-    variables. The first 128 that a module uses take one byte at each use, all others two."""
+    variables and of what the module imports at its top, which it uses first. The first 128 that a module uses take one
+    byte at each use, all others two."""
     found: Counter[str] = Counter()
 
     def count(node: ast.AST, local: frozenset[str]) -> None:
@@ -204,8 +208,10 @@ def often_used(source: str) -> list[str]:
         for one in ast.iter_child_nodes(node):
             count(one, local)
 
-    count(ast.parse(source), frozenset())
-    for name in ("const", "None", "True", "False"):
+    tree = ast.parse(source)
+    count(tree, frozenset())
+    aliases = [alias for one in tree.body if isinstance(one, (ast.Import, ast.ImportFrom)) for alias in one.names]
+    for name in ("const", "None", "True", "False", *[alias.asname or alias.name for alias in aliases]):
         found.pop(name, None)
     return [name for name, _ in found.most_common()]
 
@@ -430,6 +436,7 @@ class _OwnNames(ast.NodeTransformer):
 
     def __init__(self, body: list[ast.stmt], kept: set[str]) -> None:
         self._uses: Counter[tuple[str, str]] = Counter()  # (family, name)
+        self._kept = kept
         self._elsewhere = {*kept}  # used otherwise
         self._selves: list[tuple[str, str]] = []  # (family, name of self) of the method around
         self._names: dict[tuple[str, str], str] = {}
@@ -445,11 +452,31 @@ class _OwnNames(ast.NodeTransformer):
         families: dict[str, set[str]] = {}
         for family, name in self._uses:
             families.setdefault(name, set()).add(family)
+        free = self._of_module(body)
         taken: Counter[str] = Counter()
         for (family, name), _ in self._uses.most_common():
             if name not in self._elsewhere and len(families[name]) == 1:
-                self._names[family, name] = f"_own_{taken[family]}_"
+                number = taken[family]
+                self._names[family, name] = free[number] if number < len(free) else f"_own_{number}_"
                 taken[family] += 1
+
+    def _of_module(self, body: list[ast.stmt]) -> list[str]:
+        """The names of arguments, and of the private functions and classes of the module, most used first, that
+        attributes may have too: no attribute has it yet, and no class refers to it outside of its methods, where
+        its own names hide it."""
+        nodes = [node for statement in body for node in ast.walk(statement)]
+        used = Counter(node.id for node in nodes if isinstance(node, ast.Name))
+        classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+        hidden = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        for statement in [one for node in classes for one in node.body]:
+            inside = isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef))
+            parts = [statement.args, *statement.decorator_list] if inside else [statement]
+            hidden |= {getattr(statement, "name", "")}
+            hidden |= {node.id for part in parts for node in ast.walk(part) if isinstance(node, ast.Name)}
+        names = [one.name for one in body if isinstance(one, (ast.FunctionDef, ast.ClassDef)) and _is_private(one.name)]
+        letters = {node.arg for node in nodes if isinstance(node, ast.arg) and node.arg in string.ascii_uppercase}
+        functions = sorted({*names} - hidden - self._kept, key=lambda name: (-used[name], name))
+        return sorted(letters - hidden) + functions
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
         for statement in node.body:
