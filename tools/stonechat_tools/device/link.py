@@ -85,7 +85,6 @@ INNER = {
     "shift",
     "take_up_to",
     "warmup_windows",
-    "weights",
 }
 PUBLIC = {"load_model"}  # what a firmware may take from the linked module beside what its entry defines
 _NAMED = ("id", "attr", "name", "arg")  # fields of syntax nodes that hold a name
@@ -469,8 +468,9 @@ class _OwnNames(ast.NodeTransformer):
         classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
         hidden = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
         for statement in [one for node in classes for one in node.body]:
-            inside = isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef))
-            parts = [statement.args, *statement.decorator_list] if inside else [statement]
+            parts: list[ast.AST] = [statement]
+            if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                parts = [statement.args, *statement.decorator_list]
             hidden |= {getattr(statement, "name", "")}
             hidden |= {node.id for part in parts for node in ast.walk(part) if isinstance(node, ast.Name)}
         names = [one.name for one in body if isinstance(one, (ast.FunctionDef, ast.ClassDef)) and _is_private(one.name)]
