@@ -56,6 +56,7 @@ WORDS = [
 ]
 # the shortest arguments with which a verb works, or fails for another reason than its arguments
 BASE = {
+    "home-assistant": ["--remove"],  # else it goes on for ever
     "record": ["o.csv", "--window", "0.05", "--windows", "1", "--collector", "proc"],
     "train": ["good.csv", "-o", "out", "--seeds", "1"],
     "quantize": ["weights.npz", "good.csv", "-o", "q.tflite"],
