@@ -3,8 +3,12 @@
 The signatures are those of the tests (firmware_tests/golden/signatures), the manifest the one with two signatures.
 "Least heap" is the smallest heap in which the verifier, with the signature in memory, still runs.
 
+--emulated adds the RP2040 at 125 MHz, emulated to the cycle, where `make boards` has built its firmware; its figure is
+of one verification, by the package's .mpy.
+
 Examples:
   stonechat bench update
+  stonechat bench update --emulated
 """
 
 import argparse
@@ -13,8 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from stonechat.errors import ConfigError
+
 from ..console import plain_table, working_copy
-from ..device.build import mpy_cross
+from ..device.build import build, mpy_cross
 from ..proofs.interpreters import AGENT, Interpreter, interpreters
 
 HELP = "time and heap that a device needs to verify a release"
@@ -41,6 +47,19 @@ for _ in range(int(count)):
 print(best)
 """
 
+_BOARD = """
+import gc, time
+from stonechat import cbor_decode
+for module in ("lms", "slh_dsa"):
+    verify = __import__("stonechat." + module, None, None, ["verify"]).verify
+    with open("/" + module, "rb") as file:
+        vector = cbor_decode.loads(file.read())
+    gc.collect()
+    start = time.ticks_us()
+    good = verify(*vector)
+    print("COST", module, time.ticks_diff(time.ticks_us(), start), good)
+"""
+
 _HEAP = """
 from stonechat import cbor_decode
 name, path, _ = sys.argv[1:]
@@ -53,6 +72,7 @@ print(1 if verify(*vector) else 0)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeat", type=int, default=20, help="verifications, of which the best counts (default 20)")
+    parser.add_argument("--emulated", action="store_true", help="also on an emulated RP2040 (`make boards` builds it)")
 
 
 def mpy_bytes(module: str) -> int:
@@ -77,8 +97,29 @@ def least_heap(target: Interpreter, module: str, vector: Path) -> int:
     return high
 
 
+def on_rp2040(folder: Path) -> dict[str, float]:
+    """folder: of the signatures -> milliseconds of one verification by the module's name. Raises BoardError and what
+    build() raises."""
+    from ..proofs.boards.firmware import BUILDS
+    from ..proofs.boards.machine import Machine
+
+    board = next(one for one in BUILDS if one.name == "rp2040")
+    files = {"/" + module: (folder / (name + ".cbor")).read_bytes() for module, name in CASES.values()}
+    with tempfile.TemporaryDirectory(prefix="stonechat-update-") as scratch:
+        build(_ARCHITECTURE, Path(scratch), ["update"], linked=False)
+        for name in ("__init__", "compat", "errors", "cbor", "cbor_decode", "lms", "slh_dsa"):
+            files[f"/lib/stonechat/{name}.mpy"] = (Path(scratch) / f"stonechat/{name}.mpy").read_bytes()
+    try:
+        with Machine(board, files=files) as machine:
+            lines = [line.split() for line in machine.run(_BOARD).splitlines() if line.startswith("COST")]
+    except FileNotFoundError as error:
+        raise ConfigError(f"the emulated RP2040 is not built ({error.filename} is missing): make boards") from None
+    return {words[1]: int(words[2]) / 1000 for words in lines if words[3] == "True"}
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     folder = working_copy() / "firmware_tests/golden/signatures"
+    emulated = on_rp2040(folder) if args.emulated else {}  # first: it may not be there
     figures: dict[str, Any] = {}
     rows = []
     for label, (module, name) in CASES.items():
@@ -97,6 +138,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             heap = least_heap(target, module, vector)
             figures[label][target.name] = {"ms": time_ms, "least_heap_kib": heap}
             rows.append([label, target.name, f"{time_ms:.2f} ms", f"{heap} KiB", f"{size} B"])
+    for label, (module, _) in CASES.items():
+        if module in emulated:
+            figures[label]["rp2040"] = {"ms": emulated[module]}
+            rows.append([label, "RP2040, emulated", f"{emulated[module]:.0f} ms", "", ""])
     print(plain_table(["algorithm", "target", "time", "least heap", f".mpy ({_ARCHITECTURE})"], rows), end="")
     shared = [name for name in figures[next(iter(CASES))] if name != "mpy_bytes"]
     for name in shared:
