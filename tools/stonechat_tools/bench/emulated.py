@@ -359,7 +359,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def measured() -> dict[str, Any]:
-    """The figures of the last whole run, as --json wrote them."""
+    """The figures of the last run of each phase, as --json wrote them."""
     found: dict[str, Any] = json.loads((Path(__file__).parent / "emulated.json").read_text())
     return found
 
