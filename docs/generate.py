@@ -115,8 +115,9 @@ def _value(action: argparse.Action) -> str:
 
 
 def configuration_page() -> str:
-    """docs/configuration.md: every key of stonechat-agent's file, from config.KEYS."""
-    from stonechat.linux import config
+    """docs/configuration.md: every key of stonechat-agent's file, from config_keys.KEYS."""
+    from stonechat.linux.config_checks import toml
+    from stonechat.linux.config_keys import KEYS, REQUIRED
 
     out = [
         NOTE + "# Configuration of the Linux agent\n",
@@ -124,14 +125,14 @@ def configuration_page() -> str:
         "`stonechat-agent --example-config` prints all of them with their defaults, `--check` shows what a "
         "configuration would run.\n",
     ]
-    for section, keys in config.KEYS.items():
+    for section, keys in KEYS.items():
         out.append(f"## [{section}]\n")
         out.append("| key | default | meaning |\n|---|---|---|")
         for name, key in keys.items():
-            default = "required" if key.default is config.REQUIRED else f"`{config._toml(key.default)}`"
+            default = "required" if key.default is REQUIRED else f"`{toml(key.default)}`"
             meaning = key.doc.replace("\n", " ")
-            if key.default is config.REQUIRED:
-                meaning += f" Example: `{config._toml(key.example)}`."
+            if key.default is REQUIRED:
+                meaning += f" Example: `{toml(key.example)}`."
             out.append(f"| `{name}` | {default} | {_cell(meaning)} |")
         out.append("")
     return "\n".join(out).rstrip() + "\n"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from stonechat.errors import ConfigError
 from stonechat.linux import config, files, privileges
+from stonechat.linux.config_keys import KEYS
 
 GOOD = """
 [device]
@@ -33,14 +34,14 @@ def test_the_example_is_a_whole_valid_configuration(tmp_path: Any) -> None:
 
 def test_the_example_explains_every_key_and_uncommented_it_still_loads(tmp_path: Any) -> None:
     text = config.example()
-    for section, keys in config.KEYS.items():
+    for section, keys in KEYS.items():
         assert f"[{section}]" in text
         for name in keys:
             assert f"{name} = " in text
     lines = []
     for line in text.splitlines():
         bare = line.removeprefix("# ")
-        is_key = any(bare.startswith(name + " = ") for keys in config.KEYS.values() for name in keys)
+        is_key = any(bare.startswith(name + " = ") for keys in KEYS.values() for name in keys)
         lines.append(bare if is_key else line)
     assert config.check(tomllib.loads("\n".join(lines)))["report"]["heartbeat_windows"] == 60
 

@@ -61,10 +61,10 @@ def test_what_devices_spell_out_is_in_the_table() -> None:
         assert re.search(rf"^{constant} = const\({size}\)", (AGENT / name).read_text(), re.M), constant
     assert keyring.check_device_id("x" * limits.DEVICE_ID_BYTES)
     assert keyring.MAX_MESSAGE_BYTES == limits.REPORT_BYTES
-    config = (AGENT / "linux/config.py").read_text()
+    checks = (AGENT / "linux/config_checks.py").read_text()
     assert limits.CHANNEL_BYTES == services.MAX_NAME_BYTES and services.MAX_SERVICES + 3 == limits.CHANNELS
     assert f"[:{limits.CHANNEL_BYTES}]" in (AGENT / "fusion.py").read_text()
-    assert f"_is_text(value, {limits.FIRMWARE_BYTES})" in config.partition("def _firmware")[2][:200]
+    assert f"_is_text(value, {limits.FIRMWARE_BYTES})" in checks.partition("def firmware")[2][:200]
 
 
 def status_of(sources: list[str], **more: Any) -> wire.Status:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from stonechat.errors import ConfigError
-from stonechat.linux import config
+from stonechat.linux import config, config_keys
 from stonechat_tools.fleet import fleet_folder, keyring, provision
 
 
@@ -139,7 +139,7 @@ def test_nothing_is_written_through_a_link(name: str, tmp_path: Path) -> None:
 
 
 def test_agent_and_collector_take_the_same_device_ids() -> None:
-    check = config.KEYS["device"]["id"].check
+    check = config_keys.KEYS["device"]["id"].check
     for device in ("a", "7", "a.", ".a", "-x", "A_b-C.9", "x" * 64, "", ".", "..", "-", "_", "x" * 65, "a b", "\u00e9"):
         try:
             keyring.check_device_id(device)

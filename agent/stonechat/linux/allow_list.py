@@ -79,7 +79,7 @@ def parse_until(text: str) -> int:
 
 
 def check(value) -> "str | None":
-    """For config.KEYS: the operator's entries -> None, or what they must be."""
+    """For config_keys.KEYS: the operator's entries -> None, or what they must be."""
     form = 'a list like [{address = "192.0.2.0/24", reason = "office", until = "2027-01-31"}]'
     if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
         return form

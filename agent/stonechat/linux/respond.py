@@ -74,7 +74,7 @@ def _rule(row: dict, lease_s: int) -> tuple:
 
 
 def check(value) -> "str | None":
-    """For config.KEYS: the rules -> None, or what they must be."""
+    """For config_keys.KEYS: the rules -> None, or what they must be."""
     if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
         return _FORM
     if len(value) > MOST_RULES:
