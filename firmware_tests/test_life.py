@@ -422,7 +422,7 @@ def test_mpy_stays_within_its_budgets(architecture: str, profile: str, tmp_path:
 def test_the_client_and_the_hook_stay_within_theirs(tmp_path: Path) -> None:
     sizes = build("armv6m", tmp_path, linked=False).sizes
     assert sizes["mqtt"] <= 4352
-    assert sizes["board/hooks"] <= 4928  # exact results and threads took 850 of it
+    assert sizes["board/hooks"] <= 4992  # exact results and threads took 850 of it
 
 
 @every_target

@@ -66,7 +66,7 @@ def test_the_rooms_compile_small_for_every_board(architecture: str, tmp_path: Pa
     """In bytes of .mpy: what runs a planned model, what judges its output, what reads any .tflite."""
     sizes = compiled(tmp_path, architecture, (*FULL, *DETECTION))
     assert sum(sizes[room] for room in BOARD) <= (6_200 if architecture == "armv6m" else 7_700), sizes
-    assert sum(sizes[room] for room in DETECTION) <= 7_100, sizes
+    assert sum(sizes[room] for room in DETECTION) <= 7_200, sizes
     assert sum(sizes[room] for room in FULL) <= 16_400, sizes
 
 
