@@ -25,7 +25,7 @@ from stonechat.delivery import Delivery
 from stonechat.errors import ConfigError
 from stonechat.outbox_memory import MemoryOutbox
 from stonechat_tools.dashboard import accounts, api, audit
-from stonechat_tools.dashboard.app import load_files
+from stonechat_tools.dashboard.state import load_files
 from stonechat_tools.dashboard.view import FIELDS, View
 from stonechat_tools.fleet import keyring, labels, operator, provision, wire
 from stonechat_tools.fleet.certificates import pem, pem_key

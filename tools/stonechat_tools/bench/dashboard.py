@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from ..dashboard.app import load_files
+    from ..dashboard.state import load_files
     from ..proofs.browser import CHROMIUM, browser
     from ..proofs.dashboard_fleet import MadeFleet
     from ..proofs.screenshots import serving

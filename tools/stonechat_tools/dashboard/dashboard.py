@@ -163,8 +163,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def options_of(args: argparse.Namespace, host: str) -> Any:
-    """-> app.Options. Raises ConfigError."""
-    from .app import LOOPBACK, Options
+    """-> state.Options. Raises ConfigError."""
+    from .state import LOOPBACK, Options
 
     loopback = _is_loopback(host)
     if bool(args.cert) != bool(args.key):

@@ -1,0 +1,99 @@
+"""The dashboard's requests that change something: log-in and log-out, and what an operator does."""
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from . import accounts, api, audit
+from .access import address_of, body_of, check_origin, cookie_name, cookie_of, failed, operator_of, state_of, user_of
+from .state import Options
+
+
+async def login(request: Request) -> Response:
+    state = state_of(request)
+    check_origin(request)
+    asked = await body_of(request)
+    name, password = asked.get("name"), asked.get("password")
+    if not isinstance(name, str) or not isinstance(password, str) or len(name) > 200 or len(password) > 2000:
+        raise HTTPException(400, "want name and password")
+    address = address_of(request)
+    name = name[: accounts.MAX_NAME]
+    async with state.hashing:
+        wait_s = state.tries.wait_s(name, address)
+        if wait_s:
+            text = f"too many failed log-ins; try again in {wait_s / 60:.0f} min" if wait_s > 90 else "try again later"
+            return failed(429, text, {"retry-after": str(int(wait_s) + 1)})
+        account = await run_in_threadpool(accounts.authentic, state.store, name, password)
+        noted = account is None and state.tries.failed(name, address)
+    who = "".join(letter for letter in name if letter.isprintable())
+    if account is None:
+        if noted:
+            await run_in_threadpool(audit.note, state.store, who, "log-in refused", address=address)
+        raise HTTPException(401, "no such account, or another password")
+    await run_in_threadpool(audit.note, state.store, account.name, "log-in", address=address)
+    state.sessions.end(cookie_of(request, state.options))
+    cookie, session = state.sessions.begin(account)
+    answer = JSONResponse({"user": session.name, "role": session.role})
+    _set_cookie(answer, state.options, cookie)
+    return answer
+
+
+def _set_cookie(answer: Response, options: Options, value: str, age_s: int = int(accounts.LONGEST_S)) -> None:
+    answer.set_cookie(
+        cookie_name(options), value, max_age=age_s, path="/", secure=options.tls, httponly=True, samesite="strict"
+    )
+
+
+async def logout(request: Request) -> Response:
+    state = state_of(request)
+    check_origin(request)
+    user = await run_in_threadpool(user_of, request)
+    state.sessions.end(cookie_of(request, state.options))
+    if user is not None and user.session is not None:
+        await run_in_threadpool(audit.note, state.store, user.name, "log-out")
+    answer = JSONResponse({})
+    _set_cookie(answer, state.options, "", 0)
+    return answer
+
+
+async def acknowledge(request: Request) -> Response:
+    user = await run_in_threadpool(operator_of, request)
+    state = state_of(request)
+    await run_in_threadpool(api.acknowledge, state.store, request.path_params["number"], user.name)
+    state.look()
+    return JSONResponse({})
+
+
+async def silence(request: Request) -> Response:
+    user = await run_in_threadpool(operator_of, request)
+    state = state_of(request)
+    found = await run_in_threadpool(api.silence, state.store, await body_of(request), user.name)
+    return JSONResponse({"id": found})
+
+
+async def unsilence(request: Request) -> Response:
+    user = await run_in_threadpool(operator_of, request)
+    state = state_of(request)
+    await run_in_threadpool(api.unsilence, state.store, request.path_params["name"][:64], user.name)
+    return JSONResponse({})
+
+
+async def command(request: Request) -> Response:
+    user = await run_in_threadpool(operator_of, request)
+    state = state_of(request)
+    name = request.path_params["name"]
+    if state.options.operator is None:
+        raise HTTPException(404, "no commands: the dashboard runs without --operator SOCKET")
+    if not api.is_name(name):
+        raise HTTPException(404, "no such device")
+    body = await body_of(request)
+    sequence = await run_in_threadpool(api.command, state.store, state.options.operator, name, body, user.name)
+    return JSONResponse({"sequence": sequence})
+
+
+async def rollout(request: Request) -> Response:
+    user = await run_in_threadpool(operator_of, request)
+    number, act = request.path_params["number"], request.path_params["act"][:20]
+    await run_in_threadpool(api.change_rollout, state_of(request).store, number, act, await body_of(request), user.name)
+    return JSONResponse({})
