@@ -5,7 +5,9 @@ import contextlib
 import importlib
 import io
 import os
+import shutil
 import sys
+import textwrap
 from typing import NoReturn
 
 from stonechat import __version__
@@ -50,6 +52,15 @@ VERBS = {
     "soak": ("stonechat_tools.proofs.soak", "the long jobs: fuzzing, power cuts, packet ids"),
 }
 
+# verb: what the verbs from it on are for, in `stonechat --help`
+GROUPS = {
+    "demo": "try it",
+    "record": "make a model",
+    "collect": "run a fleet",
+    "doctor": "look at a device, fill a board",
+    "bench": "measure and prove",
+}
+
 _LONGEST_LINE = 300
 
 
@@ -83,17 +94,34 @@ def main(argv: list[str] | None = None) -> int:
             return 130
 
 
+def _overview() -> str:
+    """The verbs with their lines, in groups, as wide as the terminal."""
+    width = max(shutil.get_terminal_size().columns - 2, 40)
+    lines = []
+    for verb, (_, help_line) in VERBS.items():
+        if verb in GROUPS:
+            lines += ["", GROUPS[verb] + ":"]
+        lines += textwrap.wrap(
+            help_line, width, initial_indent=f"  {verb:<16}", subsequent_indent=" " * 18, break_on_hyphens=False
+        )
+    return "\n".join(lines)
+
+
 def _run(argv: list[str], own_process: bool) -> int:
     """own_process: not called by a program that goes on afterwards."""
     parser = Parser(
         prog="stonechat",
-        description="Anomaly detection on the device itself: build models, collect reports, look at the fleet.",
+        description="Anomaly detection on the device itself: build models, collect reports,\nlook at the fleet.\n"
+        + _overview(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version="stonechat " + __version__)
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(
+        dest="verb", metavar="VERB", required=True, help="one of those above; `stonechat VERB --help` has its examples"
+    )
     chosen = next((word for word in argv if not word.startswith("-")), None)
-    for verb, (module, help_line) in VERBS.items():
-        sub = verbs.add_parser(verb, help=help_line, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for verb, (module, _) in VERBS.items():
+        sub = verbs.add_parser(verb, formatter_class=argparse.RawDescriptionHelpFormatter)
         if verb == chosen:  # only the verb that was called is imported
             try:
                 room = importlib.import_module(module)

@@ -326,3 +326,27 @@ def test_the_least_lengths_are_the_same_in_help_message_and_code(
     calibrate = ["calibrate", "out/model.tflite", "good.csv", "-o", "c.tflite"]
     assert outcome(199, calibrate)[1].count("at least 200") == 1
     assert "at least 200" not in outcome(200, calibrate)[1] and "200 windows" in helps("calibrate")
+
+
+def test_help_shows_each_verb_once_in_a_group_within_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert set(cli.GROUPS) <= set(cli.VERBS) and next(iter(cli.VERBS)) in cli.GROUPS
+    group = {}
+    for line in lines[: lines.index("positional arguments:")]:
+        if line.endswith(":") and not line.startswith(" "):
+            heading = line[:-1]
+        elif line.startswith("  ") and line[2] != " ":
+            assert line.split()[0] not in group, line
+            group[line.split()[0]] = heading
+    assert list(group) == list(cli.VERBS) and set(group.values()) == set(cli.GROUPS.values())
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_port_without_a_board_costs_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    status, err = attempt(["deploy", "--port", str(tmp_path / "ttyACM0"), "--model", MODEL])
+    assert status == 1 and err.count("\n") == 1 and "no such port; `mpremote connect list`" in err

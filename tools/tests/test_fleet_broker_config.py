@@ -425,3 +425,20 @@ def test_home_assistant_reads_what_devices_announce_and_a_device_announces_only_
             time.sleep(0.5)
             assert sorted(set(home.got)) == sorted([*own, ("homeassistant/status", b"online")])
             assert set(device.got) == {("homeassistant/status", b"online")}
+
+
+def test_the_line_that_starts_the_broker_works_without_sbin_in_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Debian has mosquitto in /usr/sbin, which an ordinary user's PATH lacks."""
+    from stonechat_tools.cli import main
+
+    provision.Fleet.init(tmp_path / "fleet", provision.Settings("localhost", 1, auth="plain"))
+    programs = tmp_path / "sbin"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    for program, shown in ((None, "mosquitto -c"), (programs / "mosquitto", f"{programs}/mosquitto -c")):
+        monkeypatch.setattr(broker_config, "mosquitto_path", lambda program=program: program and str(program))
+        assert main(["broker-config", "--dir", str(tmp_path / "fleet")]) == 0
+        printed = capsys.readouterr().out
+        assert f": {shown} " in printed and ("apt-get install mosquitto" in printed) == (program is None)

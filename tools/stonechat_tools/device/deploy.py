@@ -15,6 +15,7 @@ Examples:
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -328,6 +329,11 @@ def _mpremote(arguments: list[str]) -> str:
     except subprocess.TimeoutExpired:
         raise ConfigError(f"the board does not answer within {TIMEOUT_S:g} s") from None
     if done.returncode:
+        port = Path(arguments[1])  # of `connect PORT ...`
+        if port.is_absolute() and not port.exists():
+            raise ConfigError(f"{port}: no such port; `mpremote connect list` shows those with a board")
+        if port.is_absolute() and not os.access(port, os.R_OK | os.W_OK):
+            raise ConfigError(f"{port}: permission denied; on Debian: sudo adduser $USER dialout, then log in again")
         said = (done.stderr or done.stdout).strip().splitlines()
         raise ConfigError(f"mpremote {arguments[2]}: {said[-1] if said else done.returncode}")
     return done.stdout

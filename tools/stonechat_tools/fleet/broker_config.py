@@ -14,6 +14,7 @@ Examples:
 import argparse
 import os
 import pwd
+import shutil
 import stat
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from stonechat.errors import ConfigError
 
 from ..console import write_atomic
 from .certificates import pem, pem_key
+from .local_broker import mosquitto_path
 from .provision import Fleet
 
 HELP = "write a mosquitto configuration for the fleet"
@@ -155,7 +157,9 @@ def run(args: argparse.Namespace) -> int:
     if there:
         print(f"{path.parent}: copy its files to {there} and give them to {args.user}: chown {args.user}: {there}/*")
         return 0
-    print(f"{path}: mosquitto -c {path}")
+    found = mosquitto_path()
+    program = "mosquitto" if shutil.which("mosquitto") or not found else found  # Debian has it in /usr/sbin
+    print(f"{path}: {program} -c {path}" + ("" if found else "   (not installed here: apt-get install mosquitto)"))
     closed = closed_folder(path.parent, args.user) if os.geteuid() == 0 else None
     if closed:
         said = f"{args.user} can't pass {closed}: copy {path.parent} to where it can, see --install-dir"

@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
         known = {device["device"]: device for device in store.devices()}
         for device in args.device or ():
             if device not in known:
-                raise ConfigError(f"{device}: no reports; there are those of {', '.join(known) or 'no device'}")
+                others = f"there are those of {', '.join(known)}" if known else "no device has sent one yet"
+                raise ConfigError(f"{device}: no reports; {others}")
         rows = _rows(store, {device: known[device] for device in args.device or known}, since_s)
         if args.output is None:
             count = _WRITERS[name](rows, sys.stdout)

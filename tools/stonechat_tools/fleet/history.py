@@ -53,7 +53,10 @@ def run(args: argparse.Namespace) -> int:
         device = next((known for known in store.devices() if known["device"] == args.device), None)
         if device is None:
             others = ", ".join(known["device"] for known in store.devices())
-            raise ConfigError(f"{args.device}: no reports; there are those of {others or 'no device'}")
+            raise ConfigError(
+                f"{args.device}: no reports; "
+                + (f"there are those of {others}" if others else "no device has sent one yet")
+            )
         rows = store.history(args.device, since_s=since_s, limit=args.last)
     if args.json:
         for row in rows:
