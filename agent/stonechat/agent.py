@@ -131,7 +131,8 @@ class Agent(Loop):
     def tick(self):
         """As Loop does. While the user has switched monitoring off, one status for each connection and nothing else."""
         if self.response is not None:
-            self.response.turn()
+            self.reporter.pass_time(ticks_ms())  # whatever the collectors and the broker do: leases end by it
+            self._try(self.response.turn)
         if not self.off:
             verdict = Loop.tick(self)
             if self.update is not None:
@@ -183,7 +184,7 @@ class Agent(Loop):
         if self.on_switch is not None:
             self.on_switch(False)
         if self.response is not None:
-            self.response.switch_off()
+            self._try(self.response.switch_off)
 
     async def run(self) -> None:
         """tick() for ever under asyncio; cancel the task to stop."""
@@ -208,10 +209,7 @@ class Agent(Loop):
             self.announce()
             self._try_to_save()
         if verdict is not None and self.response is not None:
-            try:
-                self.response.window(verdict)
-            except (StonechatError, OSError) as error:
-                self._failed(error)
+            self._try(self.response.window, verdict)
         if verdict is not None and self.on_verdict is not None:
             self.on_verdict(verdict, self)
         return verdict
@@ -333,6 +331,13 @@ class Agent(Loop):
         if self.own is not None:  # last: where its file can't be written, the state is safe
             self.own.save()
 
+    def _try(self, call, *arguments) -> None:
+        """Whatever goes wrong in the response, the detector goes on."""
+        try:
+            call(*arguments)
+        except Exception as error:  # noqa: BLE001 - also a vendor's
+            self._failed(error)
+
     def _try_to_save(self) -> None:
         try:
             self.save()
@@ -342,7 +347,7 @@ class Agent(Loop):
     def close(self) -> None:
         """Save and let go of the collectors; errors are counted, not raised."""
         if self.response is not None:
-            self.response.close()
+            self._try(self.response.close)
         self._try_to_save()
         for channel in self.channels:
             channel.collector.close()

@@ -70,6 +70,7 @@ class Response:
         self._level = 0  # of the last window,
         self._level_s = 0  # and when that was
         self._turned_s = 0
+        self._hook_rule = 0
 
     def attach(self, agent) -> None:
         """To be called by the agent that it belongs to."""
@@ -90,6 +91,8 @@ class Response:
         if not only_check and rules != self.rules:
             self.rules = rules
             self.history = History(rules)
+            self.real.forget()  # its rule may be another one now
+            self.dry.forget()
 
     @property
     def acting(self) -> bool:
@@ -206,14 +209,15 @@ class Response:
         done = self.acting
         self._record([BEGAN, action, int(done), number, 0, 0, families], verdict)
         if done:
+            self._hook_rule = number
             try:
                 hook(action, families, verdict)
             except Exception as error:  # noqa: BLE001 - a vendor's: the response goes on without it
-                self.hook_failed(getattr(error, "errno", None) or 0, number)
+                self.hook_failed(getattr(error, "errno", None) or 0)
 
-    def hook_failed(self, code: int, number: int = 0) -> None:
-        """The vendor's hook of rule `number` has not worked; code: its exit status, or an errno."""
-        self._record([FAILED, HOOK, 1, number, 0, code], None)
+    def hook_failed(self, code: int) -> None:
+        """The vendor's hook that was called last has not worked; code: its exit status, or an errno."""
+        self._record([FAILED, HOOK, 1, self._hook_rule, 0, code], None)
 
     def _end(self, lease, cause: int) -> None:
         if lease.action:
@@ -243,8 +247,8 @@ class Response:
 
     def _stop(self, arguments) -> None:
         self._take(arguments, ())
+        self._open(STOPPED)  # first: also where the medium refuses
         self._remember(True)
-        self._open(STOPPED)
 
     def _respond(self, arguments) -> None:
         self._take(arguments, ())
@@ -286,6 +290,9 @@ class Response:
             now_s - self._level_s - 3 * self._agent.window_ms // 1000
         )  # without a scored window there is no evidence
         for one in (self.real, self.dry):
+            if one is self.real and one.action and not self.acting:
+                one.refused += 1
+                raise LeaseRefused("maintenance")
             if one.action:
                 level = self._level if blind_s <= _BLIND_S else 0
                 one.renew(lease, one.next_renewal if number is None else number, now_s, level)

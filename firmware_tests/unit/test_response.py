@@ -11,7 +11,7 @@ from stonechat.cbor_decode import loads
 from stonechat.cose import Mac
 from stonechat.cose_open import unseal
 from stonechat.delivery import Delivery
-from stonechat.errors import CollectorError
+from stonechat.errors import CollectorError, StateError
 from stonechat.outbox_memory import MemoryOutbox
 from stonechat.policy import ALERT, DRY_RUN, HOOK, NETWORK, OBSERVE, ON, QUARANTINE, THROTTLE
 from stonechat.response import BEGAN, ENDED, FAILED, Response
@@ -434,3 +434,77 @@ def test_the_switch_holds_across_a_restart():
     again.agent.monitoring(True)
     again.windows(10)
     assert again.counters.reads and not Device(state=state).agent.off
+
+
+@on_clock
+def test_a_medium_that_refuses_does_not_keep_stop_responding_from_opening():
+    device = Device().alarm()
+    lease = device.began[0][4]
+
+    def save():
+        raise StateError("full")
+
+    device.agent.state.save = save
+    assert device.command(STOP) == NOT_DONE
+    assert device.kernel.action == OBSERVE and device.ended[-1][6] == STOPPED
+    device.renewal(lease)
+    device.windows(60)
+    device.windows(8, LOUD)
+    assert device.kernel.action == OBSERVE and device.response.stopped
+
+
+@on_clock
+def test_a_lease_that_began_before_the_maintenance_is_not_renewed_in_it():
+    device = Device().alarm()
+    lease = device.began[0][4]
+    assert device.command(MAINTENANCE, (device.now_s + 1000,)) == ACCEPTED
+    device.renewal(lease)
+    assert device.command(RENEW, (lease,)) == NOT_DONE
+    assert device.response.real.renewals == 0 and device.response.real.refused == 2
+    device.windows(T1_S, LOUD)
+    assert device.kernel.action == OBSERVE and device.ended[-1][6] == EXPIRED
+
+
+@on_clock
+def test_a_lease_ends_although_nothing_is_read_and_the_broker_is_away():
+    device = Device().alarm()
+    device.counters.broken = True
+
+    def publish(*_):
+        raise OSError(113)
+
+    device.agent.publish = publish
+    device.windows(T1_S + 2, LOUD)
+    assert device.kernel.action == OBSERVE and not device.response.real.action
+
+
+@on_clock
+def test_other_rules_while_a_lease_of_the_old_ones_may_be_repeated():
+    rules = ((ALERT, 2, 0, 0, 0, 0), (ALERT, 2, 0, 0, 0, 0), (QUARANTINE, 2, NETWORK, 0, T1_S, 4 * T1_S))
+    device = Device(rules=rules, self_total_s=1000)
+    device.windows(6)
+    while not device.response.real.action:
+        device.windows(1, LOUD)
+    device.response.follow(((ALERT, 2, 0, 0, 0, 0),))
+    device.windows(10 * T1_S, LOUD)
+    assert device.kernel.action == OBSERVE and not device.agent.errors
+    assert len([decision for decision in device.began if decision[1] == QUARANTINE]) == 1
+
+
+@on_clock
+def test_whatever_goes_wrong_in_the_response_the_detector_goes_on():
+    for name in ("turn", "window", "switch_off", "close"):
+        device = Device()
+        device.windows(10)
+
+        def fails(*_):
+            raise ValueError("not foreseen")
+
+        setattr(device.response, name, fails)
+        scored = device.agent.windows
+        device.windows(10)
+        assert device.agent.windows == scored + 10 and bool(device.agent.errors) == (name in ("turn", "window"))
+        device.agent.monitoring(False)
+        device.windows(2)
+        assert device.agent.off and 23 in device.statuses[-1]
+        device.agent.close()
