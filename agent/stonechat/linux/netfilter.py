@@ -8,7 +8,6 @@ away what a killed agent has left.
 import _socket
 
 from ..compat import ticks_add, ticks_diff, ticks_ms
-from ..errors import CollectorError
 from ..policy import QUARANTINE
 from . import netfilter_rules as rules
 from . import nfnetlink as nf
@@ -78,9 +77,9 @@ class Netfilter:
             entries = self._allow.entries()
             self._limits = self._usual.limits(rules.LIMITS)
             self._install(action, entries, 1000 * min(seconds, MAX_S))
-        except (OSError, CollectorError) as error:
+        except OSError:
             self._quietly_release()
-            raise error if isinstance(error, OSError) else OSError(0, str(error))
+            raise
         self._before = (0, 0)
         self._allow.began()
 
@@ -248,7 +247,7 @@ class Netfilter:
     def _quietly_release(self) -> None:
         try:
             self.release()
-        except (OSError, CollectorError):
+        except OSError:
             self._until_ms = None  # the kernel's timeout ends it
 
     @staticmethod

@@ -9,8 +9,6 @@ import errno
 import os
 from struct import pack, unpack_from
 
-from ..errors import CollectorError
-
 ANSWER_WITHIN_S = 2.0
 MAX_ANSWERS = 4096  # of one request; a dump that brings more is broken
 MAX_ATTRIBUTES = 1024  # of one message
@@ -69,27 +67,27 @@ def u64(kind: int, value: int) -> bytes:
 
 def attributes(buffer: "bytes | bytearray", start: int, end: int) -> dict:
     """The attributes between start and end -> {kind: (start, end) of its payload}; the last one of a kind counts.
-    Raises CollectorError for lengths that do not fit."""
+    Raises OSError (EBADMSG) for lengths that do not fit."""
     found: dict = {}
     for _ in range(MAX_ATTRIBUTES):
         if start + 4 > end:
             return found
         length, kind = unpack_from("=HH", buffer, start)
         if length < 4 or start + length > end:
-            raise CollectorError("netfilter: attribute of %d bytes in %d" % (length, end - start))
+            raise OSError(errno.EBADMSG, "netfilter: attribute of %d bytes in %d" % (length, end - start))
         found[kind & _KIND] = (start + 4, start + length)
         start += length + 3 & ~3
-    raise CollectorError("netfilter: more than %d attributes" % MAX_ATTRIBUTES)
+    raise OSError(errno.EBADMSG, "netfilter: more than %d attributes" % MAX_ATTRIBUTES)
 
 
 def elements(buffer: "bytes | bytearray", span: tuple) -> list:
-    """The payloads of a nested list (NFTA_LIST_ELEM) -> [(start, end)]. Raises CollectorError."""
+    """The payloads of a nested list (NFTA_LIST_ELEM) -> [(start, end)]. Raises OSError."""
     start, end = span
     found: list = []
     while start + 4 <= end:
         length, _ = unpack_from("=HH", buffer, start)
         if length < 4 or start + length > end or len(found) >= MAX_ATTRIBUTES:
-            raise CollectorError("netfilter: list element of %d bytes in %d" % (length, end - start))
+            raise OSError(errno.EBADMSG, "netfilter: list element of %d bytes in %d" % (length, end - start))
         found.append((start + 4, start + length))
         start += length + 3 & ~3
     return found
@@ -101,7 +99,7 @@ def number(buffer: "bytes | bytearray", found: dict, kind: int) -> "int | None":
         return None
     start, end = found[kind]
     if not 0 < end - start <= 8:
-        raise CollectorError("netfilter: number of %d bytes" % (end - start))
+        raise OSError(errno.EBADMSG, "netfilter: number of %d bytes" % (end - start))
     return int.from_bytes(buffer[start:end], "big")
 
 
@@ -121,7 +119,7 @@ class Batch:
 
 class NfTables:
     """One netlink socket, in the network namespace in which it was made. Raises OSError with a clear text,
-    CollectorError for answers that make no sense."""
+    EBADMSG for answers that make no sense."""
 
     def __init__(self) -> None:
         self._sequence = int.from_bytes(os.urandom(3), "big")
@@ -213,18 +211,19 @@ class NfTables:
             except TimeoutError:
                 raise OSError(errno.ETIMEDOUT, "netfilter: the kernel does not answer")
             offset = 0
+            left -= 1
             while offset + _HEADER_BYTES <= n_bytes:
                 left -= 1
                 length, kind, flags, sequence = unpack_from("=IHHI", buffer, offset)
                 if length < _HEADER_BYTES or offset + length > n_bytes:
-                    raise CollectorError("netfilter: message of %d bytes in %d" % (length, n_bytes - offset))
+                    raise OSError(errno.EBADMSG, "netfilter: message of %d bytes in %d" % (length, n_bytes - offset))
                 code, said = 0, ""
                 if kind in (_ERROR, _DONE) and length >= _HEADER_BYTES + 4:
                     code = -unpack_from("=i", buffer, offset + _HEADER_BYTES)[0]
                     said = _extended(buffer, offset, length, flags) if code and kind == _ERROR else ""
                 yield kind, sequence, (offset, offset + length), code, said
                 offset += length + 3 & ~3
-        raise CollectorError("netfilter: the kernel's answer does not end")
+        raise OSError(errno.EBADMSG, "netfilter: the kernel's answer does not end")
 
 
 def _extended(buffer: bytearray, offset: int, length: int, flags: int) -> str:

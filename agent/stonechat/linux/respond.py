@@ -68,6 +68,7 @@ def _rule(row: dict, lease_s: int) -> tuple:
     families = 0
     for word in row.get("features", "any").split("+"):
         families |= _FAMILIES[word.strip()]
+    lease_s = min(lease_s, row.get("most_seconds", lease_s))
     seconds = row.get("seconds", lease_s) if action in (THROTTLE, QUARANTINE) else 0
     most = row.get("most_seconds", min(4 * seconds, MOST_S)) if seconds else 0
     return (action, _LEVELS[row.get("level", "alarm")], families, row.get("windows", 0), seconds, most)
@@ -119,6 +120,7 @@ class Hook:
         self._timeout_ms = timeout_s * 1000
         self._ended = ended
         self._pid = 0
+        self._killed = False  # what its end was is known
         self._due_ms = 0
 
     def start(self, facts: dict) -> None:
@@ -130,29 +132,35 @@ class Hook:
         spawn = os.posix_spawnp if "/" not in self._argv[0] else os.posix_spawn
         defaults = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE]
         self._pid = spawn(self._argv[0], self._argv, environment, file_actions=actions, setpgroup=0, setsigdef=defaults)
+        self._killed = False
         self._due_ms = ticks_add(ticks_ms(), self._timeout_ms)
 
     def turn(self) -> None:
+        """To be called about once a second. Never waits."""
         if not self._pid:
             return
-        pid, status = os.waitpid(self._pid, os.WNOHANG)
+        try:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+        except ChildProcessError:  # whoever started the agent has it ignore SIGCHLD: the kernel has taken the status
+            pid, status = self._pid, 0
         if pid:
             self._pid = 0
             code = os.waitstatus_to_exitcode(status)
-            if code:
+            if code and not self._killed:
                 self._ended(code if code > 0 else 128 - code)
-        elif ticks_diff(ticks_ms(), self._due_ms) >= 0:
+        elif not self._killed and ticks_diff(ticks_ms(), self._due_ms) >= 0:
             self.kill()
             self._ended(124)  # as timeout(1) does
 
     def kill(self) -> None:
-        if self._pid:
+        """Its process group, without waiting: a program in a system call, or of another user, may take its time. turn()
+        takes its status."""
+        if self._pid and not self._killed:
+            self._killed = True
             try:
                 os.killpg(self._pid, signal.SIGKILL)
             except OSError:
                 pass
-            os.waitpid(self._pid, 0)
-            self._pid = 0
 
 
 class LinuxResponse(Response):
@@ -176,18 +184,18 @@ class LinuxResponse(Response):
 
     def turn(self) -> None:
         agent = self._agent
-        if agent.reporter.uptime_s != self._turned_s and not agent.off:
-            if self.enforcer is not None:
-                try:
-                    trouble = self.enforcer.turn()
-                except OSError as error:
-                    trouble = str(error)
-                if trouble:
-                    self._say("error", "response: " + trouble)
-                    self._end(self.real, FAILED)
-            if self._program is not None:
-                self._program.turn()
-        Response.turn(self)
+        due = agent.reporter.uptime_s != self._turned_s
+        Response.turn(self)  # first: whatever the packet filter does, a lease ends
+        if due and self._program is not None:
+            self._program.turn()
+        if due and self.enforcer is not None and not agent.off:
+            try:
+                trouble = self.enforcer.turn()
+            except OSError as error:
+                trouble = str(error)
+            if trouble:
+                self._say("error", "response: " + trouble)
+                self._end(self.real, FAILED)
 
     def switch_off(self) -> None:
         if self._program is not None:
