@@ -239,6 +239,11 @@ def protect_process() -> None:
     ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 device", "2 devices"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def clipped(value: object, most: int = 40) -> str:
     """repr of what a user wrote, short enough for one line of an error."""
     text = repr(value)

@@ -20,7 +20,7 @@ from fleet_support import Mosquitto, Peer, free_port, needs_mosquitto, wait_for
 from stonechat.delivery import Delivery
 from stonechat.outbox_memory import MemoryOutbox
 from stonechat_tools.dashboard import audit
-from stonechat_tools.dashboard.home_assistant import Bridge, node
+from stonechat_tools.dashboard.home_messages import Bridge, node
 from stonechat_tools.fleet import broker_config, keyring, labels, operator, provision, wire
 from stonechat_tools.fleet.store import Store
 from stonechat_tools.proofs.dashboard_fleet import MadeFleet
@@ -105,6 +105,13 @@ def test_what_is_no_press_is_ignored(tmp_path: Path) -> None:
         assert found.asked(topic, payload, 60, 100) is None, topic
     for payload in (b"", b"{", b"[]", b"{}", b"null", b'{"device": {"identifiers": []}}', b"[" * 100_000):
         assert found.announced("homeassistant/device/x/config", payload) == ""
+    gone = "pump-99999"
+    for device in (gone, "a/b", "+", "#", "a+b", "", "\ud800", "\0", "x" * 65_000, "../x", "$SYS"):
+        state = f"{TOPICS}{device}/home/state"
+        payload = json.dumps({"device": {"identifiers": [f"stonechat_{device}"]}, "state_topic": state}).encode()
+        with contextlib.suppress(UnicodeEncodeError):  # no name of a topic
+            topic = f"homeassistant/device/{node(device)}/config"
+            assert found.announced(topic, payload) == (gone if device == gone else ""), device
     made.close()
 
 
@@ -171,6 +178,12 @@ def test_a_fleet_appears_alarms_obeys_and_goes(home: Home) -> None:
         door = operator.Door(
             home.folder / "socket", operator.Operator(keys, own, sent, allow=("calibrate", "maintenance"))
         )
+        with peer:  # pressed in another session, and kept by the broker: it must not be pressed at each connection
+            assert wait_for(peer.connected.is_set)
+            for end, payload in (("calibrate", b"PRESS"), ("release", b"PRESS"), ("maintenance", b"ON")):
+                mid = peer.client.publish(f"{TOPICS}camera-00000/home/{end}", payload, 1, True).mid
+                assert wait_for(lambda mid=mid: mid in peer.pubacks)
+        peer = home.peer("homeassistant", "homeassistant/#", f"{TOPICS}+/home/+")
         with peer, home.running("--operator", str(home.folder / "socket"), "--maintenance", "2h"):
             states = {f"{TOPICS}{each}/home/state" for each in made.names}
             configs = {f"homeassistant/device/{node(each)}/config" for each in made.names}
@@ -257,7 +270,7 @@ def test_a_device_removed_meanwhile_a_broker_that_restarts_and_the_end_of_all(ho
             assert wait_for(lambda: shown(peer.got).get(topic) == b"", 60), home.log.read_text()
         with home.running("--remove") as process:
             assert process.wait(60) == 0
-    assert f"{DEVICES - 1} devices are removed" in home.log.read_text()
+    assert f"removed from Home Assistant: {DEVICES - 1} devices" in home.log.read_text()
     last = home.peer("homeassistant", "homeassistant/#", f"{TOPICS}+/home/+")
     with last:
         assert wait_for(last.connected.is_set)

@@ -135,7 +135,8 @@ def _password(file: str | None) -> str:
 def _audit(store: Store, args: argparse.Namespace) -> int:
     if args.verify or args.head:
         count, head = audit.verify(store, args.head)
-        print(json.dumps({"entries": count, "head": head}) if args.json else f"{count} entries, whole; head {head}")
+        shown = f"{count} {'entry' if count == 1 else 'entries'}, whole; head {head}"
+        print(json.dumps({"entries": count, "head": head}) if args.json else shown)
         return 0
     if not 1 <= args.last <= 100_000:
         raise ConfigError(f"--last {args.last}: from 1 to 100000")

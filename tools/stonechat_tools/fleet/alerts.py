@@ -23,6 +23,7 @@ from typing import Any
 
 from stonechat.errors import StonechatError
 
+from ..console import counted
 from .alert_settings import Receiver, Settings
 from .incidents import Incident, Notification
 
@@ -54,7 +55,7 @@ def text_of(notification: Notification, link: str = "") -> tuple[str, str]:
     incidents = notification.incidents
     words = {"firing": "", "repeat": "still: ", "resolved": "over: ", "escalation": "nobody acknowledged: "}
     if notification.reason == "digest":
-        title = f"stonechat: {len(incidents)} incidents since the last digest"
+        title = f"stonechat: {counted(len(incidents), 'incident')} since the last digest"
     else:
         more = f" and {len(incidents) - 1} more" if len(incidents) > 1 else ""
         title = f"stonechat {notification.severity}: {words[notification.reason]}{incidents[0].title}{more}"

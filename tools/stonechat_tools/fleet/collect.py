@@ -24,6 +24,7 @@ from dataclasses import asdict
 
 from stonechat.errors import StonechatError
 
+from ..console import counted
 from . import alert_settings, alerts, keyring, wire
 from .broker import add_broker_arguments, broker_options, split_host
 from .chunks import RATE_BYTES
@@ -198,7 +199,7 @@ def run(args: argparse.Namespace) -> int:
         if lines:
             lines.close()
             if lines.missed:
-                _say(f"{lines.missed} reports are in the database but were not written to stdout")
+                _say(f"{counted(lines.missed, 'report')} not written to stdout, but in the database")
     if collector.failure is not None:
         error = collector.failure
         raise StonechatError(f"stopped by a fault of its own, nothing is lost: {type(error).__name__}: {error}")

@@ -20,6 +20,7 @@ from typing import Any
 
 from stonechat.errors import ConfigError
 
+from ..console import counted
 from . import wire
 from .command import span_s
 from .database import add_database_arguments
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.plot:
         plot_png(rows, args.device, Path(args.plot))
-        print(f"{args.plot}: {len(rows)} reports of {args.device}")
+        print(f"{args.plot}: {counted(len(rows), 'report')} of {args.device}")
     if args.terminal:
         print(plot_text(rows))
     if not args.plot and not args.terminal:

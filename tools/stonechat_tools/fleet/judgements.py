@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import Any
 
+from ..console import counted
 from ..schemas import SCHEMAS
 from .causes import Causes, Label
 from .incidents import Alert, Incident
@@ -323,7 +324,7 @@ class Judgements:
             found.append(self._alert(f"flapping-{name}", "flapping", "info", title, device.odd.outages_s, name, {}))
         if device.unexplained:
             odd = True
-            title = f"{name}: {device.unexplained} reports are lost, unexplained"
+            title = f"{name}: {counted(device.unexplained, 'report')} lost, unexplained"
             evidence = {"unexplained": device.unexplained, "announced": device.lost_announced}
             found.append(self._alert(f"lost-{name}", "lost", "info", title, device.odd.gap_s, name, evidence))
         report = self._alarmed.get(name)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from stonechat import slots
 from stonechat.errors import ConfigError
 
+from ..console import counted
 from . import keyring, wire, wire_release
 from .chunks import RATE_BYTES, Chunks, Where
 from .incidents import Alert
@@ -367,7 +368,7 @@ class Updates:
             elif away := self._away(member.name, now_s):
                 self._to(found, "failed", now_s, away)
             elif lost > 0:
-                self._to(found, "failed", now_s, f"lost {lost} reports")
+                self._to(found, "failed", now_s, f"lost {counted(lost, 'report')}")
             elif seen is None or seen.state not in (*AWAY, "unknown"):
                 self._to(found, "good", now_s)
             elif now_s - (member.until_s or now_s) > WATCH_S:  # nobody can say whether it is there

@@ -13,7 +13,7 @@ from typing import Any
 from stonechat import manifest
 from stonechat.errors import ConfigError
 
-from ..console import plain_table, user_name
+from ..console import counted, plain_table, user_name
 from ..fleet import labels
 from ..fleet.command import span_s
 from ..fleet.database import add_database_arguments
@@ -163,7 +163,7 @@ def _stage(store: Store, args: argparse.Namespace) -> int:
             )
         )
     count = len(of_class & able)
-    text = f"{release}: the roll-out to {count} devices begins with {args.stages[0]}"
+    text = f"{release}: the roll-out to {counted(count, 'device')} begins with {args.stages[0]}"
     return _done(args, text, **{"class": release.device_class, "version": release.version, "devices": count})
 
 
