@@ -23,10 +23,10 @@ from stonechat.cose_open import unseal
 from stonechat.delivery import Delivery
 from stonechat.detection import ALARM, Verdict
 from stonechat.features import RATE
-from stonechat.linux.daemon import Daemon
 from stonechat.linux.disk_outbox import DiskOutbox
 from stonechat.linux.log import Log, Troubles
 from stonechat.linux.schemas import LINUX_PROC_1
+from stonechat.linux.verdict_log import VerdictLog
 from stonechat.schema import Schema
 from stonechat_tools.fleet.collect import Collector
 from stonechat_tools.fleet.keyring import Keys
@@ -375,9 +375,7 @@ def test_a_decoy_does_not_hide_the_next_cause_from_the_log() -> None:
     lines: list[str] = []
     names = [name for name, _, _ in LINUX_PROC_1.columns]
     agent = SimpleNamespace(windows=0, columns=names, model_name="quick", channels=[])
-    watched = Daemon.__new__(Daemon)
-    watched.agent, watched._named, watched._unfit, watched._home = agent, {}, [], None  # type: ignore[assignment]
-    watched.log = lambda level, text: lines.append(text)  # type: ignore[assignment,method-assign]
+    log = VerdictLog(lambda level, text: lines.append(text))
     verdict = Verdict(len(LINUX_PROC_1))
 
     def window(feature: int, changed: bool = False) -> None:
@@ -385,7 +383,7 @@ def test_a_decoy_does_not_hide_the_next_cause_from_the_log() -> None:
         verdict.level, verdict.changed, verdict.surprise_q8 = ALARM, changed, 1000
         verdict.parts = [0] * len(verdict.parts)
         verdict.parts[feature] = 100
-        watched._on_verdict(verdict, agent)
+        log.observe(verdict, agent)
 
     window(3, changed=True)
     for _ in range(500):

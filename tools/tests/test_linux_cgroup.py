@@ -8,8 +8,8 @@ from pathlib import Path
 import netns
 import pytest
 from stonechat.errors import CollectorError
+from stonechat.linux import channels, config
 from stonechat.linux import collector as room
-from stonechat.linux import config, daemon
 from stonechat.linux.cgroup import CgroupDisk, CgroupMemory, processes
 from stonechat.linux.collector import LinuxCollector
 from stonechat.linux.disks import Disks
@@ -187,7 +187,7 @@ def test_the_daemon_watches_what_its_configuration_says(group):
     with box.disk(32) as (name, _):
         chosen = config.check(raw | {"collector": {"cgroup": group, "disks": [name]}})
         model = load_model((MODELS / "linux-1/model.tflite").read_bytes())
-        collector = daemon.open_collector(chosen, model, bytes(32), None)
+        collector = channels.open_collector(chosen, model, bytes(32), None)
         collector.close()
     notes = {part: note for part, _, note in collector.sources}
     assert notes["disks"] == "counts " + name

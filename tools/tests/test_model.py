@@ -128,7 +128,7 @@ def test_work_is_bounded() -> None:
 
 def test_the_daemon_can_compute_with_tflite_runtime() -> None:
     pytest.importorskip("tflite_runtime")
-    from stonechat.linux.daemon import read_model
+    from stonechat.linux.channels import read_model
 
     shipped = Path(__file__).resolve().parents[2] / "models" / "micropython-1" / "model.tflite"
     own, other = (read_model(str(shipped), backend) for backend in ("own", "tflite"))

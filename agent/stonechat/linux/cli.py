@@ -20,10 +20,11 @@ import sys
 from .. import __version__, model_file
 from ..errors import ModelError, StonechatError
 from . import config as configuration
-from .daemon import EXIT_CONFIG, EXIT_UNFORESEEN, Daemon, describe, exit_status, keep_standard_files
+from .daemon import Daemon
 from .files import read_file
 from .log import Log
 from .planned_sleep import announce
+from .process import EXIT_CONFIG, EXIT_UNFORESEEN, describe, exit_status, keep_standard_files
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -5,16 +5,13 @@ process never holds argparse, tomllib and re (3.5 MB).
 """
 
 import _signal as signal  # type: ignore[import-not-found]  # signal itself loads enum and collections, 0.7 MB
-import gc
 import marshal
 import os
-import sys
 
-from .. import __version__, cose
+from .. import cose
 from ..agent import Agent
-from ..compat import epoch_s, replace, sleep_ms, ticks_add, ticks_diff, ticks_ms
+from ..compat import replace, sleep_ms, ticks_add, ticks_diff, ticks_ms
 from ..delivery import Delivery
-from ..detection import ALARM, NORMAL, WATCH
 from ..errors import StonechatError
 from ..outbox_memory import MemoryOutbox
 from ..state import State
@@ -23,22 +20,16 @@ from .broker import Credentials, prepare
 from .broker_errors import explain
 from .channels import open_channels, open_collector, own_channel, read_model, train
 from .disk_outbox import DiskOutbox
+from .health import HealthFile
 from .log import Log, Troubles
 from .planned_sleep import Announcements
+from .process import EXIT_UNFORESEEN, describe, exit_status, give_memory_back, keep_standard_files
 from .respond import open_response
 from .switch import Switch
+from .verdict_log import VerdictLog
 
-LEVEL_NAMES = {NORMAL: "normal", WATCH: "watch", ALARM: "alarm"}
 IDLE_MS = 1000  # the longest nap while connected: a message ends it at once, a signal does not
 CONNECTING_MS = 100  # and while a connection is being made
-HEALTH_EVERY_MS = 60_000  # at most, for the counts; what is lacking is written at once
-NEWS_Q8 = 768  # surprise, 1 in 1,000 windows, from which on a new cause of an alarm that goes on is logged,
-NEWS_WINDOWS = 60  # where it has not led the explanation for that long: a decoy does not hide what comes after it
-
-# Exit statuses; the unit's RestartPreventExitStatus names those after which a restart can't help.
-EXIT_CONFIG = 1  # configuration, model or sources: somebody must change something
-EXIT_UNFORESEEN = 70  # sysexits.h: EX_SOFTWARE
-EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL: another instance runs, or the system refused something
 
 
 class LinuxDelivery(Delivery):
@@ -58,13 +49,12 @@ class Daemon:
     """Everything that runs, put together from the configuration. check: attach everything, but create, lock and change
     nothing. Raises StonechatError where it can't be."""
 
-    _steady: list = []  # noqa: RUF012 - never changed in place; what the log has reported last
-
     def __init__(self, config: dict, log: Log, check: bool = False) -> None:
         from . import privileges
 
         self.log = log
         self.troubles = Troubles(log)
+        self._verdict_log = VerdictLog(log)
         self.stopping = False
         self._reload_due = False
         self._config = config
@@ -86,7 +76,6 @@ class Daemon:
         else:
             model = read_model(config["model"]["file"], config["model"]["backend"])
         self._model = model
-        self._unfit: list = []  # names of the models that do not fit
         credentials = Credentials(config["mqtt"])
         self._connectable = prepare(config)
         self._home = _home_assistant(config, model)
@@ -139,10 +128,8 @@ class Daemon:
             self._look_for_switch()
         self._connect(credentials)
         self._lacks = ""
-        self._named: dict = {}  # (channel, feature): window in which it last led the explanation of this alarm
         self._sleep = Announcements(device["state_file"])
-        self._health: tuple = (None,)
-        self._write_due_ms = ticks_ms()
+        self._health = HealthFile(device["state_file"])
         self._look_due_ms = ticks_ms()
 
     def plan(self) -> str:
@@ -192,7 +179,7 @@ class Daemon:
         if self._home:
             self._home.goodbye(self.transport)
         self.transport.close()
-        self._write_health()
+        self._health.write(self.agent)
         self.log(
             "info",
             "stopped after %d windows, %d reports published" % (self.agent.windows, self.agent.reporter.published),
@@ -258,12 +245,7 @@ class Daemon:
             self._sleep.turn(agent, self.transport)
         except (StonechatError, OSError) as error:
             self.troubles.say("planned sleep", str(error))
-        health = (lacks, tuple(agent.unscored), agent.windows // 360)
-        now_ms = ticks_ms()
-        if health != self._health and (lacks != self._health[0] or ticks_diff(now_ms, self._write_due_ms) >= 0):
-            self._health = health
-            self._write_due_ms = ticks_add(now_ms, HEALTH_EVERY_MS)
-            self._write_health()
+        self._health.turn(agent)
 
     def _look_for_switch(self) -> None:
         """The user's switch as it is now."""
@@ -280,26 +262,6 @@ class Daemon:
             self.log("warning", "monitoring is %s" % ("off: " + self._switch.reason if off else "on again"))
             if self._home and not off:
                 self._home.connected()
-
-    def _write_health(self) -> None:
-        """For `stonechat doctor`: a few lines of text beside the state file. Lost where the medium refuses."""
-        agent = self.agent
-        text = "pid %d\nversion %s\ntime %d\nwindows %d\nunscored %s\nlacks %s\n" % (
-            os.getpid(),
-            __version__,
-            epoch_s(),
-            agent.windows,
-            " ".join([str(count) for count in agent.unscored]),
-            agent.lacks,
-        )
-        path = self._config["device"]["state_file"] + ".health"
-        try:
-            fd = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            with open(fd, "w") as file:
-                file.write(text)
-            replace(path + ".tmp", path)
-        except OSError:
-            pass
 
     def _stop(self, number, frame) -> None:
         self.stopping = True
@@ -381,29 +343,9 @@ class Daemon:
             self.agent.on_message(topic, payload)
 
     def _on_verdict(self, verdict, agent) -> None:
-        self._log_fit(agent)
-        self._log_steady(agent)
+        self._verdict_log.observe(verdict, agent)
         if self._home:
             self._home.observe(verdict, agent)
-        if verdict.changed:
-            self._named = {}
-        lead = getattr(verdict, "channel", 0)
-        leading = [(lead, index) for index, _, _ in verdict.explain(1)] if verdict.level == ALARM else []
-        new_cause = bool(leading) and verdict.surprise_q8 >= NEWS_Q8 and self._windows_since(leading[0]) >= NEWS_WINDOWS
-        for index in leading:
-            self._named[index] = agent.windows
-        if verdict.changed or new_cause:
-            columns = agent.columns
-            causes = ["%s %+.1f sd (%d %%)" % (columns[i], z / 16, share) for i, z, share in verdict.explain(3)]
-            text = "%s%s%s: score %.2f, 1 in 10^%.1f windows; %s" % (
-                LEVEL_NAMES[verdict.level],
-                "" if verdict.changed else " goes on",
-                " in " + agent.channel_names[lead - 1] if lead else "",
-                verdict.score_q8 / 256,
-                verdict.surprise_q8 / 256,
-                ", ".join(causes),
-            )
-            self.log("info" if verdict.level == NORMAL else "warning", text)
 
     def _on_update(self, update) -> None:
         from . import updates
@@ -411,35 +353,6 @@ class Daemon:
         if self._slot is not None and not update.store.trial:
             self._slot.bind(self.agent.channels[0].scorer.model.digest)
         self.log(*updates.text(update))
-
-    def _log_fit(self, agent) -> None:
-        unfit = [each.scorer.meta.name + _of_channel(each) for each in agent.channels if each.scorer.verdict.unfit]
-        for name in unfit:
-            if name not in self._unfit:
-                text = "model %s does not fit this device: nothing can alarm while it learns again; if this goes on,"
-                self.log("warning", text % name + " train a model on the device's own recordings (stonechat train)")
-        for name in self._unfit:
-            if name not in unfit:
-                self.log("info", "model %s fits now" % name)
-        self._unfit = unfit
-
-    def _log_steady(self, agent) -> None:
-        steady = [_of_channel(each) for each in agent.channels if getattr(each.scorer, "steady", False)]
-        for name in steady:
-            if name not in self._steady:
-                text = "changed, and steady%s: an hour of alarm at a constant level; what is new on top still alarms."
-                self.log("warning", text % name + " Answer with the command `was-normal` or `calibrate`")
-        for name in self._steady:
-            if name not in steady:
-                self.log("info", "steady no longer%s: it is back, or an operator has answered" % name)
-        self._steady = steady
-
-    def _windows_since(self, cause: tuple) -> int:
-        """cause: (channel, feature) -> windows since it led an alarm's explanation; NEWS_WINDOWS where it has not in
-        this alarm."""
-        if cause not in self._named:
-            return NEWS_WINDOWS
-        return int(self.agent.windows - self._named[cause])
 
 
 def _home_assistant(config: dict, model):
@@ -449,45 +362,6 @@ def _home_assistant(config: dict, model):
     from .homeassistant import open_home
 
     return open_home(config, model.metadata.window_ms)
-
-
-def _of_channel(channel) -> str:
-    """For a message: of which channel beside the device's own."""
-    return " of " + channel.name if hasattr(channel, "name") else ""
-
-
-def give_memory_back() -> None:
-    """What the start has used and freed, where glibc can and ctypes is there anyway."""
-    gc.collect()
-    trim = "ctypes" in sys.modules and getattr(sys.modules["ctypes"].CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
-
-
-def describe(error: BaseException) -> str:
-    """An exception that nothing foresaw, and where it came from, in one line."""
-    where = ""
-    trace = error.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        where = "%s:%d" % (os.path.basename(code.co_filename), trace.tb_lineno)
-        trace = trace.tb_next
-    return "%s at %s (please report it)" % (repr(error)[:300], where)
-
-
-def exit_status(error: Exception) -> int:
-    return (
-        EXIT_CONFIG if isinstance(error, StonechatError) and not isinstance(error, files.BusyError) else EXIT_TRY_AGAIN
-    )
-
-
-def keep_standard_files() -> None:
-    """Where 0, 1 or 2 is closed, the next file opened would get its number, and the log."""
-    for fd in range(3):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
 
 
 def main(config_fd: int) -> int:

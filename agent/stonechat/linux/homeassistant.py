@@ -13,11 +13,11 @@ from ..compat import ticks_add, ticks_diff, ticks_ms
 from ..detection import ALARM
 from ..errors import ConfigError, StonechatError
 from ..policy import ACTIONS
+from .verdict_log import LEVEL_NAMES
 
 TOPICS = ("ha/state", "ha/online", "ha/event")  # below the device's own
 RESTART_MS = 10_000  # at most, after Home Assistant has started, so that a fleet does not answer in one moment
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
-LEVEL_NAMES = ("normal", "watch", "alarm")
 _TEXT_CHARACTERS = 255  # of a state in Home Assistant
 
 
