@@ -293,6 +293,36 @@ def test_an_address_is_forgotten_after_a_day_and_the_number_is_bounded(monkeypat
     assert packed("10.0.8.15") in names.of("broker.invalid")
 
 
+def test_no_time_server_takes_the_place_of_the_broker(monkeypatch):
+    pools = [[f"10.{n}.{i}.1" for i in range(16)] for n in range(1, 31)]
+    asked = Answers(monkeypatch, ["192.0.2.20"], *pools)
+    names = Names({"broker.invalid": 1, "a.pool.invalid": 123, "b.pool.invalid": 123})
+    settle(names, asked, 1)
+    monkeypatch.setattr(allow_list, "RENEW_SOON_MS", 0)
+    names._due_ms.pop("broker.invalid")  # not due for a while
+    settle(names, asked, 31)
+    assert names.of("broker.invalid") == [packed("192.0.2.20")]
+    assert all(0 < len(names.of(name)) <= 8 for name in ("a.pool.invalid", "b.pool.invalid"))
+
+
+def test_the_addresses_that_were_seen_last_are_held(monkeypatch):
+    others = [["192.0.2.20", *[f"10.{n}.{i}.1" for i in range(8)]] for n in range(1, 21)]
+    asked = Answers(monkeypatch, *others)
+    monkeypatch.setattr(allow_list, "RENEW_SOON_MS", 0)
+    names = Names({"broker.invalid": 1})
+    settle(names, asked, 20)
+    assert packed("192.0.2.20") in names.of("broker.invalid") and len(names.of("broker.invalid")) <= 32
+
+
+@pytest.mark.parametrize("text", ["::ffff:192.0.2.7", "::FFFF:c000:207"])
+def test_an_ipv4_address_is_one_however_it_is_written(system, text):
+    assert packed(text) == bytes((192, 0, 2, 7))
+    assert parse_network(text) == (bytes((192, 0, 2, 7)), 32)
+    with pytest.raises(ValueError, match="write an IPv4 network"):
+        parse_network(text + "/120")
+    assert (packed("192.0.2.7"), 32, 6, 8883) in system.list(host=text).entries()
+
+
 # --- essential flows --------------------------------------------------------------------------------------------------
 
 
@@ -333,6 +363,35 @@ def test_an_essential_entry_must_live_on_and_another_need_not(system, now, essen
     assert found.essential()
     now[0] += allow_list.DEAD_AFTER_MS
     assert found.essential() == lives
+
+
+def test_the_broker_s_connection_is_found_among_very_many(system, now):
+    system.tcp(BROKER)
+    head, row = (system.proc / "net/tcp").read_text().split("\n")[:2]
+    others = row.replace(" 01 ", " 06 ").replace("0A0200C0", "070200C6") + " " * 60
+    system.net("tcp", "\n".join([head, *[others] * 20_000, row, ""]))
+    found = system.list()
+    found.began()
+    now[0] += 10 * allow_list.DEAD_AFTER_MS
+    assert found._essential == [None] and found.essential()
+    system.net("tcp", "\n".join([head, *[others] * 20_000, ""]))
+    for _ in range(2):
+        found.essential()
+        now[0] += 2 * allow_list.DEAD_AFTER_MS
+    assert not found.essential()
+
+
+def test_a_time_server_s_silent_name_is_not_the_broker_s(system, now, monkeypatch):
+    system.write("etc/ntp.conf", "server slow.invalid\n")
+    found = system.list(host="broker.invalid")
+    asked = Answers(monkeypatch, ["192.0.2.20"])
+    settle(found, asked, 2)
+    found.began()
+    found.names._looking, found.names._began_ms = "slow.invalid", now[0]
+    now[0] += 2 * allow_list.DEAD_AFTER_MS
+    assert found.essential()
+    found.names._looking = "broker.invalid"
+    assert not found.essential()
 
 
 def test_another_connection_to_the_broker_will_do(system, now):

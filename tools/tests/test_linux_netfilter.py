@@ -340,6 +340,42 @@ def test_the_end_is_prolonged_and_not_past_it(lab):
     assert lab.tables == 0
 
 
+@needs_root
+def test_what_could_not_be_taken_away_is_tried_again(lab, monkeypatch):
+    lab.apply(QUARANTINE, LONG_S)
+    kernel = lab.response._kernel
+    run = kernel.run
+
+    def refused(*_):
+        raise OSError(errno.ENOBUFS, "no buffer space")
+
+    monkeypatch.setattr(kernel, "run", refused)
+    with pytest.raises(OSError, match="no buffer space"):
+        lab.release()
+    assert lab.turn() == "" and lab.tables > 0
+    monkeypatch.setattr(kernel, "run", run)
+    assert lab.turn() == "" and lab.tables == 0
+    assert udp_passes(lab, ATTACKER, 9)
+
+
+@needs_root
+def test_the_longest_allow_list_fits(net):
+    rng = random.Random(3)
+    entries = [(rng.randbytes(16), 128, 6, 8883) for _ in range(300)]
+
+    def run() -> None:
+        kernel, batch = nfnetlink.NfTables(), nfnetlink.Batch()
+        netfilter_rules.add_table(
+            batch, nfnetlink.INET, netfilter_rules.chains(entries, netfilter_rules.LIMITS), [], QUARANTINE, 1000
+        )
+        try:
+            kernel.run(batch, commit=False)
+        finally:
+            kernel.close()
+
+    net.device.do(run)
+
+
 def _delete_tables() -> None:
     kernel, batch = nfnetlink.NfTables(), nfnetlink.Batch()
     for family in (nfnetlink.INET, nfnetlink.NETDEV):

@@ -10,8 +10,9 @@ import _thread
 import errno
 import sys
 
-from ..compat import epoch_s, ticks_diff, ticks_ms
+from ..compat import epoch_s, ticks_add, ticks_diff, ticks_ms
 from .resolver import MAX_ADDRESSES, literal
+from .tcp_table import established
 
 MAX_ENTRIES = 32  # of the operator's
 MAX_SERVERS = 8  # of each kind: name servers, gateways, time servers
@@ -19,13 +20,15 @@ RENEW_MS = 300_000  # names are looked up again,
 RENEW_SOON_MS = 30_000  # and while a response is in force
 HOLD_MS = 86_400_000  # an address that a name had stays allowed for so long
 DEAD_AFTER_MS = 15_000  # an essential connection that is missing for so long has died
-_MAX_HELD = 64
+_MAX_HELD = 32  # addresses of the broker's name, and
+_MAX_HELD_CLOCK = 4  # of each time server's: those of a pool change all the time
 _MAX_FILE_BYTES = 65_536
 _MAX_LINES = 512
+_SHARE = 20  # of the time at most, the table of connections is read: one part in so many
+_MAPPED = bytes(10) + b"\xff\xff"  # before an IPv4 address that is written as an IPv6 one
 _RETRANSMITS = 4  # on end without an answer: by then 3 s and more have passed
 _STACK_BYTES = 262_144
 _TCP, _UDP = 6, 17
-_ESTABLISHED = b"01"
 RESOLV_FILES = (
     "/etc/resolv.conf",
     "/run/systemd/resolve/resolv.conf",  # the servers behind systemd's 127.0.0.53,
@@ -43,6 +46,8 @@ def parse_network(text: str) -> "tuple[bytes, int]":
     if address is None:
         raise ValueError('"%s" is no address: write 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32' % text[:60])
     bits = 8 * len(address)
+    if slash and bits == 32 and ":" in word:
+        raise ValueError('"%s": write an IPv4 network, such as 192.0.2.0/24' % text[:60])
     if not slash:
         return address, bits
     least = 8 if bits == 32 else 16
@@ -55,10 +60,11 @@ def parse_network(text: str) -> "tuple[bytes, int]":
 
 
 def packed(word: str) -> "bytes | None":
-    """An address in numbers -> 4 or 16 bytes, None for what is none. A zone (fe80::1%eth0) is left out."""
+    """An address in numbers -> 4 or 16 bytes, None for what is none. A zone (fe80::1%eth0) is left out, and
+    ::ffff:192.0.2.7 is 192.0.2.7, as its packets are."""
     for family in (_socket.AF_INET, _socket.AF_INET6):
         try:
-            return _socket.inet_pton(family, word.split("%")[0] if family == _socket.AF_INET6 else word)
+            return _unmapped(_socket.inet_pton(family, word.split("%")[0] if family == _socket.AF_INET6 else word))
         except (OSError, ValueError):
             continue
     return None
@@ -104,10 +110,11 @@ def check(value) -> "str | None":
 
 class Names:
     """Looks names up in a thread, one after the other, and holds what they had: an answer that leaves an address out
-    does not stop it at once. names: {name: port}, addresses in numbers included."""
+    does not stop it at once. names: {name: port}, addresses in numbers included, the broker's first."""
 
     def __init__(self, names: dict) -> None:
         self._ports = names
+        self._first = next(iter(names))
         self._codes = {name: name.encode() if name.isascii() else name.encode("idna") for name in names}
         self._held: dict = {}  # (name, address): when it was in an answer last
         self._due_ms = {name: ticks_ms() for name in names}
@@ -130,9 +137,9 @@ class Names:
     def of(self, name: str) -> list:
         return [address for held, address in self._held if held == name]
 
-    def silent(self) -> bool:
-        """Has a look-up waited for its answer for too long?"""
-        return bool(self._looking) and ticks_diff(ticks_ms(), self._began_ms) > DEAD_AFTER_MS
+    def silent(self, name: str) -> bool:
+        """Has a look-up of this name waited for its answer for too long?"""
+        return self._looking == name and ticks_diff(ticks_ms(), self._began_ms) > DEAD_AFTER_MS
 
     def turn(self, soon: bool) -> None:
         """Start what is due; never waits. soon: look up more often."""
@@ -143,8 +150,9 @@ class Names:
             name, addresses = self._result.pop()
             self._looking = ""
             self.answered[name] = addresses is not None
-            for address in addresses or ():
-                self._held[name, address] = now_ms
+            for address in (addresses or [])[::-1]:
+                self._held.pop((name, address), None)
+                self._held[name, address] = now_ms  # last, as the one that was seen last
             self._forget(now_ms)
         every_ms = RENEW_SOON_MS if soon else RENEW_MS
         for name, last_ms in self._due_ms.items():
@@ -154,9 +162,12 @@ class Names:
                 return
 
     def _forget(self, now_ms: int) -> None:
-        for key, seen_ms in list(self._held.items()):
-            old = seen_ms is not None and ticks_diff(now_ms, seen_ms) > HOLD_MS
-            if old and self.answered[key[0]] or len(self._held) > _MAX_HELD and seen_ms is not None:
+        kept: dict = {}
+        for key in list(self._held)[::-1]:  # what was seen last comes first; no name takes another's place
+            name, seen_ms = key[0], self._held[key]
+            kept[name] = kept.get(name, 0) + 1
+            old = seen_ms is not None and ticks_diff(now_ms, seen_ms) > HOLD_MS and self.answered[name]
+            if old or kept[name] > (_MAX_HELD if name == self._first else _MAX_HELD_CLOCK):
                 del self._held[key]
 
     def _start(self, name: str, now_ms: int) -> None:
@@ -202,6 +213,7 @@ class AllowList:
         self._had_dns = False
         self._dead_since_ms: int | None = None
         self._died = False
+        self._look_due_ms = ticks_ms()
         self.active = False
 
     def lines(self) -> list:
@@ -241,9 +253,13 @@ class AllowList:
     def watch(self) -> None:
         """To be called about once a second while a response is in force: does what lived when it began still live?"""
         self.turn()
-        if self._had_dns and (self.names.silent() or not self.names.answered.get(self._host, True)):
+        if self._had_dns and (self.names.silent(self._host) or not self.names.answered.get(self._host, True)):
             self._died = True
+        began_ms = ticks_ms()
+        if ticks_diff(began_ms, self._look_due_ms) < 0:
+            return
         alive = self._connections() if self._essential else {}
+        self._look_due_ms = ticks_add(began_ms, _SHARE * ticks_diff(ticks_ms(), began_ms))
         if all([alive.get(whom, False) for whom in self._essential]):
             self._dead_since_ms = None
         elif self._dead_since_ms is None:
@@ -334,30 +350,16 @@ class AllowList:
         brokers = set(self.names.of(self._host) + self._client_peers())
         port = b"%04X" % self._port
         found: dict = {}
-        for path, length in (("/net/tcp", 4), ("/net/tcp6", 16)):
-            try:
-                with open(self.proc + path, "rb") as file:
-                    lines = file.read(1 << 20).split(b"\n")
-            except OSError:
-                continue
-            for line in lines:
-                words = line.split(None, 7)
-                if len(words) < 8 or words[3] != _ESTABLISHED:
-                    continue
-                try:
-                    address = _hexadecimal(words[2][:-5].decode(), length, native=True)
-                    alive = int(words[6], 16) < _RETRANSMITS
-                except ValueError:
-                    continue
-                if address and length == 16 and address[:12] == bytes(10) + b"\xff\xff":
-                    address = address[12:]
-                if address is None:
-                    continue
-                whose: list = [None] if address in brokers and words[2][-4:] == port else []
-                whose += [entry for entry in self._vital if _within(address, *entry)]
-                for whom in whose:
-                    found[whom] = found.get(whom, False) or alive
+        for address, remote_port, retransmits in established(self.proc):
+            whose: list = [None] if address in brokers and remote_port == port else []
+            whose += [entry for entry in self._vital if _within(address, *entry)]
+            for whom in whose:
+                found[whom] = found.get(whom, False) or retransmits < _RETRANSMITS
         return found
+
+
+def _unmapped(address: bytes) -> bytes:
+    return address[12:] if len(address) == 16 and address[:12] == _MAPPED else address
 
 
 def _within(address: bytes, network: bytes, prefix: int) -> bool:

@@ -49,6 +49,7 @@ class Netfilter:
         self._limits = rules.LIMITS
         self._kernel = nf.NfTables()
         self._until_ms: int | None = None  # None: nothing is in force
+        self._left = False  # tables that could not be taken away
         self._action = 0
         self._entries: list = []
         self._devices: list = []
@@ -100,8 +101,10 @@ class Netfilter:
                 pass
         self._until_ms = None
         self._allow.ended()
+        self._left = True
         for family in (nf.INET, nf.NETDEV):
             self._delete(family)
+        self._left = False
 
     def counts(self) -> "tuple[int, int]":
         passed, stopped = self._before
@@ -129,6 +132,8 @@ class Netfilter:
         """To be called about once a second: takes away what has ended, follows changes of the allow-list and of the
         interfaces -> "", or what is wrong. Raises OSError."""
         if self._until_ms is None:
+            if self._left:
+                self._quietly_release()
             self._allow.turn()
             self._usual.turn()
             return ""

@@ -34,6 +34,8 @@ _GENERAL_BYTES = 4  # struct nfgenmsg
 _NESTED = 0x8000
 _KIND = 0x3FFF
 _BUFFER_BYTES = 65536
+_SEND_BUFFER_FORCE = 32  # SO_SNDBUFFORCE, asm-generic/socket.h
+_SEND_BYTES = 1 << 20
 
 WHY = {
     errno.EPERM: "not permitted: it needs CAP_NET_ADMIN (start as root, or AmbientCapabilities= of the unit)",
@@ -128,6 +130,10 @@ class NfTables:
             self._netlink = _socket.socket(16, 3, _NETLINK_NETFILTER)  # AF_NETLINK, SOCK_RAW
         except OSError as error:
             raise explained(error.errno or 0, "")
+        try:  # a long allow-list takes more than the 160 KB that a socket may send at once on 32 bit
+            self._netlink.setsockopt(_socket.SOL_SOCKET, _SEND_BUFFER_FORCE, _SEND_BYTES)
+        except OSError:  # without CAP_NET_ADMIN, and then there is nothing to send
+            pass
         for option in (_CAP_ACK, _EXT_ACK):
             try:
                 self._netlink.setsockopt(_SOL_NETLINK, option, 1)

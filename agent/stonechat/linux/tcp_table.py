@@ -15,6 +15,8 @@ from ..compat import sha256
 from ..errors import CollectorError
 
 _MAX_TABLE_BYTES = 1 << 20
+_MAX_CONNECTIONS = 200_000
+_MAX_LINE_BYTES = 512
 _MOST_FILES = 128  # of the agent itself
 _ESTABLISHED, _SYN_SENT, _LISTEN = b"01", b"02", b"0A"
 _LOOPBACK = (bytes(10) + b"\xff\xff\x7f", bytes(15) + b"\x01", bytes(16))  # 127.0.0.0/8, ::1, nobody
@@ -43,6 +45,29 @@ def calls(proc: str = "/proc") -> list:
 def opened_connections(most: int = 512, proc: str = "/proc") -> list:
     """The peers of established connections that this machine opened -> addresses of 16 bytes."""
     return [address for state, _, address, _ in calls(proc) if state == _ESTABLISHED][:most]
+
+
+def established(proc: str = "/proc"):
+    """Yields (remote address of 4 or 16 bytes, remote port in hexadecimal, retransmits on end without an answer) of
+    each established connection, however many others there are; the table is never held as a whole."""
+    for name, size in (("/net/tcp", 4), ("/net/tcp6", 16)):
+        try:
+            with open(proc + name, "rb") as file:
+                for _ in range(_MAX_CONNECTIONS):
+                    line = file.readline(_MAX_LINE_BYTES)
+                    if not line:
+                        break
+                    words = line.split(None, 7)
+                    if len(words) < 8 or words[3] != _ESTABLISHED:
+                        continue
+                    try:
+                        address, retransmits = _address(words[2][:-5], size), int(words[6], 16)
+                    except (CollectorError, ValueError):
+                        continue
+                    if len(address) == 16:
+                        yield address[12:] if address[:12] == _LOOPBACK[0][:12] else address, words[2][-4:], retransmits
+        except OSError:
+            continue
 
 
 class TcpContacts:
