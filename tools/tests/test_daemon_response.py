@@ -16,8 +16,11 @@ import numpy as np
 import pytest
 from agent_process import DEVICE, WINDOW_MS, AgentProcess, is_root, wait_for
 from stonechat.features import SHARE
+from stonechat.linux import netfilter, nfnetlink
+from stonechat.linux.allow_list import AllowList
 from stonechat.linux.schemas import LINUX_PROC_1
 from stonechat.linux.switch import Switch, distrust
+from stonechat.policy import QUARANTINE
 from stonechat_tools.fleet import keyring, wire
 from stonechat_tools.fleet.collect import Collector
 from stonechat_tools.fleet.local_broker import LocalBroker, mosquitto_path
@@ -296,6 +299,32 @@ def test_a_dry_run_harms_nothing_and_keeps_no_capability(net: spaces.Pair, nervo
         assert re.search(r"CapEff:\s+0+\b", status)
         assert not (nervous / "marks/called").exists()
         assert "would quarantine for 3 s" in lab.agent.said()
+
+
+@needs_root
+@pytest.mark.parametrize("mode", ["off", "dry-run"])
+def test_a_start_opens_whatever_its_mode_is(net: spaces.Pair, folder: Path, mode: str) -> None:  # noqa: F811
+    agent = AgentProcess(folder, PORT, host=BROKER, more=f'[response]\nmode = "{mode}"\n')
+    left = net.device.do(netfilter.Netfilter, AllowList(BROKER, PORT, []))
+    net.device.do(left.apply, QUARANTINE, 600)
+    net.device.do(left.detach)  # as the kernel does with a killed agent's socket
+
+    def tables() -> bool:
+        kernel = nfnetlink.NfTables()
+        try:
+            list(kernel.ask(nfnetlink.GET_TABLE, nfnetlink.INET, nfnetlink.text(1, "stonechat")))
+            return True
+        except FileNotFoundError:
+            return False
+        finally:
+            kernel.close()
+
+    assert net.device.do(tables)
+    net.device.do(agent.start)
+    try:
+        wait_for(lambda: not net.device.do(tables), say=agent.said)
+    finally:
+        agent.stop()
 
 
 @needs_root

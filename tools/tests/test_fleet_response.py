@@ -208,6 +208,48 @@ def test_the_collector_renews_while_the_evidence_goes_on_and_not_for_ever() -> N
 
 
 @on_clock
+def test_a_lease_of_an_earlier_start_is_renewed_no_more() -> None:
+    device = Device()
+    messages = sealed(device)
+    device.alarm()
+    reports, _ = opened(*messages)
+    keys = keyring.Keys({DEVICE: SECRET})
+    with Store(":memory:") as store:
+        renewals = Renewals(store, keys, clock=lambda: device.now_s)
+        renewals.took(reports, ["stored"] * len(reports))
+        assert renewals._held
+        again = Device()  # its power was cut: no report of an end
+        messages = sealed(again)
+        again.windows(60)
+        again.agent.reporter.commands.report_now = True
+        again.windows(5)
+        fresh, _ = opened(*messages)
+        assert fresh and fresh[-1].stream != reports[-1].stream
+        renewals.took(fresh, ["stored"] * len(fresh))
+        device.now_s += 60
+        assert not renewals.step() and not renewals._held
+
+
+@on_clock
+def test_a_lease_that_ended_unheard_is_not_renewed_after_the_collector_s_restart() -> None:
+    device = Device()
+    messages = sealed(device)
+    device.alarm()
+    device.windows(100)
+    device.windows(8, LOUD)
+    device.windows(100)
+    reports, _ = opened(*messages)
+    ends = [report for report in reports if report.decision and report.decision.kind == wire_response.ENDED]
+    assert len(ends) == 2
+    keys = keyring.Keys({DEVICE: SECRET})
+    for missing, held in ((ends[0], False), (ends[1], True)):
+        with Store(":memory:") as store:
+            store.put([report for report in reports if report is not missing], [], now_s=device.now_s)
+            assert len([entry for entry in store.decisions() if entry["lease"] and entry["end_s"] is None]) == 1
+            assert bool(Renewals(store, keys, clock=lambda: device.now_s)._held) == held
+
+
+@on_clock
 def test_a_lease_and_a_switched_off_device_are_incidents_and_end() -> None:
     device = Device()
     messages = sealed(device)

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import random
+import shutil
 import signal
 import socket
 import struct
@@ -337,6 +338,25 @@ def test_the_end_is_prolonged_and_not_past_it(lab):
     assert udp_passes(lab, ATTACKER, 9)
     with pytest.raises(OSError, match="it has ended|nothing is in force"):
         lab.extend(2)
+    assert lab.tables == 0
+
+
+@needs_root
+def test_a_start_without_a_response_leaves_the_tables_of_an_agent_that_runs(lab, tmp_path):
+    lab.apply(QUARANTINE, LONG_S)
+    program = tmp_path / "stonechat-agent"  # what the kernel calls it
+    shutil.copy(shutil.which("sleep"), program)
+    running = lab.net.device.do(lambda: subprocess.Popen([str(program), "60"]))
+    try:
+        deadline_s = time.monotonic() + 20
+        while Path(f"/proc/{running.pid}/comm").read_text() != "stonechat-agent\n":
+            assert time.monotonic() < deadline_s
+        lab.net.device.do(netfilter.clear_before_a_start)
+        assert lab.tables > 0
+    finally:
+        running.kill()
+        running.wait()
+    lab.net.device.do(netfilter.clear_before_a_start)
     assert lab.tables == 0
 
 

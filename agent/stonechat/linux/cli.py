@@ -116,6 +116,10 @@ def main(argv: list | None = None) -> int:
         if args.check:
             print(Daemon(config, Log(config["log"]["level"]), check=True).plan())
         else:
+            if config["response"]["mode"] != "on":  # here: what it takes is gone with this program
+                from .netfilter import clear_before_a_start
+
+                clear_before_a_start()
             become_service(config)
     except (StonechatError, OSError) as error:
         log("error", str(error))

@@ -6,6 +6,7 @@ away what a killed agent has left.
 """
 
 import _socket
+import os
 
 from ..compat import ticks_add, ticks_diff, ticks_ms
 from ..policy import QUARANTINE
@@ -35,8 +36,68 @@ def what_works() -> str:
 
 
 def clear() -> None:
-    """Take away what a killed agent has left. Raises OSError."""
-    Netfilter(AllowList("127.0.0.1", 1, [])).close()
+    """Take away what a killed agent has left. Raises OSError where nf_tables can't be used here."""
+    kernel = nf.NfTables()
+    try:
+        for family in (nf.INET, nf.NETDEV):
+            try:
+                _delete(kernel, family)
+            except OSError:
+                if family == nf.INET:  # the other one is missing before Linux 5.16
+                    raise
+    finally:
+        kernel.close()
+
+
+def clear_before_a_start() -> None:
+    """For an agent that will not respond: what it has left as it was killed may stop the device for an hour. Nothing is
+    done while another agent runs, whose tables these may be, or where nf_tables is a module that is not loaded."""
+    try:
+        if not _another_runs() and not _is_unloaded("nf_tables"):
+            clear()
+    except OSError:  # not root, or a kernel without
+        pass
+
+
+def _another_runs() -> bool:
+    """Does another agent run in this network namespace, as far as we may see?"""
+    here = os.readlink("/proc/thread-self/ns/net")
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            with open("/proc/%s/comm" % name, "rb") as file:
+                if file.read() != b"stonechat-agent\n":
+                    continue
+            if os.readlink("/proc/%s/ns/net" % name) == here:
+                return True
+        except PermissionError:
+            return True
+        except OSError:  # it has ended
+            continue
+    return False
+
+
+def _is_unloaded(module: str) -> bool:
+    try:
+        with open("/proc/modules") as file:
+            loaded = any([line.startswith(module + " ") for line in file])
+    except OSError:  # a kernel without modules
+        return False
+    folder = "/lib/modules/%s/kernel/net/netfilter/%s.ko" % (os.uname().release, module)
+    return not loaded and any([os.path.exists(folder + end) for end in ("", ".xz", ".zst", ".gz")])
+
+
+def _delete(kernel: nf.NfTables, family: int) -> None:
+    """Our table, if there is one. Raises OSError."""
+    try:
+        for _ in kernel.ask(nf.GET_TABLE, family, nf.text(1, rules.TABLE)):
+            pass
+    except FileNotFoundError:
+        return
+    batch = nf.Batch()
+    rules.delete_table(batch, family)
+    kernel.run(batch)
 
 
 class Netfilter:
@@ -237,17 +298,10 @@ class Netfilter:
 
     def _delete(self, family: int) -> None:
         try:
-            for _ in self._kernel.ask(nf.GET_TABLE, family, nf.text(1, rules.TABLE)):
-                pass
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if family == nf.NETDEV and self.frames:  # a kernel without
-                return
-            raise error
-        batch = nf.Batch()
-        rules.delete_table(batch, family)
-        self._kernel.run(batch)
+            _delete(self._kernel, family)
+        except OSError:
+            if family == nf.INET or not self.frames:  # else a kernel without
+                raise
 
     def _quietly_release(self) -> None:
         try:

@@ -17,11 +17,13 @@ from .wire_response import BEGAN, ENDED, seal_renewal
 
 MOST_S = 86_400.0  # since a lease began: then somebody has to look
 EXPIRES_S = 120  # a renewal is not taken later
+_LEAST_S = 0.3  # between two, whatever a device reports
 
 
 @dataclass(slots=True)
 class _Held:
     lease: int
+    stream: bytes  # of the start that drew it, b"" where that is not known
     seconds: int
     began_s: float
     renewed_s: float
@@ -50,25 +52,29 @@ class Renewals:
         self._number = 0
         self.sent = 0
         now_s = clock()
-        for entry in store.decisions(since_s=now_s - most_s, limit=10_000):  # newest first
+        seen: set[str] = set()
+        for entry in store.decisions(since_s=now_s - most_s, limit=10_000):  # newest first: only a device's last counts
             device = entry["device"]
-            open_ = entry["kind"] == BEGAN and entry["done"] and entry["lease"]
-            if open_ and device not in self._held and (shard is None or device in shard):
-                self._held[device] = _Held(entry["lease"], entry["seconds"], entry["began_s"], 0.0)
+            if entry["done"] and entry["lease"] and device not in seen and (shard is None or device in shard):
+                seen.add(device)
+                if entry["kind"] == BEGAN:
+                    self._held[device] = _Held(entry["lease"], b"", entry["seconds"], entry["began_s"], 0.0)
 
     def took(self, reports: Sequence[wire.Report], results: Sequence[str]) -> None:
         """What was committed."""
         for report, result in zip(reports, results, strict=True):
             decided = report.decision
+            held = self._held.get(report.device)
+            if held is not None and held.stream not in (b"", report.stream) and report.late_s is None:
+                held = None  # a new start opens
+                del self._held[report.device]
             if decided is not None and result == STORED and decided.done and decided.lease:
                 if decided.kind == BEGAN and report.late_s is None:
                     now_s = self._clock()
-                    self._held[report.device] = _Held(decided.lease, decided.seconds, now_s, now_s)
+                    self._held[report.device] = _Held(decided.lease, report.stream, decided.seconds, now_s, now_s)
                     self._calm.discard(report.device)
-                elif decided.kind == ENDED:
-                    held = self._held.get(report.device)
-                    if held is not None and held.lease == decided.lease:
-                        del self._held[report.device]
+                elif decided.kind == ENDED and held is not None and held.lease == decided.lease:
+                    del self._held[report.device]
             elif report.device in self._held and report.windows and report.late_s is None:
                 if report.level:
                     self._calm.discard(report.device)
@@ -82,7 +88,7 @@ class Renewals:
         for device, held in list(self._held.items()):
             if now_s - held.began_s > self._most_s:
                 del self._held[device]
-            elif device not in self._calm and now_s - held.renewed_s >= held.seconds / 3:
+            elif device not in self._calm and now_s - held.renewed_s >= max(_LEAST_S, held.seconds / 3):
                 held.renewed_s = now_s
                 message = self._renewal(device, held, now_s)
                 if message is not None:
