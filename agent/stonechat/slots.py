@@ -110,9 +110,11 @@ class Slots:
         return slot
 
     def begin_trial(self, slot: int, version: int) -> None:
-        """The model in `slot` is whole and may be tried: from the next start() on it runs. Raises OSError."""
+        """The model in `slot` is whole and may be tried: from the next start() on it runs. Raises OSError, with nothing
+        changed."""
+        kept = self._pack()
         self.trial, self.tried, self.starts, self.result = slot, version, 0, NONE
-        self.save()
+        self._save_or(kept)
 
     def confirm(self, floor: int) -> None:
         """The trial is final. Raises OSError: it then stays a trial."""
@@ -121,18 +123,17 @@ class Slots:
         self.slot, self.version, self.trial, self.starts = self.trial, self.tried, FACTORY, 0
         self.floor = max(self.floor, floor)
         self.result = CONFIRMED
-        try:
-            self.save()
-        except OSError:
-            self._unpack(kept)
-            raise
+        self._save_or(kept)
 
     def adopt(self, version: int, floor: int) -> None:
-        """A release without a model is final: the same slot runs under a higher version. Raises OSError."""
+        """A release of keys alone is final: the same slot runs under a higher version, and it is the one to go back to.
+        Raises OSError, with nothing changed."""
+        kept = self._pack()
+        self.before, self.before_version = self.slot, self.version
         self.version = self.tried = version
         self.floor = max(self.floor, floor)
         self.result = CONFIRMED
-        self.save()
+        self._save_or(kept)
 
     def broken(self) -> int:
         """The model in the slot that runs can't be loaded -> the slot to run instead. Raises OSError."""
@@ -152,12 +153,20 @@ class Slots:
     def withdraw(self) -> bool:
         """Go back from the final version to the one before it, if that is still there and not below the floor ->
         whether it was done. Raises OSError."""
-        if self.slot == FACTORY or self.before_version < self.floor:
+        if not self.version or self.before_version < self.floor:
             return False
         self.slot, self.version = self.before, self.before_version
         self.before, self.before_version, self.result = FACTORY, 0, WITHDRAWN
         self.save()
         return True
+
+    def _save_or(self, kept):
+        """save(); where the medium refuses, the record is `kept` as before."""
+        try:
+            self.save()
+        except OSError:
+            self._unpack(kept)
+            raise
 
     def save(self) -> None:
         """Raises OSError."""
@@ -166,11 +175,17 @@ class Slots:
 
     def keys(self, own) -> list:
         """The keys that verify a manifest: those of the last rotation, or `own`, those the device came with."""
-        return read_checked(self.folder + "/keys") or own
+        rotated = read_checked(self.folder + "/keys")
+        return rotated[0] if rotated else own
 
-    def put_keys(self, keys) -> None:
-        """Raises OSError."""
-        write_checked(self.folder + "/keys", keys)
+    def keys_came_with(self, digest) -> bool:
+        """Whether the last rotation was by the manifest with this SHA-256."""
+        rotated = read_checked(self.folder + "/keys")
+        return rotated is not None and rotated[1] == digest
+
+    def put_keys(self, keys, digest) -> None:
+        """digest: of the manifest that names them. Raises OSError."""
+        write_checked(self.folder + "/keys", [keys, digest])
 
     def settings(self, slot: int) -> list:
         """[alarm rules in place of the model's, [] for none; policy of the response, b"" for none; whether the device

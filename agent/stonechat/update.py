@@ -71,6 +71,7 @@ class Update:
         self._found: manifest.Manifest | None = None  # verified
         self._slot = 0  # where the parts go
         self._trial_s = -1  # seconds since this start at which the trial was first seen
+        self._final: list = []  # versions confirmed in this start: a second confirmation of one is a replay
         mark = slots.read_checked(store.folder + "/offer")
         if mark and not store.trial and mark[1] > store.version and not self._failed(mark[1]):
             # It goes on where the last start was.
@@ -189,7 +190,13 @@ class Update:
         if sha256(packed).digest() != self._digest:
             return slots.DIGEST
         try:
-            found = manifest.unseal(packed, self.store.keys(self._own_keys))
+            if self.store.keys_came_with(self._digest):
+                # It was verified with the keys that it has replaced: the power was cut before it was final.
+                found = manifest.read(manifest.payload(packed))
+                if found.model or found.rules or found.policy:
+                    return slots.SIGNATURE
+            else:
+                found = manifest.unseal(packed, self.store.keys(self._own_keys))
         except WireError as error:
             return slots.SIGNATURE if "signature" in str(error) else slots.MALFORMED
         result = self._judge(found, now_s)
@@ -207,7 +214,7 @@ class Update:
     def _adopt(self, found):
         """A release of keys alone needs no trial."""
         store = self.store
-        store.put_keys(found.keys)
+        store.put_keys(found.keys, self._digest)
         store.adopt(found.version, found.floor)
         slots.remove(store.folder + "/offer")
         self._forget()
@@ -290,11 +297,15 @@ class Update:
         store = self.store
         if not store.trial or version != store.tried:
             return False
-        slot = store.trial
-        found = manifest.read(manifest.payload(slots.read(store.path(slot) + _PARTS[0], manifest.MOST_BYTES)))
+        if version in self._final:
+            self.refusals += 1
+            return False
+        packed = slots.read(store.path(store.trial) + _PARTS[0], manifest.MOST_BYTES)
+        found = manifest.read(manifest.payload(packed))
         if found.keys:
-            store.put_keys(found.keys)
+            store.put_keys(found.keys, sha256(packed).digest())
         store.confirm(found.floor)
+        self._final.append(version)
         slots.remove(store.folder + "/offer")
         return False
 

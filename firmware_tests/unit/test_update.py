@@ -333,6 +333,68 @@ def test_keys_rotate():
 
 
 @in_a_folder
+def test_a_rotation_that_the_power_cut_in_the_middle_goes_on():
+    every = releases()
+    update = device()
+
+    def cut(version, floor):
+        raise KeyboardInterrupt
+
+    update.store.adopt = cut
+    raises(KeyboardInterrupt, lambda: pull(update, 4, every["keys"]))
+    update = device()
+    assert update.offered == 4 and update.store.version == 0
+    update.step(NOW_S, 1)
+    assert (update.store.version, update.store.result, update.refusals) == (4, slots.CONFIRMED, 0)
+    # the way back is to the version before, on the same model; the keys stay
+    update.on_message({1: 4, 2: WITHDRAW, 7: STREAM})
+    assert (update.store.version, update.store.slot, update.store.result) == (0, 0, slots.WITHDRAWN)
+    assert update.store.keys(None) == [[0, every["new key"]]]
+    # what is not of keys alone is verified with the new ones in any case
+    update = device()
+    pull(update, 6, every["sixth"])
+    close(update, WITHDRAW, 6)
+    update.store.put_keys([[0, every["key"]]], sha256(every["sixth"]).digest())
+    update.store.tried = 0
+    assert not pull(update, 6, every["sixth"]) and update.store.result == slots.SIGNATURE
+
+
+@in_a_folder
+def test_a_medium_that_refuses_the_trial_gives_none():
+    """Neither in this start: a confirmation would make a model final that never ran."""
+    update = device()
+
+    def refuse():
+        raise OSError(28)
+
+    save, update.store.save = update.store.save, refuse
+    raises(OSError, lambda: pull(update, 2, releases()["second"]))
+    assert (update.store.trial, update.store.tried) == (0, 0)
+    update.store.save = save
+    update.failed()
+    assert (update.store.trial, update.store.result) == (0, slots.STORAGE)
+    assert pull(update, 2, releases()["second"])  # offered again
+    for name, arguments in (("confirm", (0,)), ("adopt", (9, 9)), ("begin_trial", (2, 9))):
+        before = update.store._pack()
+        update.store.save = refuse
+        raises(OSError, lambda name=name, arguments=arguments: getattr(update.store, name)(*arguments))
+        assert update.store._pack() == before, name
+
+
+@in_a_folder
+def test_a_confirmation_counts_once_in_a_start():
+    """Whoever holds the broker can send all of a withdrawn release again, to the same start."""
+    update = device()
+    assert pull(update, 2, releases()["second"])
+    close(update, CONFIRM, 2)
+    assert close(update, WITHDRAW, 2)
+    update.store.tried = 3  # another one has failed meanwhile
+    assert pull(update, 2, releases()["second"])
+    close(update, CONFIRM, 2)
+    assert (update.store.trial, update.store.version, update.refusals) == (1, 0, 1)
+
+
+@in_a_folder
 def test_messages_that_are_malformed():
     update = device()
     good = {0: 1, 1: 2, 2: OFFER, 5: bytes(32), 6: 100}
