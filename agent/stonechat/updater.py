@@ -219,6 +219,7 @@ class Updater:
             self._accepts if agent.response is not None else None,
         )
         self._came_with = agent.response.rules if agent.response is not None else ()
+        self._beside = self.store.slot  # the final model beside which the device's own was made
         self._follow()
         self._suspend_own()
         self._told = self.status
@@ -248,7 +249,7 @@ class Updater:
             confirmed = fields.get(2) == CONFIRM and 4 not in fields and self.store.trial
             changed = update.on_message(fields)
             if confirmed and not self.store.trial:
-                self._confirmed()
+                self._suspend_own()
         except WireError:
             self._agent.reporter.rejected += 1
         except OSError:
@@ -294,6 +295,10 @@ class Updater:
                 changed = update.step(agent.reporter.now_s(), agent.reporter.uptime_s)
         except OSError:
             update.failed()
+        if not update.offered:
+            self._whole_s = -1
+            if not changed:  # refused: its model need not stay in memory
+                self._ready = self._learned = None
         self._after(changed)
 
     # --- pulling ----------------------------------------------------------------------------------------------------
@@ -340,7 +345,6 @@ class Updater:
         channel = agent.channels[0]
         schema = channel.collector.schema
         meta = model.metadata
-        self._whole_s = -1
         if meta.window_ms != agent.window_ms:
             raise ModelError("windows of %d ms" % meta.window_ms)
         sections = _Copy(agent.state)
@@ -353,7 +357,6 @@ class Updater:
                 if self._normal[at] and scorer.learning >= learning:
                     verdict = scorer.score(at, 0)
                     if verdict.unfit or verdict.level == _ALARM:
-                        self._ready = None
                         return False
             if scorer.learning:
                 break  # too few windows were normal: it goes on learning
@@ -431,19 +434,19 @@ class Updater:
             pass  # then the new model learns again
 
     def _suspend_own(self) -> None:
-        """The device's own model decides nothing beside a model on trial."""
+        """The device's own model decides nothing beside a model on trial, and is made anew where another is final."""
         own = self._agent.own
-        if own is not None:
-            own.suspended = self.store.trial > 0
-            if not own.suspended and not self.own_model:  # the vendor forbids it
-                self._agent.reporter.commands.actions.pop(_OWN_MODEL, None)
-            own.use_reference(self._agent.channels[0].scorer)
-
-    def _confirmed(self) -> None:
-        """The device's own model was made beside the model before."""
-        own = self._agent.own
-        if own is not None:
-            self._suspend_own()
+        if own is None:
+            return
+        store = self.store
+        own.suspended = store.trial > 0
+        own.use_reference(self._agent.channels[0].scorer)
+        if own.suspended:
+            return
+        if not self.own_model:  # the vendor forbids it
+            self._agent.reporter.commands.actions.pop(_OWN_MODEL, None)
+        if self._beside != store.slot:
+            self._beside = store.slot
             if self.own_model:
                 own.restart()
             else:

@@ -1,8 +1,10 @@
 """stonechat-agent over a real broker, with a real collector or by hand: releases taken, refused, and taken back."""
 
 import hashlib
+import os
 import signal
 import stat
+import struct
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,10 +14,15 @@ import pytest
 from agent_process import DEVICE, AgentProcess, is_root, quick_model, wait_for
 from fleet_support import Mosquitto, needs_mosquitto
 from release_support import Hand, Vendor, described
-from stonechat import slots
+from stonechat import own_model, slots
+from stonechat.detection import ALARM, NORMAL
 from stonechat.errors import ConfigError
+from stonechat.linux import privileges
 from stonechat.linux import updates as linux_updates
+from stonechat.linux.own_model_slot import Slot
 from stonechat.linux.schemas import LINUX_1, LINUX_PROC_1
+from stonechat.model import load_model
+from stonechat.own_model_file import seal
 from stonechat_tools.fleet import keyring, labels, updates, wire_release
 from stonechat_tools.fleet.collector import Collector
 from stonechat_tools.fleet.labels import Labels
@@ -27,6 +34,19 @@ pytestmark = [needs_mosquitto, pytest.mark.slow]
 WINDOWS = 4
 
 
+CALM = ((2560, 2816, 0xFFFFF),)  # alarm rules that no window breaks, however busy this machine is,
+NERVOUS = ((1, 2, 1),)  # and that each window does
+
+
+def ruled(path: Path, rules: tuple[tuple[int, int, int], ...]) -> bytes:
+    """Give a model file other alarm rules -> its bytes."""
+    data = path.read_bytes()
+    meta = load_model(data).metadata
+    meta.alarm_rules = rules
+    path.write_bytes(seal(data, meta))
+    return path.read_bytes()
+
+
 class Site:
     """A broker and an agent, both real."""
 
@@ -34,8 +54,8 @@ class Site:
         self.folder = folder
         folder.chmod(0o711)
         self.vendor = Vendor(folder)
-        self.factory = quick_model(folder / "model.tflite", learn_windows=4).read_bytes()
-        self.second = quick_model(folder / "second.tflite", learn_windows=4, version=2).read_bytes()
+        self.factory = ruled(quick_model(folder / "model.tflite", learn_windows=4), CALM)
+        self.second = ruled(quick_model(folder / "second.tflite", learn_windows=4, version=2), CALM)
         self.broker = Mosquitto.plain(folder).start()
         update = f'[update]\nenabled = true\nclass = "pump"\nkeys = ["{self.vendor.file}"]\nwindows = {WINDOWS}\n'
         update += f'folder = "{folder}/update"\nbytes_per_day = 100000000\nmost_bytes = 20000\n'
@@ -127,6 +147,82 @@ def test_the_folder_is_the_agents_alone_and_a_trial_that_is_killed_rolls_back(si
         assert "too many starts without a confirmation" in agent.said()
 
 
+def test_an_own_model_is_suspended_by_a_trial_and_made_anew_beside_another_final_model(site: Site) -> None:
+    """The own model alarms at every window, the vendor's at none: the level shows whether it decides."""
+    site.agent.config.write_text(
+        site.agent.config.read_text().replace(
+            "[collector]", "personalize = true\npersonalize_windows = 20000\n[collector]"
+        )
+    )
+    state = site.folder / "state"
+    state.mkdir(mode=0o700)
+    slot = Slot(
+        str(state / "state.own-model"),
+        site.agent.secret,
+        hashlib.sha256(site.factory).digest()[:8],
+        LINUX_PROC_1.id,
+        "",
+        print,
+    )
+    slot.save(struct.pack("<BHI", own_model.DECIDING, 0, 0) + ruled(quick_model(site.folder / "own.tflite"), NERVOUS))
+    user_id = privileges.user_ids("")[0] if is_root() else -1  # -1: as it is
+    for path in (state, *state.iterdir(), site.agent.secret_file):
+        os.chown(path, user_id, -1)
+    with hand_of(site) as hand, site.agent as agent:
+
+        def level(wanted: int) -> None:
+            wait_for(lambda: hand.level == wanted, 30, agent.said)
+
+        def phase() -> int:
+            return hand.status.own.phase if hand.status and hand.status.own else -1
+
+        def windows() -> int:
+            return hand.status.own.done if hand.status and hand.status.own else -1
+
+        hand.until(0, 0, 0)
+        assert phase() == own_model.DECIDING
+        level(ALARM)
+        hand.serve(2, site.vendor.sign(site.second, 2), site.second)
+        hand.until(0, 0, 1, 2)
+        level(NORMAL)
+        assert agent.process is not None
+        agent.process.send_signal(signal.SIGKILL)
+        agent.process.wait()
+        hand.status, hand.level = None, -1
+        agent.start()
+        hand.until(0, 0, 1, 2)
+        level(NORMAL)
+        assert phase() == own_model.DECIDING
+        assert hand.status
+        hand.send(wire_release.seal_withdraw(hand.keys, 2, hand.status.stream))
+        hand.until(0, 0, 0, 2, slots.WITHDRAWN)
+        level(ALARM)  # it decides again
+        # The key is another, during the trial.
+        hand.serve(3, site.vendor.sign(site.second, 3), site.second)
+        hand.until(0, 0, 1, 3)
+        site.agent.secret_file.write_text("ab" * 32 + "\n")
+        hand.status = None
+        hand.keys = keyring.DeviceKeys(site.agent.secret, DEVICE)
+        agent.process.send_signal(signal.SIGHUP)
+        hand.until(0, 0, 1, 3)
+        assert hand.status
+        hand.send(wire_release.seal_confirm(hand.keys, 3, hand.status.stream))
+        hand.until(3, 1, 0, 3, slots.CONFIRMED)
+        level(NORMAL)
+        assert phase() == own_model.COLLECTING
+        scored = hand.scored
+        wait_for(lambda: hand.scored > scored + 10, 30, agent.said)
+        hand.send(wire_release.seal_withdraw(hand.keys, 3, hand.status.stream))
+        hand.until(0, 0, 0, 3, slots.WITHDRAWN)
+        assert phase() == own_model.COLLECTING and windows() < 5, hand.status
+        scored = hand.scored
+        wait_for(lambda: hand.scored > scored + 10, 30, agent.said)
+        assert agent.stop() == 0
+        hand.status = None
+        agent.start()
+        wait_for(lambda: phase() == own_model.COLLECTING and windows() > 8, 30, lambda: (hand.status, agent.said()))
+
+
 def test_what_is_wrong_is_refused_named_in_the_status_and_the_agent_scores_on(site: Site) -> None:
     vendor, second = site.vendor, site.second
     stranger = Vendor(site.folder, "stranger.key.pub")
@@ -147,7 +243,7 @@ def test_what_is_wrong_is_refused_named_in_the_status_and_the_agent_scores_on(si
         (vendor.sign(second, 16, _6=[digest, 10_000_000, schema_id, golden]), second, slots.TOO_LARGE),
         (vendor.sign(second, 17), bytes(corrupt), slots.DIGEST),
         (vendor.sign(second, 18, _6=[digest, size, schema_id, bytes(32)]), second, slots.MODEL),
-        (vendor.sign(second, 19, _7=[[1, 2, 1]]), second, slots.UNSUITED),
+        (vendor.sign(second, 19, _7=NERVOUS), second, slots.UNSUITED),
         (vendor.sign(second, 19), second, slots.VERSION),  # offered as 20
     )
     with hand_of(site) as hand, site.agent as agent:
@@ -210,5 +306,13 @@ def test_the_configuration_names_the_fix(site: Site) -> None:
     for wrong in ("nonsense", "release HSS/LMS-SHA256-H10-W4 00", "boss SLH-DSA-SHA2-128s " + "00" * 32, ""):
         site.vendor.file.write_text(wrong + "\n")
         with pytest.raises(ConfigError, match=r"\[update\] keys"):
+            linux_updates.read_keys([str(site.vendor.file)])
+    public = "SLH-DSA-SHA2-128s " + "00" * 32
+    site.vendor.file.write_text(f"release {public}\nofficer {public}\n")  # the rule of two would be one's
+    with pytest.raises(ConfigError, match="a key of its own"):
+        linux_updates.read_keys([str(site.vendor.file)])
+    for mode in (0o620, 0o602, 0o666):
+        site.vendor.file.chmod(mode)
+        with pytest.raises(ConfigError, match="chmod 644"):
             linux_updates.read_keys([str(site.vendor.file)])
     assert len(linux_updates.RESULTS) == len(wire_release.UpdateState.RESULTS)

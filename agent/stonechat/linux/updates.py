@@ -89,11 +89,17 @@ def read_keys(paths) -> list:
     """Files of public keys as `stonechat release keygen` writes them -> [[role, key], ...]. Raises ConfigError."""
     found = []
     for path in paths:
-        data, _ = files.read_regular(path, _KEYS_BYTES, "[update] keys")
+        data, mode = files.read_regular(path, _KEYS_BYTES, "[update] keys")
+        if S_IMODE(mode) & 0o022:
+            raise ConfigError("[update] keys: %s can be written by others: chmod 644 %s" % (path, path))
         for number, line in enumerate(data.decode("utf-8", "replace").split("\n"), 1):
             words = line.partition("#")[0].split()
             if words:
                 found.append(_key(words, "%s line %d" % (path, number)))
+    if len({key for _, key in found}) != len(found):
+        raise ConfigError(
+            "[update] keys: one key is there twice in %s; each role needs a key of its own" % ", ".join(paths)
+        )
     if not 1 <= len(found) <= MAX_KEYS:
         raise ConfigError("[update] keys: %d keys in %s, want 1 to %d" % (len(found), ", ".join(paths), MAX_KEYS))
     return found
