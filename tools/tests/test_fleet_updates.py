@@ -442,6 +442,42 @@ def test_devices_that_leave_the_fleet_or_the_class_hold_nothing_up(fleet: Callab
     assert pumps.row(2).state == "done" and not rollouts.failures(pumps.store, pumps.row(2).id, 9)
 
 
+def test_a_device_that_leaves_while_it_is_watched_is_no_failure(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(6)
+    pumps.stage(2, (Stage(7200, devices=3), Stage(600, share=1.0)))
+    pumps.live(1800)
+    left = [unit for unit in pumps.units.values() if unit.update.store.version == 2]
+    assert len(left) == 3
+    labels.write(pumps.store, {left[0].name: Labels(group="valve"), left[1].name: Labels("", "pump", removed_s=1)})
+    for unit in left:  # without its labels, its silence would count
+        unit.dead = unit is not left[2]
+    pumps.live(6 * 3600)
+    assert rollouts.counts(pumps.store, pumps.row(2).id) == {"passed": 2, "good": 4}
+    assert pumps.row(2).state == "done"
+
+
+def test_a_device_that_forgets_its_trial_holds_nothing_up(fleet: Callable[..., Fleet]) -> None:
+    """Its medium was erased, or its folder does not outlive a start."""
+    pumps = fleet(4)
+    pumps.stage(2, (Stage(600, devices=1), Stage(600, share=1.0)))
+
+    def erased(unit: Unit) -> int:
+        if unit.update.store.trial and not pumps.lost:
+            pumps.lost = 1
+            for path in unit.folder.iterdir():
+                path.unlink()
+            unit.start()
+            pumps.say(unit, statuses=[unit.status(pumps.now_s)])
+            pumps.lost = 1e-9
+        return 0
+
+    pumps.live(4 * 3600, level=erased)
+    row = pumps.row(2)
+    assert rollouts.counts(pumps.store, row.id) == {"failed": 1, "good": 3} and row.state == "done"
+    ((_, why),) = rollouts.failures(pumps.store, row.id, 9)
+    assert why == "does not know of its trial any more"
+
+
 def test_what_strangers_and_old_starts_want_is_not_served(fleet: Callable[..., Fleet]) -> None:
     pumps = fleet(2)
     pumps.stage(2, (Stage(600, devices=1), Stage(600, share=1.0)))

@@ -244,13 +244,19 @@ class Updates:
         patience_s = 0.0 if seen.state == "silent" else max(GONE_S, 2 * seen.interval_s)
         return f"{seen.state}: {seen.why}" if now_s - seen.since_s > patience_s else ""
 
+    def _left(self, found: _Active, now_s: float) -> bool:
+        """Pass over a device that an operator has removed, or put into another class -> whether it is one."""
+        label = self._labels().get(found.member.name, NONE)
+        left = label.removed_s is not None or label.group != found.row.release.device_class
+        if left:
+            self._to(found, "passed", now_s, "is no longer in the class")
+        return left
+
     def _move(self, found: _Active, now_s: float) -> None:
         """Follow what the device's last status reports, and what it does not."""
         member, version = found.member, found.row.release.version
         update = member.update
-        label = self._labels().get(member.name, NONE)
-        if label.removed_s is not None or label.group != found.row.release.device_class:
-            self._to(found, "passed", now_s, "is no longer in the class")
+        if self._left(found, now_s):
             return
         if update is not None:
             if update.version == version:
@@ -265,6 +271,9 @@ class Updates:
                     self._to(found, "trial", now_s)
             elif update.tried == version and update.failed and update.result not in PASSING:
                 self._to(found, "failed", now_s, update.reason)
+                return
+            elif member.state == "trial":  # its folder of updates is not the one that it had
+                self._to(found, "failed", now_s, "does not know of its trial any more")
                 return
         away = self._away(member.name, now_s)
         waited_s = now_s - member.since_s
@@ -291,7 +300,7 @@ class Updates:
             ready = found.scored > (found.stream == member.stream) and row.state != HALTED
             if ready and now_s - found.confirmed_s >= CONFIRM_AGAIN_S:
                 found.confirmed_s = now_s
-                return self._sealed(member, "confirmations", self._confirm, row)
+                return self._sealed(member, "confirmations", wire_release.seal_confirm, row, member.stream)
             return []
         if row.state not in (RUNNING, DONE):
             return []
@@ -303,29 +312,21 @@ class Updates:
         if last_s and (not spoke or now_s - last_s < quiet_s):
             return []
         found.offered_s = now_s
-        return self._sealed(member, "offers", self._offer, row)
-
-    def _offer(self, keys: keyring.DeviceKeys, member: Member, row: RolloutRow) -> bytes:
-        return wire_release.seal_offer(keys, row.release.version, self._chunks.content(row.release.id)[0])
-
-    @staticmethod
-    def _confirm(keys: keyring.DeviceKeys, member: Member, row: RolloutRow) -> bytes:
-        return wire_release.seal_confirm(keys, row.release.version, member.stream)
-
-    @staticmethod
-    def _take_back(keys: keyring.DeviceKeys, member: Member, row: RolloutRow) -> bytes:
-        return wire_release.seal_withdraw(keys, row.release.version, member.stream)
+        content = self._chunks.content(row.release.id)[0]
+        return self._sealed(member, "offers", wire_release.seal_offer, row, content)
 
     def _sealed(
         self,
         member: Member,
         what: str,
-        seal: Callable[[keyring.DeviceKeys, Member, RolloutRow], bytes],
+        seal: Callable[[keyring.DeviceKeys, int, bytes], bytes],  # of version and content
         row: RolloutRow,
+        content: bytes,
     ) -> list[Publish]:
         """One message under each key that the device may hold: while its key is rotated, two."""
+        topic, version = self._topic(member.name), row.release.version
         try:
-            made = [(self._topic(member.name), seal(keys, member, row)) for keys in self._keys.held(member.name)]
+            made = [(topic, seal(keys, version, content)) for keys in self._keys.held(member.name)]
         except (keyring.Rejected, ConfigError) as error:  # it has left the fleet, or this key file can't offer
             if what != "withdrawals":
                 self._to(_Active(member, row), "passed", self._clock(), f"no update: {error}")
@@ -363,6 +364,8 @@ class Updates:
             found = _Active(member, row)
             update, seen = member.update, self._presence(member.name)
             lost = self._lost(member.name) - member.lost
+            if self._left(found, now_s):
+                continue
             if update is None or update.version < row.release.version:
                 self._to(found, "failed", now_s, update.reason if update else "its status has no version")
             elif away := self._away(member.name, now_s):
@@ -383,7 +386,7 @@ class Updates:
         self._resting_s[row.id] = now_s + BUSY_SHARE * (time.monotonic() - began_s)
         for member in left:
             if member.name in self._shard and self._again((member.name, row.id), now_s):
-                sent += self._sealed(member, "withdrawals", self._take_back, row)
+                sent += self._sealed(member, "withdrawals", wire_release.seal_withdraw, row, member.stream)
         return sent
 
     # --- for the monitor ----------------------------------------------------------------------------------------------
