@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,18 @@ def test_what_no_roll_out_can_begin_with(operator: Operator, tmp_path: Path) -> 
     assert "takes updates" in operator.refuses("stage", "pump", "2")
     operator.devices("pump-2")
     assert "class pump at oslo" in operator.refuses("stage", "pump", "2", "--site", "oslo")
+    for version, option, value, why in (
+        ("6", "--not-before", "2100-01-01", "is not valid before 2100-01-01"),
+        ("7", "--days", "1", "expired on"),
+    ):
+        words = ["release", "sign", "linux-1", "--key", str(operator.signed / "vendor.key"), "--class", "pump"]
+        words += ["--version", version, option, value, "--out", str(tmp_path / version)]
+        assert cli.main([*words, "--passphrase-file", str(operator.signed / "pw")]) == 0
+        operator("publish", str(tmp_path / version), "--keys", str(operator.signed / "vendor.key.pub"))
+        with pytest.MonkeyPatch.context() as patch:
+            now_s = time.time()
+            patch.setattr(time, "time", lambda now_s=now_s: now_s + 2 * 86_400)
+            assert why in operator.refuses("stage", "pump", version)
     assert "has no roll-out" in operator.refuses("withdraw", "pump", "2")
     for stages in ("", "5", "5:3d", "0:1d,100%:1d", "-1:1d,100%:1d", "nan%:1d,100%:1d", "5:3y,100%:1d", "x:1d,100%:1d"):
         with pytest.raises(SystemExit):

@@ -45,7 +45,7 @@ def add_arguments(actions: Any) -> None:
     )
     texts = {
         "pause": "give no more devices their turn, until `resume`",
-        "resume": "go on after a pause or a halt; the tests of the halting rule begin anew",
+        "resume": "go on after a pause or a halt; after a halt the tests of the halting rule begin anew",
         "withdraw": "take a release back from all devices that have it",
     }
     others = [actions.add_parser(name, help=text) for name, text in texts.items()]
@@ -139,6 +139,15 @@ def _release(store: Store, args: argparse.Namespace) -> Release:
 
 def _stage(store: Store, args: argparse.Namespace) -> int:
     release = _release(store, args)
+    found = manifest.read(manifest.payload(releases.content(store, release.id)[0]))
+    now_s = time.time()
+    if not found.not_before_s <= now_s < found.expires_s:
+        over = now_s >= found.expires_s
+        day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(found.expires_s if over else found.not_before_s))
+        raise ConfigError(
+            f"{release}: {'expired on' if over else 'is not valid before'} {day}, every device would refuse it: "
+            + ("sign a new version" if over else "stage it then")
+        )
     able = {name for name, _, _ in rollouts.versions(store)}
     of_class = {
         name

@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sign.add_argument("--not-before", type=_date, metavar="DATE", help="first day, UTC (default: now)")
     sign.add_argument("--days", type=_count, default=365, metavar="N", help="days until it expires (default: 365)")
-    sign.add_argument("--notes", default="", metavar="TEXT", help="at most 200 bytes; the devices' status shows them")
+    sign.add_argument("--notes", default="", metavar="TEXT", help="at most 200 bytes; `inspect` shows them")
     sign.add_argument("--forbid-own-model", action="store_true", help="devices may not train a model of their own")
     sign.add_argument(
         "--rule",
