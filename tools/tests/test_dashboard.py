@@ -1,5 +1,6 @@
 """The dashboard by its requests: what it shows, who may do what, and what it refuses."""
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -14,18 +15,20 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from dashboard_support import PASSWORD, Server, command, dashboard
 from fleet_support import wait_for
 from postgres_support import needs_postgres, postgres, postgres_server
+from starlette.types import ASGIApp, Receive, Scope, Send
 from stonechat.delivery import Delivery
 from stonechat.errors import ConfigError
 from stonechat.outbox_memory import MemoryOutbox
-from stonechat_tools.dashboard import accounts, api, audit
-from stonechat_tools.dashboard.state import load_files
+from stonechat_tools.dashboard import accounts, api, audit, serving
+from stonechat_tools.dashboard.app import make
+from stonechat_tools.dashboard.state import Options, State, load_files
 from stonechat_tools.dashboard.view import FIELDS, View
 from stonechat_tools.fleet import keyring, labels, operator, provision, wire
 from stonechat_tools.fleet.certificates import pem, pem_key
@@ -186,6 +189,35 @@ def test_a_database_that_somebody_has_written_to_is_named_and_read_again(tmp_pat
             db.executemany("INSERT INTO notes VALUES (?, ?, ?)", kept)
             db.executemany("UPDATE statuses SET facts = ? WHERE device = ?", [(text, row) for row, text in facts])
         assert wait_for(lambda: server.ask("/api/fleet")[0] == 200, 40)
+        assert sorted(columns(server.json("/api/fleet"))) == sorted(made.names)
+    made.close()
+
+
+@pytest.mark.parametrize("kind", ["presence", "label", "incident", "cause"])
+def test_what_came_with_a_note_that_can_not_be_read_is_shown_later(tmp_path: Path, kind: str) -> None:
+    made = MadeFleet(tmp_path / "fleet.db", 20)
+    view = View(made.store)
+    view.poll()
+    names = (made.names[0], made.names[-1])
+    made._now_s = time.time()
+    made.put([made.report(name, 2) for name in names])
+    made.step()
+    labels.write(made.store, {name: Labels("Moved", "pump", "far") for name in names})
+    row = made.store.rows("SELECT name, value FROM notes WHERE kind = ? ORDER BY name DESC", (kind,))
+    name, value = row[0] if row else ("zz", None)
+    with made.store.transaction() as db:
+        db.execute("DELETE FROM notes WHERE kind = ? AND name = ?", (kind, name))
+        db.execute("INSERT INTO notes VALUES (?, ?, '[')", (kind, name))
+    with pytest.raises(ValueError):
+        view.poll()
+    with made.store.transaction() as db:
+        db.execute("DELETE FROM notes WHERE kind = ? AND name = ?", (kind, name))
+        if value is not None:
+            db.execute("INSERT INTO notes VALUES (?, ?, ?)", (kind, name, value))
+    view.poll()
+    for name in names:
+        found = view.facts(name)
+        assert found and (found["level"], found["site"], found["name"]) == (2, "far", "Moved"), found
     made.close()
 
 
@@ -436,6 +468,8 @@ def test_no_path_reaches_the_disk(open_to_all: Server, path: str) -> None:
         {"Host": "127.0.0.1.evil.example"},
         {"X_Forwarded_For": "10.0.0.9"},
         {"Forwarded": "for=1"},
+        {"X_Real_IP": "10.0.0.9"},
+        {"Via": "1.1 proxy"},
     ],
 )
 def test_a_name_that_is_not_ours_and_a_proxy_are_refused(open_to_all: Server, headers: dict[str, str]) -> None:
@@ -469,6 +503,138 @@ def test_nonsense_is_refused_with_one_line(open_to_all: Server, body: bytes) -> 
 def test_a_silence_that_can_not_be_is_refused(guarded: Server, silence: dict) -> None:
     status, _, data = guarded.ask("/api/silences", silence, **guarded.log_in("otto"))
     assert status == 400 and json.loads(data)["error"], data
+
+
+ODD: tuple[object, ...] = ("", "\ud800", "\0", "\x1b[31m", "a" * 5000, "9" * 40 + "d", "site=~\ud800", "(a|a)" * 39)
+ODD += (-1, 10**30, 1e308, True, None, [], {}, [None], ["\ud800"], ["site=\ud800"], ["\0=\0"], [["site=a"]])
+
+
+def test_any_value_of_any_field_is_refused_with_one_line(tmp_path: Path) -> None:
+    """dashboard() looks for a traceback in what it printed."""
+    made = MadeFleet(tmp_path / "fleet.db", 3)
+    accounts.put(made.store, "otto", "operator", PASSWORD)
+    rollout = rollouts.rollouts(made.store)[0].id
+    right: dict[str, dict[str, object]] = {
+        "/api/silences": {"matchers": ["site=a"], "for": "soon", "comment": ""},
+        "/api/device/pump-00000/command": {"command": "mute", "lasts_s": 60},
+        f"/api/device/{made.names[0]}/command": {"command": "was-normal", "report": 1},
+        f"/api/rollouts/{rollout}/resume": {"comment": ""},
+        f"/api/rollouts/{10**30}/pause": {"comment": ""},
+        f"/api/incidents/{10**30}/acknowledge": {"x": ""},
+        "/api/silences/%ED%A0%80/end": {"x": ""},
+        "/api/silences/%00/end": {"x": ""},
+        "/api/login": {"name": "a", "password": "b"},
+    }
+    with dashboard(tmp_path / "fleet.db", "--operator", str(tmp_path / "no-socket")) as server:
+        me = server.log_in("otto")
+        for path, body in right.items():
+            for field in body:
+                for value in ODD:
+                    status, _, data = server.ask(path, body | {field: value}, **me)
+                    assert 400 <= status < 500, (path, field, value, status, data)
+                    assert len(json.loads(data)["error"]) < 700, (path, field, value)
+        for path in ("/api/live?epoch=%00&version=%C2%B2&strings=1", "/api/live?version=1_0", "/api/device/%ED%A0%80"):
+            assert 400 <= server.ask(path, **me)[0] < 500, path
+    made.close()
+
+
+def test_the_cookies_of_other_programs_on_this_host_hide_none(guarded: Server) -> None:
+    me = guarded.log_in("vera")
+    for other in ('jar={"a": 1}', "expires=never", "a b=c", "x", '="', "k=" + "v" * 6000, "\u00e4=1", "path=/; secure"):
+        assert guarded.ask("/api/fleet", **(me | {"Cookie": f"{other}; {me['Cookie']}; {other}"}))[0] == 200, other
+
+
+def test_a_page_that_refreshes_itself_does_not_keep_its_session(tmp_path: Path) -> None:
+    now = [0.0]
+    with Store(tmp_path / "a.db") as store:
+        accounts.put(store, "otto", "operator", PASSWORD)
+        sessions = accounts.Sessions(store, lambda: now[0])
+        cookie, _ = sessions.begin(accounts.read(store)[0])
+        for step in range(1, 8):
+            now[0] = step * accounts.IDLE_S / 2
+            assert sessions.get(cookie) is not None
+        for part in (0.4, 0.8, 1.0):
+            now[0] = (3.5 + part) * accounts.IDLE_S
+            assert sessions.get(cookie, used=False) is not None
+        now[0] += 1
+        assert sessions.get(cookie, used=False) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "other", "same"),
+    [("10.0.0.1", "10.0.0.2", False), ("2001:db8::1", "2001:db8::ffff:1", True), ("2001:db8::1", "2001:db9::1", False)]
+    + [("::ffff:10.0.0.1", "10.0.0.1", True), ("fe80::1%eth0", "fe80::2%eth0", True), ("", "10.0.0.1", False)],
+)
+def test_whoever_has_a_network_has_no_more_tries(address: str, other: str, same: bool) -> None:
+    tries = accounts.Tries()
+    for n in range(accounts.ADDRESS_TRIES):
+        tries.failed(f"guess{n}", address)
+    assert bool(tries.wait_s("vera", other)) == same and tries.wait_s("vera", address)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[int, serving.Server]]]:
+    """served(application, state) -> (its port, the server), in a thread, with short limits."""
+    monkeypatch.setattr(serving, "REQUEST_S", 0.5)
+    monkeypatch.setattr(serving, "STALLED_S", 1.0)
+    running: list[tuple[serving.Server, threading.Thread, socket.socket]] = []
+
+    def start(app: ASGIApp, state: State | None = None) -> tuple[int, serving.Server]:
+        listener = serving.listen("127.0.0.1", 0)
+        server = serving.Server(app, state)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        running.append((server, thread, listener))
+        return listener.getsockname()[1], server
+
+    yield start
+    for server, thread, listener in running:
+        server.should_exit = True
+        thread.join(30)
+        listener.close()
+
+
+def test_who_connects_and_says_nothing_keeps_nobody_out(
+    served: Callable[..., tuple[int, serving.Server]], fleet: tuple[Path, MadeFleet]
+) -> None:
+    with Store(fleet[0]) as store, Store(fleet[0]) as own:
+        view = View(own)
+        view.poll()
+        port, server = served(*make(store, view, Options()))
+        host = f"Host: 127.0.0.1:{port}\r\n"
+        with contextlib.ExitStack() as links:
+            idle = []
+            for said in ("", "GET", "GET / HTTP/1.1\r\n", f"GET / HTTP/1.1\r\n{host}\r\nGET / HTTP/1.1\r\nX: "):
+                for _ in range(3):
+                    link = links.enter_context(socket.create_connection(("127.0.0.1", port), 30))
+                    link.sendall(said.encode())
+                    idle.append(link)
+            query = f"epoch={view.epoch}&version={view.version}&strings=1"
+            busy = links.enter_context(socket.create_connection(("127.0.0.1", port), 30))
+            busy.sendall(f"GET /api/live?{query} HTTP/1.1\r\n{host}\r\n".encode())
+            for link in idle:
+                with contextlib.suppress(ConnectionResetError):
+                    while link.recv(65536):
+                        pass  # at last it is closed
+            assert busy.recv(65536)
+        assert wait_for(lambda: not server.server_state.connections, 30)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux has TCP_USER_TIMEOUT")
+def test_who_reads_nothing_is_gone(served: Callable[..., tuple[int, serving.Server]]) -> None:
+    async def endless(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while server.server_state.connections:
+            await send({"type": "http.response.body", "body": b"x" * 65_536, "more_body": True})
+
+    port, server = served(endless)
+    with socket.socket() as link:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        link.settimeout(30)
+        link.connect(("127.0.0.1", port))
+        link.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert wait_for(lambda: server.server_state.tasks, 30)
+        assert wait_for(lambda: not server.server_state.connections, 30)
 
 
 def test_a_command_is_signed_by_the_operator_and_its_answer_is_shown(tmp_path: Path) -> None:
@@ -546,6 +712,19 @@ def test_the_audit_log_shows_what_was_changed(tmp_path: Path) -> None:
         with store.transaction() as db:
             db.execute("DELETE FROM audit WHERE sequence >= 5")
         audit.verify(store)  # what is cut off at the end is whole by itself
+        for harm in (
+            "facts = '{'",
+            "facts = x'00ff'",
+            "facts = '[]'",
+            "at_ms = 'soon'",
+            "who = x'00'",
+            "digest = x'00'",
+        ):
+            with pytest.raises(ConfigError, match="broken at entry 2"), store.transaction() as db:
+                db.execute(f"UPDATE audit SET {harm} WHERE sequence = 2")
+                shown = audit.entries(store)  # the page shows what there is
+                assert len(json.dumps(shown, default=str)) > 100 and len(shown) == 4, harm
+                audit.verify(store)
         with pytest.raises(ConfigError, match="removed from the end"):
             audit.verify(store, head)
 
@@ -644,6 +823,9 @@ def test_accounts_by_the_command_line(tmp_path: Path) -> None:
     assert stat.S_IMODE(os.stat(db).st_mode) == 0o600
     done = command("--db", db, "user", "add", "otto", "--role", "operator", stdin=PASSWORD + "\n")
     assert done.returncode == 0, done.stderr
+    call = [sys.executable, "-m", "stonechat_tools.cli", "dashboard", "--db", db, "user", "add", "x"]
+    done = subprocess.run(call, input=b"\xff\xfe" * 8 + b"\n", capture_output=True, timeout=120)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     for name, password, role in (("a b", PASSWORD, "viewer"), ("x", "short", "viewer"), ("", PASSWORD, "viewer")):
         done = command("--db", db, "user", "add", name, "--role", role, stdin=password + "\n")
         assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr

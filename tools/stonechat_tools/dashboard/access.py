@@ -5,9 +5,9 @@ everybody is a viewer. What changes something needs an operator's session, its t
 very page.
 """
 
+import asyncio
 import json
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -18,6 +18,7 @@ from . import accounts
 from .state import Options, State
 
 MAX_BODY = 16_384
+BODY_S = 20.0
 
 
 @dataclass(slots=True)
@@ -34,20 +35,16 @@ def cookie_name(options: Options) -> str:
 
 
 def cookie_of(request: Request, options: Options) -> str:
-    jar = SimpleCookie()
-    try:
-        jar.load(request.headers.get("cookie", "")[:4096])
-    except CookieError:
-        return ""
-    found = jar.get(cookie_name(options))
-    return found.value if found else ""
+    """Other programs on this host set cookies for it, too: whatever theirs are like, this one is found."""
+    return request.cookies.get(cookie_name(options), "")
 
 
-def user_of(request: Request) -> User | None:
+def user_of(request: Request, used: bool = True) -> User | None:
     """Raises StoreError."""
+    used = used and "x-automatic" not in request.headers
     state: State = request.app.state.shared
     cookie = cookie_of(request, state.options)
-    session = state.sessions.get(cookie) if cookie else None
+    session = state.sessions.get(cookie, used) if cookie else None
     if session is not None:
         return User(session.name, session.role, session)
     return User("", "viewer") if state.options.anonymous else None
@@ -86,10 +83,14 @@ def operator_of(request: Request) -> User:
 
 async def body_of(request: Request) -> dict[str, Any]:
     data = b""
-    async for part in request.stream():
-        data += part
-        if len(data) > MAX_BODY:
-            raise HTTPException(413, f"more than {MAX_BODY} bytes")
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for part in request.stream():
+                data += part
+                if len(data) > MAX_BODY:
+                    raise HTTPException(413, f"more than {MAX_BODY} bytes")
+    except TimeoutError:
+        raise HTTPException(408, f"the body took longer than {BODY_S:.0f} s") from None
     try:
         found = json.loads(data or b"{}")
     except (ValueError, RecursionError):
@@ -109,4 +110,4 @@ def address_of(request: Request) -> str:
 
 
 def failed(status: int, text: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": text}, status, headers)
+    return JSONResponse({"error": text.encode("utf-8", "replace").decode()}, status, headers)

@@ -7,6 +7,7 @@ cookie: they end with the process, with an idle hour, and when their account is 
 import base64
 import hashlib
 import hmac
+import ipaddress
 import os
 import secrets
 import time
@@ -40,12 +41,20 @@ class Account:
     changed_s: float
 
 
+def _is_name(name: str) -> bool:
+    plain = name.replace("-", "").replace("_", "").replace(".", "")
+    return 1 <= len(name) <= MAX_NAME and plain.isascii() and plain.isalnum()
+
+
 def check_name(name: str) -> str:
     """Raises ConfigError."""
-    plain = name.replace("-", "").replace("_", "").replace(".", "")
-    if not 1 <= len(name) <= MAX_NAME or not (plain.isascii() and plain.isalnum()):
+    if not _is_name(name):
         raise ConfigError(f"{name[:40]!r}: want 1 to {MAX_NAME} letters, digits, -, _ and .")
     return name
+
+
+def _is_text(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def hashed(password: str, salt: bytes | None = None) -> str:
@@ -101,6 +110,8 @@ def put(store: Store, name: str, role: str, password: str, now_s: float | None =
     check_name(name)
     if role not in ROLES:
         raise ConfigError(f"--role {role}: want {' or '.join(ROLES)}")
+    if not _is_text(password):
+        raise ConfigError("a password is text in UTF-8; this one has bytes that are none")
     if not LEAST_PASSWORD <= len(password) <= MOST_PASSWORD:
         raise ConfigError(f"a password has {LEAST_PASSWORD} to {MOST_PASSWORD} characters, this one {len(password)}")
     now_s = time.time() if now_s is None else now_s
@@ -122,7 +133,7 @@ def remove(store: Store, name: str) -> None:
 
 def authentic(store: Store, name: str, password: str) -> Account | None:
     """Takes as long for a name that there is not. Raises StoreError."""
-    found = read(store, name)
+    found = read(store, name) if _is_name(name) else []
     right = matches(password, found[0].secret if found else _nobody())
     return found[0] if found and right else None
 
@@ -163,8 +174,8 @@ class Sessions:
         self._held[self._key(cookie)] = session
         return cookie, session
 
-    def get(self, cookie: str) -> Session | None:
-        """Raises StoreError."""
+    def get(self, cookie: str, used: bool = True) -> Session | None:
+        """used: by somebody, and not by a page that refreshes itself: that one's session is idle. Raises StoreError."""
         key = self._key(cookie)
         session = self._held.get(key)
         if session is None:
@@ -178,11 +189,23 @@ class Sessions:
         if ended:
             self._held.pop(key, None)
             return None
-        session.used_s = now_s
+        if used:
+            session.used_s = now_s
         return session
 
     def end(self, cookie: str) -> None:
         self._held.pop(self._key(cookie), None)
+
+
+def network(address: str) -> str:
+    """What is counted as one address: whoever has an IPv6 network has 2^64 of them."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    return str(found.ipv4_mapped or ipaddress.IPv6Network((found, 64), strict=False))
 
 
 class Tries:
@@ -195,7 +218,8 @@ class Tries:
         self._noted: deque[float] = deque()
 
     def _keys(self, name: str, address: str) -> list[tuple[tuple[str, ...], int]]:
-        return [((address,), ADDRESS_TRIES), ((name[:MAX_NAME], address), NAME_TRIES)]
+        place = network(address)
+        return [((place,), ADDRESS_TRIES), ((name[:MAX_NAME], place), NAME_TRIES)]
 
     def wait_s(self, name: str, address: str) -> float:
         now_s, wait_s = self._clock(), 0.0

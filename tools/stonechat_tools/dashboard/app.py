@@ -34,6 +34,11 @@ HEADERS = {
     "x-frame-options": "DENY",
 }
 
+# What a proxy adds
+PROXIES = frozenset(
+    ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-server", "x-real-ip")
+)
+
 
 async def _on_http(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
@@ -80,9 +85,10 @@ class Guard:
     def _refusal(self, scope: Scope) -> Response | None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         if self._options.hosts and host_of(headers.get("host", "")) not in self._options.hosts:
-            text = f"called by a name that is not expected; start with --host to allow it: {self._options.hosts}"
+            names = ", ".join(self._options.hosts)
+            text = f"called by a name that is not expected; start with --host NAME to allow it beside {names}"
             return failed(421, text)
-        if self._options.anonymous and ("x-forwarded-for" in headers or "forwarded" in headers):
+        if self._options.anonymous and not PROXIES.isdisjoint(headers):
             return failed(403, "behind a proxy everybody would be let in: start with --login")
         return None
 

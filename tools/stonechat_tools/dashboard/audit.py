@@ -4,6 +4,7 @@ A changed, removed or inserted entry is found by verify(); entries removed at th
 the digest of a later one (head()).
 """
 
+import contextlib
 import hashlib
 import json
 import random
@@ -48,9 +49,22 @@ def entries(store: Store, limit: int = 200) -> list[dict[str, Any]]:
     """The newest first."""
     rows = store.rows("SELECT sequence, at_ms, who, what, facts FROM audit ORDER BY sequence DESC LIMIT ?", (limit,))
     return [
-        {"sequence": row[0], "time_s": row[1] / 1000, "who": row[2], "what": row[3], "facts": json.loads(row[4])}
+        {"sequence": row[0], "time_s": _time_s(row[1]), "who": row[2], "what": row[3], "facts": _facts(row[4])}
         for row in rows
     ]
+
+
+def _facts(text: Any) -> dict[str, Any]:
+    """Of an entry that somebody may have changed: it is shown all the same."""
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        found = json.loads(text)
+        if isinstance(found, dict):
+            return found
+    return {"can't be read": str(text)[:MAX_FACT]}
+
+
+def _time_s(at_ms: Any) -> float:
+    return at_ms / 1000 if isinstance(at_ms, int) else 0.0
 
 
 def verify(store: Store, head: str = "") -> tuple[int, str]:
@@ -60,7 +74,8 @@ def verify(store: Store, head: str = "") -> tuple[int, str]:
     query = "SELECT sequence, at_ms, who, what, facts, digest FROM audit ORDER BY sequence"
     for sequence, at_ms, who, what, facts, digest in store.rows(query):
         count += 1
-        if sequence != count or digest != _digest(before, sequence, at_ms, who, what, facts):
+        values = (sequence, at_ms, who, what, facts)
+        if any(isinstance(value, bytes) for value in values) or (sequence, digest) != (count, _digest(before, *values)):
             raise ConfigError(
                 f"the audit log is broken at entry {count}: it was changed, or one was removed or inserted there"
             )

@@ -18,7 +18,6 @@ import argparse
 import getpass
 import ipaddress
 import json
-import socket
 import sys
 import time
 from importlib import resources
@@ -189,9 +188,8 @@ def options_of(args: argparse.Namespace, host: str) -> Any:
 
 
 def _serve(store: Store, args: argparse.Namespace) -> int:
-    import uvicorn
-
     from .app import make
+    from .serving import Server, listen
     from .view import View
 
     host, port = (
@@ -204,53 +202,12 @@ def _serve(store: Store, args: argparse.Namespace) -> int:
         raise ConfigError(
             "a log-in is wanted and there is no account: stonechat dashboard user add NAME --role operator"
         )
-    listener = _listener(host, 8440 if port is None else port)
+    listener = listen(host, 8440 if port is None else port)
     with listener, Store(args.db) as own:
         app, state = make(store, View(own), options)
-
-        class Server(uvicorn.Server):
-            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-                state.end()
-                await super().shutdown(sockets)
-
-        server = Server(
-            uvicorn.Config(
-                app,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                date_header=True,
-                proxy_headers=False,
-                limit_concurrency=400,
-                timeout_keep_alive=20,
-                timeout_graceful_shutdown=1,
-                ssl_certfile=args.cert,
-                ssl_keyfile=args.key,
-                lifespan="on",
-                http="h11",
-                ws="none",
-                h11_max_incomplete_event_size=16_384,
-            )
-        )
+        server = Server(app, state, args.cert, args.key)
         shown = f"[{host}]" if ":" in host else host
         url = f"{'https' if args.cert else 'http'}://{shown}:{listener.getsockname()[1]}/"
         print(json.dumps({"url": url}) if args.json else f"the fleet is at {url}", flush=True)
         server.run(sockets=[listener])
     return 0
-
-
-def _listener(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        found = socket.socket(family, kind)
-        try:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            found.bind(where)
-            found.listen(128)
-            found.set_inheritable(True)
-        except BaseException:
-            found.close()
-            raise
-        return found
-    except OSError as error:
-        raise ConfigError(f"--listen {host}:{port}: {error.strerror or error}") from None

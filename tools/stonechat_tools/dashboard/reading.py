@@ -17,7 +17,7 @@ from .access import state_of, user_of, viewer_of
 from .metrics import text_of
 from .state import State
 
-MAX_LIVE = 100  # browsers that listen
+MAX_LIVE, MAX_OF_ONE = 100, 20  # pages that listen, and those of one account
 KEEP_ALIVE_S = 15.0
 
 
@@ -71,21 +71,25 @@ def _first_look(state: State) -> None:
 
 
 async def live(request: Request) -> Response:
-    await run_in_threadpool(viewer_of, request)
+    name = (await run_in_threadpool(viewer_of, request)).name
     state = state_of(request)
-    if state.live >= MAX_LIVE:
-        raise HTTPException(503, f"{MAX_LIVE} browsers listen already")
+    if state.live.total() >= MAX_LIVE:
+        raise HTTPException(503, f"{MAX_LIVE} pages listen already; close some")
+    if name and state.live[name] >= MAX_OF_ONE:
+        raise HTTPException(503, f"{MAX_OF_ONE} pages of {name} listen already; close some")
     asked = request.query_params
     try:
         place = asked.get("epoch", "")[:16], int(asked.get("version", "")[:12]), int(asked.get("strings", "")[:12])
     except ValueError:
         raise HTTPException(400, "want epoch, version and strings") from None
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(_events(request, state, *place), headers=headers, media_type="text/event-stream")
+    return StreamingResponse(_events(request, state, name, *place), headers=headers, media_type="text/event-stream")
 
 
-async def _events(request: Request, state: State, epoch: str, version: int, strings: int) -> AsyncIterator[bytes]:
-    state.live += 1
+async def _events(
+    request: Request, state: State, name: str, epoch: str, version: int, strings: int
+) -> AsyncIterator[bytes]:
+    state.live[name] += 1
     state.look()
     error: str | None = None
     stale: Any = None
@@ -113,14 +117,16 @@ async def _events(request: Request, state: State, epoch: str, version: int, stri
             except TimeoutError:
                 yield b": still here\n\n"
             try:
-                gone = await run_in_threadpool(user_of, request) is None
+                gone = await run_in_threadpool(user_of, request, False) is None
             except StoreError:  # the browser asks again
                 return
             if gone:
                 yield b"event: ended\ndata: {}\n\n"
                 return
     finally:
-        state.live -= 1
+        state.live[name] -= 1
+        if not state.live[name]:
+            del state.live[name]
 
 
 async def device(request: Request) -> Response:

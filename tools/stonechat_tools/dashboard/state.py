@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -67,7 +68,7 @@ class State:
     sessions: accounts.Sessions
     tries: accounts.Tries = field(default_factory=accounts.Tries)
     files: dict[str, File] = field(default_factory=load_files)
-    live: int = 0
+    live: Counter[str] = field(default_factory=Counter)  # pages that listen, by the account's name
     error: str | None = None
     stopping: bool = False
     wake: threading.Event = field(default_factory=threading.Event)
@@ -88,7 +89,7 @@ class State:
                 self.error = error
                 self.wake_up()
             spent_s = time.monotonic() - began_s
-            often = self.live or error is not None or not self.view.ready
+            often = self.live.total() or error is not None or not self.view.ready
             self.wake.wait(max(POLL_S if often else IDLE_POLL_S, SHARE * spent_s))
             self.wake.clear()
 

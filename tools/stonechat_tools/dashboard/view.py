@@ -53,6 +53,8 @@ class View:
         self.rows: dict[str, Row] = {}
         self._versions: dict[str, int] = {}  # of each row, and of those that are gone
         self._strings: dict[str, int] = {"": 0}
+        self._texts: list[str] = [""]  # the same by number
+        self._touched: set[str] = set()  # devices whose row is to be made
         self._facts: dict[str, dict[str, Any]] = {}  # as Store.devices() gives them
         self._presence: dict[str, tuple[str, Device]] = {}
         self._labels: dict[str, Labels] = {}
@@ -82,7 +84,7 @@ class View:
         facts = store.devices(since_s=None if self._heard_s is None else self._heard_s - AGAIN_S)
         presence = store.note_texts("presence")
         notes = {kind: store.note_texts(kind) for kind in (labels_of_devices.KIND, "incident", "cause")}
-        touched: set[str] = set()
+        touched = self._touched  # kept where something below can't be read: what was taken up is not new the next time
         for row in facts:
             name = row["device"]
             if self._facts.get(name) != row:
@@ -109,6 +111,7 @@ class View:
         if stale != (self._is_stale(listening, now_s), listening is None):
             self.version += 1
         self._make(touched, now_s)
+        touched.clear()
         return self.version != before
 
     def _read_labels(self, texts: dict[str, str]) -> set[str]:
@@ -184,6 +187,7 @@ class View:
         found = self._strings.get(text)
         if found is None:
             found = self._strings[text] = len(self._strings)
+            self._texts.append(text)
         return found
 
     @staticmethod
@@ -217,7 +221,7 @@ class View:
                     "texts": TEXTS,
                     "states": STATES,
                     "levels": LEVELS,
-                    "strings": list(self._strings),
+                    "strings": self._texts,
                     "columns": [list(column) for column in zip(*rows, strict=True)] or [[] for _ in FIELDS],
                 }
                 self._made = self.version, gzip.compress(_json(about), 6, mtime=0)
@@ -233,7 +237,7 @@ class View:
             about = self._about()
             about["rows"] = [self.rows[name] for name in names if name in self.rows]
             about["gone"] = [name for name in names if name not in self.rows]
-            about["strings"] = list(self._strings)[strings:] if len(self._strings) > strings else []
+            about["strings"] = self._texts[strings:]
             return _json(about)
 
     def facts(self, device: str) -> dict[str, Any] | None:
@@ -241,9 +245,8 @@ class View:
             row = self.rows.get(device)
             if row is None:
                 return None
-            strings = list(self._strings)
             found = dict(zip(FIELDS, row, strict=True))
-            found |= {name: strings[found[name]] for name in TEXTS}
+            found |= {name: self._texts[found[name]] for name in TEXTS}
             return found | {"state": STATES[found["state"]], "since": found["since"] + self.base}
 
     def summary(self) -> dict[str, Any]:
@@ -251,7 +254,7 @@ class View:
         with self._lock:
             at = {name: FIELDS.index(name) for name in FIELDS}
             rows = list(self.rows.values())
-            strings = list(self._strings)
+            strings = self._texts
             by: dict[str, Counter[tuple[str, str]]] = {}
             for label in ("class", "model"):
                 most = {text for text, _ in Counter(row[at[label]] for row in rows).most_common(MOST_GROUPS)}
