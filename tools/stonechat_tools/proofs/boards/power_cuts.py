@@ -137,6 +137,8 @@ def lives(board: Board, cuts: int, seed: int = 1) -> Lives:
                 break
             result.cuts += 1
             read(printed, result, keys, seen)
+            if result.cuts % 10 == 0:
+                print(f"{board.name}: {result.cuts} of {cuts} cuts, {result.reports} reports", file=sys.stderr)
             if len(result.failed) > 5:
                 break
             machine.restart()
