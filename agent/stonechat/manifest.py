@@ -183,3 +183,22 @@ def unseal(message, keys) -> Manifest:
     if missing:
         raise WireError("manifest: no valid signature of the %s" % ("release key", "security officer")[min(missing)])
     return read(packed)
+
+
+def rules_of(policy) -> tuple:
+    """A release's policy -> rules as policy.py has them, in whatever range. Raises WireError."""
+    rules = loads(policy)
+    if not isinstance(rules, list):
+        raise WireError
+    for rule in rules:
+        if not isinstance(rule, list) or len(rule) != 6 or not all([is_count(number) for number in rule]):
+            raise WireError
+    return tuple([tuple(rule) for rule in rules])
+
+
+def golden_digest(meta):
+    """SHA-256 over each golden vector of a model's metadata: input, output, score (2 bytes, little-endian)."""
+    digest = sha256(b"")
+    for x, y, score_q8 in meta.golden:
+        digest.update(x + y + bytes((score_q8 & 255, score_q8 >> 8)))
+    return digest.digest()

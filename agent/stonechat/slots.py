@@ -10,6 +10,7 @@ a.settings, b.settings, keys (only after a rotation), record, and offer (update.
 """
 
 import os
+import sys
 from binascii import crc32
 from struct import pack, unpack
 
@@ -253,3 +254,12 @@ def read(path: str, most: int) -> bytes:
             return file.read(most)
     except OSError:
         return b""
+
+
+def find(path: str) -> str:
+    """Where model.open_model() finds the model `path`."""
+    for folder in [""] + sys.path:  # noqa: RUF005 - MicroPython has no [*a]
+        full = folder + "/" + path if folder else path
+        if size(full):
+            return full
+    return path

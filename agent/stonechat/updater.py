@@ -7,15 +7,13 @@ A board needs it `stonechat build --with updater`. What the device has learned g
 its centres as they are, location and scale of the score from the last windows; and back when the model goes.
 """
 
-import sys
 from array import array
 
-from . import cbor, slots
+from . import cbor, manifest, slots
 from .budget import Budget
-from .cbor_decode import loads
-from .compat import const, sha256, ticks_add, ticks_diff, ticks_ms
+from .compat import const, ticks_add, ticks_diff, ticks_ms
 from .cose import Mac
-from .cose_open import fields_of, is_count
+from .cose_open import fields_of
 from .errors import ModelError, StonechatError, WireError
 from .update import CHUNK_BYTES, CONFIRM, OFFER, Update
 
@@ -138,7 +136,7 @@ class Updater:
         meta = model.metadata
         if meta is None or self._schema_id and meta.schema_id != self._schema_id:
             raise ModelError("schema")
-        if golden and (not meta.golden or golden != _golden_digest(meta)):
+        if golden and (not meta.golden or golden != manifest.golden_digest(meta)):
             raise ModelError("golden vectors")
         if rules:
             meta.alarm_rules = tuple([tuple(rule) for rule in rules])
@@ -215,7 +213,7 @@ class Updater:
             self._most_bytes,
             self._load,
             self._suits,
-            _find(self._factory),
+            slots.find(self._factory),
             self._accepts if agent.response is not None else None,
         )
         self._came_with = agent.response.rules if agent.response is not None else ()
@@ -408,7 +406,7 @@ class Updater:
         self._save()
 
     def _accepts(self, policy) -> None:
-        self._agent.response.follow(_rules_of(policy), True)
+        self._agent.response.follow(manifest.rules_of(policy), True)
 
     def _follow(self) -> None:
         """The response decides by the policy that is in force, or by the rules that it came with."""
@@ -416,7 +414,7 @@ class Updater:
         if response is not None:
             policy = self.policy
             try:
-                response.follow(_rules_of(policy) if policy else self._came_with)
+                response.follow(manifest.rules_of(policy) if policy else self._came_with)
             except StonechatError:
                 response.follow(self._came_with)
 
@@ -483,30 +481,3 @@ class _Copy:
 
     def put(self, section, value) -> None:
         self.own[section] = value
-
-
-def _rules_of(policy) -> tuple:
-    """A release's policy -> rules as policy.py has them, in whatever range. Raises WireError."""
-    rules = loads(policy)
-    if not isinstance(rules, list):
-        raise WireError
-    for rule in rules:
-        if not isinstance(rule, list) or len(rule) != 6 or not all([is_count(number) for number in rule]):
-            raise WireError
-    return tuple([tuple(rule) for rule in rules])
-
-
-def _golden_digest(meta):
-    digest = sha256(b"")
-    for x, y, score_q8 in meta.golden:
-        digest.update(x + y + bytes((score_q8 & 255, score_q8 >> 8)))
-    return digest.digest()
-
-
-def _find(path):
-    """As model.open_model() finds it."""
-    for folder in [""] + sys.path:  # noqa: RUF005 - MicroPython has no [*a]
-        full = folder + "/" + path if folder else path
-        if slots.size(full):
-            return full
-    return path

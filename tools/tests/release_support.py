@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import astuple
@@ -12,12 +13,20 @@ import pyhsslms
 from agent_process import DEVICE, wait_for
 from fleet_support import Peer
 from stonechat import manifest
+from stonechat.metadata import Metadata
 from stonechat.model import load_model
 from stonechat_tools.fleet import keyring, wire, wire_release
-from stonechat_tools.release.make import golden_digest
 
 KIND = {"lms_type": pyhsslms.lms_sha256_m24_h5, "lmots_type": pyhsslms.lmots_sha256_n24_w8}
 DAY_S = 86_400
+
+
+def golden_digest(metadata: Metadata) -> bytes:
+    """As release.cddl has it, beside the agent's own."""
+    digest = hashlib.sha256()
+    for x, y, score_q8 in metadata.golden:
+        digest.update(bytes(x) + bytes(y) + struct.pack("<H", score_q8))
+    return digest.digest()
 
 
 def described(model: bytes) -> list[object]:

@@ -16,8 +16,8 @@ import stonechat
 from stonechat import manifest
 from stonechat.errors import ConfigError, StonechatError, WireError
 from stonechat.linux import shipped
+from stonechat.manifest import rules_of
 from stonechat.response import Response
-from stonechat.updater import _rules_of
 from stonechat_tools import cli
 from stonechat_tools.release import keys, make
 
@@ -373,7 +373,7 @@ def test_a_policy_of_the_response_is_signed_and_refused_by_name(
     packed = make.frame((release / "manifest.cbor").read_bytes())[2]
     pycddl.Schema("start = manifest\n" + CDDL).validate_cbor(packed)
     found = manifest.read(packed).policy
-    rules = _rules_of(found)
+    rules = rules_of(found)
     response = Response()
     response.follow(rules)
     assert response.rules == ((2, 2, 0, 0, 60, 240), (1, 1, 0, 0, 0, 0))

@@ -13,12 +13,12 @@ from typing import Any
 import cbor2
 import numpy as np
 import pyhsslms
+from release_support import golden_digest
 from stonechat import manifest
 from stonechat.features import RATE
 from stonechat.model import load_model
 from stonechat.schema import Schema
 from stonechat_tools.modeling.fit import fit
-from stonechat_tools.release.make import golden_digest
 
 PLACE = Path(__file__).resolve().parents[2] / "firmware_tests/golden/releases"
 NOW_S = 1_800_000_000

@@ -3,14 +3,12 @@
 The message is release.cddl's COSE_Sign; the device's own reader (stonechat.manifest) opens what leaves here."""
 
 import hashlib
-import struct
 from dataclasses import dataclass
 from typing import Any
 
 import cbor2
 from stonechat import manifest
 from stonechat.errors import ConfigError, WireError
-from stonechat.metadata import Metadata
 from stonechat.model import load_model
 
 from .keys import ROLES, PublicKey, SigningKey
@@ -33,14 +31,6 @@ class Plan:
     policy: bytes = b""  # of the response, as release.cddl has it; empty for none
 
 
-def golden_digest(metadata: Metadata) -> bytes:
-    """SHA-256 over each golden vector: input, output, score (2 bytes, little-endian)."""
-    digest = hashlib.sha256()
-    for x, y, score_q8 in metadata.golden:
-        digest.update(bytes(x) + bytes(y) + struct.pack("<H", score_q8))
-    return digest.digest()
-
-
 def payload(plan: Plan, model: bytes | None, sbom: bytes | None = None) -> bytes:
     """The manifest's map, to be signed. model: a .tflite with stonechat's metadata. Raises ConfigError, ModelError."""
     fields: dict[int, Any] = {
@@ -57,7 +47,12 @@ def payload(plan: Plan, model: bytes | None, sbom: bytes | None = None) -> bytes
             raise ConfigError("the model has no stonechat metadata; make one with `stonechat train`")
         if not metadata.golden:
             raise ConfigError("the model has no golden vectors: a device could not test it; make it again")
-        fields[6] = [hashlib.sha256(model).digest(), len(model), bytes(metadata.schema_id), golden_digest(metadata)]
+        fields[6] = [
+            hashlib.sha256(model).digest(),
+            len(model),
+            bytes(metadata.schema_id),
+            manifest.golden_digest(metadata),
+        ]
     if plan.rules:
         fields[7] = [list(rule) for rule in plan.rules]
     if plan.policy:

@@ -304,7 +304,7 @@ def _verified(args: argparse.Namespace) -> tuple[bytes, bytes | None, manifest.M
         metadata = load_model(data).metadata
         if metadata is None or bytes(metadata.schema_id) != found.model[2]:
             raise ConfigError(f"{folder / MODEL}: its schema is not the one that was signed")
-        if make.golden_digest(metadata) != found.model[3]:
+        if manifest.golden_digest(metadata) != found.model[3]:
             raise ConfigError(f"{folder / MODEL}: its golden vectors are not those that were signed")
     if found.sbom is not None and hashlib.sha256(read_file(folder / SBOM)).digest() != found.sbom:
         raise ConfigError(f"{folder / SBOM}: is not the bill of materials that was signed")
