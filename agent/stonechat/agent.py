@@ -181,10 +181,10 @@ class Agent(Loop):
         uptime_s = self.reporter.uptime_s
         self._off_s = uptime_s - max(0, now_s - since_s) if since_s and now_s else uptime_s
         self.off = True
+        if self.response is not None:
+            self._try(self.response.switch_off)  # first: the enforcer may ask the collector
         if self.on_switch is not None:
             self.on_switch(False)
-        if self.response is not None:
-            self._try(self.response.switch_off)
 
     async def run(self) -> None:
         """tick() for ever under asyncio; cancel the task to stop."""

@@ -4,6 +4,7 @@ import ast
 import functools
 import http.server
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stonechat.board import full
 from stonechat.errors import ConfigError
 from stonechat_tools import cli
 from stonechat_tools.device import build as builder
 from stonechat_tools.device import deploy, link
+from stonechat_tools.fleet.local_broker import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "firmware_tests"))
@@ -170,6 +173,30 @@ agent.reporter.commands.actions[7]([])
 show(response.real.action, reach("127.66.0.6"), response.enforcer.counts()[1])
 agent.monitoring(False)
 show(type(hooks.active) is not hooks.FirmwareCollector, reach("127.0.0.1"))
+def address(port): return socket.getaddrinfo("127.0.0.1", port)[0][-1]
+def works():
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sent = [datagrams.sendto(b"abc", address(9)) for _ in range(3)]
+    datagrams.close()
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(address(int(sys.argv[4])))
+    listener.listen(1)
+    caller = socket.socket()
+    caller.connect(address(int(sys.argv[4])))
+    answer, _ = listener.accept()
+    sent += [caller.send(b"abc"), caller.write(b"abc"), len(answer.recv(3)), len(answer.read(3))]
+    for each in (caller, answer, listener): each.close()
+    open(sys.argv[3] + "/made", "w").close()
+    try:
+        socket.getaddrinfo("no.invalid", 1)
+    except OSError:
+        sent.append(0)
+    return sent
+show(works())
+response.enforcer.apply(3, 60)  # as a thread of the firmware's may see it for a moment
+show(reach("127.66.0.6"))
+response.enforcer.release()
 agent.monitoring(True)
 watch.tick()
 show(type(hooks.active) is hooks.FirmwareCollector, watch.errors, agent.errors)
@@ -184,9 +211,18 @@ def test_a_linked_build_with_the_guard_responds(tmp_path: Path) -> None:
     assert builder.build(ARCHITECTURE[target.name], built, ["board/guard"]).sizes["board/guard"] <= 1536
     script = tmp_path / "guarded.py"
     script.write_text(GUARDED)
-    done = run_bare(target, str(script), str(built), str(MODEL), str(tmp_path / "data"))
+    done = run_bare(target, str(script), str(built), str(MODEL), str(tmp_path / "data"), str(free_port()))
     facts = [line[5:] for line in done.stdout.splitlines() if line.startswith("FACT")]
-    assert facts == ["111", "2 2", "3 113 3", "0 111 1", "True 111", "True 0 0"], done.stdout + done.stderr
+    assert facts == ["111", "2 2", "3 113 3", "0 111 1", "True 111", "[3, 3, 3, 3, 3, 3, 3, 0]", "111", "True 0 0"], (
+        done.stdout + done.stderr
+    )
+
+
+@pytest.mark.parametrize("module", ["hooks", "guard"])
+def test_what_takes_the_collector_s_place_while_monitoring_is_off_has_all_that_is_asked_of_it(module: str) -> None:
+    text = (Path(full.__file__).parent / f"{module}.py").read_text()
+    asked = set(re.findall(r"\bactive\.(\w+)", text))
+    assert asked and not [name for name in asked if not hasattr(full._Off(), name)]
 
 
 def public_names(texts: dict[str, str], wanted: set[str]) -> set[str]:

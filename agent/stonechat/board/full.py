@@ -43,7 +43,11 @@ def _follow_switch(agent, collector):
 
 
 class _Off:
-    """In place of the hook's collector while monitoring is off."""
+    """In place of the hook's collector while monitoring is off: what the hook and the guard ask of one."""
+
+    known = ()
+    quiet = None
+    _last = (hooks, None, (None, None))  # no address is that
 
     def add(self, *args, **options):
         return False

@@ -95,7 +95,7 @@ class Guard:
             if chosen and port is None or self._lets(key):
                 return kept(me, *args)
             if chosen:
-                hooks.active.add(_CONN_OUT if name == "connect" else _UDP_OUT, key=key, port=port)
+                hooks.active.add(_CONN_OUT if name == "connect" else _UDP_OUT, 0, key, port)
             error = errno.EHOSTUNREACH if chosen else errno.ECONNRESET
             hooks.active.failed(error)
             if args and hooks._asked_by_c(args[0]):
