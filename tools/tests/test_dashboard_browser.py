@@ -1,6 +1,7 @@
 """The dashboard's pages in a real browser: they work, with a keyboard and a screen reader too, and ask nobody else."""
 
 import argparse
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,6 +138,46 @@ def test_a_stranger_gets_a_form_and_a_wrong_password_a_line(made: MadeFleet) -> 
         stranger.run(fill.format(NAME, PASSWORD))
         stranger.wait("document.querySelector('.legend li')")
         assert stranger.run("document.cookie") == ""  # no script can read it
+
+
+def test_no_address_and_no_search_leaves_a_page_empty(page: Page, places: tuple[str, str]) -> None:
+    """Names that every JavaScript object has are no pages, keys or spans."""
+    page.errors.clear()
+    shown = "document.querySelector('main h1') && !document.querySelector('main').innerText.includes('Loading')"
+    for name in ("constructor", "__proto__"):
+        for place in (name, f"devices?q={name}:x", f"devices?q={name}", f"device/pump-00003?span={name}", f"?{name}"):
+            page.open("about:blank")
+            page.open(f"{places[0]}#/{place}")
+            page.wait(shown)
+            assert "Try again" not in page.text(), place
+    assert page.errors == []
+
+
+def test_counts_links_and_times_are_right_for_one_device_too(tmp_path: Path) -> None:
+    from stonechat_tools.fleet import labels
+    from stonechat_tools.fleet.labels import Labels
+
+    fleet = MadeFleet(tmp_path / "fleet.db", 3)
+    first, second, _ = fleet.names
+    labels.write(fleet.store, {first: Labels("", "pump 2", "plant 1"), second: Labels("", "pump 3", "plant 2")})
+    with serving(tmp_path / "fleet.db") as url, browser() as alone:
+        alone.show(1280, 800)
+        go(alone, url, View("one", f"#/device/{first}", ".chip"))
+        alone.run("document.querySelector('a.chip').click()")  # its class, which has a space in it
+        alone.wait("document.querySelector('tbody tr')")
+        assert alone.run("document.querySelectorAll('tbody tr').length") == 1
+        assert "1 of 3 devices" in alone.text()
+        labels.write(fleet.store, {name: Labels(removed_s=time.time()) for name in (second, fleet.names[2])})
+        alone.wait("document.querySelector('main [role=status]').innerText === '1 device'")
+        for place, ready in (("#/", ".legend li"), ("#/devices", "tbody tr"), (f"#/device/{first}", "h2#about")):
+            go(alone, url, View("one", place, ready))
+            assert not re.search(r"\b1 (devices|reports|points|incidents)\b", alone.text()), place
+            aria = alone.run("[...document.querySelectorAll('[aria-label]')].map((e) => e.getAttribute('aria-label'))")
+            assert not re.search(r"\b1 (devices|reports|points|incidents)\b", "\n".join(aria)), place
+            zone = alone.run("Intl.DateTimeFormat().resolvedOptions().timeZone")
+            shown = alone.run("document.querySelector('footer').innerText")
+            assert shown.startswith("Times are in this browser's zone: ") and (zone in shown or "UTC" in shown)
+    fleet.close()
 
 
 def test_what_a_device_calls_itself_is_text(page: Page, places: tuple[str, str], made: MadeFleet) -> None:

@@ -50,8 +50,8 @@ def user_of(request: Request, used: bool = True) -> User | None:
     return User("", "viewer") if state.options.anonymous else None
 
 
-def viewer_of(request: Request) -> User:
-    found = user_of(request)
+def viewer_of(request: Request, used: bool = True) -> User:
+    found = user_of(request, used)
     if found is None:
         raise HTTPException(401, "log in first")
     return found

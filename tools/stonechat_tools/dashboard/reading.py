@@ -71,7 +71,7 @@ def _first_look(state: State) -> None:
 
 
 async def live(request: Request) -> Response:
-    name = (await run_in_threadpool(viewer_of, request)).name
+    name = (await run_in_threadpool(viewer_of, request, False)).name
     state = state_of(request)
     if state.live.total() >= MAX_LIVE:
         raise HTTPException(503, f"{MAX_LIVE} pages listen already; close some")

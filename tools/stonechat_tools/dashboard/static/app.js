@@ -1,6 +1,6 @@
 // Which page is shown, who has logged in, and what is said above the page.
 
-import { fill, h, clock, state, toast } from "./dom.js";
+import { clock, fill, h, span, state, toast, zone } from "./dom.js";
 import { ask, fleet, load, now, on, readSession, session } from "./data.js";
 import { showMap } from "./map.js";
 import { showTable } from "./table.js";
@@ -27,7 +27,7 @@ function route() {
   if (location.hash && !location.hash.startsWith("#/")) return; // a place within the page
   const [path, query = ""] = location.hash.slice(2).split("?");
   const [name, ...rest] = path.split("/").map(decode);
-  const [title, show] = PAGES[name] ?? PAGES[""];
+  const [title, show] = PAGES[Object.hasOwn(PAGES, name) ? name : ""];
   leave?.();
   leave = null;
   document.title = `${rest[0] ? rest[0] + " – " : ""}${title} – stonechat`;
@@ -86,7 +86,7 @@ function showBanner() {
   const lines = [];
   if (fleet.trouble) lines.push(fleet.trouble);
   else if (about && about.listening === null) lines.push("No collector has been connected to its broker yet: nothing is known of the devices.");
-  else if (about?.stale) lines.push(`No collector runs. This is the fleet as of ${clock(about.listening[1])}, ${Math.round((now() - about.listening[1]) / 60)} min ago.`);
+  else if (about?.stale) lines.push(`No collector runs. This is the fleet as of ${clock(about.listening[1])}, ${span(now() - about.listening[1])} ago.`);
   const banner = document.getElementById("banner");
   const line = lines.join(" ");
   if (banner.textContent !== line) banner.textContent = line;
@@ -98,6 +98,7 @@ document.getElementById("search").addEventListener("submit", (event) => {
 });
 addEventListener("hashchange", route);
 on(showBanner);
+document.getElementById("zone").textContent = `Times are in this browser's zone: ${zone()}.`;
 
 let started = false;
 async function start() {

@@ -2,8 +2,9 @@
 
 export const session = { user: null, role: null, csrf: "", commands: [], lasting: [] };
 
-export async function ask(path, body) {
-  const options = body === undefined ? {} : {
+// automatic: asked by the page itself, not by somebody; that does not keep an idle session
+export async function ask(path, body, automatic = false) {
+  const options = body === undefined ? { headers: automatic ? { "x-automatic": "1" } : {} } : {
     method: "POST",
     headers: { "content-type": "application/json", "x-csrf-token": session.csrf },
     body: JSON.stringify(body),
@@ -64,9 +65,9 @@ function heard(names) {
   for (const listener of [...listeners]) listener(names);
 }
 
-export async function load() {
+export async function load(automatic = false) {
   close();
-  const found = await ask("/api/fleet");
+  const found = await ask("/api/fleet", undefined, automatic);
   fleet.at = Object.fromEntries(found.fields.map((name, place) => [name, place]));
   fleet.texts = new Set(found.texts);
   for (const name of ["strings", "states", "levels", "base", "epoch"]) fleet[name] = found[name];
@@ -124,7 +125,7 @@ function listen() {
 // After a break all is read again: cheaper than to reason about what was missed.
 function reload(wait) {
   close();
-  again = setTimeout(() => load().catch((error) => {
+  again = setTimeout(() => load(wait > 0).catch((error) => {
     fleet.trouble = error.message;
     heard([]);
     if (error.status === 401) location.hash = "#/login";

@@ -1,6 +1,6 @@
 // One device: its presence, score and evidence over time, what explains them, its incidents, and commands.
 
-import { badge, clock, color, figure, fill, h, span, state, toast } from "./dom.js";
+import { badge, clock, color, counted, figure, fill, finding, h, span, state, toast } from "./dom.js";
 import { ask, fleet, now, on, session } from "./data.js";
 import { card } from "./incidents.js";
 
@@ -12,17 +12,17 @@ const HINTS = {
 };
 
 export function showDevice(main, parameters, name) {
-  let length = parameters.get("span") in SPANS ? parameters.get("span") : "1d";
+  let length = Object.hasOwn(SPANS, parameters.get("span")) ? parameters.get("span") : "1d";
   let ended = false, asking = false, again = 0, plots = [];
   const place = h("div", {}, state("Loading …"));
   fill(main, place);
   read();
 
-  async function read() {
+  async function read(automatic) {
     if (asking || ended) return;
     asking = true;
     try {
-      const found = await ask(`/api/device/${encodeURIComponent(name)}?span=${length}`);
+      const found = await ask(`/api/device/${encodeURIComponent(name)}?span=${length}`, undefined, automatic === true);
       if (!ended) show(found);
     } catch (error) {
       if (!ended) fill(place, h("h1", {}, name), state(error.message, read), h("p", {}, h("a", { href: "#/devices" }, "All devices")));
@@ -39,7 +39,7 @@ export function showDevice(main, parameters, name) {
     plots = [];
     fill(place,
       h("div", { class: "title" }, h("h1", {}, row.name || row.device), row.name && h("span", { class: "hint" }, row.device),
-        h("span", { class: "chips" }, [["class", row.class], ["site", row.site], ...row.tags.split(", ").map((tag) => ["tag", tag])].filter(([, value]) => value).map(([key, value]) => h("a", { class: "chip", href: `#/devices?q=${key}:${encodeURIComponent(value)}` }, `${key} ${value}`)))),
+        h("span", { class: "chips" }, [["class", row.class], ["site", row.site], ...row.tags.split(", ").map((tag) => ["tag", tag])].filter(([, value]) => value).map(([key, value]) => h("a", { class: "chip", href: finding(key, value) }, `${key} ${value}`)))),
       h("div", { class: "tiles" },
         tile("Presence", badge(row.state), `since ${clock(row.since)} (${span(now() - row.since)})`, row.why, row.cause && `with others: ${row.cause}`),
         tile("Level", badge(fleet.levels[row.level]), row.marks, row.score === null ? "no score yet" : `score ${figure(row.score / 100)}, evidence ${figure(row.evidence === null ? null : row.evidence / 100)} (1 is the threshold)`),
@@ -82,7 +82,7 @@ export function showDevice(main, parameters, name) {
   }
 
   function reports(rows) {
-    return h("details", { id: "reports" }, h("summary", {}, `The latest ${rows.length} reports as a table`), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Reports" }, h("table", {},
+    return h("details", { id: "reports" }, h("summary", {}, rows.length === 1 ? "The only report as a table" : `The latest ${counted(rows.length, "report")} as a table`), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Reports" }, h("table", {},
       h("thead", {}, h("tr", {}, ["Time", "Level", "Score", "Evidence", "Windows", "What carries it"].map((each, n) => h("th", { scope: "col", class: n > 1 && n < 5 ? "number" : "" }, each)))),
       h("tbody", {}, rows.map((report) => h("tr", {}, h("td", { class: "nowrap" }, clock(report.time), report.known ? null : h("small", {}, "time unknown")), h("td", {}, badge(fleet.levels[report.level])), h("td", { class: "number" }, figure(report.score)), h("td", { class: "number" }, figure(report.evidence)), h("td", { class: "number" }, report.windows),
         h("td", {}, [report.channel && `${report.channel}: `, report.features.map(([feature, deviation, share]) => `${feature} ${deviation > 0 ? "+" : ""}${deviation.toFixed(1)} sd (${share} %)`).join(", "), report.detail && ` [${report.detail}]`, report.flags.length > 0 && ` (${report.flags.join(", ")})`])))))));
@@ -150,7 +150,7 @@ export function showDevice(main, parameters, name) {
       for (const table of holder.querySelectorAll("table")) table.setAttribute("role", "presentation");
       plots.push(plot);
     };
-    add("Score; shaded where the level was watch or alarm", `Score from ${clock(found.from)} to ${clock(found.now)}: ${points.time.length} points, highest ${figure(highest)}, ${alarms} of them alarms. The table below has the numbers.`,
+    add("Score; shaded where the level was watch or alarm", `Score from ${clock(found.from)} to ${clock(found.now)}: ${counted(points.time.length, "point")}, highest ${figure(highest)}, ${alarms} in alarm. The table below has the numbers.`,
       (holder) => new uPlot(options(220, [when, faint("Lowest"), faint("Highest"), line("Score")], [{ series: [2, 1], fill: paint.band }]), [points.time, points.low, points.high, points.score], holder));
     if (points.evidence.some((each) => each !== null)) {
       const one = points.time.map(() => 1);
@@ -167,7 +167,7 @@ export function showDevice(main, parameters, name) {
     const mine = names === null || names.includes(name);
     const active = document.activeElement;
     const busy = place.contains(active) && active.closest("form, select, .actions");
-    if (mine && !busy && !again) again = setTimeout(() => { again = 0; read(); }, 3000);
+    if (mine && !busy && !again) again = setTimeout(() => { again = 0; read(true); }, 3000);
   });
   return () => { ended = true; end(); clearTimeout(again); removeEventListener("resize", resized); dark.removeEventListener("change", read); for (const plot of plots) plot.destroy(); };
 }

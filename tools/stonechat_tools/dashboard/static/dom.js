@@ -32,6 +32,26 @@ export function span(seconds) {
   return `${Math.round(s / 86400)} d`;
 }
 
+// counted(1, "device") -> "1 device", counted(2, "device") -> "2 devices"
+export function counted(n, noun) {
+  return `${n.toLocaleString()} ${noun}${n === 1 ? "" : "s"}`;
+}
+
+// The browser's zone, in which clock() shows times: "Europe/Berlin (UTC+1)"
+export function zone() {
+  const minutes = -new Date().getTimezoneOffset();
+  const hours = Math.trunc(Math.abs(minutes) / 60), rest = Math.abs(minutes) % 60;
+  const offset = minutes ? `UTC${minutes < 0 ? "−" : "+"}${hours}${rest ? `:${two(rest)}` : ""}` : "UTC";
+  const name = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  return !name || name === "UTC" ? offset : `${name} (${offset})`;
+}
+
+// A link to the devices of which `key` is `value`
+export function finding(key, value) {
+  const plain = value.replaceAll('"', " ");
+  return `#/devices?q=${encodeURIComponent(`${key}:${/\s/.test(plain) ? `"${plain}"` : plain}`)}`;
+}
+
 export function figure(value, digits = 2) {
   return value === null || value === undefined ? "–" : Number(value).toFixed(digits);
 }

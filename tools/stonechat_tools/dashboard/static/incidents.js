@@ -1,6 +1,6 @@
 // Incidents: those that go on, those that are over, and silences.
 
-import { badge, clock, fill, h, span, state, toast } from "./dom.js";
+import { badge, clock, counted, fill, h, span, state, toast } from "./dom.js";
 import { ask, fleet, now, on, session } from "./data.js";
 
 export function evidence(incident) {
@@ -11,7 +11,7 @@ export function evidence(incident) {
 function shown(name, value) {
   if (Array.isArray(value)) return value.join(", ");
   if (typeof value !== "number") return String(value);
-  if (value > 1e9) return clock(value);
+  if (/heard|since|time/.test(name)) return clock(value);
   return Number.isInteger(value) ? value.toLocaleString() : value.toPrecision(3);
 }
 
@@ -43,7 +43,7 @@ export function card(incident, changed, linked = true) {
       incident.acknowledged_s ? `; acknowledged by ${incident.acknowledged_by} at ${clock(incident.acknowledged_s)}` : "",
       incident.silenced && !over ? "; silenced" : "", incident.notifications ? `; sent ${incident.notifications === 1 ? "once" : `${incident.notifications} times`}` : ""),
     evidence(incident),
-    incident.devices.length > 0 && h("p", { class: "chips" }, incident.devices.slice(0, 12).map((name) => h("a", { class: "chip", href: `#/device/${encodeURIComponent(name)}` }, name)), incident.count > 12 && h("span", { class: "hint" }, `${incident.count.toLocaleString()} devices in all`)),
+    incident.devices.length > 0 && h("p", { class: "chips" }, incident.devices.slice(0, 12).map((name) => h("a", { class: "chip", href: `#/device/${encodeURIComponent(name)}` }, name)), incident.count > 12 && h("span", { class: "hint" }, `${counted(incident.count, "device")} in all`)),
     operator && !over && h("div", { class: "actions" }, !incident.acknowledged_s && acknowledge, silence), place);
 }
 
@@ -73,11 +73,11 @@ export function showIncidents(main, parameters, wanted) {
   let version = -1, asking = false, ended = false, found = null;
   read();
 
-  async function read() {
+  async function read(automatic) {
     if (asking) return;
     asking = true;
     try {
-      found = await ask("/api/incidents");
+      found = await ask("/api/incidents", undefined, automatic === true);
       version = found.version;
       if (!ended) show();
     } catch (error) {
@@ -116,7 +116,7 @@ export function showIncidents(main, parameters, wanted) {
 
   const end = on(() => {
     const busy = place.contains(document.activeElement) && document.activeElement.closest("form");
-    if (fleet.about.incidents !== version && !busy) read();
+    if (fleet.about.incidents !== version && !busy) read(true);
   });
   return () => { ended = true; end(); };
 }

@@ -1,6 +1,6 @@
 // The fleet as a map: a cell for each device, in groups. Drawn on a canvas; the table beside it says the same in words.
 
-import { color, fill, h, span, state } from "./dom.js";
+import { color, counted, fill, h, span, state } from "./dom.js";
 import { fleet, levelOf, now, number, on, shownName, stateOf, text, time } from "./data.js";
 
 const GROUPS = { class: "Class", site: "Site", model: "Model", firmware: "Firmware", schema: "Schema", presence: "Presence", none: "Nothing" };
@@ -13,7 +13,7 @@ const SHAPES = { asleep: "small", off: "small", silent: "hollow", gone: "hollow"
 
 function kept(name, options, fallback) {
   const found = localStorage.getItem(`stonechat.${name}`);
-  return found in options ? found : fallback;
+  return found !== null && Object.hasOwn(options, found) ? found : fallback;
 }
 
 export function groupOf(row, by) {
@@ -29,7 +29,7 @@ export function showMap(main) {
   const tip = h("div", { class: "tip", hidden: true });
   const where = h("div", { class: "quiet", role: "status", "aria-live": "polite" });
   const legend = h("ul", { class: "legend", "aria-label": "Devices by colour" });
-  const counted = h("span", { class: "hint" });
+  const total = h("span", { class: "hint" });
   const frame = h("div", { class: "map" }, canvas, tip);
   const choose = (label, name, options, value, change) => h("label", { class: "inline" }, label, h("select", { name, onchange: (event) => { localStorage.setItem(`stonechat.${name}`, event.target.value); change(event.target.value); } },
     Object.entries(options).map(([key, shown]) => h("option", { value: key, selected: key === value }, shown))));
@@ -40,7 +40,7 @@ export function showMap(main) {
       choose("Group by", "group", GROUPS, by, (value) => { by = value; lay(); }),
       choose("Colour by", "colour", COLOURS, colours, (value) => { colours = value; paint(); count(); }),
       h("span", { class: "zoom" }, zoomed(1 / 1.5, "Zoom out", "−"), zoomed(1.5, "Zoom in", "+"), h("button", { type: "button", class: "plain", onclick: () => { fit(); paint(); } }, "Fit")),
-      h("a", { href: "#/devices" }, "As a table"), counted),
+      h("a", { href: "#/devices" }, "As a table"), total),
     legend, frame, where,
     h("p", { id: "map-keys", class: "hint keys" }, "Keys on the map: arrows move from device to device, Enter opens one, + and − zoom, 0 fits. The same in words: ", h("a", { href: "#/devices" }, "as a table"), "."));
 
@@ -229,9 +229,9 @@ export function showMap(main) {
     for (const row of fleet.rows.values()) found.set(kind(row), (found.get(kind(row)) ?? 0) + 1);
     fill(legend, [...found].filter(([name, n]) => n || name === "reporting" || name === "normal").map(([name, n]) =>
       h("li", {}, h("a", { href: `#/devices?q=${colours === "level" ? "level" : "state"}:${name}` }, h("i", { class: `dot is-${name}` }), name, h("b", {}, n.toLocaleString())))));
-    const all = fleet.rows.size.toLocaleString();
-    counted.textContent = `${all} devices`;
-    canvas.setAttribute("aria-label", `Map of ${all} devices by ${by}: ${[...found].filter(([, n]) => n).map(([name, n]) => `${n} ${name}`).join(", ")}`);
+    const all = counted(fleet.rows.size, "device");
+    total.textContent = all;
+    canvas.setAttribute("aria-label", `Map of ${all} by ${by}: ${[...found].filter(([, n]) => n).map(([name, n]) => `${n} ${name}`).join(", ")}`);
   }
 
   // --- pointing

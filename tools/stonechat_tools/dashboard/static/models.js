@@ -1,6 +1,6 @@
 // Which models and versions are in the field, and how they fare.
 
-import { badge, clock, fill, h, span, state, toast } from "./dom.js";
+import { badge, clock, counted, fill, finding, h, span, state, toast } from "./dom.js";
 import { ask, fleet, levelOf, on, session, text } from "./data.js";
 
 function table(title, of, columns) {
@@ -21,7 +21,7 @@ function bar(part) {
 
 function most(counts, link) {
   const sorted = [...counts].sort((a, b) => b[1] - a[1]);
-  const shown = sorted.slice(0, 4).map(([name, n]) => h("a", { class: "chip", href: `#/devices?q=${link}:${encodeURIComponent(name)}` }, name || "not said", h("b", {}, n.toLocaleString())));
+  const shown = sorted.slice(0, 4).map(([name, n]) => h(name ? "a" : "span", { class: "chip", href: name ? finding(link, name) : null }, name || "not said", h("b", {}, n.toLocaleString())));
   return [shown, sorted.length > 4 && h("span", { class: "hint" }, `and ${sorted.length - 4} more`)];
 }
 
@@ -63,7 +63,7 @@ function rollout(each, found, again) {
   return h("li", { class: "card" },
     h("div", { class: "title" }, badge(KINDS[each.state] ?? "unknown", each.state), h("h3", {}, `${each.class} ${each.version}${each.site ? ` at ${each.site}` : ""}`)),
     h("p", { class: "hint" }, `stage ${each.stage} of ${each.stages.join(", ")}, for ${span(found.now - each.since_s)}; began ${clock(each.began_s)}`),
-    h("p", {}, Object.entries(counts).map(([name, n]) => h("span", { class: "chip" }, name, h("b", {}, n.toLocaleString()))), each.remaining ? h("span", { class: "hint" }, `${each.remaining} devices still have it`) : null),
+    h("p", {}, Object.entries(counts).map(([name, n]) => h("span", { class: "chip" }, name, h("b", {}, n.toLocaleString()))), each.remaining ? h("span", { class: "hint" }, `still on ${counted(each.remaining, "device")}`) : null),
     each.evidence.why && h("p", {}, each.evidence.why),
     each.failed.length > 0 && h("ul", { class: "plain" }, each.failed.slice(0, 10).map((one) => h("li", {}, h("a", { href: `#/device/${encodeURIComponent(one.device)}` }, one.device), `: ${one.why}`))),
     acts.length > 0 && h("div", { class: "actions" }, acts.map(button), comment));
@@ -75,9 +75,9 @@ export function showModels(main) {
   fill(main, h("h1", {}, "Models and versions in the field"), place, rolled);
   let ended = false;
 
-  async function showRollouts() {
+  async function showRollouts(automatic) {
     try {
-      const found = await ask("/api/rollouts");
+      const found = await ask("/api/rollouts", undefined, automatic === true);
       if (ended || rolled.contains(document.activeElement) && document.activeElement.value) return;
       const again = () => showRollouts();
       fill(rolled, h("h2", {}, `Roll-outs of signed releases (${found.rollouts.length})`),
@@ -94,14 +94,14 @@ export function showModels(main) {
     const number = (n, wide = false) => h("td", { class: wide ? "number wide" : "number" }, n.toLocaleString());
     fill(place,
       table("Models", collect("model").map(([name, group]) => h("tr", {},
-        h("th", { scope: "row" }, name ? h("a", { href: `#/devices?q=model:${name}` }, h("code", {}, name)) : "no model", h("small", {}, [...group.schemas.keys()].filter(Boolean).join(", "))),
+        h("th", { scope: "row" }, name ? h("a", { href: finding("model", name) }, h("code", {}, name)) : "no model", h("small", {}, [...group.schemas.keys()].filter(Boolean).join(", "))),
         h("td", { class: "number" }, group.n.toLocaleString(), bar(group.n / all)),
         h("td", { class: "number" }, group.alarm.toLocaleString(), h("small", {}, share(group.alarm, group.n))),
         number(group.watch), number(group.unfit, true), number(group.learning, true),
         h("td", { class: "wide" }, most(group.versions, "firmware")))),
       [["Model", ""], ["Devices", "number"], ["In alarm", "number"], ["Watch", "number"], ["Does not fit", "number wide"], ["Learning", "number wide"], ["Firmware", "wide"]]),
       table("Firmware", collect("firmware").map(([name, group]) => h("tr", {},
-        h("th", { scope: "row" }, name ? h("a", { href: `#/devices?q=firmware:${encodeURIComponent(name)}` }, name) : "not said"),
+        h("th", { scope: "row" }, name ? h("a", { href: finding("firmware", name) }, name) : "not said"),
         h("td", { class: "number" }, group.n.toLocaleString(), bar(group.n / all)),
         h("td", { class: "number" }, group.alarm.toLocaleString(), h("small", {}, share(group.alarm, group.n))),
         number(group.updates, true),
@@ -112,7 +112,7 @@ export function showModels(main) {
   let asked = 0;
   show();
   showRollouts();
-  const often = setInterval(() => { if (!document.hidden) showRollouts(); }, 15000);
+  const often = setInterval(() => { if (!document.hidden) showRollouts(true); }, 15000);
   const end = on(() => { asked ||= setTimeout(() => { asked = 0; if (!place.contains(document.activeElement)) show(); }, 3000); });
   return () => { ended = true; end(); clearTimeout(asked); clearInterval(often); };
 }

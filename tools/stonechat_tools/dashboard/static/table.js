@@ -1,6 +1,6 @@
 // The fleet as a table: the map in words, and what a search finds. A page of rows at a time.
 
-import { badge, fill, figure, h, span, state } from "./dom.js";
+import { badge, counted, fill, figure, h, span, state } from "./dom.js";
 import { fleet, levelOf, now, number, on, shownName, stateOf, text, time } from "./data.js";
 
 const PAGE = 100;
@@ -31,11 +31,11 @@ const KEYS = {
   note: notes, cause: (row) => text(row, "cause"),
 };
 
-// "site:berlin alarm" -> row => whether all words are found in it
+// 'site:"new york" alarm' -> row => whether all words are found in it
 export function matcher(query) {
-  const words = query.toLowerCase().split(/\s+/).filter(Boolean).map((word) => {
+  const words = (query.toLowerCase().match(/[^\s"]*"[^"]*"?|[^\s"]+/g) ?? []).map((word) => word.replaceAll('"', "")).filter(Boolean).map((word) => {
     const [key, ...rest] = word.split(":");
-    return rest.length && key in KEYS ? [KEYS[key], rest.join(":")] : [null, word];
+    return rest.length && Object.hasOwn(KEYS, key) ? [KEYS[key], rest.join(":")] : [null, word];
   });
   return (row) => words.every(([key, word]) => {
     if (key) return key(row).toLowerCase().includes(word);
@@ -59,11 +59,11 @@ export function showTable(main, parameters) {
     heads.set(name, cell);
     return cell;
   }));
-  const counted = h("p", { class: "hint", role: "status" });
+  const total = h("p", { class: "hint", role: "status" });
   const pager = h("div", { class: "pager" });
   const table = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Devices" }, h("table", {}, h("thead", {}, head), body));
   const nothing = h("div");
-  fill(main, h("h1", {}, query ? `Devices: ${query}` : "Devices"), counted, table, nothing, pager);
+  fill(main, h("h1", {}, query ? `Devices: ${query}` : "Devices"), total, table, nothing, pager);
 
   function sort(name) {
     down = order === name ? !down : false;
@@ -88,8 +88,8 @@ export function showTable(main, parameters) {
     const rows = found.slice(page * PAGE, page * PAGE + PAGE).map((row) => fleet.rows.get(row[0])).filter(Boolean);
     fill(body, rows.map(line));
     table.hidden = !rows.length;
-    fill(nothing, rows.length ? null : state(fleet.rows.size ? `No device matches “${query}”. Search by name, or by class:, site:, tag:, model:, firmware:, state: and level:.` : "No device has reported yet."));
-    counted.textContent = found.length === fleet.rows.size ? `${found.length.toLocaleString()} devices` : `${found.length.toLocaleString()} of ${fleet.rows.size.toLocaleString()} devices`;
+    fill(nothing, rows.length ? null : state(fleet.rows.size ? `No device matches “${query}”. Search by name, or by class:, site:, tag:, model:, firmware:, state: and level:; quote what has spaces.` : "No device has reported yet."));
+    total.textContent = found.length === fleet.rows.size ? counted(found.length, "device") : `${found.length.toLocaleString()} of ${counted(fleet.rows.size, "device")}`;
     const turn = (to, shown) => h("button", { type: "button", disabled: to < 0 || to >= pages, onclick: () => { page = to; show(); table.focus(); } }, shown);
     fill(pager, pages > 1 && [turn(page - 1, "Previous"), h("span", {}, `page ${page + 1} of ${pages}`), turn(page + 1, "Next")]);
   }
