@@ -1,6 +1,7 @@
 """What the verbs print in one form: the line about a missing package, and plain tables where rich is not installed."""
 
 import contextlib
+import errno
 import getpass
 import importlib.util
 import json
@@ -257,10 +258,14 @@ def read_file(path: str | os.PathLike[str], most: int = MAX_FILE_BYTES) -> bytes
     if "\0" in name:
         raise ConfigError(f"{clipped(name)}: a file's name has no NUL")
     handle = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)  # waits for no FIFO's writer
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISDIR(mode):  # open() would name the number of the handle
+        os.close(handle)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
     with open(handle, "rb", buffering=0) as file:
         data = b""
         end_s = time.monotonic() + PIPE_S
-        piped = not stat.S_ISREG(os.fstat(handle).st_mode)
+        piped = not stat.S_ISREG(mode)
         while len(data) <= most:
             if piped and not select.select([handle], [], [], max(0.0, end_s - time.monotonic()))[0]:
                 raise ConfigError(f"{name}: a pipe whose end was not written within {PIPE_S:.0f} s")

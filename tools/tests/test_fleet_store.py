@@ -331,6 +331,15 @@ def test_what_can_not_be_a_database_is_an_error_of_one_line(tmp_path: Path, kind
         assert kept.sequences("pump-1") == [1]
 
 
+@pytest.mark.parametrize("size", [1, 15, 511, 512, 5000])
+def test_a_file_of_something_else_is_not_written_over(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "notes"
+    path.write_bytes(b"n" * size)
+    with pytest.raises(StoreError, match="not a database"):
+        Store(path)
+    assert path.read_bytes() == b"n" * size
+
+
 def test_a_folder_that_is_gone_for_a_while_costs_nothing(tmp_path: Path) -> None:
     home = tmp_path / "disk"
     home.mkdir()

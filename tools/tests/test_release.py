@@ -293,6 +293,10 @@ def test_an_exhausted_key_says_what_to_do(vendor: Path) -> None:
         (("--floor", "9"), "floor of at most the version"),
         (("--notes", "x" * 201), "notes of at most 200 bytes"),
         (("--days", "4294967295"), "these options make no manifest"),
+        (("--class", "a\nb"), "printable characters"),
+        (("--class", "\udcff"), "printable characters"),
+        (("--notes", "\udcff"), "printable characters"),
+        (("--notes", "a\x1b[2J"), "printable characters"),
     ],
 )
 def test_options_that_make_no_manifest(
@@ -300,8 +304,26 @@ def test_options_that_make_no_manifest(
 ) -> None:
     args = ("--key", str(vendor / "vendor.key"), "--class", "pump", "--version", "3", "--out", str(tmp_path / "r"))
     assert run(vendor, "sign", MODEL, *args, *more) == 1
-    assert error in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert error in said and said.count("\n") == 1
     assert not (tmp_path / "r" / "manifest.cbor").exists()
+
+
+def test_a_folder_in_place_of_any_file_is_named(
+    vendor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = str(tmp_path)
+    sign = ("sign", "--key", str(vendor / "vendor.key"), "--class", "pump", "--version", "3", "--out", place + "/r")
+    for words in (
+        (*sign, place),
+        (*sign, "--policy", place),
+        (*sign, "--next-keys", place),
+        ("sign", MODEL, *sign[3:], "--key", place),
+        ("verify", place, "--keys", place),
+    ):
+        assert run(vendor, *words) == 1
+        said = capsys.readouterr().err
+        assert place in said and said.count("\n") == 1, said
 
 
 @pytest.mark.parametrize(

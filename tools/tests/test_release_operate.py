@@ -121,6 +121,13 @@ def test_what_no_roll_out_can_begin_with(operator: Operator, tmp_path: Path) -> 
         with pytest.raises(SystemExit):
             cli.main(["release", "stage", "pump", "2", "--stages", stages, "--db", str(operator.db)])
         assert operator.capsys.readouterr().err.count("\n") == 1
+    for action in ("stage", "pause", "resume", "withdraw", "status"):
+        for version in ("x", "-5", "0", "1.5", "", "4294967296", "9" * 5000, "²"):
+            with pytest.raises(SystemExit):
+                cli.main(["release", action, "--db", str(operator.db), "pump", version])
+            error = operator.capsys.readouterr().err
+            assert error.count("\n") == 1 and "want 1 to 4294967295" in error
+        assert "printable characters" in operator.refuses(action, "\udcff", "1")
     operator.db.unlink()
     assert "no such database" in operator.refuses("status")
 

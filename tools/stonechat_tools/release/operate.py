@@ -51,16 +51,31 @@ def add_arguments(actions: Any) -> None:
     others = [actions.add_parser(name, help=text) for name, text in texts.items()]
     for action in (stage, *others):
         action.add_argument("device_class", metavar="CLASS", help="class of devices")
-        action.add_argument("version", type=int, metavar="VERSION", help="of the release")
+        action.add_argument("version", type=version, metavar="VERSION", help="of the release")
         action.add_argument("--site", default="", help="only devices of this site (default: all)")
     for action in others:
         action.add_argument("--comment", default="", metavar="TEXT", help="why, for the log")
     status = actions.add_parser("status", help="roll-outs, their tests and their devices; versions in the field")
     status.add_argument("device_class", nargs="?", metavar="CLASS", help="class of devices (default: all)")
-    status.add_argument("version", type=int, nargs="?", metavar="VERSION", help="with its log (default: all)")
+    status.add_argument("version", type=version, nargs="?", metavar="VERSION", help="with its log (default: all)")
     for action in (publish, stage, *others, status):
         add_database_arguments(action)
         action.add_argument("--json", action="store_true", help="for machines")
+
+
+def checked(device_class: str) -> None:
+    """Raises ConfigError for a class that no device can be in."""
+    try:
+        labels.checked(device_class, "class")
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def version(text: str) -> int:
+    """Of a release, and other counts of a manifest, for argparse."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:11]) <= 0xFFFFFFFF):
+        raise argparse.ArgumentTypeError(f"{text[:40]}: want 1 to 4294967295")
+    return int(text)
 
 
 def _stages(text: str) -> tuple[Stage, ...]:
@@ -94,6 +109,8 @@ def _stage_text(stage: Stage) -> str:
 
 def run(args: argparse.Namespace, folder: tuple[bytes, bytes | None, manifest.Manifest] | None = None) -> int:
     """folder: for publish: manifest, model and what they hold, verified. Raises StonechatError, OSError."""
+    if getattr(args, "device_class", None):
+        checked(args.device_class)
     if "://" not in args.db and not Path(args.db).exists():
         raise ConfigError(f"{args.db}: no such database; `stonechat collect` makes it")
     with Store(args.db) as store:

@@ -69,16 +69,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sign.add_argument("--out", type=Path, metavar="RELEASE", help="folder to make")
     sign.add_argument("--class", dest="device_class", metavar="NAME", help="class of devices that may take it")
     sign.add_argument(
-        "--version", type=_count, metavar="N", help="version of the release; devices take only a higher one"
+        "--version", type=operate.version, metavar="N", help="version of the release; devices take only a higher one"
     )
     sign.add_argument(
         "--floor",
-        type=_count,
+        type=operate.version,
         metavar="N",
         help="lowest version a device may go back to (default: the one it came with)",
     )
     sign.add_argument("--not-before", type=_date, metavar="DATE", help="first day, UTC (default: now)")
-    sign.add_argument("--days", type=_count, default=365, metavar="N", help="days until it expires (default: 365)")
+    sign.add_argument(
+        "--days", type=operate.version, default=365, metavar="N", help="days until it expires (default: 365)"
+    )
     sign.add_argument("--notes", default="", metavar="TEXT", help="at most 200 bytes; `inspect` shows them")
     sign.add_argument("--forbid-own-model", action="store_true", help="devices may not train a model of their own")
     sign.add_argument(
@@ -115,13 +117,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     for action in (verify, inspect):
         action.add_argument("--json", action="store_true", help="for machines")
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 0xFFFFFFFF:
-        raise argparse.ArgumentTypeError(f"{text}: want 1 to 4294967295")
-    return value
 
 
 def _rule(text: str) -> tuple[int, int, int]:
@@ -224,6 +219,9 @@ def _folder(args: argparse.Namespace) -> Path:
     ):
         if not given:
             raise ConfigError(f"{what} is missing (see stonechat release sign --help)")
+    operate.checked(args.device_class)
+    if not args.notes.isprintable():
+        raise ConfigError("--notes: want printable characters, at most 200 bytes")
     if not args.model and not args.next_keys and not args.rule and not args.policy:
         raise ConfigError("nothing to release: give a MODEL, a --rule, a --policy, or --next-keys to rotate the keys")
     folder: Path = args.out

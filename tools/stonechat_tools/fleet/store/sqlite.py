@@ -17,6 +17,8 @@ from typing import Any
 from . import schema
 from .base import Db, StoreError, marks
 
+_MARK = b"SQLite format 3\0"
+_PAGE_LEAST = 512
 _BUSY_S = 10.0
 _CACHE_KIB = 16_384
 _LOG_PAGES = 4_000  # a page that many batches change is written back once for all of them
@@ -79,6 +81,18 @@ class Sqlite:
 
     # --- the file -------------------------------------------------------------------------------------------------
 
+    def _check_mark(self) -> None:
+        """SQLite takes a file of less than a page for an empty one, and would write over it. Raises StoreError."""
+        if not os.path.isfile(self.path) or os.path.getsize(self.path) >= _PAGE_LEAST:
+            return
+        try:
+            with open(self.path, "rb") as file:
+                mark = file.read(len(_MARK))
+        except OSError:
+            return  # opening the database says why
+        if mark != _MARK[: len(mark)]:
+            raise StoreError(f"{self.path}: file is not a database")
+
     def _open(self) -> None:
         """Raises StoreError or sqlite3.Error."""
         if self.path != ":memory:":
@@ -93,6 +107,7 @@ class Sqlite:
                     f"{self.path}: has a second name (a hard link), and each name would get a log of its own; remove"
                     " one of them, or make a copy while no collector runs"
                 )
+            self._check_mark()
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
         try:
             self._file, self._bytes = self._file_now()
