@@ -262,6 +262,19 @@ def test_what_an_optional_module_uses_keeps_its_name(feature: str, profile: str)
     wanted = public_names({one: texts[one] for one in (*together, *optional)}, optional)
     lost = (wanted & link.INNER) - kept
     assert not lost
+    named = {node.arg for one in optional for node in ast.walk(ast.parse(texts[one])) if isinstance(node, ast.keyword)}
+    for one in made:
+        before, after = (
+            {node.arg for node in ast.walk(ast.parse(text)) if isinstance(node, ast.arg)}
+            for text in (texts[one], made[one])
+        )
+        assert one in (entry, *optional) or named & before <= after, one
+
+
+def test_an_argument_that_an_optional_module_names_keeps_its_name() -> None:
+    text = "def add(place, port=None):\n    return place, port\n"
+    assert "port" not in link.shorten(text, (), True)
+    assert "port" in link.shorten(text, (), True, None, ["hooks.add(1, port=2)"])
 
 
 def linked(*texts: str) -> str:

@@ -295,7 +295,7 @@ def _shortened(
     for module in apart:
         others = set().union(*[names for one, names in private.items() if one != module])
         own = pool if module in optional else None
-        found[module] = shorten(texts[module], others, module == "board/hooks", own)
+        found[module] = shorten(texts[module], others, module == "board/hooks", own, users)
     return found
 
 

@@ -240,12 +240,14 @@ def _mentioned(body: list[ast.stmt]) -> set[str]:
     return found
 
 
-def shorten(source: str, kept: Iterable[str], arguments: bool = False, pool: Pool | None = None) -> str:
+def shorten(
+    source: str, kept: Iterable[str], arguments: bool = False, pool: Pool | None = None, users: Iterable[str] = ()
+) -> str:
     """The text of a module that is not linked, with short private names except those in `kept`, from the pool.
-    arguments: those of its functions too, where nobody names one in a call."""
+    arguments: those of its functions too, where nobody names one in a call, in this text or in those of `users`."""
     tree = ast.parse(source)
     if arguments:
-        tree = _Arguments(tree.body, set()).visit(tree)
+        tree = _Arguments(tree.body, set(), set().union(*map(_keywords, users))).visit(tree)
     for statement in tree.body:
         if isinstance(statement, ast.ImportFrom):
             statement.names = [alias for alias in statement.names if alias.name != "const"]
