@@ -151,8 +151,9 @@ class Installer:
     def _check_named(self, settings: dict, files: dict) -> None:
         """Is every file of ETC that the configuration names in the bundle or there? Raises ConfigError."""
         for section in settings.values():
-            for value in section.values():
+            for key, value in section.items():
                 named = isinstance(value, str) and value.startswith(ETC + "/") and value[len(ETC) + 1 :] not in files
+                named = named and key != "off_file"  # the user makes that one, to switch monitoring off
                 if named and self._read(value) is None:
                     raise ConfigError("the configuration names %s, which the bundle lacks" % value)
 
