@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from agent_process import readable_agent
 from stonechat.errors import ConfigError
-from stonechat.linux import install, shipped
+from stonechat.linux import install, shipped, unit
+from stonechat.linux.install_record import Record, digest
+from stonechat.linux.tree import Tree
 from stonechat_tools.fleet import provision
 from stonechat_tools.fleet.bundle import make_bundle
 
@@ -232,8 +234,8 @@ def test_uninstall_removes_nothing_but_its_own_paths(root: Path, fleet: provisio
     record = root / "etc/stonechat/installed.json"
     facts = json.loads(record.read_text())
     victim = root / "etc/passwd"
-    facts["files"]["/etc/passwd"] = install._digest(victim.read_bytes())
-    facts["files"]["/etc/stonechat/../shadow"] = install._digest((root / "etc/shadow").read_bytes())
+    facts["files"]["/etc/passwd"] = digest(victim.read_bytes())
+    facts["files"]["/etc/stonechat/../shadow"] = digest((root / "etc/shadow").read_bytes())
     facts["folders"] += ["/etc", "/var/lib"]
     record.write_text(json.dumps(facts))
     installer(root)[0].uninstall(purge=True)
@@ -294,11 +296,11 @@ def test_an_interrupted_installation_is_finished_or_taken_back(
     installer(root)[0].install(bundle(fleet))
     whole = files(root)
     installer(root)[0].uninstall(purge=True)
-    real = install.Tree.write
+    real = Tree.write
     for stop_at in range(40):
         left = [stop_at]
 
-        def write(self: install.Tree, *args: object, left: list[int] = left) -> None:
+        def write(self: Tree, *args: object, left: list[int] = left) -> None:
             if left[0] == 0:
                 raise OSError("power cut")
             left[0] -= 1
@@ -307,7 +309,7 @@ def test_an_interrupted_installation_is_finished_or_taken_back(
         for ending in ("uninstall", "install"):
             left[0] = stop_at
             with monkeypatch.context() as patch:
-                patch.setattr(install.Tree, "write", write)
+                patch.setattr(Tree, "write", write)
                 try:
                     installer(root)[0].install(bundle(fleet))
                     stopped = False
@@ -344,7 +346,7 @@ def test_without_systemd_the_command_by_hand_names_the_configuration(
     there.live = True
     monkeypatch.setattr(install, "agent_command", lambda check: ["/opt/stonechat/bin/stonechat-agent"])
     monkeypatch.setattr(os.path, "isdir", lambda path: path != "/run/systemd/system")
-    assert there._start(install.Record(there.tree))
+    assert there._start(Record(there.tree))
     _, _, named = said[-1].partition(" --config ")
     assert (root / named.lstrip("/")).is_file(), said[-1]
 
@@ -382,14 +384,14 @@ def test_an_ordinary_user_is_told_to_use_sudo() -> None:
 @pytest.mark.parametrize("path", ["/home/a/venv/bin/x", "/root/venv/x", "/tmp/x", "/var/tmp/x", "/run/user/0/x"])
 def test_an_agent_that_the_service_can_not_see_is_refused(path: str) -> None:
     with pytest.raises(ConfigError, match=r"python3 -m venv /opt/stonechat"):
-        install._check_reachable(path)
+        unit._check_reachable(path)
 
 
 def test_an_agent_below_a_private_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(install, "_HIDDEN", ())
+    monkeypatch.setattr(unit, "_HIDDEN", ())
     folder = tmp_path / "venv"
     folder.mkdir()
     (folder / "agent").write_text("")
     folder.chmod(0o700)
     with pytest.raises(ConfigError, match="can't read"):
-        install._check_reachable(str(folder / "agent"))
+        unit._check_reachable(str(folder / "agent"))

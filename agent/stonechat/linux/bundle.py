@@ -95,3 +95,29 @@ def _octal(field: bytes) -> int:
 
 def readable_by_others(path: str) -> bool:
     return bool(os.stat(path).st_mode & 0o077)
+
+
+def settings_of(files: dict, folder: str) -> dict:
+    """The bundle's configuration, checked as the agent will. folder: where install puts the files. Raises
+    ConfigError."""
+    import tomllib  # only here, with what follows: who writes a bundle does without
+
+    from . import config
+
+    try:
+        raw = tomllib.loads(files["stonechat.toml"].decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("the bundle's stonechat.toml is not TOML: %s" % error)
+    settings = config.check(raw, "the bundle's stonechat.toml")
+    if settings["device"]["key_file"] != folder + "/device.key":
+        raise ConfigError(
+            "the bundle is for a device with its key in %s; install puts it into %s: provision with --install-dir %s"
+            % (settings["device"]["key_file"], folder + "/device.key", folder)
+        )
+    try:
+        good = len(bytes.fromhex(files["device.key"].decode().strip())) == 32
+    except ValueError:
+        good = False
+    if not good:
+        raise ConfigError("the bundle's device.key is not 64 hexadecimal digits")
+    return settings

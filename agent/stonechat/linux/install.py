@@ -11,8 +11,6 @@ may be repeated. No link is followed; what was there before is neither overwritt
 """
 
 import argparse
-import hashlib
-import json
 import os
 import shutil
 import stat
@@ -21,56 +19,14 @@ import sys
 import time
 
 from ..errors import ConfigError, StonechatError
-from . import bundle, config, shipped
+from . import bundle, shipped
+from .install_record import RECORD, STATE, Record, digest
 from .tree import Tree
+from .unit import ETC, SERVICE, UNIT, USER, agent_command, unit_text
 
 ACTS = {"install": "install the service from a bundle", "uninstall": "take back what install recorded"}
-USER = "stonechat"
-ETC = "/etc/stonechat"
-STATE = "/var/lib/stonechat"
-SERVICE = "stonechat-agent.service"
-UNIT = "/etc/systemd/system/" + SERVICE
-RECORD = ETC + "/installed.json"
-PATHS = [ETC + "/" + name for name in bundle.FILES] + [UNIT]  # the only files that are ever written or removed
 SECRETS = [ETC + "/" + name for name, (_, _, secret) in bundle.FILES.items() if secret] + [ETC + "/client.crt"]
 _START_S = 20.0
-_HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # ProtectHome= and PrivateTmp= of the unit
-_PLAIN = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._+-")
-
-
-class Record:
-    """What install made: read back by the next install and by uninstall."""
-
-    def __init__(self, tree: Tree) -> None:
-        self._tree = tree
-        data = tree.read(RECORD)
-        self.there = data is not None
-        self.user = self.group = False  # made by install?
-        self.folders: list = []
-        self.files: dict = {}  # path: SHA-256 of what was written
-        if data is None:
-            return
-        try:
-            found = json.loads(data)
-            self.user, self.group = bool(found["user"]), bool(found["group"])
-            self.folders = [path for path in (ETC, STATE) if path in list(found["folders"])]
-            self.files = {path: str(digest) for path, digest in found["files"].items() if path in PATHS}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ConfigError("%s is damaged; remove by hand: %s" % (RECORD, ", ".join([*PATHS, STATE])))
-
-    def save(self) -> None:
-        facts = {"user": self.user, "group": self.group, "folders": sorted(self.folders), "files": self.files}
-        self._tree.write(
-            RECORD, (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode(), 0o600, os.geteuid(), os.getegid()
-        )
-
-    def remove(self) -> None:
-        if self._tree.stat(RECORD) is not None:
-            self._tree.remove(RECORD)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 class Installer:
@@ -88,14 +44,14 @@ class Installer:
     def install(self, path: str, start: bool = True) -> bool:
         """-> does it run (or was it not to be started)? Raises ConfigError, OSError."""
         files = bundle.read(path)
-        settings = _check_configuration(files)
+        settings = bundle.settings_of(files, ETC)
         command = agent_command(self.live)
         self._check_parents()
         record = Record(self.tree)
         model = ETC + "/model.tflite"
         if "model.tflite" not in files and settings["model"]["file"] == model and self._read(model) is None:
-            name, why = choose_model()
-            files["model.tflite"] = _shipped_bytes(name)
+            name, why = shipped.choose()
+            files["model.tflite"] = shipped.read(name)
             self.say("model: %s (%s)" % (name, why))
         self._check_named(settings, files)
         wanted = {ETC + "/" + name: data for name, data in files.items()}
@@ -134,7 +90,7 @@ class Installer:
                 pass
             elif path not in record.files:
                 raise ConfigError("%s is there already and not from install; move it away first" % path)
-            elif _digest(there) != record.files[path] and path == ETC + "/stonechat.toml":
+            elif digest(there) != record.files[path] and path == ETC + "/stonechat.toml":
                 self.say("keep %s: it was changed since the installation" % path)
             else:
                 writes.append(path)
@@ -242,7 +198,7 @@ class Installer:
         _, mode, secret = bundle.FILES.get(name, (0, 0o644, False))
         self._change("file %s, mode %o%s" % (path, mode, ", of " + USER if secret else ""))
         if not self.dry:
-            record.files[path] = _digest(data)
+            record.files[path] = digest(data)
             record.save()
             owner = user_id if secret else 0
             self.tree.write(path, data, mode, owner, group_id if mode & 0o040 and mode != 0o644 else 0)
@@ -305,7 +261,7 @@ class Installer:
                 record.files.pop(path)
             elif not purge and path in SECRETS:
                 self.say("keep %s" % path)
-            elif not purge and _digest(there) != record.files[path]:
+            elif not purge and digest(there) != record.files[path]:
                 self.say("keep %s: it was changed since the installation" % path)
             else:
                 self._change("remove %s" % path)
@@ -390,92 +346,6 @@ def _answer(command: list) -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
-
-
-def _check_configuration(files: dict) -> dict:
-    """The bundle's configuration, checked as the agent will. Raises ConfigError."""
-    import tomllib
-
-    try:
-        raw = tomllib.loads(files["stonechat.toml"].decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError("the bundle's stonechat.toml is not TOML: %s" % error)
-    settings = config.check(raw, "the bundle's stonechat.toml")
-    if settings["device"]["key_file"] != ETC + "/device.key":
-        raise ConfigError(
-            "the bundle is for a device with its key in %s; install puts it into %s: provision with --install-dir %s"
-            % (settings["device"]["key_file"], ETC + "/device.key", ETC)
-        )
-    try:
-        good = len(bytes.fromhex(files["device.key"].decode().strip())) == 32
-    except ValueError:
-        good = False
-    if not good:
-        raise ConfigError("the bundle's device.key is not 64 hexadecimal digits")
-    return settings
-
-
-def choose_model() -> "tuple[str, str]":
-    """The best shipped model that works here -> (its name, why)."""
-    from .collector import LinuxCollector
-
-    collector = LinuxCollector(use_bpf="auto")
-    try:
-        name = collector.schema.name
-    finally:
-        collector.close()
-    return name, "BPF works here" if name == "linux-1" else "without BPF; `stonechat doctor` says why"
-
-
-def _shipped_bytes(name: str) -> bytes:
-    try:
-        with open(os.path.join(shipped.FOLDER, name, "model.tflite"), "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise ConfigError("the package lacks the model %s: %s" % (name, error.strerror))
-
-
-def agent_command(check: bool = True) -> list:
-    """What starts the agent of this very interpreter. Raises ConfigError where the service could not reach it."""
-    script = os.path.join(sys.prefix, "bin", "stonechat-agent")
-    if not os.path.exists(script):  # not in a virtual environment: Debian's own Python, say
-        script = os.path.join(os.path.dirname(os.path.realpath(sys.argv[0])), "stonechat-agent")
-    if check:
-        for path in (script, os.path.realpath(sys.executable), os.__file__, shipped.__file__):
-            _check_reachable(path)
-    if set(script) - _PLAIN:
-        raise ConfigError("%s: the path of the agent must be of plain letters; %s" % (script, _FIX))
-    return [script]
-
-
-_FIX = (
-    "install it so: python3 -m venv /opt/stonechat && /opt/stonechat/bin/pip install 'stonechat[linux]' "
-    "&& /opt/stonechat/bin/stonechat-agent install ..."
-)
-
-
-def _check_reachable(path: str) -> None:
-    if path.startswith(_HIDDEN):
-        raise ConfigError("%s is where the service can't see it (ProtectHome, PrivateTmp); %s" % (path, _FIX))
-    at = path
-    while True:
-        try:
-            mode = os.stat(at).st_mode
-        except OSError as error:
-            raise ConfigError("%s: %s; %s" % (at, error.strerror, _FIX))
-        if not mode & (0o001 if stat.S_ISDIR(mode) else 0o004):
-            raise ConfigError("the user %s can't read %s: chmod o+rX it, or %s" % (USER, at, _FIX))
-        if at == "/":
-            return
-        at = os.path.dirname(at)
-
-
-def unit_text(command: list) -> str:
-    """The unit with the path of this interpreter's agent."""
-    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), SERVICE)) as file:
-        lines = file.read().splitlines()
-    start = "ExecStart=%s --config %s/stonechat.toml" % (" ".join(command), ETC)
-    return "\n".join(start if line.startswith("ExecStart=") else line for line in lines) + "\n"
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
