@@ -44,10 +44,10 @@ VIEWS = (
     View("fleet-keys", "#/", ".legend li", "map_keys"),
     View("devices", "#/devices", "tbody tr"),
     View("search", "#/devices?q=site:faro state:gone", "tbody tr"),
-    View("search-nothing", "#/devices?q=nowhere", ".state"),
+    View("search-nothing", "#/devices?q=nowhere", "div.state"),
     View("device", "#/device/pump-00003", "h2#about"),
     View("device-silent", "#/device/meter-00017", "h2#about"),
-    View("device-none", "#/device/nobody", ".state"),
+    View("device-none", "#/device/nobody", ".state button"),
     View("incidents", "#/incidents", ".incident"),
     View("silence", "#/incidents", ".incident", "silence"),
     View("incident", "#/incident/1", ".cards"),
@@ -56,10 +56,10 @@ VIEWS = (
     View("login", "#/login", "input"),
 )
 EMPTY = (
-    View("empty-fleet", "#/", ".state"),
-    View("empty-devices", "#/devices", ".state"),
+    View("empty-fleet", "#/", ".first"),
+    View("empty-devices", "#/devices", ".first"),
     View("empty-incidents", "#/incidents", "section"),
-    View("empty-models", "#/models", ".state"),
+    View("empty-models", "#/models", ".first"),
 )
 ACTIONS = {
     "map_keys": "(() => { const map = document.querySelector('canvas'); map.focus(); for (const key of ['ArrowRight',"

@@ -13,7 +13,7 @@ export function showAudit(main) {
       fill(place, h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Log" }, h("table", {},
         h("thead", {}, h("tr", {}, ["Time", "Who", "What", "About"].map((name) => h("th", { scope: "col" }, name)))),
         h("tbody", {}, entries.map((entry) => h("tr", {},
-          h("td", { class: "nowrap" }, clock(entry.time_s)), h("td", {}, entry.who), h("td", {}, entry.what),
+          h("td", { class: "nowrap" }, clock(entry.time_s)), h("td", {}, entry.who), h("td", { class: "nowrap" }, entry.what),
           h("td", {}, Object.entries(entry.facts).map(([name, value]) => `${name} ${value}`).join(", ")),
         ))))));
     } catch (error) {

@@ -64,6 +64,13 @@ export function state(text, retry) {
   return h("div", { class: "state" }, h("p", {}, text), retry && h("button", { type: "button", onclick: retry }, "Try again"));
 }
 
+// Where there is no device yet: how the first one appears
+export function firstSteps() {
+  const step = (words, command) => h("li", {}, words, " ", h("code", {}, command));
+  return h("div", { class: "state first" }, h("p", {}, "No device has reported yet. The first one appears here by itself:"),
+    h("ol", {}, step("Make its keys:", "stonechat provision add NAME"), step("Install what that has made on the device:", "stonechat-agent install --bundle NAME.tar"), step("Run the collector:", "stonechat collect")));
+}
+
 let hiding = 0;
 export function toast(text, bad = false) {
   const place = document.getElementById("toast");

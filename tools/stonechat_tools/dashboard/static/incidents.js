@@ -5,12 +5,16 @@ import { ask, fleet, now, on, session } from "./data.js";
 
 export function evidence(incident) {
   const rows = Object.entries(incident.evidence).filter(([, value]) => value !== null && !(Array.isArray(value) && !value.length));
-  return rows.length > 0 && h("dl", { class: "facts" }, rows.map(([name, value]) => [h("dt", {}, name), h("dd", {}, shown(name, value))]));
+  return rows.length > 0 && h("dl", { class: "facts" }, rows.map(([name, value]) => [h("dt", {}, WORDS[name] ?? name.replace(/ s$/, "")), h("dd", {}, shown(name, value))]));
 }
+
+const WORDS = { "by chance": "probability by chance", chance: "probability by chance", left: "devices that left", away: "still away" };
 
 function shown(name, value) {
   if (Array.isArray(value)) return value.join(", ");
   if (typeof value !== "number") return String(value);
+  if (name.endsWith(" s")) return span(value);
+  if (name.includes("chance") && value > 0 && value < 1e-6) return "less than one in a million";
   if (/heard|since|time/.test(name)) return clock(value);
   return Number.isInteger(value) ? value.toLocaleString() : value.toPrecision(3);
 }

@@ -1,6 +1,6 @@
 // The fleet as a map: a cell for each device, in groups. Drawn on a canvas; the table beside it says the same in words.
 
-import { color, counted, fill, h, span, state } from "./dom.js";
+import { color, counted, fill, firstSteps, h, span } from "./dom.js";
 import { fleet, levelOf, now, number, on, shownName, stateOf, text, time } from "./data.js";
 
 const GROUPS = { class: "Class", site: "Site", model: "Model", firmware: "Firmware", schema: "Schema", presence: "Presence", none: "Nothing" };
@@ -366,7 +366,7 @@ export function showMap(main) {
 
   function empty() {
     frame.classList.add("none");
-    fill(frame, state("No device has reported yet. Provision one with stonechat provision add NAME, run stonechat collect, and it appears here by itself."));
+    fill(frame, firstSteps());
   }
 
   readPalette();

@@ -1,6 +1,6 @@
 // Which models and versions are in the field, and how they fare.
 
-import { badge, clock, counted, fill, finding, h, span, state, toast } from "./dom.js";
+import { badge, clock, counted, fill, finding, firstSteps, h, span, state, toast } from "./dom.js";
 import { ask, fleet, levelOf, on, session, text } from "./data.js";
 
 function table(title, of, columns) {
@@ -43,6 +43,12 @@ function collect(by) {
   return [...found].sort((a, b) => b[1].n - a[1].n);
 }
 
+// "5:3d" -> "5 devices for 3d", "1%:7d" -> "1 % for 7d"
+function stage(text) {
+  const [most, time] = text.split(":");
+  return `${most.endsWith("%") ? most.replace("%", " %") : counted(Number(most), "device")}${time ? ` for ${time}` : ""}`;
+}
+
 const KINDS = { running: "reporting", paused: "watch", halted: "alarm", withdrawn: "off", done: "normal" };
 
 function rollout(each, found, again) {
@@ -59,10 +65,10 @@ function rollout(each, found, again) {
       toast(error.message, true);
       event.target.disabled = false;
     }
-  } }, act);
+  } }, act[0].toUpperCase() + act.slice(1));
   return h("li", { class: "card" },
     h("div", { class: "title" }, badge(KINDS[each.state] ?? "unknown", each.state), h("h3", {}, `${each.class} ${each.version}${each.site ? ` at ${each.site}` : ""}`)),
-    h("p", { class: "hint" }, `stage ${each.stage} of ${each.stages.join(", ")}, for ${span(found.now - each.since_s)}; began ${clock(each.began_s)}`),
+    h("p", { class: "hint" }, `now ${each.stage}, for ${span(found.now - each.since_s)}; stages: ${each.stages.map(stage).join(", ")}; began ${clock(each.began_s)}`),
     h("p", {}, Object.entries(counts).map(([name, n]) => h("span", { class: "chip" }, name, h("b", {}, n.toLocaleString()))), each.remaining ? h("span", { class: "hint" }, `still on ${counted(each.remaining, "device")}`) : null),
     each.evidence.why && h("p", {}, each.evidence.why),
     each.failed.length > 0 && h("ul", { class: "plain" }, each.failed.slice(0, 10).map((one) => h("li", {}, h("a", { href: `#/device/${encodeURIComponent(one.device)}` }, one.device), `: ${one.why}`))),
@@ -90,7 +96,7 @@ export function showModels(main) {
 
   function show() {
     const all = fleet.rows.size;
-    if (!all) return fill(place, state("No device has reported yet."));
+    if (!all) return fill(place, firstSteps());
     const number = (n, wide = false) => h("td", { class: wide ? "number wide" : "number" }, n.toLocaleString());
     fill(place,
       table("Models", collect("model").map(([name, group]) => h("tr", {},

@@ -1,6 +1,6 @@
 // The fleet as a table: the map in words, and what a search finds. A page of rows at a time.
 
-import { badge, counted, fill, figure, h, span, state } from "./dom.js";
+import { badge, counted, fill, figure, firstSteps, h, span, state } from "./dom.js";
 import { fleet, levelOf, now, number, on, shownName, stateOf, text, time } from "./data.js";
 
 const PAGE = 100;
@@ -88,7 +88,7 @@ export function showTable(main, parameters) {
     const rows = found.slice(page * PAGE, page * PAGE + PAGE).map((row) => fleet.rows.get(row[0])).filter(Boolean);
     fill(body, rows.map(line));
     table.hidden = !rows.length;
-    fill(nothing, rows.length ? null : state(fleet.rows.size ? `No device matches “${query}”. Search by name, or by class:, site:, tag:, model:, firmware:, state: and level:; quote what has spaces.` : "No device has reported yet."));
+    fill(nothing, rows.length ? null : !fleet.rows.size ? firstSteps() : state( `No device matches “${query}”. Search by name, or by class:, site:, tag:, model:, firmware:, state: and level:; quote what has spaces.`));
     total.textContent = found.length === fleet.rows.size ? counted(found.length, "device") : `${found.length.toLocaleString()} of ${counted(fleet.rows.size, "device")}`;
     const turn = (to, shown) => h("button", { type: "button", disabled: to < 0 || to >= pages, onclick: () => { page = to; show(); table.focus(); } }, shown);
     fill(pager, pages > 1 && [turn(page - 1, "Previous"), h("span", {}, `page ${page + 1} of ${pages}`), turn(page + 1, "Next")]);
