@@ -4,8 +4,10 @@ import os
 from contextlib import contextmanager
 from stat import S_IMODE
 
+from .. import lms, slh_dsa  # noqa: F401 - a manifest is verified after the change of user, who may not read them here
 from ..compat import sha256
 from ..errors import ConfigError
+from ..int8 import interpreter  # noqa: F401 - for a release's model without a plan
 from ..manifest import MAX_KEYS
 from ..updater import Updater
 from . import files
