@@ -143,6 +143,9 @@ class Demo:
             pass  # the figures say why
         except (StonechatError, OSError) as error:
             scenario.figures.stopped = str(error)
+        except ValueError:  # of a file that was closed below it, where a busy machine has let a thread outlive the end
+            if not all(feed.stopping.is_set() for feed in self._feeds.values()):
+                raise
 
     def _on_report(self, report: wire.Report) -> None:
         if report.windows and report.device in self._feeds:  # not the answer to a command
