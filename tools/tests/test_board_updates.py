@@ -93,16 +93,25 @@ class Board:
             self.process.wait()
 
 
-@pytest.fixture(params=targets(), ids=lambda target: target.name)
-def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Board, Hand, Vendor]]:
-    target = request.param
-    if target.missing:
-        pytest.skip(target.missing)
-    lib = tmp_path / "lib"
-    builder.build(
-        ARCHITECTURE[target.name], lib, ["updater"], linked=target.name == "unix-x64"
-    )  # linking takes longest
-    assert (lib / "stonechat/updater.mpy").exists()
+@pytest.fixture(scope="module", params=targets(), ids=lambda target: target.name)
+def target(request: pytest.FixtureRequest) -> Target:
+    found: Target = request.param
+    if found.missing:
+        pytest.skip(found.missing)
+    return found
+
+
+@pytest.fixture(scope="module")
+def lib(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package, built once for each target; linking takes longest."""
+    folder = tmp_path_factory.mktemp(target.name)
+    builder.build(ARCHITECTURE[target.name], folder, ["updater"], linked=target.name == "unix-x64")
+    assert (folder / "stonechat/updater.mpy").exists()
+    return folder
+
+
+@pytest.fixture
+def site(target: Target, lib: Path, tmp_path: Path) -> Iterator[tuple[Board, Hand, Vendor]]:
     vendor = Vendor(tmp_path)
     with Mosquitto.plain(tmp_path) as broker:
         board = Board(target, tmp_path, lib, broker.port, vendor.public)
@@ -156,7 +165,9 @@ def test_a_board_pulls_tries_confirms_rolls_back_and_is_brought_back(site: tuple
     assert " 0 0 0 " in board.ask("windows 5"), board.said
 
 
-def test_a_board_refuses_what_is_wrong_and_scores_on(site: tuple[Board, Hand, Vendor]) -> None:
+def test_a_board_refuses_what_is_wrong_and_scores_on(target: Target, site: tuple[Board, Hand, Vendor]) -> None:
+    """All of it on one target, and a signature, a size and a digest on the others; firmware_tests/unit/test_update.py
+    and test_updater.py go through every case on each of them."""
     board, hand, vendor = site
     second = quickly(2)
     sha, size, schema_id, golden = described(second)
@@ -174,14 +185,16 @@ def test_a_board_refuses_what_is_wrong_and_scores_on(site: tuple[Board, Hand, Ve
         (vendor.sign(second, 16), bytes(corrupt), slots.DIGEST),
         (vendor.sign(second, 17, _6=[sha, size, schema_id, bytes(32)]), second, slots.MODEL),
     )
+    tried = range(len(cases)) if target.name == "unix-x64" else (1, 5, 6)
     board.start()
     board.connect(hand)
     board.ask("windows 30")
-    for number, (message, model, result) in enumerate(cases):
+    for count, number in enumerate(tried, 1):
+        message, model, result = cases[number]
         hand.serve(10 + number, message, model)
-        line = board.until(hand, 0, 0, 0, 10 + number, result, number + 1)
+        line = board.until(hand, 0, 0, 0, 10 + number, result, count)
         assert digest(quickly(1)) in line
         assert " 0 0 0 " in board.ask("windows 1"), board.said
     hand.send(wire_release.seal_offer(hand.keys, 30, bytes(10_000_000)))
-    board.until(hand, 0, 0, 0, 30, slots.TOO_LARGE, len(cases) + 1)
+    board.until(hand, 0, 0, 0, 30, slots.TOO_LARGE, len(tried) + 1)
     assert " 0 0 0 " in board.ask("windows 3"), board.said
