@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paho.mqtt.client as paho
 import pytest
 from agent_process import DEVICE, WINDOW_MS, AgentProcess, is_root, wait_for
 from stonechat.features import SHARE
 from stonechat.linux import netfilter, nfnetlink
 from stonechat.linux.allow_list import AllowList
+from stonechat.linux.privileges import user_ids
 from stonechat.linux.schemas import LINUX_PROC_1
 from stonechat.linux.switch import Switch, distrust
 from stonechat.policy import QUARANTINE
@@ -93,6 +95,80 @@ def traced(pid: int, seconds: float, folder: Path) -> str:  # noqa: F811
     tracer.send_signal(signal.SIGINT)
     tracer.wait(10)
     return out.read_text()
+
+
+class Ear:
+    """Hears every message that a broker hands on."""
+
+    def __init__(self, port: int) -> None:
+        self.topics: list[str] = []
+        self.client = paho.Client(paho.CallbackAPIVersion.VERSION2)
+        self.client.on_connect = lambda client, *_: client.subscribe("#", 1)
+        self.client.on_message = lambda _client, _data, message: self.topics.append(message.topic)
+        self.client.connect("127.0.0.1", port)
+        self.client.loop_start()
+
+    def close(self) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_root(), reason="needs root: the switch belongs to root")
+def test_the_switch_holds_across_restart_reload_and_an_outage_of_the_broker(folder: Path) -> None:  # noqa: F811
+    path = switch_of(folder)
+    path.touch()
+    with LocalBroker() as broker, Store(folder / "fleet.db") as store:
+        agent = AgentProcess(folder, broker.port, more="[homeassistant]\ndiscovery = true\n" + monitoring(path))
+        os.chown(agent.secret_file, *user_ids())  # so that the agent can read it again
+        ear = Ear(broker.port)
+        statuses: list[wire.Status] = []
+        collector = collector_for(agent, store, broker.port)
+        collector.on_status = statuses.append
+
+        def off_statuses(more: int) -> None:
+            number = len(statuses) + more
+            wait_for(lambda: len(statuses) >= number and statuses[-1].off_for_s is not None, say=agent.said)
+
+        try:
+            with collector:
+                with agent:  # started with the switch on
+                    off_statuses(1)
+                    assert agent.process is not None
+                    time.sleep(1)  # SIGHUP is ignored until it runs
+                    agent.process.send_signal(signal.SIGHUP)
+                    wait_for(lambda: "read again" in agent.said(), say=agent.said)
+                    off_statuses(1)
+                    ear.client.publish("homeassistant/status", "online").wait_for_publish(5)
+                    time.sleep(2)
+                with agent:
+                    off_statuses(1)
+                assert {topic for topic in ear.topics if topic != "homeassistant/status"} == {
+                    f"stonechat/1/fleet/{DEVICE}/status"
+                }
+                assert store.count() == 0
+                with agent:
+                    off_statuses(1)
+                    broker.kill()
+                    path.unlink()
+                    wait_for(lambda: "monitoring is on again" in agent.said(), say=agent.said)
+                    broker.start()
+                    wait_for(lambda: store.count() >= 3, 60, say=agent.said)
+                    wait_for(lambda: statuses[-1].off_for_s is None, say=agent.said)
+                    broker.kill()
+                    said = agent.said().count("monitoring is off")
+                    time.sleep(1)
+                    path.touch()
+                    wait_for(lambda: agent.said().count("monitoring is off") > said, say=agent.said)
+                    broker.start()
+                    off_statuses(1)
+                    reports = store.count()
+                    time.sleep(2)
+                    assert store.count() == reports  # those of the outage wait
+                    path.unlink()
+                    wait_for(lambda: store.count() > reports + 2, say=agent.said)
+        finally:
+            ear.close()
 
 
 @pytest.mark.skipif(not is_root(), reason="needs root: files of other owners")

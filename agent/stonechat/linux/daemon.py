@@ -176,7 +176,7 @@ class Daemon:
                 self.troubles.say("unforeseen", describe(error))
                 sleep_ms(CONNECTING_MS)
         self.agent.close()
-        if self._home:
+        if self._home and not self.agent.off:
             self._home.goodbye(self.transport)
         self.transport.close()
         self._health.write(self.agent)

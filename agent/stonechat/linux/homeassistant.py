@@ -210,7 +210,7 @@ class HomeAssistant:
             return
         try:
             transport.publish(self._topic + "ha/online", b"offline", 0, True)
-        except StonechatError:
+        except (StonechatError, OSError):
             pass  # no connection: the states expire
 
 
