@@ -23,6 +23,7 @@ from stonechat.linux.own_model_slot import Slot
 from stonechat.linux.schemas import LINUX_1, LINUX_PROC_1
 from stonechat.model import load_model
 from stonechat.own_model_file import seal
+from stonechat.updater import Updater
 from stonechat_tools.fleet import keyring, labels, updates, wire_release
 from stonechat_tools.fleet.collector import Collector
 from stonechat_tools.fleet.labels import Labels
@@ -289,6 +290,27 @@ def test_what_is_wrong_is_refused_named_in_the_status_and_the_agent_scores_on(si
         wait_for(lambda: hand.scored > scored + 2, 10, agent.said)
         hand.until(30, 1, 0, 30, slots.CONFIRMED, refused + 3)
         assert hand.status.counters[0] == 1  # the message of another device
+
+
+def test_a_trial_whose_start_can_not_be_counted_does_not_run_and_the_log_names_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "update"
+    store = slots.Slots(str(folder))
+    store.begin_trial(1, 2)
+    updater = Updater("pump", [[0, bytes(32)]], str(folder))
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(updater.store, "save", full)
+    assert updater.open("factory", str, bytes(8), bytes(32)) == "factory"
+    level, text = linux_updates.text(updater)
+    assert level == "warning" and "2 on trial does not run: the folder of updates can't be written" in text
+    assert slots.Slots(str(folder)).start() == 1  # where it can, the trial goes on
+    for result in range(2, len(linux_updates.RESULTS)):
+        updater.store.result = result
+        assert f"ended: {linux_updates.RESULTS[result]}; version 0 runs" in linux_updates.text(updater)[1]
 
 
 def test_the_configuration_names_the_fix(site: Site) -> None:

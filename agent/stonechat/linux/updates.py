@@ -150,5 +150,8 @@ def text(update: Updater) -> "tuple[str, str]":
         return "info", "update: release %d is on trial until the collector confirms it" % store.tried
     if store.result == 1:
         return "info", "update: release %d is confirmed" % store.version
+    if not store.result:  # its start could not be counted
+        text = "update: release %d on trial does not run: the folder of updates can't be written; version %d runs"
+        return "warning", text % (store.tried, store.version)
     why = RESULTS[store.result] if store.result < len(RESULTS) else "result %d" % store.result
     return "warning", "update: release %d ended: %s; version %d runs" % (store.tried, why, store.version)
