@@ -15,22 +15,21 @@ from pathlib import Path
 import netns
 import pytest
 from stonechat.errors import CollectorError, ConfigError
-from stonechat.linux import bpf, bpf_columns, connections, known_peers, logins, privileges, schemas, syscalls
+from stonechat.linux import (
+    bpf,
+    bpf_columns,
+    connections,
+    known_peers,
+    logins,
+    packet_program,
+    privileges,
+    schemas,
+    syscalls,
+)
 from stonechat.linux.cgroup_id import cgroup_root
 from stonechat.linux.collector import LinuxCollector
-from stonechat.linux.connections import (
-    OVERFLOW_OUT,
-    OWN_IN,
-    OWN_OUT,
-    RST_IN,
-    SYN_OUT,
-    SYNACK_IN,
-    Connections,
-    distinct,
-    octets,
-    packed_address,
-    packets,
-)
+from stonechat.linux.connections import Connections, distinct, octets, packed_address, packets
+from stonechat.linux.packet_program import OVERFLOW_OUT, OWN_IN, OWN_OUT, RST_IN, SYN_OUT, SYNACK_IN
 from stonechat.linux.syscall_classes import CLASSES, TABLES
 from stonechat.linux.syscalls import EXEC, EXIT, FORK, Syscalls
 
@@ -559,7 +558,7 @@ for i in range(100_000): s.sendto(b"x", ("10.%d.%d.%d" % (100 + i // 65536, i //
     try:
         netns.run(program, net=net, group=group)
         watched.read()
-        assert len(watched.peers) == connections.MAX_PEERS
+        assert len(watched.peers) == packet_program.MAX_PEERS
         assert abs(watched.distinct_peers - 100_001) <= 15_000
         overflow = watched.counters[OVERFLOW_OUT]
         sent = [octets(traffic) for _, traffic, _ in watched.peers]
@@ -702,7 +701,7 @@ def test_connections_and_datagrams_from_outside_do_not_make_a_peer_known(group, 
             assert {packed_address("127.9.9.9"), packed_address("127.9.9.8")} <= seen
             assert packed_address("127.9.9.9") not in watched.opened
             assert packed_address("127.9.9.8") not in watched.opened
-            assert watched.opened[packed_address("10.77.0.1")] == connections.OPENED_TCP
+            assert watched.opened[packed_address("10.77.0.1")] == packet_program.OPENED_TCP
     finally:
         process.communicate()
         watched.close()

@@ -9,21 +9,10 @@ import os
 
 from ..errors import CollectorError
 from . import bpf
-from .connections import (
-    OPENED_TCP,
-    OPENED_UDP,
-    OVERFLOW_OUT,
-    OWN_IN,
-    OWN_OUT,
-    RST_IN,
-    SYN_OUT,
-    SYNACK_IN,
-    Connections,
-    octets,
-    packets,
-)
+from .connections import Connections, octets, packets
 from .known_peers import LearnedPeers, peers_key
 from .logins import FailedLogins
+from .packet_program import OPENED_TCP, OPENED_UDP, OVERFLOW_OUT, OWN_IN, OWN_OUT, RST_IN, SYN_OUT, SYNACK_IN
 from .syscall_classes import CLASSES
 from .syscalls import EXEC, FORK, Syscalls, entropy_share_q8
 from .tcp_table import opened_connections

@@ -23,7 +23,7 @@ from typing import Any
 from stonechat.agent import Agent
 from stonechat.delivery import Delivery
 from stonechat.linux.bpf_columns import BpfColumns
-from stonechat.linux.connections import OPENED_TCP, SYN_OUT, SYNACK_IN
+from stonechat.linux.packet_program import OPENED_TCP, SYN_OUT, SYNACK_IN
 from stonechat.linux.schemas import LINUX_1
 from stonechat.linux.syscall_classes import CLASSES
 from stonechat.linux.syscalls import EXEC, FORK
