@@ -277,6 +277,37 @@ def test_a_lease_and_a_switched_off_device_are_incidents_and_end() -> None:
     assert kinds() == set()
 
 
+@on_clock
+def test_an_incident_of_a_lease_ends_with_the_next_start_of_the_device() -> None:
+    now_s = [0]
+    for by_status in (True, False):
+        device = Device()
+        messages = sealed(device)
+        device.alarm()
+        now_s[0] = device.now_s
+        monitor = Monitor(None, clock=lambda: now_s[0], steady=lambda: now_s[0])
+        monitor.connected(True)
+        reports, statuses = opened(*messages)
+        monitor.took(reports, ["stored"] * len(reports), statuses)
+        monitor.step()
+        assert "response" in {incident.kind for incident in monitor.incidents.open.values()}
+        again = Device(now_s=device.now_s + 1)  # its power was cut: no report of an end
+        again.reporter.boot = device.reporter.boot + 1
+        messages = sealed(again)
+        again.windows(60)
+        again.agent.reporter.commands.report_now = True
+        again.windows(5)
+        now_s[0] = again.now_s
+        reports, statuses = opened(*messages)
+        assert reports and statuses
+        if by_status:
+            monitor.took([], [], statuses)
+        else:
+            monitor.took(reports, ["stored"] * len(reports), [])
+        monitor.step()
+        assert "response" not in {incident.kind for incident in monitor.incidents.open.values()}
+
+
 def test_the_command_for_people_shows_decisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "fleet.db"
 

@@ -51,7 +51,7 @@ class Judgements:
         self._shared: dict[tuple[str, str, str], tuple[str, str, str]] = {}
         self._alarmed: dict[str, Report] = {}
         self._levels: dict[str, int] = {}  # of those that are not normal
-        self._leases: dict[str, tuple[Decision, float]] = {}  # in force at a device, and since when
+        self._leases: dict[str, tuple[Decision, float, bytes, int]] = {}  # in force, since when, in which start
         self._odd: set[str] = set()  # devices that alerts may be about
         self._rejected: Counter[tuple[str, str]] = Counter()
         self._hour_s = self._minute_s = -1e18
@@ -108,8 +108,11 @@ class Judgements:
         self.sense.report(report, now_s)
         if report.level or report.device in self._levels:
             self._level(report)
+        held = self._leases.get(report.device)
+        if held is not None and report.late_s is None and report.stream != held[2]:
+            del self._leases[report.device]  # a new start opens
         if report.decision is not None:
-            self._decision(report.device, report.decision, now_s)
+            self._decision(report, report.decision, now_s)
 
     def conflicts(self, report: Report, now_s: float) -> None:
         self.fleet.report(report, now_s, True, True)
@@ -129,11 +132,12 @@ class Judgements:
         else:
             self._alarmed.pop(report.device, None)
 
-    def _decision(self, device: str, decided: Decision, now_s: float) -> None:
+    def _decision(self, report: Report, decided: Decision, now_s: float) -> None:
+        device = report.device
         if not (decided.done and decided.lease):
             return
         if decided.kind == BEGAN:
-            self._leases[device] = (decided, now_s)
+            self._leases[device] = (decided, now_s, report.stream, report.boot)
             self._odd.add(device)
         elif device in self._leases and self._leases[device][0].lease == decided.lease:
             del self._leases[device]
@@ -145,6 +149,9 @@ class Judgements:
         self.fleet.status(status, now_s, None if status.off_for_s is None else now_s - status.off_for_s)
         if not status.online:
             return False
+        held = self._leases.get(status.device)
+        if held is not None and status.stream != held[2] and status.boot > held[3]:
+            del self._leases[status.device]
         schema = status.schema.hex() if status.schema else ""
         model = status.model.hex() if status.model else ""
         device = self.fleet.devices[status.device]
@@ -314,7 +321,7 @@ class Judgements:
             found.append(self._alert(f"off-{name}", "off", "warning", title, device.since_s, name, {}))
         if name in self._leases:
             odd = True
-            decided, since_s = self._leases[name]
+            decided, since_s, *_ = self._leases[name]
             title = f"{name} is in {ACTIONS[decided.action]}, by its own decision"
             evidence = {"lease": decided.lease, "seconds": decided.seconds, "rule": decided.rule}
             found.append(self._alert(f"response-{name}", "response", "warning", title, since_s, name, evidence))
