@@ -8,6 +8,7 @@ import os
 import random
 import re
 import socket
+import sqlite3
 import ssl
 import stat
 import subprocess
@@ -219,6 +220,59 @@ def test_what_came_with_a_note_that_can_not_be_read_is_shown_later(tmp_path: Pat
         found = view.facts(name)
         assert found and (found["level"], found["site"], found["name"]) == (2, "far", "Moved"), found
     made.close()
+
+
+def test_a_dashboard_waits_for_its_database_and_makes_none(tmp_path: Path) -> None:
+    """One that is moved away, copied back bit by bit, or damaged is left to whoever does that."""
+    path, away = tmp_path / "fleet.db", tmp_path / "away"
+    made = MadeFleet(path, 5)
+    accounts.put(made.store, "otto", "operator", PASSWORD)
+    made.close()
+    kept = path.read_bytes()
+
+    def files() -> set[str]:
+        return {each.name for each in tmp_path.iterdir()} - {"dashboard.log", "fleet.db-wal", "fleet.db-shm"}
+
+    with dashboard(path) as server:
+        assert len(columns(server.json("/api/fleet"))) == 5
+        path.rename(away)
+        for end in ("-wal", "-shm"):
+            Path(f"{path}{end}").unlink(missing_ok=True)
+        for harm in (None, b"", kept[:4096], kept[: len(kept) // 2], b"x" * len(kept)):
+            if harm is not None:
+                path.write_bytes(harm)
+            for asked, body in (
+                ("/api/device/pump-00003", None),
+                ("/api/login", {"name": "otto", "password": PASSWORD}),
+            ):
+                status, _, data = server.ask(asked, body)
+                assert status == 503 and b"fleet.db" in data, (harm and harm[:20], asked, status, data)
+            assert files() == ({"away"} if harm is None else {"away", "fleet.db"})
+            assert harm is None or path.read_bytes() == harm
+        path.unlink()
+        away.rename(path)
+        server.log_in("otto")
+        assert wait_for(lambda: server.ask("/api/device/pump-00003")[0] == 200, 30)
+    assert files() == {"fleet.db"}
+
+
+def test_who_reads_does_not_wait_for_who_writes(fleet: tuple[Path, MadeFleet], guarded: Server) -> None:
+    vera, otto = guarded.log_in("vera"), guarded.log_in("otto")
+    number = guarded.json("/api/incidents", **vera)["open"][0]["id"]
+    with contextlib.closing(sqlite3.connect(fleet[0], isolation_level=None)) as lock:
+        lock.execute("BEGIN IMMEDIATE")
+        path = f"/api/incidents/{number}/acknowledge"
+        asked = [threading.Thread(target=guarded.ask, args=(path, {}), kwargs=otto) for _ in range(50)]
+        for thread in asked:
+            thread.start()
+        time.sleep(0.5)
+        began_s = time.monotonic()
+        for path in ("/api/fleet", "/api/incidents", "/api/device/pump-00003", "/api/rollouts"):
+            assert guarded.ask(path, **vera)[0] == 200
+        assert time.monotonic() - began_s < 5  # one that waits for the lock waits for 10 s
+        lock.execute("ROLLBACK")
+    for thread in asked:
+        thread.join(60)
 
 
 def test_browsers_hear_of_a_change(fleet: tuple[Path, MadeFleet], open_to_all: Server) -> None:

@@ -100,9 +100,10 @@ def host_of(header: str) -> str:
     return header.partition(":")[0].lower()
 
 
-def make(store: Store, view: View, options: Options) -> tuple[ASGIApp, State]:
-    """-> (the application, what its requests share). While it runs, a thread polls the view."""
-    state = State(store, view, options, accounts.Sessions(store))
+def make(store: Store, view: View, options: Options, changes: Store | None = None) -> tuple[ASGIApp, State]:
+    """changes: the same database for what is written, with a connection of its own -> (the application, what its
+    requests share). While it runs, a thread polls the view."""
+    state = State(store, changes or store, view, options, accounts.Sessions(store))
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:

@@ -1,5 +1,8 @@
 """The dashboard's requests that change something: log-in and log-out, and what an operator does."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -7,7 +10,15 @@ from starlette.responses import JSONResponse, Response
 
 from . import accounts, api, audit
 from .access import address_of, body_of, check_origin, cookie_name, cookie_of, failed, operator_of, state_of, user_of
-from .state import Options
+from .state import Options, State
+
+Found = TypeVar("Found")
+
+
+async def _write(state: State, change: Callable[..., Found], *values: Any, **facts: Any) -> Found:
+    """change(store, ...) in a thread, by the connection for changes."""
+    async with state.writing:
+        return await run_in_threadpool(change, state.changes, *values, **facts)
 
 
 async def login(request: Request) -> Response:
@@ -29,9 +40,9 @@ async def login(request: Request) -> Response:
     who = "".join(letter for letter in name if letter.isprintable())
     if account is None:
         if noted:
-            await run_in_threadpool(audit.note, state.store, who, "log-in refused", address=address)
+            await _write(state, audit.note, who, "log-in refused", address=address)
         raise HTTPException(401, "no such account, or another password")
-    await run_in_threadpool(audit.note, state.store, account.name, "log-in", address=address)
+    await _write(state, audit.note, account.name, "log-in", address=address)
     state.sessions.end(cookie_of(request, state.options))
     cookie, session = state.sessions.begin(account)
     answer = JSONResponse({"user": session.name, "role": session.role})
@@ -51,7 +62,7 @@ async def logout(request: Request) -> Response:
     user = await run_in_threadpool(user_of, request)
     state.sessions.end(cookie_of(request, state.options))
     if user is not None and user.session is not None:
-        await run_in_threadpool(audit.note, state.store, user.name, "log-out")
+        await _write(state, audit.note, user.name, "log-out")
     answer = JSONResponse({})
     _set_cookie(answer, state.options, "", 0)
     return answer
@@ -60,7 +71,7 @@ async def logout(request: Request) -> Response:
 async def acknowledge(request: Request) -> Response:
     user = await run_in_threadpool(operator_of, request)
     state = state_of(request)
-    await run_in_threadpool(api.acknowledge, state.store, request.path_params["number"], user.name)
+    await _write(state, api.acknowledge, request.path_params["number"], user.name)
     state.look()
     return JSONResponse({})
 
@@ -68,14 +79,14 @@ async def acknowledge(request: Request) -> Response:
 async def silence(request: Request) -> Response:
     user = await run_in_threadpool(operator_of, request)
     state = state_of(request)
-    found = await run_in_threadpool(api.silence, state.store, await body_of(request), user.name)
+    found = await _write(state, api.silence, await body_of(request), user.name)
     return JSONResponse({"id": found})
 
 
 async def unsilence(request: Request) -> Response:
     user = await run_in_threadpool(operator_of, request)
     state = state_of(request)
-    await run_in_threadpool(api.unsilence, state.store, request.path_params["name"][:64], user.name)
+    await _write(state, api.unsilence, request.path_params["name"][:64], user.name)
     return JSONResponse({})
 
 
@@ -88,12 +99,12 @@ async def command(request: Request) -> Response:
     if not api.is_name(name):
         raise HTTPException(404, "no such device")
     body = await body_of(request)
-    sequence = await run_in_threadpool(api.command, state.store, state.options.operator, name, body, user.name)
+    sequence = await _write(state, api.command, state.options.operator, name, body, user.name)
     return JSONResponse({"sequence": sequence})
 
 
 async def rollout(request: Request) -> Response:
     user = await run_in_threadpool(operator_of, request)
     number, act = request.path_params["number"], request.path_params["act"][:20]
-    await run_in_threadpool(api.change_rollout, state_of(request).store, number, act, await body_of(request), user.name)
+    await _write(state_of(request), api.change_rollout, number, act, await body_of(request), user.name)
     return JSONResponse({})

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not args.db.startswith(URLS) and not Path(args.db).exists():
         raise ConfigError(f"{args.db}: no such database; `stonechat collect` makes it")
-    with Store(args.db, lambda line: _say(line)) as store:
+    with Store(args.db, lambda line: _say(line), make=False) as store:
         if args.what == "user":
             return _user(store, args)
         if args.what == "audit":
@@ -203,8 +203,8 @@ def _serve(store: Store, args: argparse.Namespace) -> int:
             "a log-in is wanted and there is no account: stonechat dashboard user add NAME --role operator"
         )
     listener = listen(host, 8440 if port is None else port)
-    with listener, Store(args.db) as own:
-        app, state = make(store, View(own), options)
+    with listener, Store(args.db, make=False) as own, Store(args.db, make=False) as changes:
+        app, state = make(store, View(own), options, changes)
         server = Server(app, state, args.cert, args.key)
         shown = f"[{host}]" if ":" in host else host
         url = f"{'https' if args.cert else 'http'}://{shown}:{listener.getsockname()[1]}/"

@@ -165,7 +165,7 @@ def run(args: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     operator = Path(args.operator) if args.operator else None
-    with Store(args.db, _say) as store:
+    with Store(args.db, _say, make=False) as store:
         link = Connection(options, args.discovery.strip("/"), operator is not None)
         bridge = Bridge(
             store, link.topics, link.publish, prefix=args.discovery.strip("/"), controls=operator is not None

@@ -60,9 +60,12 @@ def load_files() -> dict[str, File]:
 
 @dataclass
 class State:
-    """What all requests share. The view is polled by a thread of its own."""
+    """What all requests share. The view is polled by a thread of its own. changes: another connection, so that what
+    waits to be written while the database is locked holds up nobody who reads; writing: how many may wait in threads,
+    of which there are 40 for all."""
 
     store: Store
+    changes: Store
     view: View
     options: Options
     sessions: accounts.Sessions
@@ -74,6 +77,7 @@ class State:
     wake: threading.Event = field(default_factory=threading.Event)
     news: asyncio.Event | None = None
     loop: asyncio.AbstractEventLoop | None = None
+    writing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
     hashing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
 
     def poll_for_ever(self) -> None:

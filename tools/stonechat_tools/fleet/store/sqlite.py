@@ -28,12 +28,14 @@ _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 class Sqlite:
     """path: the database, made where there is none (mode 0600), or ":memory:". say: called with a line about a file
-    that was moved or damaged."""
+    that was moved or damaged. make: False for whoever shows what a collector fills: a database that is away, empty or
+    damaged is waited for, and never made, filled or set aside."""
 
     integer, real, blob, key = "INTEGER", "REAL", "BLOB", "INTEGER PRIMARY KEY"
 
-    def __init__(self, path: str, say: Callable[[str], None]) -> None:
+    def __init__(self, path: str, say: Callable[[str], None], make: bool = True) -> None:
         self.path = path
+        self._make = make
         self.generation = 0
         self._say = say
         self._lock = threading.RLock()  # one transaction at a time, whatever thread it comes from
@@ -95,6 +97,8 @@ class Sqlite:
 
     def _open(self) -> None:
         """Raises StoreError or sqlite3.Error."""
+        if not self._make and not os.path.exists(self.path):
+            raise StoreError(f"{self.path}: it is not there any more; `stonechat collect` makes one", True)
         if self.path != ":memory:":
             try:
                 os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -112,6 +116,8 @@ class Sqlite:
         try:
             self._file, self._bytes = self._file_now()
             version = db.execute("PRAGMA user_version").fetchone()[0]
+            if not version and not self._make:
+                raise StoreError(f"{self.path}: nothing is in it yet; `stonechat collect` fills it", True)
             if version and not schema.OLDEST <= version <= schema.VERSION:
                 raise StoreError(
                     f"{self.path}: made by another version ({version}) of stonechat; move it away and start again"
@@ -211,7 +217,10 @@ class Sqlite:
         return self._error(error)
 
     def _set_aside(self, why: str) -> None:
+        """Raises StoreError where that is not for this process to do: somebody may be copying a backup there."""
         self.close()
+        if not self._make:
+            raise StoreError(f"{self.path}: {why}; copy a backup there, or let `stonechat collect` set it aside", True)
         aside = f"{self.path}.damaged-{time.strftime('%Y%m%dT%H%M%S')}"
         for end in ("", "-wal", "-shm"):
             with contextlib.suppress(OSError):

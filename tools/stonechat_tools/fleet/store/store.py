@@ -22,9 +22,11 @@ URLS = ("postgresql://", "postgres://")
 class Store:
     """path: a file, made where there is none (mode 0600), ":memory:" for tests, or a URL postgresql://... One collector
     writes, see collecting(); others may read. say: called with a line about a database that was moved, damaged or
-    lost. Every method raises StoreError, with nothing changed."""
+    lost. make: False to make no file and set none aside. Every method raises StoreError, with nothing changed."""
 
-    def __init__(self, path: str | Path, say: Callable[[str], None] | None = None, shard: str = "") -> None:
+    def __init__(
+        self, path: str | Path, say: Callable[[str], None] | None = None, shard: str = "", make: bool = True
+    ) -> None:
         self.path = str(path)
         self._shard = shard  # the name of this collector among several that share a PostgreSQL
         say = say or (lambda line: None)
@@ -34,7 +36,7 @@ class Store:
 
             self.engine = Postgres(self.path, say, shard)
         else:
-            self.engine = Sqlite(self.path, say)
+            self.engine = Sqlite(self.path, say, make)
         self._ingest = Ingest(self.engine)
 
     @property
