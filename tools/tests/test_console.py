@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -136,3 +137,14 @@ def test_an_account_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(console.getpass, "getuser", nobody)
     assert console.user_name() == f"uid {os.getuid()}"
+
+
+def test_the_command_for_a_missing_package_is_written_in_one_place() -> None:
+    """So that each such line names this interpreter, a real extra, and what works in a clone."""
+    package = Path(console.__file__).parent
+    copies = [
+        path.name
+        for path in package.rglob("*.py")
+        if path.name != "console.py" and re.search(r"pip install ['\"]stonechat", path.read_text())
+    ]
+    assert not copies

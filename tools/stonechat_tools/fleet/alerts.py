@@ -23,7 +23,7 @@ from typing import Any
 
 from stonechat.errors import StonechatError
 
-from ..console import counted
+from ..console import counted, install_command
 from .alert_settings import Receiver, Settings
 from .incidents import Incident, Notification
 
@@ -250,7 +250,7 @@ def _apprise(receiver: Receiver, notification: Notification, link: str) -> None:
     try:
         import apprise
     except ModuleNotFoundError:
-        text = "needs apprise: pip install 'stonechat-tools[alerts]'"
+        text = f"needs apprise: {install_command('alerts')}"
         raise DeliveryError(f"{receiver.name}: {text}", again=False) from None
     target = apprise.Apprise()
     if not target.add(receiver.url):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 from stonechat.errors import ConfigError, StonechatError
 
+from ..console import install_command
 from . import mqtt_codec
 from .connection import explain, refused, unanswered
 
@@ -36,7 +37,7 @@ def _versions(version: str) -> list[str]:
     """What to try, in this order. Raises ConfigError."""
     has_5 = importlib.util.find_spec("mqtt5") is not None
     if version == "5" and not has_5:
-        raise ConfigError("--mqtt 5 needs the package mqtt5: pip install 'stonechat[tools]', or leave --mqtt out")
+        raise ConfigError(f"--mqtt 5 needs the package mqtt5, or leave --mqtt out: {install_command('tools')}")
     if version != "auto":
         return [version]
     return ["5", "3.1.1"] if has_5 else ["3.1.1"]

@@ -72,8 +72,13 @@ class LocalBroker:
                 return self
             except OSError:
                 time.sleep(0.05)
+        running = self._process.poll() is None
         said = (self._folder / "broker.log").read_text(errors="replace").strip().splitlines()
         self.stop()
+        if running:
+            raise OSError(
+                f"{self.kind} runs, but 127.0.0.1:{self.port} can't be reached: is loopback up (ip link set lo up)?"
+            )
         raise OSError(f"{self.kind} did not come up on port {self.port}: {said[-1] if said else 'it said nothing'}")
 
     def kill(self) -> None:

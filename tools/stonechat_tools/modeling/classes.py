@@ -19,7 +19,7 @@ from typing import Any
 from stonechat import __version__
 from stonechat.errors import ConfigError, StonechatError
 
-from ..console import write_atomic
+from ..console import install_command, write_atomic
 from .task import DONE, Task, make
 
 Outcome = dict[str, Any]
@@ -108,7 +108,7 @@ def _dask(tasks: list[Task], jobs: int, address: str | None) -> Iterator[Outcome
         from distributed import Client, LocalCluster
         from distributed import as_completed as dask_completed
     except ImportError as error:
-        raise ConfigError(f"--engine dask needs distributed ({error}): pip install 'stonechat[dask]'") from None
+        raise ConfigError(f"--engine dask needs distributed ({error}): {install_command('dask')}") from None
     if address is None:
         cluster = LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
         client = Client(cluster)

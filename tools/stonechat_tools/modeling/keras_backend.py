@@ -18,6 +18,7 @@ from stonechat.metadata import Metadata
 from stonechat.model_file import pack_normalization
 from stonechat.schema import Schema
 
+from ..console import install_command
 from .device_path import Network, Replay
 from .fit import STEP, FittedModel, assemble, front_end, set_table
 from .tflite_writer import Layer
@@ -50,7 +51,7 @@ def convert(x: Floats, units: int, seed: int) -> bytes:
     try:
         import tensorflow as tf
     except ImportError as error:
-        raise ConfigError(f"--backend keras needs TensorFlow ({error}): pip install 'stonechat[keras]'") from None
+        raise ConfigError(f"--backend keras needs TensorFlow ({error}): {install_command('keras')}") from None
     tf.keras.utils.set_random_seed(seed)
     n = x.shape[1]
     hidden = max(2 * units, n // 2)

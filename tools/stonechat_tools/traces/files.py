@@ -15,7 +15,7 @@ from stonechat.features import SHARE
 from stonechat.schema import Schema
 from stonechat.window import DELTA_MAX
 
-from ..console import clipped, reason, replacing, write_atomic
+from ..console import clipped, install_command, reason, replacing, write_atomic
 from ..schemas import SCHEMAS
 from .format import (
     COLUMNS,
@@ -198,7 +198,7 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise TraceError(f"Parquet needs pyarrow ({error}): pip install 'stonechat[parquet]', or use .csv.gz") from None
+        raise TraceError(f"Parquet needs pyarrow ({error}), or use .csv.gz: {install_command('parquet')}") from None
     return pyarrow, pyarrow.parquet
 
 

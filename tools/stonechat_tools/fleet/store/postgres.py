@@ -12,6 +12,7 @@ from typing import Any
 
 from stonechat.errors import ConfigError
 
+from ...console import install_command
 from . import schema
 from .base import Db, StoreError
 
@@ -70,7 +71,9 @@ class Postgres:
         try:
             import psycopg
         except ImportError:
-            raise ConfigError("--db postgresql://...: pip install 'stonechat[tools,postgres]'") from None
+            raise ConfigError(
+                f"--db postgresql://...: needs psycopg, which is not installed: {install_command('postgres')}"
+            ) from None
         self._psycopg = psycopg
         self._url = url
         self._name = masked(url)
