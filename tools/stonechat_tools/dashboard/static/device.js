@@ -25,7 +25,7 @@ export function showDevice(main, parameters, name) {
       const found = await ask(`/api/device/${encodeURIComponent(name)}?span=${length}`, undefined, automatic === true);
       if (!ended) show(found);
     } catch (error) {
-      if (!ended) fill(place, h("h1", {}, name), state(error.message, read), h("p", {}, h("a", { href: "#/devices" }, "All devices")));
+      if (!ended) fill(place, h("h1", {}, name), state(`The device can't be shown: ${error.message}`, read), h("p", {}, h("a", { href: "#/devices" }, "All devices")));
     }
     asking = false;
   }
