@@ -84,6 +84,15 @@ def test_switched_off_only_keep_alive_leaves_and_nothing_is_read(folder: Path) -
         assert "monitoring is off" in agent.said() and "monitoring is on again" in agent.said()
 
 
+def test_started_while_switched_off_it_does_not_claim_to_watch(folder: Path) -> None:  # noqa: F811
+    with LocalBroker() as broker:
+        agent = AgentProcess(folder, broker.port, more="[monitoring]\non = false\n")
+        with agent:
+            wait_for(lambda: "connected to" in agent.said(), say=agent.said)
+        assert "monitoring is off" in agent.said()
+        assert "watching with" not in agent.said() and "learning what" not in agent.said()
+
+
 def traced(pid: int, seconds: float, folder: Path) -> str:  # noqa: F811
     """The system calls of a process that read, open or send, with the paths behind the file descriptors."""
     if not shutil.which("strace"):

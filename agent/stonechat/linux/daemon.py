@@ -163,9 +163,9 @@ class Daemon:
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, self._stop if os.isatty(0) or os.isatty(2) else self._reload_soon)
         doing = "learning what is normal here" if self.agent.learning else "watching"
-        self.log(
-            "info", "%s with model %s, windows of %g s" % (doing, self.agent.model_name, self.agent.window_ms / 1000)
-        )
+        if not self.agent.off:  # else the log has said so
+            seconds = self.agent.window_ms / 1000
+            self.log("info", "%s with model %s, windows of %g s" % (doing, self.agent.model_name, seconds))
         self._check_folders()
         give_memory_back()
         while not self.stopping:

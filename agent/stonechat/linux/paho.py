@@ -30,7 +30,8 @@ def load():
         from paho.mqtt import client
     except ImportError:
         raise ConfigError(
-            '[mqtt] transport = "paho" needs paho-mqtt: pip install "stonechat[linux]", or transport = "auto"'
+            '[mqtt] transport = "paho" needs paho-mqtt: pip install "stonechat[linux]", '
+            'in a clone ".[linux]"; or transport = "auto"'
         )
     if not hasattr(client.Client, "_create_socket"):
         raise ConfigError('[mqtt] transport = "paho" needs paho-mqtt 2.x; or transport = "auto"')
