@@ -15,7 +15,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--allowed-skips", metavar="FILE", help="fail where a test is skipped for a reason not in FILE")
 
 
+def _no_health_check_by_the_clock() -> None:
+    """A busy machine is no fault of an example's generator."""
+    try:
+        from hypothesis import HealthCheck, settings
+    except ModuleNotFoundError:
+        return
+    settings.register_profile("stonechat", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("stonechat")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    _no_health_check_by_the_clock()
     config.stash[_REASONS] = {}
     if config.getoption("--allowed-skips"):
         config.pluginmanager.register(_Watch(config))

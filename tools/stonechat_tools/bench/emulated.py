@@ -360,7 +360,7 @@ def show(found: dict[str, Any]) -> None:
 
 def measured() -> dict[str, Any]:
     """The figures of the last run of each phase, as --json wrote them."""
-    found: dict[str, Any] = json.loads((Path(__file__).parent / "emulated.json").read_text())
+    found: dict[str, Any] = json.loads((Path(__file__).parents[1] / "device/emulated.json").read_text())
     return found
 
 

@@ -35,7 +35,7 @@ SPEEDS = {
 _LAYER_BYTES = 190
 _BASE_BYTES = 780
 _BLOCK_BYTES = 16
-_FIGURES = Path(__file__).parents[1] / "bench/emulated.json"  # of the last run of each phase
+_FIGURES = Path(__file__).parents[1] / "device/emulated.json"  # of the last run of each phase
 _TLS_BYTES = 28 * 1024  # of heap, while a verified connection is made; measured on an emulated Pico W
 _SHORT = 60  # characters of a value that are printed
 
