@@ -22,6 +22,7 @@ from stonechat_tools.bench import emulated
 from stonechat_tools.device.deploy import mpremote
 from stonechat_tools.fleet import provision
 from stonechat_tools.fleet.store import Store
+from stonechat_tools.modeling import inspect
 from stonechat_tools.proofs.boards import power_cuts, ppp, uart
 from stonechat_tools.proofs.boards.firmware import BUILDS, DISKS, Board, BuildError, build_all
 from stonechat_tools.proofs.boards.machine import MACHINES, BoardError, Machine, simulator
@@ -207,10 +208,10 @@ def test_an_rp2040_reports_over_ppp_to_mosquitto_and_a_collector() -> None:
 
 def test_the_readme_has_the_figures_of_the_last_run() -> None:
     lines = (ROOT / "README.md").read_text().split("\n")
-    for row in emulated.readme(emulated.measured()):
+    for row in emulated.readme(inspect.emulated()):
         assert row in lines, row
     page = (ROOT / "docs/agent-boards.md").read_text()
-    core, full = (emulated.measured()["figures"][f"rp2040 {profile} now"] for profile in emulated.PROFILES)
+    core, full = (inspect.emulated()["figures"][f"rp2040 {profile} now"] for profile in emulated.PROFILES)
     for source, label in (("files", "`.mpy` files"), ("ROMFS", "ROMFS"), ("frozen", "frozen with")):
         name = f"least heap, {source}"
         row = next(line for line in page.split("\n") if line.startswith(f"| {label}"))

@@ -2,7 +2,6 @@
 Cortex-M3, M7 and RV32 in instructions. Not modelled: misses of the flash cache, the time of an erase, radio."""
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -356,12 +355,6 @@ def show(found: dict[str, Any]) -> None:
     console.print(table)
     for what, why in found["failed"].items():
         console.print(f"no figure: {what}: {why}")
-
-
-def measured() -> dict[str, Any]:
-    """The figures of the last run of each phase, as --json wrote them."""
-    found: dict[str, Any] = json.loads((Path(__file__).parents[1] / "device/emulated.json").read_text())
-    return found
 
 
 def readme(found: dict[str, Any]) -> list[str]:

@@ -35,7 +35,6 @@ SPEEDS = {
 _LAYER_BYTES = 190
 _BASE_BYTES = 780
 _BLOCK_BYTES = 16
-_FIGURES = Path(__file__).parents[1] / "device/emulated.json"  # of the last run of each phase
 _TLS_BYTES = 28 * 1024  # of heap, while a verified connection is made; measured on an emulated Pico W
 _SHORT = 60  # characters of a value that are printed
 
@@ -106,9 +105,15 @@ def memory(model: Any, file_bytes: int, layers: list[dict[str, Any]]) -> dict[st
     }
 
 
+def emulated() -> dict[str, Any]:
+    """The figures of the last run of each phase of `stonechat bench board --emulated`, as its --json wrote them."""
+    found: dict[str, Any] = json.loads(Path(__file__).with_name("emulated.json").read_text())
+    return found
+
+
 def agent() -> dict[str, str]:
     """What the agent around the model takes of an emulated RP2040, by the last `stonechat bench board --emulated`."""
-    figures = json.loads(_FIGURES.read_text())["figures"]
+    figures = emulated()["figures"]
     core, full = figures["rp2040 core now"], figures["rp2040 full now"]
 
     def both(name: str, unit: str) -> str:

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-FILE = Path(__file__).resolve().parents[1] / "dashboard" / "grafana.json"
+from stonechat_tools import dashboard
+
+FILE = Path(dashboard.__file__).with_name("grafana.json")
 SOURCE = "${datasource}"
 # title, unit, kind, (query, legend) ..., width of 24
 PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str], ...], int], ...] = (
