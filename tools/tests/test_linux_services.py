@@ -147,6 +147,77 @@ def test_a_service_that_comes_restarts_and_goes(groups):
         os.makedirs(name, exist_ok=True)
 
 
+MOVES = """
+import os
+def work():
+    for _ in range(5000): os.getppid()
+work()
+for folder in {folders}:
+    with open(folder + "/cgroup.procs", "w") as procs:
+        procs.write("0")
+    work()
+"""
+
+
+@pytest.mark.root
+def test_a_process_that_moves_counts_where_it_is(groups):
+    """It starts no program then, and may be the only one on its CPU: nothing but the move shows it."""
+    watch = Watch(groups)
+    try:
+        for _ in range(3):
+            run(MOVES.format(folders=[groups[1], groups[7], groups[5]]), groups[0])
+            rows = watch.look()
+            for n, row in enumerate(rows):
+                assert 5000 <= row["sys_info"] < 5100 if n in (0, 1, 5, 7) else not any(row.values()), (n, row)
+    finally:
+        watch.collector.close()
+
+
+@pytest.mark.root
+def test_threads_of_one_process_count_where_each_is(groups):
+    parent = groups[6]
+    inner = [f"{parent}/a", f"{parent}/b"]
+    for folder in inner:
+        os.mkdir(folder)
+        Path(folder, "cgroup.type").write_text("threaded")
+    threads = """
+import os, threading
+def work(folder):
+    with open(folder + "/cgroup.threads", "w") as file: file.write(str(threading.get_native_id()))
+    for _ in range(3000): os.getppid()
+both = [threading.Thread(target=work, args=(folder,)) for folder in %r]
+for thread in both: thread.start()
+for thread in both: thread.join()
+"""
+    watch = Watch(inner)
+    try:
+        run(threads % inner, parent)
+        assert all(3000 <= row["sys_info"] < 3100 for row in watch.look())
+    finally:
+        watch.collector.close()
+        for folder in inner:
+            os.rmdir(folder)
+
+
+@pytest.mark.root
+def test_where_the_kernel_shows_no_moves_each_call_asks(groups, monkeypatch):
+    link = syscalls.Syscalls._link
+
+    def refuse(self, program_fd, tracepoint):
+        if tracepoint == "cgroup_attach_task":
+            os.close(program_fd)
+            raise FileNotFoundError(2, "no such tracepoint")
+        link(self, program_fd, tracepoint)
+
+    monkeypatch.setattr(syscalls.Syscalls, "_link", refuse)
+    watch = Watch(groups)
+    try:
+        run(MOVES.format(folders=[groups[1]]), groups[0])
+        assert all((row["sys_info"] >= 5000) == (n < 2) for n, row in enumerate(watch.look()))
+    finally:
+        watch.collector.close()
+
+
 @pytest.mark.root
 def test_the_inner_of_two_services_counts(groups):
     parent = os.path.dirname(groups[7])
@@ -229,7 +300,7 @@ def test_a_kernel_that_gives_no_ancestor_counts_what_is_in_the_cgroup_itself(gro
     load = syscalls.Syscalls._load
 
     def refuse(self, program, name):
-        if self._cgroup_helper == bpf.CURRENT_ANCESTOR_CGROUP_ID:
+        if name != "stonechat_moved" and self._cgroup_helper == bpf.CURRENT_ANCESTOR_CGROUP_ID:
             raise CollectorError("the verifier refused: unknown func bpf_get_current_ancestor_cgroup_id#123")
         return load(self, program, name)
 

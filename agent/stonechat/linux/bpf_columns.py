@@ -101,8 +101,6 @@ class BpfColumns:
         self._fill_calls(values, at)
         self._fill_connections(values, at + 13)
         values[at + 21] = self._logins.read()
-        if self.services is not None:
-            self.services.refresh()
 
     def forks(self) -> int:
         """Processes and threads begun, cumulative, as of the last fill()."""

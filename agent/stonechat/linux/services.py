@@ -110,19 +110,27 @@ class Services:
             p.goto("service")
         p.label("service")
 
-    def count_call(self, p: bpf.Program, helper: int, cpu_at: int) -> None:
-        """Add one to the word at byte R7 (0 to 248) of the caller's service; the CPU's number is on the stack at
-        cpu_at. helper: CURRENT_ANCESTOR_CGROUP_ID, or CURRENT_CGROUP_ID, which leaves out what is in a cgroup below
-        that of the service. Goes on at label "out" otherwise."""
-        self._find(p, helper, "out")
+    def find_caller(self, p: bpf.Program, helper: int, to: int) -> None:
+        """The register `to` = the caller's service, for count_call(). helper: CURRENT_ANCESTOR_CGROUP_ID, or
+        CURRENT_CGROUP_ID, which leaves out what is in a cgroup below that of the service."""
+        p.move(to, _NONE)
+        self._find(p, helper, "no_service")
+        p.copy(to, R1)
+        p.label("no_service")
+
+    def count_call(self, p: bpf.Program, cpu_at: int) -> None:
+        """Add one to the word at byte R7 (0 to 248) of the service in R6; the CPU's number is on the stack at cpu_at.
+        Goes on at label "out" where it is in none."""
+        p.jump("ge", R6, _NONE, "out")
+        p.alu("and", R6, _NONE - _BLOCK)
         p.load(8, R2, FP, cpu_at)
         p.alu("and", R2, self.cpus - 1)
         p.alu("mul", R2, MAX_SERVICES * _BLOCK)
-        p.alu_reg("add", R1, R2)
+        p.alu_reg("add", R2, R6)
         p.alu("and", R7, _BLOCK - 8)
-        p.alu_reg("add", R1, R7)
+        p.alu_reg("add", R7, R2)
         p.map_value(R2, self._memory.fd, _COUNTS_AT)
-        p.alu_reg("add", R2, R1)
+        p.alu_reg("add", R2, R7)
         p.load(8, R3, R2)
         p.alu("add", R3, 1)
         p.store(8, R2, 0, R3)

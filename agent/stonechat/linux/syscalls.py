@@ -10,9 +10,10 @@ group was measured: the calls cost no more, but reading 64 groups takes 200 us i
 still hides a slow attacker behind a busy service. `cgroup=` watches one cgroup in place of the machine.
 
     byte 0     class of each native call number 0..511, then of each 32-bit caller's number 0..511
-    byte 1024  how many programs were started (u64), then the id of the only cgroup that counts
-    byte 2048  for each CPU 32 words (u64): the 16 classes, then exec, fork, exit, then which process called last on
-               this CPU and whether it is a 32-bit one
+    byte 1024  how many programs were started and threads moved to another cgroup (u64), then the id of the only cgroup
+               that counts
+    byte 2048  for each CPU 32 words (u64): the 16 classes, then exec, fork, exit, then which thread called last on this
+               CPU, whether it is a 32-bit one, and its service
 """
 
 import os
@@ -30,7 +31,7 @@ NUMBERS = 512  # call numbers an ABI has; whatever lies beyond counts as `other`
 _STARTED_AT = 2 * NUMBERS
 _ONLY_AT = _STARTED_AT + 8
 _COUNTS_AT = 2048
-_LAST_CALLER, _LAST_IS_COMPAT = 8 * 24, 8 * 25  # byte offsets among a CPU's words
+_LAST_CALLER, _LAST_IS_COMPAT, _LAST_SERVICE = 8 * 24, 8 * 25, 8 * 26  # byte offsets among a CPU's words
 _SLOTS = 32  # words a CPU: four cache lines of its own
 _CLASSES = 16
 _MAX_CPUS = 4096
@@ -70,6 +71,7 @@ class Syscalls:
         self._compat = _COMPAT_MARKS.get(kernel_machine())
         self._only = CgroupId(cgroup) if cgroup else None
         self.services: Services | None = Services(services, self._cpus) if services else None
+        self._may_remember = True
         self._memory = bpf.Memory(_COUNTS_AT + self._cpus * _SLOTS * 8, "stonechat_sys")
         try:
             table = machine_table() if table is None else table
@@ -82,11 +84,16 @@ class Syscalls:
             raise
 
     def read(self) -> list:
-        """-> counts, brought up to date. Never fails: it reads memory."""
+        """-> counts, brought up to date, and those of the services. Never fails: it reads memory, and files that may be
+        gone."""
         first = _COUNTS_AT // 8
         words = self._memory.words
         if self._only is not None:
             words[_ONLY_AT // 8] = self._only.refresh()
+        if self.services is not None:
+            self.services.refresh()
+            for at in range(first + _LAST_CALLER // 8, first + self._cpus * _SLOTS, _SLOTS):
+                words[at] = 0  # whoever called last may be in a service that was found just now
         counts = self.counts
         for slot in range(len(counts)):
             counts[slot] = sum(words[first + slot : first + self._cpus * _SLOTS : _SLOTS])
@@ -101,6 +108,11 @@ class Syscalls:
             self.services.close()
 
     def _attach(self) -> None:
+        if self.services is not None:
+            try:
+                self._link(self._load(self._moved(), "stonechat_moved"), "cgroup_attach_task")
+            except OSError:
+                self._may_remember = False  # each call asks for its service: 20 ns more
         calls = self._load_sys_enter()
         self._link(calls, "sys_enter")
         for slot, name in ((EXEC, "exec"), (FORK, "fork"), (EXIT, "exit")):
@@ -133,23 +145,28 @@ class Syscalls:
 
     def _sys_enter(self) -> bpf.Program:
         """raw_tracepoint/sys_enter: args[0] is the caller's pt_regs, args[1] the call's number. R6 its arguments, R7
-        the number, R8 the process, R9 this CPU's words."""
+        the number, R8 the thread, R9 this CPU's words."""
         p = bpf.Program()
         p.copy(R6, R1)
         self._leave_out(p)
         self._find_words(p)
+        self._know_caller(p)
         p.load(8, R7, R6, 8)
         p.jump("lt", R7, NUMBERS - 1, "known")
         p.move(R7, NUMBERS - 1)  # also -1, x32 and ARM's private calls
         p.label("known")
-        if self._compat:
-            self._split_compat(p)
+        if self._compat:  # the second half of the table
+            p.load(8, R1, R9, _LAST_IS_COMPAT)
+            p.alu("and", R1, NUMBERS)
+            p.alu_reg("add", R7, R1)
         p.map_value(R1, self._memory.fd)
         p.alu_reg("add", R1, R7)
         p.load(1, R1, R1)
         p.alu("and", R1, _CLASSES - 1)
         p.alu("shl", R1, 3)
         p.copy(R7, R1)
+        if self.services is not None:
+            p.load(8, R6, R9, _LAST_SERVICE)
         p.alu_reg("add", R9, R1)
         self._count(p, 0)
         return p
@@ -159,20 +176,32 @@ class Syscalls:
         self._leave_out(p)
         self._find_words(p)
         if slot == EXEC:
-            p.map_value(R1, self._memory.fd, _STARTED_AT)
-            p.move(R2, 1)
-            p.atomic_add(R1, 0, R2)
+            self._forget_callers(p)
         p.move(R7, 8 * slot)
+        if self.services is not None:
+            self.services.find_caller(p, self._cgroup_helper, R6)
         self._count(p, 8 * slot)
         return p
+
+    def _moved(self) -> bpf.Program:
+        p = bpf.Program()
+        self._forget_callers(p)
+        p.move(R0, 0)
+        p.exit()
+        return p
+
+    def _forget_callers(self, p: bpf.Program) -> None:
+        p.map_value(R1, self._memory.fd, _STARTED_AT)
+        p.move(R2, 1)
+        p.atomic_add(R1, 0, R2)
 
     def _leave_out(self, p: bpf.Program) -> None:
         """Skip the agent itself, and whoever is not in the chosen cgroup."""
         p.call(bpf.CURRENT_PID_TGID)
         p.copy(R8, R0)
-        p.alu("shr", R8, 32)
         if self._own is not None:
-            p.jump("eq", R8, self._own, "out")
+            p.alu("shr", R0, 32)
+            p.jump("eq", R0, self._own, "out")
         if self._only:
             p.move(R1, self._only.level)
             p.call(self._cgroup_helper)
@@ -189,45 +218,54 @@ class Syscalls:
         p.map_value(R9, self._memory.fd, _COUNTS_AT)
         p.alu_reg("add", R9, R0)
 
-    def _split_compat(self, p: bpf.Program) -> None:
-        """A 32-bit caller counts by numbers of its own: the second half of the table.
+    def _know_caller(self, p: bpf.Program) -> None:
+        """Note at this CPU's words whether the caller is a 32-bit one, which counts by numbers of its own, and in which
+        service it is.
 
-        Reading the caller's registers costs as much as all the rest, so each CPU remembers who called last and asks
-        again only when it is another process, or when any program was started since: exec may change the kind."""
-        offset, condition, mark, _ = self._compat  # type: ignore[misc]
+        Asking costs as much as all the rest, so each CPU remembers who called last and asks again only when it is
+        another thread, when any program was started (exec may change the kind) or moved to another cgroup since, or
+        after a reading, which may have found a new service."""
+        if not self._compat and self.services is None:
+            return
         p.map_value(R1, self._memory.fd, _STARTED_AT)
         p.load(8, R1, R1)
         p.alu("shl", R1, 32)
+        p.alu("shl", R8, 32)
+        p.alu("shr", R8, 32)
         p.alu_reg("or", R8, R1)
         p.load(8, R1, R9, _LAST_CALLER)
         p.jump_reg("eq", R1, R8, "remembered")
-        p.store_value(8, FP, -8, 0)
-        p.copy(R1, FP)
-        p.alu("add", R1, -8)
-        p.move(R2, 8)
-        p.load(8, R3, R6)
-        p.alu("add", R3, offset)
-        p.call(bpf.PROBE_READ_KERNEL)
-        p.load(8, R1, FP, -8)
-        p.store(8, R9, _LAST_CALLER, R8)
-        p.store_value(8, R9, _LAST_IS_COMPAT, 0)
-        p.jump(condition, R1, mark, "compat")
-        p.goto("remembered")
-        p.label("compat")
-        p.store_value(8, R9, _LAST_IS_COMPAT, NUMBERS)
+        if self._may_remember:
+            p.store(8, R9, _LAST_CALLER, R8)
+        if self._compat:
+            offset, condition, mark, _ = self._compat
+            p.store_value(8, FP, -8, 0)
+            p.copy(R1, FP)
+            p.alu("add", R1, -8)
+            p.move(R2, 8)
+            p.load(8, R3, R6)
+            p.alu("add", R3, offset)
+            p.call(bpf.PROBE_READ_KERNEL)
+            p.load(8, R1, FP, -8)
+            p.store_value(8, R9, _LAST_IS_COMPAT, 0)
+            p.jump(condition, R1, mark, "compat")
+            p.goto("of_a_kind")
+            p.label("compat")
+            p.store_value(8, R9, _LAST_IS_COMPAT, NUMBERS)
+            p.label("of_a_kind")
+        if self.services is not None:
+            self.services.find_caller(p, self._cgroup_helper, R8)
+            p.store(8, R9, _LAST_SERVICE, R8)
         p.label("remembered")
-        p.load(8, R1, R9, _LAST_IS_COMPAT)
-        p.alu("and", R1, NUMBERS)
-        p.alu_reg("add", R7, R1)
 
     def _count(self, p: bpf.Program, offset: int) -> None:
-        """The word at R9 + offset += 1, and that at R7 of the caller's service. Programs on a tracepoint are not
+        """The word at R9 + offset += 1, and that at R7 of the service at R6. Programs on a tracepoint are not
         interrupted by their like, so that a plain add on the CPU's own words is exact."""
         p.load(8, R2, R9, offset)
         p.alu("add", R2, 1)
         p.store(8, R9, offset, R2)
         if self.services is not None:
-            self.services.count_call(p, self._cgroup_helper, _CPU)
+            self.services.count_call(p, _CPU)
         p.label("out")
         p.move(R0, 0)
         p.exit()
