@@ -603,7 +603,7 @@ def test_inner_names_are_used_by_the_linked_modules_only() -> None:
     paths += [ROOT / "models/micropython-1/main.py", ROOT / "examples/embed_board.py"]
     paths += [ROOT / "firmware_tests/life" / name for name in ("device.py", "measure.py")]
     linked = [builder.PACKAGE / (name + ".py") for name in builder.modules(profile="core") if name not in apart]
-    keywords = set().union(*[link._keywords(path.read_text()) for path in linked])
+    keywords = set().union(*[link.keywords_of(path.read_text()) for path in linked])
     for path in paths:
         assert not names_in(path, keywords) & link.INNER, (path, names_in(path, keywords) & link.INNER)
     used = set().union(*[names_in(path, link.INNER) for path in linked])

@@ -41,7 +41,8 @@ from stonechat.errors import ConfigError
 
 from stonechat_tools.console import model_path, read_file
 from stonechat_tools.device import romfs
-from stonechat_tools.device.link import Pool, all_names, in_order, link, often_used, package_of, private_names, shorten
+from stonechat_tools.device.link import in_order, link, often_used, package_of, shorten
+from stonechat_tools.device.link_names import Pool, all_names, private_names
 
 # mpy-cross's names, and boards that have them
 ARCHITECTURES = {
