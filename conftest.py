@@ -1,8 +1,13 @@
-"""The option --allowed-skips FILE: a run in which a test is skipped for a reason that is not in FILE fails.
+"""The order of the test files, and the option --allowed-skips.
 
-FILE holds one pattern a line (fnmatch, * for anything); # begins a comment.
+Several workers take the files one by one: those that take longest come first, so that no worker works alone at the end.
+A file's length is the sum of the seconds in its tests' marks: `slow(SECONDS)`.
+
+--allowed-skips FILE: a run in which a test is skipped for a reason that is not in FILE fails. FILE holds one pattern a
+line (fnmatch, * for anything); # begins a comment.
 """
 
+from collections import Counter
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -30,6 +35,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_REASONS] = {}
     if config.getoption("--allowed-skips"):
         config.pluginmanager.register(_Watch(config))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a worker of several: the files with the longest tests first, each file's tests in their own order."""
+    if not hasattr(config, "workerinput"):
+        return
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        mark = item.get_closest_marker("slow")
+        seconds[item.path] += sum(mark.args) if mark else 0
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 class _Watch:
