@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -55,12 +56,24 @@ def test_one_that_stays_open_is_a_contact_each_time_and_one_to_here_is_none(tmp_
 
 
 def test_no_table_and_a_damaged_one(tmp_path):
-    assert calls(str(tmp_path)) == []
+    assert list(calls(str(tmp_path))) == []
     table(tmp_path, "half a row\n")
-    assert calls(str(tmp_path)) == []
+    assert list(calls(str(tmp_path))) == []
     table(tmp_path, "0: 0100A8C0:9C40 ZZ:01BB 01 0\n")
     with pytest.raises(CollectorError, match="is no address"):
-        calls(str(tmp_path))
+        list(calls(str(tmp_path)))
+
+
+def test_a_large_table_is_never_held_as_a_whole(tmp_path):
+    """A scan, or a web server, leaves thousands of connections in TIME_WAIT, and Python does not give memory back."""
+    table(tmp_path, row(22, "0.0.0.0", "0A"), *[row(20000 + n, "198.51.100.7", "06") for n in range(6000)])
+    contacts = TcpContacts(b"secret", str(tmp_path))
+    for what, most_bytes in ((lambda: opened_connections(512, str(tmp_path)), 50_000), (contacts.contacts, 1_000_000)):
+        tracemalloc.start()
+        what()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < most_bytes
 
 
 def test_this_machine_s_own_connection_is_found():

@@ -14,7 +14,7 @@ import sys
 from ..compat import sha256
 from ..errors import CollectorError
 
-_MAX_TABLE_BYTES = 1 << 20
+_MAX_CALLS = 7000  # of a table: what fits 1 MB
 _MAX_CONNECTIONS = 200_000
 _MAX_LINE_BYTES = 512
 _MOST_FILES = 128  # of the agent itself
@@ -23,51 +23,63 @@ _LOOPBACK = (bytes(10) + b"\xff\xff\x7f", bytes(15) + b"\x01", bytes(16))  # 127
 _CONTACT = 0x3FFFFFFF  # as in known_peers.py
 
 
-def calls(proc: str = "/proc") -> list:
-    """The connections whose local port nobody listens on: this machine opened them -> [(state, local port, address of
-    16 bytes, inode of the socket as text)]."""
-    rows = []
-    for name, size in (("/net/tcp", 4), ("/net/tcp6", 16)):
-        try:
-            with open(proc + name, "rb") as file:
-                lines = file.read(_MAX_TABLE_BYTES).split(b"\n")[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split(None, 10)
-            if len(fields) >= 5:
-                port, peer = fields[1].rpartition(b":")[2], fields[2].rpartition(b":")[0]
-                rows.append((fields[3], port, peer, size, fields[9] if len(fields) > 9 else b""))
-    listening = {port for state, port, _, _, _ in rows if state == _LISTEN}
-    return [(state, port, _address(peer, size), ino) for state, port, peer, size, ino in rows if port not in listening]
+def calls(proc: str = "/proc"):
+    """Yields (state, local port, address of 16 bytes, inode of the socket as text) of each connection whose local port
+    nobody listens on: this machine opened it. At most _MAX_CALLS of a table; the table is never held as a whole."""
+    listening = {words[1][-4:] for path, _ in _tables(proc) for words in _listeners(path)}
+    for path, size in _tables(proc):
+        for words in _rows(path, _MAX_CALLS):
+            if words[3] != _LISTEN and words[1][-4:] not in listening:
+                yield words[3], words[1][-4:], _address(words[2][:-5], size), words[9] if len(words) > 9 else b""
 
 
 def opened_connections(most: int = 512, proc: str = "/proc") -> list:
     """The peers of established connections that this machine opened -> addresses of 16 bytes."""
-    return [address for state, _, address, _ in calls(proc) if state == _ESTABLISHED][:most]
+    opened = (address for state, _, address, _ in calls(proc) if state == _ESTABLISHED)
+    return [address for _, address in zip(range(most), opened, strict=False)]
 
 
 def established(proc: str = "/proc"):
     """Yields (remote address of 4 or 16 bytes, remote port in hexadecimal, retransmits on end without an answer) of
-    each established connection, however many others there are; the table is never held as a whole."""
-    for name, size in (("/net/tcp", 4), ("/net/tcp6", 16)):
-        try:
-            with open(proc + name, "rb") as file:
-                for _ in range(_MAX_CONNECTIONS):
-                    line = file.readline(_MAX_LINE_BYTES)
-                    if not line:
-                        break
-                    words = line.split(None, 7)
-                    if len(words) < 8 or words[3] != _ESTABLISHED:
-                        continue
-                    try:
-                        address, retransmits = _address(words[2][:-5], size), int(words[6], 16)
-                    except (CollectorError, ValueError):
-                        continue
-                    if len(address) == 16:
-                        yield address[12:] if address[:12] == _LOOPBACK[0][:12] else address, words[2][-4:], retransmits
-        except OSError:
-            continue
+    each established connection, however many others there are."""
+    for path, size in _tables(proc):
+        for words in _rows(path, _MAX_CONNECTIONS):
+            if words[3] != _ESTABLISHED:
+                continue
+            try:
+                address, retransmits = _address(words[2][:-5], size), int(words[6], 16)
+            except (CollectorError, IndexError, ValueError):
+                continue
+            if len(address) == 16:
+                yield address[12:] if address[:12] == _LOOPBACK[0][:12] else address, words[2][-4:], retransmits
+
+
+def _tables(proc: str) -> tuple:
+    return (proc + "/net/tcp", 4), (proc + "/net/tcp6", 16)
+
+
+def _listeners(path: str):
+    """The kernel prints the listeners first: tcp_seq_start() in net/ipv4/tcp_ipv4.c."""
+    for words in _rows(path, _MAX_CONNECTIONS):
+        if words[3] != _LISTEN:
+            return
+        yield words
+
+
+def _rows(path: str, most: int):
+    """Yields the words of at most `most` lines after the heading, a line at a time; nothing where there is no file."""
+    try:
+        with open(path, "rb") as file:
+            file.readline(_MAX_LINE_BYTES)
+            for _ in range(most):
+                line = file.readline(_MAX_LINE_BYTES)
+                if not line:
+                    return
+                words = line.split(None, 10)
+                if len(words) >= 5:
+                    yield words
+    except OSError:
+        return
 
 
 class TcpContacts:
@@ -76,18 +88,19 @@ class TcpContacts:
     def __init__(self, secret: bytes, proc: str = "/proc") -> None:
         self._secret = secret
         self._proc = proc
-        self._last: set = set()
+        self._last: set = set()  # hashes: 7,000 connections that ended are there after a scan
 
     def contacts(self) -> list:
         now = set()
         met = set()
         own = _own_sockets()
         for state, port, address, inode in calls(self._proc):
-            now.add((port, address))
+            connection = hash((port, address))
+            now.add(connection)
             if inode in own:
                 continue
             alive = state in (_ESTABLISHED, _SYN_SENT)
-            if (alive or (port, address) not in self._last) and not address.startswith(_LOOPBACK):
+            if (alive or connection not in self._last) and not address.startswith(_LOOPBACK):
                 met.add(address)
         self._last = now
         keys = [sha256(self._secret + address).digest()[:4] for address in sorted(met)]
