@@ -28,7 +28,7 @@ _TRIAL_S = const(86_400)  # without an acknowledgement
 _READ_BYTES = const(512)
 _PARTS = (".manifest", ".model")
 # After these a device takes the same version again when it is offered: nothing is wrong with the release itself.
-_AGAIN = (slots.EARLY, slots.CLOCK, slots.DIGEST, slots.STORAGE)
+_AGAIN = (slots.EARLY, slots.CLOCK, slots.DIGEST, slots.UNCONFIRMED, slots.STORAGE)
 
 
 class Update:
@@ -71,6 +71,7 @@ class Update:
         self._found: manifest.Manifest | None = None  # verified
         self._slot = 0  # where the parts go
         self._trial_s = -1  # seconds since this start at which the trial was first seen
+        self._number = -1  # the highest of an offer in this start
         self._final: list = []  # versions confirmed in this start: a second confirmation of one is a replay
         mark = slots.read_checked(store.folder + "/offer")
         if mark and not store.trial and mark[1] > store.version and not self._failed(mark[1]):
@@ -84,27 +85,29 @@ class Update:
         """fields: of an authentic message -> whether another model is to run from now on. Raises WireError for a
         malformed one, OSError where the medium refuses."""
         version, what = fields.get(1), fields.get(2)
-        if not is_count(version) or not version:
+        chunk = 4 in fields
+        if not is_count(version) or not version or not chunk and what not in (OFFER, CONFIRM, WITHDRAW):
             raise WireError
-        if 4 in fields:
+        if fields.get(7) != self._stream:  # what was sent to an earlier start is a replay, or a chunk that comes late
+            self.refusals += not chunk
+        elif chunk:
             self._chunk(version, what, fields.get(3), fields[4])
         elif what == OFFER:
-            self._offer(version, fields.get(5), fields.get(6))
-        elif what not in (CONFIRM, WITHDRAW):
-            raise WireError
-        elif fields.get(7) == self._stream:  # one that was sent to an earlier start is a replay
-            return self._withdraw(version) if what == WITHDRAW else self._confirm(version)
+            self._offer(version, fields.get(3), fields.get(5), fields.get(6))
         else:
-            self.refusals += 1
+            return self._withdraw(version) if what == WITHDRAW else self._confirm(version)
         return False
 
-    def _offer(self, version, digest, size):
-        if not isinstance(digest, bytes) or len(digest) != 32 or not is_count(size) or not size:
+    def _offer(self, version, number, digest, size):
+        if not isinstance(digest, bytes) or len(digest) != 32 or not is_count(size) or not size or not is_count(number):
             raise WireError
         store = self.store
+        is_new = number > self._number  # else it is a replay: of one whose release may have been withdrawn since
+        if is_new:
+            self._number = number
         if store.trial or version == self.offered and digest == self._digest:
             return
-        if version <= store.version or self._failed(version):
+        if not is_new or version <= store.version or self._failed(version):
             self.refusals += version != store.version  # what runs already is no fault
             return
         self._forget()
@@ -116,6 +119,11 @@ class Update:
         self._slot = store.spare
         slots.remove(store.folder + "/offer")
         store.free()  # what was pulled of another release is of no use
+        if (
+            version == store.tried and store.result != slots.NONE
+        ):  # another try: how the last one ended no longer counts
+            store.result = slots.NONE
+            store.save()
         slots.write_checked(store.folder + "/offer", [digest, version, size])
 
     def _failed(self, version):

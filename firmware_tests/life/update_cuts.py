@@ -58,14 +58,16 @@ def live(folder, acknowledged, confirming, step=bool):
             update.on_message({0: 1, 1: version, 2: CONFIRM, 7: STREAM})
         if wrong or version <= store.version:
             continue
-        update.on_message({0: 1, 1: version, 2: OFFER, 5: sha256(message).digest(), 6: len(message)})
+        update.on_message(
+            {0: 1, 1: version, 2: OFFER, 3: version, 5: sha256(message).digest(), 6: len(message), 7: STREAM}
+        )
         while update.offered:
             step()
             want = update.want()
             if want:
                 part, at = want
                 data = (message, MODEL)[part][at : at + CHUNK_BYTES]
-                update.on_message({0: 1, 1: version, 2: part, 3: at, 4: data})
+                update.on_message({0: 1, 1: version, 2: part, 3: at, 4: data, 7: STREAM})
             else:
                 update.step(NOW_S, 0)
         if store.trial != (store.spare if store.trial else -1):

@@ -59,13 +59,19 @@ def device(stream=STREAM, load=load, suits=quiet, most=16_384):
     return Update(store, stream, [[0, releases()["key"]]], "pump", b"schema-1", most, load, suits)
 
 
-def offer(update, version, message):
-    update.on_message({0: 1, 1: version, 2: OFFER, 5: sha256(message).digest(), 6: len(message)})
+offers = [0]  # the number of the last
 
 
-def chunk(update, version, parts, want):
+def offer(update, version, message, stream=STREAM, number=None):
+    if number is None:
+        number = offers[0] = offers[0] + 1
+    digest = sha256(message).digest()
+    update.on_message({0: 1, 1: version, 2: OFFER, 3: number, 5: digest, 6: len(message), 7: stream})
+
+
+def chunk(update, version, parts, want, stream=STREAM):
     part, at = want
-    update.on_message({0: 1, 1: version, 2: part, 3: at, 4: parts[part][at : at + CHUNK_BYTES]})
+    update.on_message({0: 1, 1: version, 2: part, 3: at, 4: parts[part][at : at + CHUNK_BYTES], 7: stream})
 
 
 def pull(update, version, message, model=MODEL, now_s=NOW_S, offered=True):
@@ -347,7 +353,7 @@ def test_a_rotation_that_the_power_cut_in_the_middle_goes_on():
     update.step(NOW_S, 1)
     assert (update.store.version, update.store.result, update.refusals) == (4, slots.CONFIRMED, 0)
     # the way back is to the version before, on the same model; the keys stay
-    update.on_message({1: 4, 2: WITHDRAW, 7: STREAM})
+    close(update, WITHDRAW, 4)
     assert (update.store.version, update.store.slot, update.store.result) == (0, 0, slots.WITHDRAWN)
     assert update.store.keys(None) == [[0, every["new key"]]]
     # what is not of keys alone is verified with the new ones in any case
@@ -395,10 +401,55 @@ def test_a_confirmation_counts_once_in_a_start():
 
 
 @in_a_folder
+def test_an_offer_or_a_chunk_that_is_sent_again_begins_no_trial():
+    """Whoever holds the broker keeps what was sent, and sends it after the release was withdrawn."""
+    every = releases()
+    update = device()
+    offer(update, 2, every["second"], number=10)
+    chunk(update, 2, (every["second"], MODEL), (0, 0))
+    close(update, WITHDRAW, 2)
+    offer(update, 3, every["third"], number=20)
+    close(update, WITHDRAW, 3)  # `tried` no longer names version 2
+    before = update.refusals
+    offer(update, 2, every["second"], number=10)
+    assert update.want() is None and update.refusals == before + 1
+    # to the next start
+    update = device(stream=b"next")
+    offer(update, 2, every["second"], number=10)
+    assert update.want() is None and update.refusals == 1
+    # a download that goes on in the next start takes only what was sent to that one
+    offer(update, 2, every["second"], b"next", number=21)
+    chunk(update, 2, (every["second"], MODEL), (0, 0))
+    assert update.want() == (0, 0) and update.refusals == 1
+    chunk(update, 2, (every["second"], MODEL), (0, 0), b"next")
+    assert update.want() == (0, CHUNK_BYTES)
+
+
+@in_a_folder
+def test_a_release_that_nobody_confirmed_is_taken_again_when_it_is_offered_anew():
+    message = releases()["second"]
+    update = device()
+    assert pull(update, 2, message)
+    assert not update.step(NOW_S, 0) and update.step(NOW_S, 86_401)
+    assert update.store.result == slots.UNCONFIRMED
+    offer(update, 2, message, number=offers[0])  # the offer of before
+    assert update.want() is None and update.refusals == 1
+    offer(update, 2, message)
+    assert update.want() == (0, 0) and update.store.result == slots.NONE  # the status no longer reports the first try
+    assert Slots(FOLDER).result == slots.NONE
+    assert pull(update, 2, message, offered=False)
+    close(update, CONFIRM, 2)
+    assert update.store.version == 2
+
+
+@in_a_folder
 def test_messages_that_are_malformed():
     update = device()
-    good = {0: 1, 1: 2, 2: OFFER, 5: bytes(32), 6: 100}
+    good = {0: 1, 1: 2, 2: OFFER, 3: 1, 5: bytes(32), 6: 100, 7: STREAM}
     for changes in (
+        {3: None},
+        {3: -1},
+        {3: b"1"},
         {1: 0},
         {1: None},
         {1: True},
@@ -414,7 +465,7 @@ def test_messages_that_are_malformed():
         fields.update(changes)
         assert raises(WireError, update.on_message, fields), changes
     offer(update, 2, releases()["second"])
-    good = {0: 1, 1: 2, 2: 0, 3: 0, 4: b"x"}
+    good = {0: 1, 1: 2, 2: 0, 3: 0, 4: b"x", 7: STREAM}
     for changes in (
         {2: 2},
         {2: None},
@@ -429,7 +480,7 @@ def test_messages_that_are_malformed():
         fields = dict(good)
         fields.update(changes)
         assert raises(WireError, update.on_message, fields), changes
-    for fields in ({}, {0: 1}, {1: 2}, {4: b"x"}):
+    for fields in ({7: STREAM}, {0: 1, 7: STREAM}, {1: 2, 7: STREAM}, {4: b"x", 7: STREAM}):
         assert raises(WireError, update.on_message, fields), fields
     assert update.want() == (0, 0)
 
@@ -450,14 +501,14 @@ def test_chunks_out_of_order_twice_or_of_another_version_are_passed_over():
     while update.want() != (0, last):
         chunk(update, 2, (message, MODEL), update.want())
     # more than was announced
-    assert raises(WireError, update.on_message, {0: 1, 1: 2, 2: 0, 3: last, 4: bytes(CHUNK_BYTES)})
+    assert raises(WireError, update.on_message, {0: 1, 1: 2, 2: 0, 3: last, 4: bytes(CHUNK_BYTES), 7: STREAM})
     assert pull(update, 2, message, offered=False)
 
 
 @in_a_folder
 def test_an_offer_of_ten_megabytes_is_refused_before_a_byte_is_pulled():
     update = device()
-    update.on_message({0: 1, 1: 2, 2: OFFER, 5: bytes(32), 6: 10_000_000})
+    update.on_message({0: 1, 1: 2, 2: OFFER, 3: 1, 5: bytes(32), 6: 10_000_000, 7: STREAM})
     assert update.want() is None and update.store.result == slots.TOO_LARGE and update.refusals == 1
 
 

@@ -111,6 +111,8 @@ class Device:
         self.mac = Mac(KEY, b"offer", "pump-1")
         self.wants = Mac(KEY, b"want", "pump-1")
 
+    offers = 0
+
     def publish(self, topic, payload, qos, retain):
         self.sent.append((topic, bytes(payload)))
 
@@ -126,8 +128,8 @@ class Device:
         return highest
 
     def hear(self, fields, mac=None, topic="model"):
-        """A message of the collector. fields: {key: value}."""
-        packed = [None] * 8
+        """A message of the collector to this start. fields: {key: value}."""
+        packed = [None] * 7 + [self.reporter.stream]
         for key in fields:
             packed[key] = fields[key]
         value = bytearray()
@@ -135,7 +137,8 @@ class Device:
         self.agent.on_message("stonechat/1/fleet/pump-1/" + topic, bytes((mac or self.mac).seal(value)))
 
     def offer(self, version, manifest):
-        self.hear({0: 1, 1: version, 2: OFFER, 5: sha256(manifest).digest(), 6: len(manifest)})
+        self.offers += 1
+        self.hear({0: 1, 1: version, 2: OFFER, 3: self.offers, 5: sha256(manifest).digest(), 6: len(manifest)})
 
     def end(self, what, version, stream=None):
         self.hear({0: 1, 1: version, 2: what, 7: stream or self.reporter.stream})
@@ -456,7 +459,7 @@ def test_an_older_version_and_one_below_the_floor_are_refused():
 @in_a_folder
 def test_ten_megabytes_are_refused_before_a_byte_is_pulled():
     device = ready()
-    device.hear({0: 1, 1: 2, 2: OFFER, 5: bytes(32), 6: 10_000_000})
+    device.hear({0: 1, 1: 2, 2: OFFER, 3: 1, 5: bytes(32), 6: 10_000_000})
     assert device.turn() is None
     still_the_old_one(device, slots.TOO_LARGE)
 
@@ -557,7 +560,8 @@ def test_a_changed_byte_of_a_message_is_rejected():
     parts = RELEASES["second"]
     device = ready()
     value = bytearray()
-    cbor.encode_fields([1, 2, OFFER, None, None, sha256(parts[0]).digest(), len(parts[0])], value)
+    digest = sha256(parts[0]).digest()
+    cbor.encode_fields([1, 2, OFFER, 1, None, digest, len(parts[0]), device.reporter.stream], value)
     message = bytes(device.mac.seal(value))
     for at in range(len(message)):
         changed = bytearray(message)

@@ -59,7 +59,7 @@ class Hand:
     def __init__(self, port: int, secret: bytes, said: Callable[[], object]) -> None:
         self.keys = keyring.DeviceKeys(secret, DEVICE)
         self.parts: list[bytes] | None = None
-        self.version = 0
+        self.version = self.offers = 0
         self.wanted: list[wire_release.Want] = []
         self.status: wire.Status | None = None
         self.scored = 0
@@ -89,7 +89,7 @@ class Hand:
             self.wanted.append(want)
             if self.parts is not None and want.version == self.version:
                 part = self.parts[want.part]
-                self.send(wire_release.seal_chunk(self.keys, want.version, want.part, want.offset, part))
+                self.send(wire_release.seal_chunk(self.keys, want, part))
 
     def send(self, message: bytes) -> None:
         self.peer.client.publish(f"stonechat/1/fleet/{DEVICE}/model", message, 1)
@@ -97,7 +97,18 @@ class Hand:
     def serve(self, version: int, message: bytes, model: bytes, served: bytes | None = None) -> None:
         """Offer `message`; served: what is sent in its place."""
         self.version, self.parts = version, [message if served is None else served, model]
-        self.send(wire_release.seal_offer(self.keys, version, message))
+        self.offer(version, message)
+
+    def offer(self, version: int, message: bytes) -> None:
+        assert self.status is not None
+        self.offers += 1
+        self.send(wire_release.seal_offer(self.keys, version, message, self.status.stream, self.offers))
+
+    def chunk(self, version: int, part: int, at: int, content: bytes, keys: keyring.DeviceKeys | None = None) -> None:
+        """To this start of the device."""
+        assert self.status is not None
+        want = wire_release.Want(version, part, at, self.status.stream)
+        self.send(wire_release.seal_chunk(keys or self.keys, want, content))
 
     def until(self, *wanted: int, timeout_s: float = 40.0) -> None:
         """The status's key 24 begins with `wanted`."""

@@ -195,6 +195,6 @@ def test_a_board_refuses_what_is_wrong_and_scores_on(target: Target, site: tuple
         line = board.until(hand, 0, 0, 0, 10 + number, result, count)
         assert digest(quickly(1)) in line
         assert " 0 0 0 " in board.ask("windows 1"), board.said
-    hand.send(wire_release.seal_offer(hand.keys, 30, bytes(10_000_000)))
+    hand.offer(30, bytes(10_000_000))
     board.until(hand, 0, 0, 0, 30, slots.TOO_LARGE, len(tried) + 1)
     assert " 0 0 0 " in board.ask("windows 3"), board.said

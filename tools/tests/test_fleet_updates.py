@@ -347,6 +347,43 @@ def test_a_withdrawal_brings_all_back_whoever_was_away(fleet: Callable[..., Flee
     assert rollouts.remaining(pumps.store, pumps.row(3).id, 3) == 0
 
 
+def test_devices_that_nobody_confirmed_because_of_a_halt_take_it_after_resume(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(8)
+    pumps.stage(2, (Stage(7200, devices=4), Stage(7200, share=1.0)))
+    on_trial: list[Unit] = []
+    _, _, found = pumps.collectors[0]
+    for _ in range(20):
+        pumps.now_s += 30
+        pumps.deliver(found.step())
+        for unit in pumps.units.values():
+            pumps.pull(unit)
+        on_trial = [unit for unit in pumps.units.values() if unit.update.store.trial]
+        if len(on_trial) == 4:
+            break
+    assert len(on_trial) == 4
+    row = pumps.row(2)
+    row.state, row.evidence = "halted", {"why": "a test", "at_s": pumps.now_s, "failed": []}
+    with pumps.store.transaction() as db:  # as the halting rule does
+        rollouts.save(db, row)
+    pumps.restart()
+    pumps.live(600)
+    for unit in on_trial:
+        assert unit.update.store.trial  # nobody confirms
+        unit.update.step(int(pumps.now_s), 10)
+        assert unit.update.step(int(pumps.now_s), 86_500)
+        pumps.after(unit)
+    pumps.live(600)
+    assert rollouts.counts(pumps.store, row.id) == {"failed": 4}
+    assert {why for _, why in rollouts.failures(pumps.store, row.id, 9)} == {"unconfirmed"}
+    assert pumps.row(2).state == "halted" and pumps.versions() == [0] * 8
+    pumps.change(2, "running")
+    pumps.live(3600)
+    assert sorted(pumps.versions()) == [0] * 4 + [2] * 4 and rollouts.counts(pumps.store, row.id) == {"confirmed": 4}
+    assert pumps.row(2).tests["failures"]["failed"] == 0
+    pumps.live(6 * 3600)
+    assert pumps.versions() == [2] * 8 and pumps.row(2).state == "done"
+
+
 def test_a_pause_serves_nothing_and_a_resumed_one_goes_on(fleet: Callable[..., Fleet]) -> None:
     pumps = fleet(4)
     pumps.stage(2)

@@ -184,9 +184,9 @@ def test_messages_about_releases_are_what_their_cddl_says() -> None:
     rules = pycddl.Schema("start = from-collector\n" + RELEASE_CDDL)
     manifest = bytes(range(256)) * 40
     sealed_by_collector = [
-        wire_release.seal_offer(KEYS, 7, manifest),
-        wire_release.seal_chunk(KEYS, 0xFFFFFFFF, wire_release.MODEL, 9984, manifest),
-        wire_release.seal_chunk(KEYS, 0xFFFFFFFF, wire_release.MANIFEST, 0, manifest),
+        wire_release.seal_offer(KEYS, 7, manifest, STREAM, 0xFFFFFFFF),
+        wire_release.seal_chunk(KEYS, wire_release.Want(0xFFFFFFFF, wire_release.MODEL, 9984, STREAM), manifest),
+        wire_release.seal_chunk(KEYS, wire_release.Want(0xFFFFFFFF, wire_release.MODEL, 9600, STREAM), manifest),
         wire_release.seal_confirm(KEYS, 7, STREAM),
         wire_release.seal_withdraw(KEYS, 7, STREAM),
     ]
@@ -200,7 +200,7 @@ def test_messages_about_releases_are_what_their_cddl_says() -> None:
     assert fields_of(mac, sealed_by_collector[1])[4] == manifest[9984:]
     assert len(fields_of(mac, sealed_by_collector[2])[4]) == wire_release.CHUNK_BYTES
     with pytest.raises(ValueError, match="none at 10240"):
-        wire_release.seal_chunk(KEYS, 1, wire_release.MODEL, len(manifest), manifest)
+        wire_release.seal_chunk(KEYS, wire_release.Want(1, wire_release.MODEL, len(manifest), STREAM), manifest)
 
 
 def test_what_a_device_wants_is_opened_and_nonsense_is_not() -> None:

@@ -261,18 +261,18 @@ def test_what_is_wrong_is_refused_named_in_the_status_and_the_agent_scores_on(si
         # 10 MB of manifest; nothing of it is pulled
         wanted = len(hand.wanted)
         hand.version, hand.parts = 25, None
-        hand.send(wire_release.seal_offer(hand.keys, 25, bytes(10_000_000)))
+        hand.offer(25, bytes(10_000_000))
         hand.until(0, 0, 0, 25, slots.TOO_LARGE, refused + 1)
         assert len(hand.wanted) == wanted
         # chunks out of order, of another device, truncated
         message = vendor.sign(second, 30, _2=30)
         hand.version = 30
-        hand.send(wire_release.seal_offer(hand.keys, 30, message))
+        hand.offer(30, message)
         wait_for(lambda: len(hand.wanted) > wanted, 10, agent.said)
-        hand.send(wire_release.seal_chunk(hand.keys, 30, 0, 384, message))
-        hand.send(wire_release.seal_chunk(hand.keys, 30, 1, 0, second))
-        hand.send(wire_release.seal_chunk(keyring.DeviceKeys(bytes(32), DEVICE), 30, 0, 0, message))
-        hand.send(wire_release.seal_chunk(hand.keys, 30, 0, 0, message[:100]))
+        hand.chunk(30, 0, 384, message)
+        hand.chunk(30, 1, 0, second)
+        hand.chunk(30, 0, 0, message, keyring.DeviceKeys(bytes(32), DEVICE))
+        hand.chunk(30, 0, 0, message[:100])
         wait_for(lambda: hand.wanted[-1].offset == 100, 10, agent.said)
         hand.serve(30, message, second)
         hand.until(0, 0, 1, 30)

@@ -150,6 +150,8 @@ def text(update: Updater) -> "tuple[str, str]":
         return "info", "update: release %d is on trial until the collector confirms it" % store.tried
     if store.result == 1:
         return "info", "update: release %d is confirmed" % store.version
+    if not store.result and getattr(getattr(update, "update", None), "offered", 0) == store.tried:
+        return "info", "update: release %d is taken again" % store.tried
     if not store.result:  # its start could not be counted
         text = "update: release %d on trial does not run: the folder of updates can't be written; version %d runs"
         return "warning", text % (store.tried, store.version)

@@ -101,7 +101,7 @@ class Chunks:
         if want.offset >= len(part):
             return None
         try:
-            message = wire_release.seal_chunk(asked.signer, want.version, want.part, want.offset, part)
+            message = wire_release.seal_chunk(asked.signer, want, part)
         except ConfigError:
             return None
         last_part = wire_release.MODEL if content[1] else wire_release.MANIFEST

@@ -269,7 +269,7 @@ class Updates:
                 if member.state != "trial":
                     found.scored = 0
                     self._to(found, "trial", now_s)
-            elif update.tried == version and update.failed and update.result not in PASSING:
+            elif update.tried == version and update.failed and not self._passes(found, update):
                 self._to(found, "failed", now_s, update.reason)
                 return
             elif member.state == "trial":  # its folder of updates is not the one that it had
@@ -289,6 +289,13 @@ class Updates:
             passing = update is not None and update.tried == version and update.failed
             self._to(found, "failed", now_s, update.reason if update and passing else "did not take it in time")
 
+    @staticmethod
+    def _passes(found: _Active, update: wire_release.UpdateState) -> bool:
+        """Whether the device takes the release again although it has ended."""
+        if update.result == slots.UNCONFIRMED:  # of a trial before a halt and a `resume`, until it has begun anew
+            return found.member.state in ("due", "pulling")
+        return update.result in PASSING
+
     def _due(self, found: _Active, now_s: float, spoke: bool) -> list[Publish]:
         """What is to be sent to a device, which has said something or not."""
         member, row = found.member, found.row
@@ -300,7 +307,7 @@ class Updates:
             ready = found.scored > (found.stream == member.stream) and row.state != HALTED
             if ready and now_s - found.confirmed_s >= CONFIRM_AGAIN_S:
                 found.confirmed_s = now_s
-                return self._sealed(member, "confirmations", wire_release.seal_confirm, row, member.stream)
+                return self._sealed(member, "confirmations", wire_release.seal_confirm, row)
             return []
         if row.state not in (RUNNING, DONE):
             return []
@@ -313,20 +320,23 @@ class Updates:
             return []
         found.offered_s = now_s
         content = self._chunks.content(row.release.id)[0]
-        return self._sealed(member, "offers", wire_release.seal_offer, row, content)
+
+        def offer(keys: keyring.DeviceKeys, version: int, stream: bytes) -> bytes:
+            return wire_release.seal_offer(keys, version, content, stream, int(now_s))
+
+        return self._sealed(member, "offers", offer, row)
 
     def _sealed(
         self,
         member: Member,
         what: str,
-        seal: Callable[[keyring.DeviceKeys, int, bytes], bytes],  # of version and content
+        seal: Callable[[keyring.DeviceKeys, int, bytes], bytes],  # of version and stream
         row: RolloutRow,
-        content: bytes,
     ) -> list[Publish]:
         """One message under each key that the device may hold: while its key is rotated, two."""
         topic, version = self._topic(member.name), row.release.version
         try:
-            made = [(topic, seal(keys, version, content)) for keys in self._keys.held(member.name)]
+            made = [(topic, seal(keys, version, member.stream)) for keys in self._keys.held(member.name)]
         except (keyring.Rejected, ConfigError) as error:  # it has left the fleet, or this key file can't offer
             if what != "withdrawals":
                 self._to(_Active(member, row), "passed", self._clock(), f"no update: {error}")
@@ -386,7 +396,7 @@ class Updates:
         self._resting_s[row.id] = now_s + BUSY_SHARE * (time.monotonic() - began_s)
         for member in left:
             if member.name in self._shard and self._again((member.name, row.id), now_s):
-                sent += self._sealed(member, "withdrawals", wire_release.seal_withdraw, row, member.stream)
+                sent += self._sealed(member, "withdrawals", wire_release.seal_withdraw, row)
         return sent
 
     # --- for the monitor ----------------------------------------------------------------------------------------------

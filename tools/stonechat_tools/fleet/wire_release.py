@@ -79,21 +79,24 @@ def update_state(value: object) -> UpdateState | None:
     return UpdateState(*value)
 
 
-def seal_offer(keys: DeviceKeys, version: int, manifest: bytes) -> bytes:
-    """manifest: the signed message, as in manifest.cbor."""
-    return _seal(keys, {1: version, 2: OFFER, 5: hashlib.sha256(manifest).digest(), 6: len(manifest)})
+def seal_offer(keys: DeviceKeys, version: int, manifest: bytes, stream: bytes, number: int) -> bytes:
+    """manifest: the signed message, as in manifest.cbor; stream: of the device's start, from its last status; number:
+    rising with each offer to the device."""
+    fields = {1: version, 2: OFFER, 3: number, 5: hashlib.sha256(manifest).digest(), 6: len(manifest), 7: stream}
+    return _seal(keys, fields)
 
 
-def seal_chunk(keys: DeviceKeys, version: int, part: int, offset: int, content: bytes) -> bytes:
-    """content: the whole part; the chunk is what begins at `offset`. Raises ValueError behind its end."""
+def seal_chunk(keys: DeviceKeys, want: Want, content: bytes) -> bytes:
+    """What the device wants of a part. content: the whole part. Raises ValueError behind its end."""
+    version, part, offset = want.version, want.part, want.offset
     data = content[offset : offset + CHUNK_BYTES]
     if not data:
         raise ValueError(f"part {part} has {len(content)} bytes, none at {offset}")
-    return _seal(keys, {1: version, 2: part, 3: offset, 4: data})
+    return _seal(keys, {1: version, 2: part, 3: offset, 4: data, 7: want.stream})
 
 
 def seal_confirm(keys: DeviceKeys, version: int, stream: bytes) -> bytes:
-    """stream: of the device's start, from its last status."""
+    """stream: as for an offer."""
     return _seal(keys, {1: version, 2: CONFIRM, 7: stream})
 
 

@@ -18,6 +18,7 @@ from stonechat.update import CHUNK_BYTES, OFFER, Update
 from ..console import working_copy
 from ..fleet import keyring, wire_release
 
+STREAM = b"boot"
 NOW_S = 1_800_000_000
 MODEL = bytes(i * 7 & 255 for i in range(1000))  # of updates.cbor
 SECRET = bytes(range(32))
@@ -64,13 +65,14 @@ def _take(folder: Path, key: bytes, manifest: bytes, model: bytes) -> tuple[int,
         path.unlink()
     store = Slots(str(folder))
     store.start()
-    update = Update(store, b"boot", [[0, key]], "pump", b"schema-1", 16_384, lambda *_: b"", lambda _: True)
-    update.on_message({1: 2, 2: OFFER, 5: hashlib.sha256(manifest).digest(), 6: len(manifest)})
+    update = Update(store, STREAM, [[0, key]], "pump", b"schema-1", 16_384, lambda *_: b"", lambda _: True)
+    update.on_message({1: 2, 2: OFFER, 3: 1, 5: hashlib.sha256(manifest).digest(), 6: len(manifest), 7: STREAM})
     for _ in range(40):
         want = update.want()
         if want:
             part, at = want
-            update.on_message({1: 2, 2: part, 3: at, 4: (manifest, model)[part][at : at + CHUNK_BYTES]})
+            data = (manifest, model)[part][at : at + CHUNK_BYTES]
+            update.on_message({1: 2, 2: part, 3: at, 4: data, 7: STREAM})
         elif update.step(NOW_S, 1) or not update.offered:
             break
     return store.result, store.trial, store.version
@@ -81,10 +83,10 @@ def _messages(manifest: bytes, step: int) -> tuple[int, list[str]]:
     keys = keyring.DeviceKeys(SECRET, "pump-1")
     mac: Any = cose.Mac(SECRET, b"offer", "pump-1")
     sealed = (
-        wire_release.seal_offer(keys, 2, manifest),
-        wire_release.seal_chunk(keys, 2, 0, 0, manifest),
-        wire_release.seal_confirm(keys, 2, b"boot"),
-        wire_release.seal_withdraw(keys, 2, b"boot"),
+        wire_release.seal_offer(keys, 2, manifest, STREAM, 1),
+        wire_release.seal_chunk(keys, wire_release.Want(2, 0, 0, STREAM), manifest),
+        wire_release.seal_confirm(keys, 2, STREAM),
+        wire_release.seal_withdraw(keys, 2, STREAM),
     )
     tried = 0
     taken = []

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from stonechat.slots import UNCONFIRMED
+
 from ..rollout import Rollout, Stage
 from ..wire_release import UpdateState
 from .base import Db
@@ -178,6 +180,11 @@ def change(store: "Store", rollout: int, states: Sequence[str], state: str, by: 
             db.execute(
                 "UPDATE rollouts SET tests = ?, tested_s = ?, evidence = '{}' WHERE id = ?",
                 (json.dumps(fresh), now_s, rollout),
+            )
+            db.execute(  # nobody confirmed them, because of the halt: their turn comes again
+                "UPDATE rollout_devices SET state = 'due', since_s = ?, taken_s = NULL, until_s = NULL, counted = 0,"
+                " result = '' WHERE rollout = ? AND state = 'failed' AND result = ? AND since_s >= ?",
+                (now_s, rollout, UpdateState.RESULTS[UNCONFIRMED], row.evidence.get("at_s", 0.0)),
             )
         if state == WITHDRAWN:
             db.execute(
