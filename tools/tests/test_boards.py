@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -65,17 +64,26 @@ def serial_port(board: Board) -> Iterator[str]:
             yield found[0]
             process.kill()
         return
-    folder = simulator()
-    shutil.copyfile(Path(uart.__file__).parent / "rp2040.mjs", folder / "rp2040.mjs")
     master, slave = os.openpty()
     tty.setraw(slave)
-    with subprocess.Popen(
-        ["node", str(folder / "rp2040.mjs"), str(board.path)], stdin=master, stdout=master
-    ) as process:
+    with subprocess.Popen(["node", str(simulator()), str(board.path)], stdin=master, stdout=master) as process:
         yield os.ttyname(slave)
         process.kill()
     os.close(master)
     os.close(slave)
+
+
+@pytest.mark.skipif(RP2040.missing is not None, reason=f"RP2040: {RP2040.missing}")
+def test_the_faster_simulator_does_what_the_package_does() -> None:
+    """Every register, byte of memory and cycle, from reset until MicroPython waits for its first line and beyond."""
+    command = ["node", str(simulator()), str(RP2040.path), "--digest=6000000"]
+    with contextlib.ExitStack() as stack:
+        runs = [
+            stack.enter_context(subprocess.Popen([*command, *more], stdin=subprocess.PIPE, stderr=subprocess.PIPE))
+            for more in ([], ["--plain"])
+        ]
+        digests = [process.stderr.read() for process in runs if process.stderr]
+    assert digests[0] == digests[1] and b" cycles" in digests[0], digests
 
 
 @built

