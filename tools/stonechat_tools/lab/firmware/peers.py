@@ -2,11 +2,13 @@
 port + 2 of 127.0.0.1, and a stranger at port + 4 of 127.66.0.6. One thread each; they end with the process.
 
     with Peers() as port: ...
+    python -m stonechat_tools.lab.firmware.peers HOME STRANGER      elsewhere: prints the port, ends with its input
 """
 
 import contextlib
 import random
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -16,7 +18,9 @@ STRANGER = "127.66.0.6"
 
 
 class Peers:
-    def __init__(self) -> None:
+    def __init__(self, home: str = HOME, stranger: str = STRANGER) -> None:
+        self._home = home
+        self._stranger = stranger
         self._sockets: list[socket.socket] = []
 
     def __enter__(self) -> int:
@@ -31,16 +35,16 @@ class Peers:
 
     def _start(self, port: int) -> None:
         for host, number, answer in (
-            (HOME, port, _broker),
-            (HOME, port + 1, _web),
-            (STRANGER, port + 4, _stranger),
+            (self._home, port, _broker),
+            (self._home, port + 1, _web),
+            (self._stranger, port + 4, _stranger),
         ):
             listener = socket.create_server((host, number), backlog=64)
             self._sockets.append(listener)
             threading.Thread(target=_serve, args=(listener, answer), daemon=True).start()
         clock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._sockets.append(clock)
-        clock.bind((HOME, port + 2))
+        clock.bind((self._home, port + 2))
         threading.Thread(target=_clock, args=(clock,), daemon=True).start()
 
     def _close(self) -> None:
@@ -97,3 +101,9 @@ def _clock(server: socket.socket) -> None:
             data, peer = server.recvfrom(64)
             if peer:  # shut down: no data from nobody
                 server.sendto(data, peer)
+
+
+if __name__ == "__main__":
+    with Peers(*sys.argv[1:]) as number:
+        print(number, flush=True)
+        sys.stdin.read()
