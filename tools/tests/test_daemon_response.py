@@ -413,6 +413,32 @@ def test_a_start_opens_whatever_its_mode_is(net: spaces.Pair, folder: Path, mode
 
 
 @needs_root
+@pytest.mark.slow
+def test_a_second_agent_leaves_the_first_one_s_quarantine(net: spaces.Pair, nervous: Path) -> None:
+    more = settings("on", nervous).replace(f"seconds = {LEASE_S}", "seconds = 600")
+    with Store(nervous / "fleet.db") as store, Outside(net, nervous, store, more, False) as lab:
+        wait_for(lambda: not lab.reached, say=lab.agent.said)
+        ended = net.device.do(lab.agent.run_to_end)  # on the same folders
+        assert ended.returncode == 75 and "another stonechat-agent uses" in ended.stderr
+        assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+        assert not lab.reached
+        other = nervous / "other"
+        other.mkdir()
+        shutil.copy(nervous / "model.tflite", other)
+        second = AgentProcess(other, PORT, host=BROKER, more=more)
+        net.device.do(second.start)
+        try:
+            wait_for(lambda: "another stonechat-agent responds in this network namespace" in second.said())
+            wait_for(lambda: "response (dry run): would quarantine" in second.said(), say=second.said)
+            assert not lab.reached
+        finally:
+            second.stop()
+        checked = net.device.do(lambda: subprocess.run([*lab.agent.command, "--check"], capture_output=True, text=True))
+        assert "response: on, nf_tables" in checked.stdout, checked  # it is what runs
+        assert not lab.reached
+
+
+@needs_root
 def test_switching_off_opens(net: spaces.Pair, nervous: Path) -> None:
     path = switch_of(nervous)
     more = settings("on", nervous).replace(f"seconds = {LEASE_S}", "seconds = 600") + monitoring(path)

@@ -5,7 +5,6 @@ import contextlib
 import errno
 import os
 import random
-import shutil
 import signal
 import socket
 import struct
@@ -342,22 +341,87 @@ def test_the_end_is_prolonged_and_not_past_it(lab):
 
 
 @needs_root
-def test_a_start_without_a_response_leaves_the_tables_of_an_agent_that_runs(lab, tmp_path):
-    lab.apply(QUARANTINE, LONG_S)
-    program = tmp_path / "stonechat-agent"  # what the kernel calls it
-    shutil.copy(shutil.which("sleep"), program)
-    running = lab.net.device.do(lambda: subprocess.Popen([str(program), "60"]))
+@pytest.mark.parametrize("action", [QUARANTINE, THROTTLE])
+def test_what_a_gateway_forwards_for_its_clients_is_not_touched(lab, action):
+    client = spaces.Space()
     try:
-        deadline_s = time.monotonic() + 20
-        while Path(f"/proc/{running.pid}/comm").read_text() != "stonechat-agent\n":
-            assert time.monotonic() < deadline_s
-        lab.net.device.do(netfilter.clear_before_a_start)
-        assert lab.tables > 0
+        client.ip(
+            f"link add lan type veth peer name lan netns {lab.net.device.path}",
+            "addr add 10.77.0.2/24 dev lan",
+            "link set lan up",
+            "route add default via 10.77.0.1",
+        )
+        lab.net.device.ip("addr add 10.77.0.1/24 dev lan", "link set lan up")
+        lab.net.outside.ip(f"route replace 10.77.0.0/24 via {spaces.DEVICE}")
+        forward = Path("/proc/sys/net/ipv4/ip_forward")
+        lab.net.device.do(forward.write_text, "1")
+        lab.apply(action, LONG_S)
+        assert all(tcp_passes(client, lab.net.outside, ATTACKER, 4001) for _ in range(40))
+        assert all(tcp_passes(lab.net.outside, client, "10.77.0.2", 4002) for _ in range(40))
+        tries = 60 if action == THROTTLE else 1
+        assert not all(tcp_passes(lab.net.device, lab.net.outside, ATTACKER, 4003) for _ in range(tries))
     finally:
-        running.kill()
-        running.wait()
+        lab.release()
+        lab.net.outside.ip("route del 10.77.0.0/24")
+        client.close()
+        lab.net.device.do(forward.write_text, "0")
+
+
+@needs_root
+def test_a_start_without_a_response_leaves_the_tables_of_an_agent_that_responds(lab):
+    lab.apply(QUARANTINE, LONG_S)
+    claim = lab.net.device.do(netfilter._claim)
+    lab.net.device.do(netfilter.clear_before_a_start)
+    assert lab.tables > 0
+    claim.close()
     lab.net.device.do(netfilter.clear_before_a_start)
     assert lab.tables == 0
+
+
+SQUATTER = """
+import os, socket, sys
+os.setuid(65534)
+taken = socket.socket(socket.AF_UNIX)
+taken.bind(b"\\0stonechat-response")
+if sys.argv[1] == "listens":
+    taken.listen(0)
+    sockets = []
+    for _ in range(20):
+        one = socket.socket(socket.AF_UNIX)
+        one.setblocking(False)
+        try:
+            one.connect(b"\\0stonechat-response")
+        except OSError:
+            break
+        sockets.append(one)
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@needs_root
+def test_one_agent_responds_in_a_namespace_and_who_is_not_root_keeps_none_from_it(lab, tmp_path):
+    first = lab.net.device.do(netfilter._claim)
+    for _ in range(20):  # each leaves a connection that the first one has not taken
+        try:
+            lab.net.device.do(netfilter._claim)
+        except OSError as error:
+            assert error.errno == errno.EBUSY and "another stonechat-agent" in str(error)
+    other = netfilter.Netfilter(AllowList("127.0.0.1", 1, []), claim=first)
+    for _ in range(30):
+        other.turn()
+    with pytest.raises(OSError, match="another stonechat-agent"):
+        lab.net.device.do(netfilter._claim)
+    lab.net.outside.do(netfilter._claim).close()  # another namespace
+    other.detach()
+    for how in ("listens", "is deaf"):
+        command = [sys.executable, "-c", SQUATTER, how]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with lab.net.device.do(lambda command=command, pipes=pipes: subprocess.Popen(command, **pipes)) as squatter:
+            squatter.stdout.readline()
+            assert lab.net.device.do(netfilter._claim) is None
+            squatter.stdin.close()
+    lab.net.device.do(netfilter._claim).close()
 
 
 @needs_root

@@ -65,13 +65,13 @@ class Daemon:
         user = config["collector"]["user"]
         user_id = privileges.user_ids(user)[0] if os.geteuid() == 0 else None
         self._update = None
-        self._locks: list = []
+        self._locks: dict = {}  # by folder
         if config["update"]["enabled"]:
             from . import updates  # only here: it costs memory
 
             self._update = updates.open_updater(config, user_id, check, self._on_update)
             if not check:  # before a start is counted
-                self._locks.append(files.lock_folder(config["update"]["folder"]))
+                self._lock(config["update"]["folder"])
             model = updates.first_model(self._update, config, key, user_id, check, read_model, log)
         else:
             model = read_model(config["model"]["file"], config["model"]["backend"])
@@ -84,10 +84,13 @@ class Daemon:
         extra = open_channels(config, model, collector)
         others = [each[0] for each in extra]
         self._switch = Switch(config["monitoring"])
-        response, self._responds = open_response(config, self._connectable.resolver, collector, others, log, check)
         self._folders = [os.path.dirname(os.path.abspath(device["state_file"]))]
         if report["outbox_dir"] and os.path.abspath(report["outbox_dir"]) not in self._folders:
             self._folders.append(os.path.abspath(report["outbox_dir"]))
+        if not check:
+            for folder in self._folders:  # before the response is opened: what is in force may be that of another one
+                self._lock(folder)
+        response, self._responds = open_response(config, self._connectable.resolver, collector, others, log, check)
         self._makes_folders = user_id is not None  # a missing one, as root
         if not check and user_id is not None:
             for folder in self._folders:
@@ -297,7 +300,12 @@ class Daemon:
     def _take_folders(self) -> None:
         for folder in self._folders:
             self._try("folder " + folder, files.make_folder, folder)
-            self._locks.append(files.lock_folder(folder))
+            self._lock(folder)
+
+    def _lock(self, folder: str) -> None:
+        """Raises ConfigError where another agent uses it."""
+        if self._locks.get(folder, -1) < 0:
+            self._locks[folder] = files.lock_folder(folder)
 
     def _check_folders(self) -> None:
         for folder in self._folders:

@@ -6,7 +6,9 @@ away what a killed agent has left.
 """
 
 import _socket
+import errno
 import os
+from struct import unpack
 
 from ..compat import ticks_add, ticks_diff, ticks_ms
 from ..policy import QUARANTINE
@@ -21,11 +23,43 @@ _TRIES = 3  # an interface may go while the batch is under way
 GONE = "the table %s was deleted or changed from outside: nothing is stopped any more" % rules.TABLE
 
 
-def open_response(config: dict, resolver=None) -> "Netfilter":
-    """What carries a response out, from the daemon's configuration; resolver: of the MQTT client. Raises OSError where
-    nf_tables can't be used here."""
+_CLAIM = b"\0stonechat-response"  # an abstract UNIX socket: one for each network namespace, gone with its process
+_PEER_CREDENTIALS = 17  # SO_PEERCRED, asm-generic/socket.h
+
+
+def open_response(config: dict, resolver=None, check: bool = False) -> "Netfilter":
+    """What carries a response out, from the daemon's configuration; resolver: of the MQTT client; check: it will not
+    respond. Raises OSError where nf_tables can't be used here, or another agent responds."""
+    claim = None if check else _claim()
     peers = (lambda: resolver.addresses) if resolver else None
-    return Netfilter(AllowList(config["mqtt"]["host"], config["mqtt"]["port"], config["response"]["allow"], peers))
+    allow = AllowList(config["mqtt"]["host"], config["mqtt"]["port"], config["response"]["allow"], peers)
+    return Netfilter(allow, claim=claim)
+
+
+def _claim():
+    """One agent responds in a network namespace: its tables are there once, and a second one would open what the first
+    has stopped -> a socket to keep open, None where somebody who is neither root nor this user has taken its name.
+    Raises OSError where another agent responds."""
+    claim = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
+    try:
+        claim.bind(_CLAIM)
+        claim.listen(8)
+        return claim
+    except OSError as error:
+        claim.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
+    try:
+        probe.connect(_CLAIM)
+        owner = unpack("iii", probe.getsockopt(_socket.SOL_SOCKET, _PEER_CREDENTIALS, 12))[1]
+    except OSError:  # it has just ended, or does not listen
+        return None
+    finally:
+        probe.close()
+    if owner in (0, os.geteuid()):
+        raise OSError(errno.EBUSY, "another stonechat-agent responds in this network namespace")
+    return None
 
 
 def what_works() -> str:
@@ -51,31 +85,15 @@ def clear() -> None:
 
 def clear_before_a_start() -> None:
     """For an agent that will not respond: what it has left as it was killed may stop the device for an hour. Nothing is
-    done while another agent runs, whose tables these may be, or where nf_tables is a module that is not loaded."""
+    done while another agent responds, whose tables these are, or where nf_tables is a module that is not loaded."""
     try:
-        if not _another_runs() and not _is_unloaded("nf_tables"):
+        claim = _claim()
+        if not _is_unloaded("nf_tables"):
             clear()
-    except OSError:  # not root, or a kernel without
+        if claim is not None:
+            claim.close()
+    except OSError:  # another one responds, or not root, or a kernel without
         pass
-
-
-def _another_runs() -> bool:
-    """Does another agent run in this network namespace, as far as we may see?"""
-    here = os.readlink("/proc/thread-self/ns/net")
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid():
-            continue
-        try:
-            with open("/proc/%s/comm" % name, "rb") as file:
-                if file.read() != b"stonechat-agent\n":
-                    continue
-            if os.readlink("/proc/%s/ns/net" % name) == here:
-                return True
-        except PermissionError:
-            return True
-        except OSError:  # it has ended
-            continue
-    return False
 
 
 def _is_unloaded(module: str) -> bool:
@@ -101,11 +119,12 @@ def _delete(kernel: nf.NfTables, family: int) -> None:
 
 
 class Netfilter:
-    """Enforcer (protocols.pyi) by nf_tables. frames: whether AF_PACKET is to be covered where the kernel can. Raises
-    OSError where nf_tables can't be used here."""
+    """Enforcer (protocols.pyi) by nf_tables. frames: whether AF_PACKET is to be covered where the kernel can; claim: of
+    _claim(), kept open. Raises OSError where nf_tables can't be used here."""
 
-    def __init__(self, allow: AllowList, frames: bool = True) -> None:
+    def __init__(self, allow: AllowList, frames: bool = True, claim=None) -> None:
         self._allow = allow
+        self._claimed = claim
         self._usual = UsualRates(allow.proc)
         self._limits = rules.LIMITS
         self._kernel = nf.NfTables()
@@ -183,15 +202,22 @@ class Netfilter:
         try:
             self.release()
         finally:
-            self._kernel.close()
+            self.detach()
 
     def detach(self) -> None:
         """Let go, and leave everything as it is: the tables may be another agent's."""
         self._kernel.close()
+        if self._claimed is not None:
+            self._claimed.close()
 
     def turn(self) -> str:
         """To be called about once a second: takes away what has ended, follows changes of the allow-list and of the
         interfaces -> "", or what is wrong. Raises OSError."""
+        if self._claimed is not None:
+            try:
+                os.close(self._claimed._accept()[0])  # an agent that has looked whose it is
+            except OSError:
+                pass
         if self._until_ms is None:
             if self._left:
                 self._quietly_release()

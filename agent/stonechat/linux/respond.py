@@ -257,7 +257,7 @@ def open_response(config: dict, resolver, collector, channels, say, check=False)
         from . import netfilter
 
         try:
-            enforcer = netfilter.open_response(config, resolver)
+            enforcer = netfilter.open_response(config, resolver, check)
             text += ", " + enforcer.source
             if not check:  # then another agent's tables stay as they are
                 return LinuxResponse(section, enforcer, families, sent, device, say), text
