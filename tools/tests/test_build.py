@@ -256,7 +256,8 @@ def test_what_an_optional_module_uses_keeps_its_name(feature: str, profile: str)
     texts = {one: (builder.PACKAGE / (one + ".py")).read_text() for one in there}
     together = [one for one in there if one not in apart]
     entry = builder.PROFILES[profile][0]
-    made = builder._shortened(entry, texts, together, optional, builder.DROPPED.get(profile, ()))
+    dropped = tuple(builder.DROPPED.get(profile, ()))
+    made = builder._shortened(entry, tuple(texts.items()), tuple(together), frozenset(optional), dropped)
     nodes = list(ast.walk(ast.parse(made[entry])))
     kept = {getattr(node, field, None) for node in nodes for field in ("attr", "name", "arg")}
     wanted = public_names({one: texts[one] for one in (*together, *optional)}, optional)

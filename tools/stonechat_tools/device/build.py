@@ -179,13 +179,20 @@ def run(args: argparse.Namespace) -> int:
 
 def imports(module: str) -> set[str]:
     """Modules of the package that `module` ("board/hooks") imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse((PACKAGE / (module + ".py")).read_text())):
+    found = _relative_imports(module, (PACKAGE / (module + ".py")).read_text())
+    return {module for module in found if module not in NEVER and (PACKAGE / (module + ".py")).exists()}
+
+
+@functools.lru_cache(512)
+def _relative_imports(module: str, text: str) -> frozenset[str]:
+    """Paths of what the text of `module` imports from its own package."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package_of(module, node.level)
             wanted = [node.module.replace(".", "/")] if node.module else [alias.name for alias in node.names]
             found |= {str(base / name) for name in wanted}
-    return {module for module in found if module not in NEVER and (PACKAGE / (module + ".py")).exists()}
+    return frozenset(found)
 
 
 def needed(wanted: Iterable[str]) -> set[str]:
@@ -261,7 +268,8 @@ def build(
     optional = needed(extra) - needed(APART)
     texts = {module: (PACKAGE / (module + ".py")).read_text() for module in built.modules}
     if together:
-        texts = _shortened(entry, texts, together, optional, DROPPED.get(profile, ()))
+        dropped = tuple(DROPPED.get(profile, ()))
+        texts = _shortened(entry, tuple(texts.items()), tuple(together), frozenset(optional), dropped)
     with tempfile.TemporaryDirectory(prefix="stonechat-link-") as scratch:
         for module in built.modules:
             if module in together and module != entry:
@@ -280,13 +288,19 @@ def build(
     return built
 
 
+@functools.lru_cache(32)  # every architecture has the same
 def _shortened(
-    entry: str, texts: dict[str, str], together: list[str], optional: set[str], dropped: Iterable[str]
+    entry: str,
+    sources: tuple[tuple[str, str], ...],
+    together: tuple[str, ...],
+    optional: frozenset[str],
+    dropped: tuple[str, ...],
 ) -> dict[str, str]:
-    """texts: sources by module; together: those to link into `entry`; optional: those that only --with adds -> what to
+    """sources: (module, text); together: those to link into `entry`; optional: those that only --with adds -> what to
     compile, by module. An optional module may use what others have and derive classes from theirs: it and the linked
     ones share a pool of short names."""
-    private = {module: private_names(text) for module, text in texts.items()}
+    texts = dict(sources)
+    private = {module: private_names(text) for module, text in sources}
     apart = [module for module in texts if module not in together]
     pool = Pool(set().union(*[all_names(ast.parse(text).body) for text in texts.values()])) if optional else None
     order = in_order(together, {one: imports(one) for one in together})
