@@ -18,7 +18,7 @@ from stonechat.linux.schemas import LINUX_PROC_1
 from stonechat.model import load_model
 from stonechat.scorer import Scorer
 from stonechat.state import State
-from stonechat_tools.device import top
+from stonechat_tools.device import top, top_screen, top_view
 from stonechat_tools.modeling.device_path import features_q8
 from stonechat_tools.modeling.fit import fit
 
@@ -69,13 +69,13 @@ def clock(monkeypatch):
         now_ms[0] += WINDOW_MS
         return now_ms[0]
 
-    monkeypatch.setattr(top, "ticks_ms", ticks_ms)
+    monkeypatch.setattr(top_view, "ticks_ms", ticks_ms)
 
 
 def test_with_a_model_it_shows_what_the_agent_computes(model_bytes, clock):
     deltas = _day(12, 3)
     deltas[8:, NAMES.index("bytes_out")] *= 500
-    view = top.View(Replayed(deltas), load_model(model_bytes), None, 1.0)
+    view = top_view.View(Replayed(deltas), load_model(model_bytes), None, 1.0)
     scorer = Scorer(load_model(model_bytes), LINUX_PROC_1)
     assert view.step() is None  # priming
     for row in deltas.tolist():
@@ -95,7 +95,7 @@ def test_what_the_collector_still_settles_in_is_shown_and_not_scored(model_bytes
     deltas = _day(6, 7)
     collector = Replayed(deltas)
     collector.warmup_windows = 2
-    view = top.View(collector, load_model(model_bytes), None, 1.0)
+    view = top_view.View(collector, load_model(model_bytes), None, 1.0)
     view.step()
     shown = [view.step() for _ in range(2)]
     assert view.learning() == ""
@@ -115,7 +115,7 @@ def test_no_peer_is_learned_under_suspicion(model_bytes, clock):
     collector = Replayed(deltas)
     held = []
     collector.hold_peers, collector.dump = held.append, bytes
-    view = top.View(collector, load_model(model_bytes), None, 1.0)
+    view = top_view.View(collector, load_model(model_bytes), None, 1.0)
     shown = [view.step() for _ in range(61)][1:]
     assert held == [window["verdict"]["level"] != "normal" for window in shown]
     assert not held[0] and held[-1]
@@ -124,11 +124,11 @@ def test_no_peer_is_learned_under_suspicion(model_bytes, clock):
 def test_without_a_model_it_learns_what_is_usual_for_display(clock):
     deltas = _day(40, 4)
     deltas[-1, NAMES.index("conn_out")] *= 300
-    view = top.View(Replayed(deltas), None, None, 1.0)
+    view = top_view.View(Replayed(deltas), None, None, 1.0)
     view.step()
     seen = [view.step() for _ in range(40)]
-    assert [shown["features"]["forks"]["z"] for shown in seen[: top.FIRST_LOOK_WINDOWS - 1]] == [None] * 4
-    quiet = [abs(shown["features"]["forks"]["z"]) for shown in seen[top.FIRST_LOOK_WINDOWS :]]
+    assert [shown["features"]["forks"]["z"] for shown in seen[: top_view.FIRST_LOOK_WINDOWS - 1]] == [None] * 4
+    quiet = [abs(shown["features"]["forks"]["z"]) for shown in seen[top_view.FIRST_LOOK_WINDOWS :]]
     assert np.median(quiet) < 2
     assert seen[-1]["features"]["conn_out"]["z"] > 4
     assert seen[-1]["verdict"] is None
@@ -142,12 +142,12 @@ def test_the_screen_fits_the_terminal_and_shows_the_loudest(model_bytes, clock):
 
     deltas = _day(3, 5)
     deltas[2, NAMES.index("rst_out")] *= 1000
-    view = top.View(Replayed(deltas), load_model(model_bytes), None, 1.0)
+    view = top_view.View(Replayed(deltas), load_model(model_bytes), None, 1.0)
     console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(top._screen(view, by_z=False))
+    console.print(top_screen.screen(view, by_z=False))
     for _ in range(4):
         view.step()
-    console.print(top._screen(view, by_z=True, rows=4, next_s=1.0))
+    console.print(top_screen.screen(view, by_z=True, rows=4, next_s=1.0))
     text = console.export_text()
     assert "waiting for the end of the first window" in text
     rows = [line.split()[0] for line in text.splitlines() if line.split() and line.split()[0] in NAMES]
@@ -158,7 +158,7 @@ def test_the_screen_fits_the_terminal_and_shows_the_loudest(model_bytes, clock):
 
 
 def test_numbers_for_humans():
-    shown = [top._human(value) for value in (0.0, 3.26, 120.4, 9999, 12_345, 5_600_000, 7_300_000_000, 2.5e12)]
+    shown = [top_screen.human(value) for value in (0.0, 3.26, 120.4, 9999, 12_345, 5_600_000, 7_300_000_000, 2.5e12)]
     assert shown == ["0", "3.3", "120", "9999", "12.3k", "5600k", "7300M", "2500G"]
 
 
