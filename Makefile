@@ -39,7 +39,7 @@ types: setup
 	@$(BIN)/mypy
 	@$(BIN)/pyright -p .pyright-device.json
 
-check: lint types test  ## what must be green before a commit leaves
+check: lint types docs test  ## what must be green before a commit leaves
 
 docs: setup     ## the documentation, build/docs/docs/index.html; warnings are errors
 	@$(BIN)/python docs/generate.py --check

@@ -5,8 +5,6 @@ import ast
 import importlib.util
 import re
 import shlex
-import subprocess
-import sys
 import time
 import tokenize
 from pathlib import Path
@@ -415,24 +413,3 @@ def test_glossary_is_sorted_with_one_sentence_each():
     assert words == sorted(words)
     for word, meaning in rows:
         assert meaning.endswith(".") and ". " not in meaning, word
-
-
-# --- the build --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_sphinx_builds_without_a_warning(tmp_path):
-    pytest.importorskip("sphinx")
-    pytest.importorskip("myst_parser")
-    pytest.importorskip("furo")
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
-    done = subprocess.run(
-        [*command, "-c", "docs", "-d", str(tmp_path / "trees"), ".", str(tmp_path / "html")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=800,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "html/docs/index.html").exists()
