@@ -178,24 +178,23 @@ def test_it_is_not_repeated_when_a_flow_has_died_or_the_alarm_is_over():
     assert not lease.may_repeat(kernel.now_s, ALARM)
 
 
+def refuses(lease):
+    try:
+        lease.begin(1, QUARANTINE, T1_S, 0)
+        raise AssertionError("begun")
+    except OSError:
+        pass
+    assert lease.action == OBSERVE
+
+
 def test_a_system_that_refuses_leaves_nothing_in_force():
     kernel, lease = make()
     kernel.broken = True
-    try:
-        lease.begin(1, QUARANTINE, T1_S, 0)
-        raise AssertionError("begun")
-    except OSError:
-        pass
-    assert lease.action == OBSERVE
+    refuses(lease)
     kernel.broken = False
     lease.begin(0, THROTTLE, T1_S, 0)
     kernel.broken = True
-    try:
-        lease.begin(1, QUARANTINE, T1_S, 0)
-        raise AssertionError("begun")
-    except OSError:
-        pass
-    assert lease.action == OBSERVE
+    refuses(lease)
 
 
 def test_released_it_is_open_at_once():

@@ -33,6 +33,14 @@ def quick_model(path: Path, schema: Schema = LINUX_PROC_1, learn_windows: int = 
     return path
 
 
+def open_the_way(folder: Path) -> None:
+    """An agent that root starts becomes another user, who must reach its folder, wherever pytest keeps it."""
+    for parent in [folder, *folder.parents]:
+        status = parent.stat()
+        if status.st_uid == folder.stat().st_uid and str(parent) not in ("/", tempfile.gettempdir()):
+            parent.chmod(status.st_mode | 0o011)
+
+
 class AgentProcess:
     """stonechat-agent in `folder`, talking to a broker on 127.0.0.1."""
 
@@ -42,7 +50,7 @@ class AgentProcess:
         if not self.secret_file.exists():
             self.secret_file.touch(mode=0o600)
             self.secret_file.write_text(secrets.token_hex(32) + "\n")
-        folder.chmod(0o711)
+        open_the_way(folder)
         text = f"""[device]
 id = "{DEVICE}"
 key_file = "{self.secret_file}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import stonechat
-from agent_process import DEVICE, WINDOW_MS, AgentProcess, is_root, quick_model, wait_for
+from agent_process import DEVICE, WINDOW_MS, AgentProcess, is_root, open_the_way, quick_model, wait_for
 from stonechat import model_file
 from stonechat.features import RATE
 from stonechat.linux.planned_sleep import Announcements
@@ -27,9 +27,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for parent in [tmp_path, *tmp_path.parents]:  # the agent becomes another user and must reach its folder
-        if parent.stat().st_uid == tmp_path.stat().st_uid and str(parent) not in ("/", "/tmp"):
-            parent.chmod(parent.stat().st_mode | 0o011)
+    open_the_way(tmp_path)
     quick_model(tmp_path / "model.tflite")
     return tmp_path
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from agent_process import DEVICE, WINDOW_MS, AgentProcess, is_root, quick_model, wait_for
+from agent_process import DEVICE, WINDOW_MS, AgentProcess, is_root, open_the_way, quick_model, wait_for
 from stonechat.cbor_decode import loads
 from stonechat.compat import ticks_ms
 from stonechat.cose import Mac
@@ -36,9 +36,7 @@ from stonechat_tools.fleet.store import Store
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for parent in [tmp_path, *tmp_path.parents]:  # the agent becomes another user and must reach its folder
-        if parent.stat().st_uid == tmp_path.stat().st_uid and str(parent) not in ("/", "/tmp"):
-            parent.chmod(parent.stat().st_mode | 0o011)
+    open_the_way(tmp_path)
     quick_model(tmp_path / "model.tflite")
     return tmp_path
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agent_process import open_the_way
 from fleet_support import Mosquitto, Peer, free_port, needs_mosquitto, wait_for
 from stonechat.delivery import Delivery
 from stonechat.outbox_memory import MemoryOutbox
@@ -159,7 +160,7 @@ class Home:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
-    tmp_path.chmod(0o711)
+    open_the_way(tmp_path)
     found = Home(tmp_path)
     with found.broker:
         yield found

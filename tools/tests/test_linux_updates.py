@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_process import DEVICE, AgentProcess, is_root, quick_model, wait_for
+from agent_process import DEVICE, AgentProcess, is_root, open_the_way, quick_model, wait_for
 from fleet_support import Mosquitto, needs_mosquitto
 from release_support import Hand, Vendor, described
 from stonechat import own_model, slots
@@ -53,7 +53,7 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.chmod(0o711)
+        open_the_way(folder)
         self.vendor = Vendor(folder)
         self.factory = ruled(quick_model(folder / "model.tflite", learn_windows=4), CALM)
         self.second = ruled(quick_model(folder / "second.tflite", learn_windows=4, version=2), CALM)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import stonechat
-from agent_process import DEVICE, AgentProcess, quick_model, wait_for
+from agent_process import DEVICE, AgentProcess, open_the_way, quick_model, wait_for
 from stonechat import model_file, own_model, own_model_fit
 from stonechat.agent import Agent
 from stonechat.delivery import Delivery
@@ -417,9 +417,7 @@ def test_the_collector_reads_its_state_and_an_operator_commands_it(
     closed.mkdir(mode=0o700)
     shutil.copytree(Path(stonechat.__file__).parent, closed / "stonechat", ignore=shutil.ignore_patterns("models"))
     monkeypatch.setenv("PYTHONPATH", str(closed))
-    for parent in [tmp_path, *tmp_path.parents]:
-        if parent.stat().st_uid == tmp_path.stat().st_uid and str(parent) not in ("/", "/tmp"):
-            parent.chmod(parent.stat().st_mode | 0o011)
+    open_the_way(tmp_path)
     quick_model(tmp_path / "model.tflite")
     with LocalBroker() as broker, Store(tmp_path / "fleet.db") as store:
         agent = AgentProcess(tmp_path, broker.port)

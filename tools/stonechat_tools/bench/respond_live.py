@@ -111,12 +111,12 @@ def live(attack: str = "scan_connect") -> dict[str, Any]:
         started = subprocess.Popen(
             [*where.outside, broker, "-c", str(folder / "mosquitto.conf")], stderr=subprocess.DEVNULL
         )
-        stack.callback(_end, started)
+        stack.callback(stopped, started, 20.0)
         log = folder / "log"
         with log.open("wb") as file:
             words = [*where.inside, str(Path(sys.executable).parent / "stonechat-agent"), "--config"]
             agent = subprocess.Popen([*words, str(folder / "stonechat.toml")], stdout=file, stderr=file)
-        stack.callback(_end, agent)
+        stack.callback(stopped, agent, 20.0)
         capture = Capture(where.net.outside)
         stack.callback(capture.close)
         time.sleep(QUIET_S)
@@ -172,12 +172,3 @@ def _figures(capture: Capture, attack: str, times: dict[str, float]) -> dict[str
 def _hook(folder: Path) -> str:
     called = folder / "marks/called"
     return called.read_text().strip() if called.exists() else ""
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

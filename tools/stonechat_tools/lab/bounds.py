@@ -97,7 +97,7 @@ def started(command: list[str]) -> "subprocess.Popen[str]":
     raise OSError(f"{' '.join(command)}: status {process.returncode}: {errors.strip()[-500:]}")
 
 
-def stopped(process: "subprocess.Popen[str]", within_s: float = 10.0) -> int:
+def stopped(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", within_s: float = 10.0) -> int:
     """End a workload with SIGTERM, so that it cleans up, and wait for it. -> its status."""
     process.terminate()
     try:

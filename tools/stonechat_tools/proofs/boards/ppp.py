@@ -27,6 +27,7 @@ from stonechat_tools.board_files import read_board
 from stonechat_tools.console import working_copy
 from stonechat_tools.fleet import provision
 from stonechat_tools.fleet.store import Store
+from stonechat_tools.lab.bounds import stopped
 from stonechat_tools.proofs.boards.firmware import Board, BuildError, build_all
 from stonechat_tools.proofs.boards.machine import BoardError, Machine, package
 from stonechat_tools.proofs.boards.uart import wire
@@ -258,7 +259,7 @@ def report(board: Board, reports: int, profile: str = "full") -> Arrived:
             [*collect, "--plain", "--broker", f"{HOST}:1883", "--db", str(database)],
         ):
             process = subprocess.Popen([*inside, *command], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-            stack.callback(_end, process)
+            stack.callback(stopped, process, 20.0)
         files = package(board.architecture, profile)
         files |= {f"/{path.name}": path.read_bytes() for path in read_board(fleet.folder / "devices/sensor-7/board")}
         files["/model.tflite"] = (working_copy() / "models/micropython-1/model.tflite").read_bytes()
@@ -274,15 +275,6 @@ def report(board: Board, reports: int, profile: str = "full") -> Arrived:
     errors = "" if lost == wrong == "0" else " ".join(last) or f"{lost} of windows"
     acknowledged = int(found["ACKNOWLEDGED"][0]) if "ACKNOWLEDGED" in found else None
     return Arrived(int(windows), int(published), stored, acknowledged, int(found["TICK"][0]), errors)
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def main(arguments: list[str]) -> int:
