@@ -9,6 +9,8 @@ from .compat import const, urandom
 from .errors import StonechatError
 from .policy import OBSERVE
 
+_HEARD = const(4)  # renewals that are remembered
+
 # Why a lease has ended
 EXPIRED = const(0)
 RELEASED = const(1)  # by an operator
@@ -17,6 +19,11 @@ SWITCHED_OFF = const(3)  # the user has switched monitoring off
 REPLACED = const(4)  # by a stronger action
 FAILED = const(5)  # the system refused
 CLOSED = const(6)  # the agent ends
+
+
+def _after(a: int, b: int) -> int:
+    """a - b, modulo 2**32 as RFC 1982 does: negative where a is the earlier one."""
+    return ((a - b + 0x80000000) & 0xFFFFFFFF) - 0x80000000
 
 
 class LeaseRefused(StonechatError):
@@ -65,7 +72,7 @@ class Lease:
         self._self_total_s = self_total_s
         self._self_s = 0  # of that
         self._pause_s = 0
-        self.next_renewal = 0  # the least number that it may have
+        self._heard: list = []  # the highest numbers of renewals, rising
         enforcer.release()
 
     def begin(self, rule: int, action: int, seconds: int, now_s: int, again: bool = False) -> None:
@@ -90,17 +97,18 @@ class Lease:
         self.began_s = now_s
         self.until_s = now_s + seconds
         self.renewals = 0
-        self.next_renewal = 0
+        self._heard = []
         self._self_s = self._self_s + seconds if again else seconds
         self._pause_s = 2 * self._pause_s if again else seconds
 
-    def renew(self, lease: int, number: int, now_s: int, level: int) -> None:
-        """lease: `number` of the lease; number: of the renewal, rising; level: of the last window. Raises LeaseRefused
-        with the reason, or OSError."""
+    def renew(self, lease: int, number, now_s: int, level: int) -> None:
+        """lease: `number` of the lease; number: of the renewal, rising (modulo 2**32) but for what two collectors send,
+        None: it has been checked; level: of the last window. Raises LeaseRefused with the reason, or OSError."""
+        heard = self._heard
         why = ""
         if self.action == OBSERVE or lease != self.number or now_s >= self.until_s:
             why = "not in force"
-        elif number < self.next_renewal:
+        elif number is not None and (number in heard or len(heard) == _HEARD and _after(number, heard[0]) < 0):
             why = "heard before"
         elif not level:
             why = "the evidence is gone"
@@ -109,7 +117,10 @@ class Lease:
         if why:
             self.refused += 1
             raise LeaseRefused(why)
-        self.next_renewal = number + 1
+        if number is not None:
+            heard.append(number)
+            heard.sort(key=lambda one: _after(one, number))
+            del heard[:-_HEARD]
         self.enforcer.extend(self.seconds)
         self.until_s = now_s + self.seconds
         self.renewals += 1

@@ -295,7 +295,7 @@ class Response:
                 raise LeaseRefused("maintenance")
             if one.action:
                 level = self._level if blind_s <= _BLIND_S else 0
-                one.renew(lease, one.next_renewal if number is None else number, now_s, level)
+                one.renew(lease, number, now_s, level)
                 return
         self.real.refused += 1
         raise LeaseRefused("not in force")

@@ -1,5 +1,6 @@
 """What a device decides, from its own code to the collector's database and back: the real agent, reports, commands."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -205,6 +206,39 @@ def test_the_collector_renews_while_the_evidence_goes_on_and_not_for_ever() -> N
         renewals.took(ended, ["stored"] * len(ended))
         assert not renewals.step()
         assert not Renewals(store, keyring.Keys({}), clock=lambda: device.now_s).step()  # a key that is not here
+
+
+@on_clock
+def test_two_collectors_in_one_second_and_a_restart_of_one_renew_without_a_refusal() -> None:
+    device = Device()
+    messages = sealed(device)
+    device.alarm()
+    reports, _ = opened(*messages)
+    others = {f"pump-{n}": bytes([n]) * 32 for n in range(2, 40)}  # a collector renews for many in each second
+    keys = keyring.Keys({DEVICE: SECRET, **others})
+    clock = [0.0]
+
+    def collector(behind_s: float) -> Renewals:
+        made = Renewals(Store(":memory:"), keys, clock=lambda: clock[0] - behind_s)
+        for name in (DEVICE, *others):
+            took = [dataclasses.replace(report, device=name) for report in reports]
+            made.took(took, ["stored"] * len(took))
+        return made
+
+    clock[0] = float(device.now_s)
+    collectors = [collector(0.0), collector(0.2)]
+    for second in range(60):
+        device.windows(1, LOUD)
+        for each in collectors:
+            clock[0] = device.now_s + 0.25 * (each is collectors[1])
+            for _, topic, message in each.step():
+                if DEVICE in topic.split("/"):
+                    device.agent.on_message(device.reporter.ack_topic, message)
+        if second == 30:
+            collectors[0] = collector(0.0)
+    state = device.response.status
+    assert state[2] == QUARANTINE and state[6] == 0, state
+    assert device.response.real.renewals >= 10
 
 
 @on_clock

@@ -27,6 +27,7 @@ class _Held:
     seconds: int
     began_s: float
     renewed_s: float
+    number: int = 0  # of the last renewal
 
 
 class Renewals:
@@ -49,7 +50,6 @@ class Renewals:
         self._clock = clock
         self._held: dict[str, _Held] = {}
         self._calm: set[str] = set()  # of those: devices whose last window was normal
-        self._number = 0
         self.sent = 0
         now_s = clock()
         seen: set[str] = set()
@@ -97,9 +97,10 @@ class Renewals:
         return found
 
     def _renewal(self, device: str, held: _Held, now_s: float) -> bytes | None:
-        self._number = max(self._number + 1, int(now_s))
+        # by the clock, so that it also rises where the collector is started anew, or a second one renews
+        held.number = max(held.number + 1, int(now_s * 1000))
         try:
             keys = self._keys.held(device)[0]
-            return seal_renewal(keys, self._number, int(now_s) + EXPIRES_S, held.lease)
+            return seal_renewal(keys, held.number & 0xFFFFFFFF, int(now_s) + EXPIRES_S, held.lease)
         except (ConfigError, keyring.Rejected, IndexError):  # a key file without the key for it
             return None

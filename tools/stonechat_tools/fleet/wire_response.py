@@ -108,6 +108,6 @@ def response_state(value: Any) -> ResponseState | None:
 
 
 def seal_renewal(keys: DeviceKeys, number: int, expires_s: int, lease: int) -> bytes:
-    """The collector's renewal of a lease, for the device's topic `ack`; number: rising within the lease."""
+    """The collector's renewal of a lease, for the device's topic `ack`; number: rising, modulo 2**32."""
     fields = {0: 1, 1: number, 2: expires_s, 3: RENEW, 4: [lease]}
     return keys.renew.seal(cbor2.dumps(fields, canonical=True))
