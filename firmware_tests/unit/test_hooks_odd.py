@@ -6,6 +6,7 @@ A line that asks for what a port does not have ends in the same exception on bot
 
 import sys
 
+from share import some
 from stonechat.board import hooks
 
 ON_BOARD = sys.implementation.name == "micropython"
@@ -503,7 +504,7 @@ def test_no_odd_call_can_tell_the_hook():
     if not ON_BOARD:
         return
     wrong = []
-    for name, call in CALLS:
+    for name, call in some(CALLS):
         forget()
         bare = once(call, bare_socket, bare_open)
         hooks.install()
@@ -530,7 +531,7 @@ def test_the_agents_own_calls_are_as_odd_and_not_counted():
     try:
         import socket
 
-        for _, call in CALLS:
+        for _, call in some(CALLS):
             once(call, socket, open)
         assert not any(counter.counts), counter.counts
         assert not counter._peers and not counter._ports

@@ -5,6 +5,7 @@ import gc
 import json
 from binascii import hexlify, unhexlify
 
+from share import EVERY, some
 from stonechat import model_file
 from stonechat.errors import ModelError
 from stonechat.int8 import interpreter
@@ -82,10 +83,10 @@ def test_shipped_models_are_proved():
 
 def test_every_cut_and_every_flipped_bit_is_told():
     data = small()
-    for size in range(end_of(data), len(data), 23):
+    for size in some(range(end_of(data), len(data), 23)):
         assert outcome(data[:size]) != "runs" or load_model(data[:size]).metadata is None, size
     damaged = bytearray(data)
-    for at in range(0, len(data) - 16, 37):
+    for at in some(range(0, len(data) - 16, 37)):
         damaged[at] ^= 1 << at % 8
         assert outcome(damaged) == "damaged", at
         damaged[at] ^= 1 << at % 8
@@ -101,7 +102,7 @@ def test_a_hostile_plan_is_refused_or_runs():
     data = bytearray(small())
     start = end_of(data)
     outcomes = {}
-    for at in range(start, len(data) - 4):
+    for at in some(range(start, len(data) - 4)):
         kept = data[at]
         for value in (kept ^ 1, kept ^ 0x80, 255, 0):
             data[at] = value
@@ -110,7 +111,8 @@ def test_a_hostile_plan_is_refused_or_runs():
         data[at] = kept
         if not at & 31:
             gc.collect()
-    assert outcomes["runs"] > 100 and sum(outcomes.values()) - outcomes["runs"] > 100, outcomes
+    least = 100 // EVERY
+    assert outcomes["runs"] > least and sum(outcomes.values()) - outcomes["runs"] > least, outcomes
 
 
 def test_layers_that_do_not_fit_are_refused():

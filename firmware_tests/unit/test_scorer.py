@@ -1,3 +1,4 @@
+from share import some
 from stonechat.detection import ALARM, NORMAL
 from stonechat.errors import ModelError
 from stonechat.features import LEVEL
@@ -130,8 +131,8 @@ def test_the_scale_of_a_device_near_an_alarm_is_never_narrower():
 
 def test_evidence_that_would_rise_for_ever_is_not_learned():
     """The average surprise is what counts: these windows, again and again, must not alarm under what they taught."""
-    for high in (1500, 2100, 2850):
-        for often in (2, 3):
+    for high in some((1500, 2100, 2850)):
+        for often in some((2, 3)):
             scores = [high if i % often == 0 else 1024 + 40 * (i % 5) for i in range(64)]
             verdict_of = of_scores(Scorer(Zero(learn=128), SCHEMA))
             assert ALARM not in [verdict_of(score_q8).level for score_q8 in scores * 22], (high, often)

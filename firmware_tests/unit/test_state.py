@@ -2,6 +2,7 @@
 
 import os
 
+from share import some
 from stonechat.errors import StateError
 from stonechat.state import MAX_BYTES, State
 
@@ -52,8 +53,8 @@ def test_an_empty_record_is_a_record():
 @with_file
 def test_every_cut_and_every_flipped_byte_is_noticed():
     raw = saved()
-    damaged = [raw[:size] for size in range(0, len(raw), 7)]
-    damaged += [raw[:i] + bytes((raw[i] ^ 0x10,)) + raw[i + 1 :] for i in range(0, len(raw), 5)]
+    damaged = [raw[:size] for size in some(range(0, len(raw), 7))]
+    damaged += [raw[:i] + bytes((raw[i] ^ 0x10,)) + raw[i + 1 :] for i in some(range(0, len(raw), 5))]
     damaged += [raw + b"\x00", bytes(MAX_BYTES + 9)]
     for wrong in damaged:
         with open(PATH, "wb") as file:
