@@ -128,7 +128,7 @@ class Loop:
         verdict = None
         try:
             verdict = self._score(now_ms)
-            if verdict is not None:
+            if verdict:
                 self.windows += 1
                 self.reporter.observe(verdict, now_ms)
                 for channel in self.channels:
@@ -141,7 +141,7 @@ class Loop:
                     self.save()
         except (StonechatError, OSError) as error:
             self._failed(error)
-        if verdict is None:
+        if not verdict:
             cause = self.channels[0].cause
             self.unscored[cause] += 1
             if cause != _PRIMING and self.windows >= self._quiet_until:  # the status has these counts

@@ -63,6 +63,23 @@ def test_no_exception_of_the_agent_reaches_the_firmware():
     assert len(fed) == 5
 
 
+class Wordless(Exception):
+    """Its words need more memory than there is."""
+
+    def __repr__(self):
+        raise MemoryError
+
+    __str__ = __repr__
+
+
+def test_an_error_for_whose_words_the_memory_is_too_little_is_counted():
+    fed = []
+    watch = board.Watch(Agent(raiser(Wordless())), None, hooks.FirmwareCollector(), lambda: fed.append(1))
+    assert watch.tick() is None
+    watch.save()
+    assert watch.errors == 2 and len(fed) == 1 and not watch.counter.quiet
+
+
 def test_a_lost_broker_does_not_keep_the_window_from_being_scored():
     verdict = Verdict()
     watch = board.Watch(Agent(lambda: verdict), Transport(MQTTError("closed")), hooks.FirmwareCollector())

@@ -15,7 +15,7 @@ class Watch:
         self.agent = agent
         self._turn = agent.tick  # a method taken from its object anew would allocate
         self.transport = transport
-        if transport is not None:
+        if transport:
             self._poll = transport.poll
         self.counter = counter
         self.feed = feed
@@ -27,12 +27,12 @@ class Watch:
         now_ms = ticks_ms()
         verdict = None
         self.counter.beat(now_ms)
-        if self.transport is not None:
+        if self.transport:
             self._quietly(self._poll)
         agent = self.agent
         if ticks_diff(now_ms, agent.due_ms) >= 0 or ticks_diff(now_ms, agent.pump_due_ms) >= 0:
             verdict = self._quietly(self._turn)
-        if self.feed is not None:
+        if self.feed:
             self.feed()
         return verdict
 
@@ -46,7 +46,10 @@ class Watch:
             return call()
         except Exception as error:  # the one place that catches everything: the firmware must go on
             self.errors += 1
-            self.last_error = repr(error)
+            try:
+                self.last_error = repr(error)
+            except MemoryError:  # the firmware has taken all there is; it must go on all the same
+                pass
         finally:
             self.counter.quiet = None
 

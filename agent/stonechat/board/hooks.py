@@ -309,7 +309,7 @@ def install():
     if open is not _opened:
         active = FirmwareCollector()
         names = hooked_socket.__dict__
-        if real_socket is not None:
+        if real_socket:
             names.update(real_socket.__dict__)
         names.pop("__file__", None)  # it would be printed; a frozen module has none
         names["getaddrinfo"] = _getaddrinfo
@@ -325,7 +325,7 @@ def remove():
 
 
 def _put(module, opener):
-    if real_socket is not None:
+    if real_socket:
         sys.modules["socket"] = sys.modules["usocket"] = module
     builtins.open = opener
 
@@ -480,7 +480,7 @@ def _through(name, place):
     return call
 
 
-if real_socket is not None:
+if real_socket:
     for _name in real_socket.socket.__dict__:
         if _name[0] != "_" and not hasattr(socket, _name):
             _place = {"writ": _WRITES, "send": _WRITES, "read": _READS, "recv": _READS}.get(_name[:4])
