@@ -1,14 +1,16 @@
-"""What the agent costs on this interpreter: measure.py MODEL FOLDER PROFILE all | live | tls [PORT CA.der]
+"""What the agent costs on this interpreter: measure.py MODEL FOLDER PROFILE all | live | guard | tls [PORT CA.der]
 
 PROFILE is full or core. all prints `name value` lines: bytes of heap, bytes allocated per call and microseconds per
 call. live only starts the agent with its MQTT client and ends ten windows, to find the least heap in which that works.
-tls prints what a TLS connection to PORT takes of the heap. MicroPython only.
+guard prints what a call costs before the guard of a response was ever there, after a lease has ended, and, to a known
+peer, while one is in force. tls prints what a TLS connection to PORT takes of the heap. MicroPython only.
 """
 
 import gc
 import sys
 
 TURNS = 40
+ROUNDS = 25
 mem_alloc = getattr(gc, "mem_alloc", int)
 
 
@@ -16,6 +18,9 @@ def main(arguments):
     model, folder, profile, mode = arguments[:4]
     if mode == "tls":
         tls_connection(int(arguments[4]), arguments[5])
+        return
+    if mode == "guard":
+        guarded_calls()
         return
     gc.collect()
     bare = mem_alloc()
@@ -155,6 +160,30 @@ def hooked_calls(hooks):
         import socket
 
         print("sendto_%s %s" % (name, cost(_sender(socket))))
+
+
+def guarded_calls():
+    from stonechat.board import hooks
+
+    counter = hooks.install()
+    import socket
+
+    send = _sender(socket)
+    before = [cost(send) for _ in range(ROUNDS)]
+    from stonechat.board import guard
+    from stonechat.policy import QUARANTINE
+
+    one = guard.Guard()
+    one.apply(QUARANTINE, 60)
+    one.release()
+    after = [cost(send) for _ in range(ROUNDS)]
+    counter.known[counter.meet(socket.getaddrinfo("127.0.0.1", 9)[0][-1])[0]] = 0
+    one.apply(QUARANTINE, 60)
+    within = [cost(send) for _ in range(ROUNDS)]
+    one.release()
+    for name, costs in (("hooked", before), ("guard_off", after), ("guard_on", within)):
+        words = [line.split() for line in costs]
+        print("sendto_%s %s %.2f" % (name, words[-1][0], min([float(word[1]) for word in words])))
 
 
 def _sender(socket):

@@ -1,11 +1,18 @@
 """The benchmark of the response, short: what it says must be so."""
 
 import argparse
+import sys
+from pathlib import Path
 
 import pytest
 from netns import needs_root
 from stonechat.policy import QUARANTINE, THROTTLE
-from stonechat_tools.bench import respond
+from stonechat_tools.bench import board, respond
+from stonechat_tools.console import model_path
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "firmware_tests"))
+
+from targets import targets  # noqa: E402
 
 
 @needs_root
@@ -30,6 +37,20 @@ def test_a_false_alarm_in_throttle_leaves_a_device_its_day():
 @pytest.mark.slow
 def test_ransom_goes_on_in_a_quarantine():
     assert respond.untouched("ransom", 1.0)["work_goes_on_share"] > 0.3
+
+
+@pytest.mark.parametrize("target", targets()[:2], ids=lambda target: target.name)
+def test_a_guard_that_is_off_costs_a_board_s_calls_next_to_nothing(target, tmp_path):
+    if target.missing:
+        pytest.skip(f"{target.name}: {target.missing}")
+    model = model_path("micropython-1")
+    for _ in range(3):  # the least times of a busy machine differ by some percent
+        found = board.guard_cost(target.command, board.ARCHITECTURE[target.name], tmp_path / "built", model)
+        (without_bytes, without_us), (off_bytes, off_us) = found["sendto_without_guard"], found["sendto_guard_off"]
+        assert off_bytes == without_bytes and found["sendto_guard_on"][0] > off_bytes
+        if off_us <= 1.1 * without_us:
+            return
+    raise AssertionError(found)
 
 
 def test_the_verb_has_its_options():

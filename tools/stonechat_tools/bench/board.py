@@ -88,6 +88,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                     raise ConfigError(f"{target.name}: the measurement failed")
                 measured |= tls_cost(target.command, built, args.model, profile)
                 measured["heap_least"] = [least_heap(target.command, built, args.model, profile) * 1024]
+                if profile == "full":
+                    measured |= guard_cost(target.command, ARCHITECTURE[target.name], built, args.model)
                 figures["targets"][f"{target.name} {profile}"] = measured
     show(figures)
     return figures
@@ -142,6 +144,16 @@ def tls_cost(command: list[str], built: Path, model: Path, profile: str) -> dict
     return measured
 
 
+def guard_cost(command: list[str], architecture: str, built: Path, model: Path) -> dict[str, list[float]]:
+    """What a call costs without the guard of a response, with it while nothing is in force, and in a quarantine. built:
+    a folder that is filled anew."""
+    build(architecture, built, ["board/guard"])
+    measured = measure(command, built, model, "full", "guard", 4096)
+    if measured is None:
+        raise ConfigError("the measurement of the guard failed")
+    return {name.replace("hooked", "without_guard"): figure for name, figure in measured.items()}
+
+
 def _echo(listener: socket.socket, context: ssl.SSLContext) -> None:
     with contextlib.suppress(OSError), context.wrap_socket(listener.accept()[0], server_side=True) as stream:
         stream.sendall(stream.recv(5))
@@ -183,8 +195,9 @@ def show(figures: dict[str, Any]) -> None:
     table = Table(title="on each target: bytes, and microseconds per call")
     for column in ("", *targets):
         table.add_column(column, justify="left" if not column else "right")
-    for name in next(iter(targets.values())):
-        table.add_row(name.replace("_", " "), *[_cell(targets[target][name]) for target in targets])
+    for name in dict.fromkeys(name for measured in targets.values() for name in measured):
+        cells = [_cell(measured[name]) if name in measured else "" for measured in targets.values()]
+        table.add_row(name.replace("_", " "), *cells)
     console.print(table)
 
 
