@@ -28,7 +28,7 @@ from ..console import counted
 from . import alert_settings, alerts, keyring, wire
 from .broker import add_broker_arguments, broker_options, split_host
 from .chunks import RATE_BYTES
-from .collector import MQTT, RETRY_S, Collector
+from .collector import MQTT, RETRY_S, Collector, collect_garbage_rarely
 from .incidents import Policy
 from .monitor import Monitor
 from .overview import fleet_table
@@ -166,6 +166,7 @@ def run(args: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     end_s = time.monotonic() + (args.for_s if args.for_s is not None else float("inf"))
+    collect_garbage_rarely()
     settings = alert_settings.load(args.alerts) if args.alerts else alert_settings.Settings(Policy(), ())
     with contextlib.ExitStack() as opened:
         store = _open(args.db, shard, opened, stop, end_s)

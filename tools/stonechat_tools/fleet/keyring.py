@@ -70,6 +70,42 @@ def mac256(key: bytes, message: bytes) -> bytes:
     return _sha256(key.translate(_OUTER) + _OUTER_REST + inner).digest()
 
 
+def _context(device: str) -> bytes:
+    name = device.encode()
+    return _CONTEXTS[len(name)] + name
+
+
+def _seal(key: bytes, context: bytes, payload: bytes) -> bytes:
+    size = len(payload)
+    if size < 24:
+        wrapped = bytes((0x40 + size,)) + payload
+    elif size < 256:
+        wrapped = bytes((0x58, size)) + payload
+    else:
+        wrapped = b"\x59" + size.to_bytes(2) + payload
+    return _HEAD + wrapped + b"\x48" + mac256(key, context + wrapped)[:8]
+
+
+def _open(key: bytes, context: bytes, message: bytes, max_bytes: int) -> bytes:
+    if len(message) > max_bytes:
+        raise Rejected("too large", f"{len(message)} bytes")
+    end = len(message) - 9
+    if end < 7 or message[:6] != _HEAD or message[end] != 0x48:
+        raise Rejected("malformed", "not a COSE_Mac0 message with HMAC 256/64")
+    if not hmac.compare_digest(mac256(key, context + message[6:end])[:8], message[end + 1 :]):
+        raise Rejected("forged", "the authentication tag does not fit")
+    first = message[6]
+    if first == 0x58:
+        start, size, least = 8, message[7], 24
+    elif first < 0x58:
+        start, size, least = 7, first - 0x40, 1
+    else:
+        start, size, least = 9, (message[7] << 8 | message[8]) if first == 0x59 else 0, 256
+    if size < least or start + size != end:
+        raise Rejected("malformed", "the payload is not a byte string")
+    return message[start:end]
+
+
 class Mac:
     """COSE_Mac0, HMAC 256/64, for the messages of one kind of one device. key: 32 bytes."""
 
@@ -77,38 +113,14 @@ class Mac:
 
     def __init__(self, key: bytes, device: str) -> None:
         self._key = key
-        name = device.encode()
-        self._context = _CONTEXTS[len(name)] + name
+        self._context = _context(device)
 
     def seal(self, payload: bytes) -> bytes:
-        size = len(payload)
-        if size < 24:
-            wrapped = bytes((0x40 + size,)) + payload
-        elif size < 256:
-            wrapped = bytes((0x58, size)) + payload
-        else:
-            wrapped = b"\x59" + size.to_bytes(2) + payload
-        return _HEAD + wrapped + b"\x48" + mac256(self._key, self._context + wrapped)[:8]
+        return _seal(self._key, self._context, payload)
 
     def open(self, message: bytes, max_bytes: int = MAX_MESSAGE_BYTES) -> bytes:
         """The payload of an authentic message. Raises Rejected for any other."""
-        if len(message) > max_bytes:
-            raise Rejected("too large", f"{len(message)} bytes")
-        end = len(message) - 9
-        if end < 7 or message[:6] != _HEAD or message[end] != 0x48:
-            raise Rejected("malformed", "not a COSE_Mac0 message with HMAC 256/64")
-        if not hmac.compare_digest(mac256(self._key, self._context + message[6:end])[:8], message[end + 1 :]):
-            raise Rejected("forged", "the authentication tag does not fit")
-        first = message[6]
-        if first == 0x58:
-            start, size, least = 8, message[7], 24
-        elif first < 0x58:
-            start, size, least = 7, first - 0x40, 1
-        else:
-            start, size, least = 9, (message[7] << 8 | message[8]) if first == 0x59 else 0, 256
-        if size < least or start + size != end:
-            raise Rejected("malformed", "the payload is not a byte string")
-        return message[start:end]
+        return _open(self._key, self._context, message, max_bytes)
 
 
 class _Layout:
@@ -172,17 +184,27 @@ class DeviceKeys:
     def fingerprint(self) -> str:
         return self._packed[-8:].hex()
 
-    def _mac(self, label: str) -> Mac:
+    def seal(self, label: str, payload: bytes) -> bytes:
         """Raises ConfigError where there are keys of other directions only."""
+        return _seal(self._key(label), _context(self.device), payload)
+
+    def open(self, label: str, message: bytes, max_bytes: int = MAX_MESSAGE_BYTES) -> bytes:
+        """The payload of an authentic message. Raises Rejected for any other, ConfigError as seal()."""
+        return _open(self._key(label), _context(self.device), message, max_bytes)
+
+    def _mac(self, label: str) -> Mac:
+        return Mac(self._key(label), self.device)
+
+    def _key(self, label: str) -> bytes:
         layout = self._layout
         at = layout.offsets.get(label)
         if at is not None:
-            return Mac(self._packed[at : at + SECRET_BYTES], self.device)
+            return self._packed[at : at + SECRET_BYTES]
         key = layout.cold(self, label) if layout.cold else None
         if key is None:
             side = "the operator" if label in OPERATOR_LABELS else "the collector"
             raise ConfigError(f"{self.device}: no key for {label} here; {side} has it")
-        return Mac(key, self.device)
+        return key
 
     @property
     def report(self) -> Mac:

@@ -33,7 +33,7 @@ from .wire_response import decision, response_state
 __all__ = [
     "COMMANDS", "FLAGS", "LATE_KEY", "LEVELS", "OWN_MODEL", "PREFIX", "RESULTS", "VERSION", "Feature", "OwnModel",
     "Report", "Status", "encode", "open_report", "open_status", "pack_features", "plain", "ranges_of", "reread",
-    "result_name", "seal_ack", "seal_command",
+    "result_name", "seal_ack", "seal_command", "seal_one_ack",
 ]  # fmt: skip
 
 PREFIX = "stonechat/1/fleet/"
@@ -43,7 +43,7 @@ LATE_KEY = 23  # of a report; appended last, by the device, as it sends
 def open_report(device: str, keys: DeviceKeys, message: bytes) -> Report:
     """A report that verifies and fits the CDDL. Raises Rejected; where the device's key has signed what will never be
     taken, with the `identity` under which the device keeps it."""
-    body = keys.report.open(message, MAX_VERIFIED_BYTES)
+    body = keys.open("report", message, MAX_VERIFIED_BYTES)
     try:
         if len(message) > MAX_MESSAGE_BYTES:
             raise Rejected("too large", f"{len(message)} bytes")
@@ -208,12 +208,15 @@ def seal_ack(
     """ranges: (first, last) of the stream's sequence numbers that are committed; refused: of those that will never be
     taken -> the acknowledgement."""
     dated = _dated(int(time.time()) if time_s is None else time_s)
-    if len(ranges) == 1 and not refused:
-        ((first, last),) = ranges
-        return keys.ack.seal(b"\xa4\x00\x01\x01\x82" + _uint(first) + _uint(last) + dated + stream)
     head = b"\xa5\x00\x01\x01" if refused else b"\xa4\x00\x01\x01"
     tail = b"\x04" + _ranges(refused) if refused else b""
     return keys.ack.seal(head + _ranges(ranges) + dated + stream + tail)
+
+
+def seal_one_ack(keys: DeviceKeys, stream: bytes, number: int, time_s: int) -> bytes:
+    """As seal_ack(), of one report."""
+    shown = _uint(number)
+    return keys.seal("ack", b"\xa4\x00\x01\x01\x82" + shown + shown + _dated(time_s) + stream)
 
 
 @lru_cache(4)

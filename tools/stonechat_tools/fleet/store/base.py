@@ -66,10 +66,15 @@ class Stream:
         self.behind_s = behind_s
 
 
-class Device:
-    """What is remembered of a device between batches. name: of its current stream, `stream`."""
+_KEPT = ("id", "key", "newest_s", "heartbeat", "name", "stream")
+_CHANGED = ("reports", "conflicts", "refused", "reset", "newest")
 
-    __slots__ = ("id", "key", "newest_s", "heartbeat", "name", "stream")
+
+class Device:
+    """What is remembered of a device between batches, and what the batch at hand changes of it. name: of its current
+    stream, `stream`."""
+
+    __slots__ = (*_KEPT, *_CHANGED)
 
     def __init__(self, row: int, key: str, newest_s: int | None, heartbeat: int) -> None:
         self.id = row
@@ -78,6 +83,13 @@ class Device:
         self.heartbeat = heartbeat
         self.name = b""
         self.stream: Stream | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """A batch begins: nothing of it is known yet."""
+        self.reports = self.conflicts = self.refused = 0
+        self.reset = False
+        self.newest: tuple[Any, ...] | None = None  # of its reports, if it is the device's newest
 
     def pack(self) -> bytes:
         """As it is kept between batches, in a quarter of the memory."""
@@ -106,6 +118,8 @@ class Device:
         made = cls.__new__(cls)
         made.id, made.heartbeat, made.key = row, heartbeat, packed[end:].decode()
         made.newest_s = None if newest_s == _NONE else newest_s
+        made.reports = made.conflicts = made.refused = 0
+        made.reset, made.newest = False, None
         if stream == -1:
             made.name, made.stream = b"", None
             return made
@@ -128,17 +142,6 @@ _STREAM_AT = 1 + 3 * 8
 def packed_stream(packed: bytes) -> int:
     """The row of the current stream of a packed device, -1 for none."""
     return int.from_bytes(packed[_STREAM_AT : _STREAM_AT + 8], "little", signed=True)
-
-
-class Change:
-    """What a batch changes of one device."""
-
-    __slots__ = ("reports", "conflicts", "refused", "reset", "newest")
-
-    def __init__(self) -> None:
-        self.reports = self.conflicts = self.refused = 0
-        self.reset = False
-        self.newest: tuple[Any, ...] | None = None
 
 
 class Db(Protocol):

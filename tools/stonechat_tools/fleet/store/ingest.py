@@ -12,6 +12,7 @@ A number above the highest of its stream is new; the database is asked for all o
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 from ..keyring import Rejected
@@ -22,7 +23,6 @@ from .base import (
     DUPLICATE,
     MAX_CACHED,
     STORED,
-    Change,
     Db,
     Device,
     Engine,
@@ -36,6 +36,7 @@ from .rejections import put_rejections
 from .schema import REPORT_COLUMNS
 from .statuses import put_status
 
+_by_id = attrgetter("id")
 MAX_LIVE = 20_000  # devices that are not packed between batches: quicker, at twice the memory
 BEHIND_S = 5  # by which a stream's smallest delay has to fall until that is noted
 
@@ -98,15 +99,24 @@ class Ingest:
                 counted[status.device, rejected.reason] += 1
         put_rejections(db, counted, now_s)
         for name, device in self._devices.items():
-            if self._kept.get(name) is not device:
-                live = name not in self._kept and self._live < MAX_LIVE
-                self._live += live
-                self._kept[name] = device if live else device.pack()
+            kept = self._kept.get(name)
+            if kept is device:
+                device.begin()
+            elif kept is None and self._live < MAX_LIVE:
+                self._live += 1
+                self._kept[name] = device
+                device.begin()
+            else:
+                self._kept[name] = device.pack()
         self._devices.clear()
         return results
 
     def device(self, name: str) -> Device:
         return self._devices[name]
+
+    def changed(self) -> Iterable[Device]:
+        """The devices of this batch; some may be as they were."""
+        return self._devices.values()
 
     def _load_devices(self, db: Db, names: set[str], now_s: float) -> None:
         missing = []
@@ -189,7 +199,6 @@ class _Batch:
         self._db = db
         self._now_s = now_s
         self._now = int(now_s)
-        self._changes: dict[Device, Change] = {}
         self._clocks: set[Stream] = set()
 
     def put(self, reports: Sequence[Report], refusals: Counter[str], counted: Counter[tuple[str, str]]) -> list[str]:
@@ -215,9 +224,6 @@ class _Batch:
             results.append(result)
             if result is DUPLICATE:
                 continue
-            change = self._changes.get(device)
-            if change is None:
-                change = self._changes[device] = Change()
             at_s, known, order_s = self._when(stream, report)
             rows.append(
                 (
@@ -244,15 +250,15 @@ class _Batch:
                 decisions.append(decision_row(device.id, stream.id, report, at_s))
             if report.lost:
                 lost[stream] = (device.id, max(report.lost, lost.get(stream, (0, 0))[1]))
-            change.reports += 1
-            trusted = report.key == device.key or not report.key or self._begin_anew(report, device, change)
+            device.reports += 1
+            trusted = report.key == device.key or not report.key or self._begin_anew(report, device)
             if report.windows:
                 # How many windows pass between reports: known at once where it grows, slowly where it shrinks.
                 beat = device.heartbeat
                 device.heartbeat = max(report.windows, beat - (beat + 7) // 8)
                 if trusted and (device.newest_s is None or device.newest_s <= order_s or device.newest_s > self._now):
                     device.newest_s = order_s
-                    change.newest = (
+                    device.newest = (
                         report.sequence,
                         report.level,
                         report.flags,
@@ -260,10 +266,10 @@ class _Batch:
                         report.evidence_q8,
                     )
             if result is CONFLICT:
-                change.conflicts += 1
+                device.conflicts += 1
                 counted[report.device, "conflict"] += 1
         for name, count in refusals.items():
-            self._changes.setdefault(self._ingest.device(name), Change()).refused += count
+            self._ingest.device(name).refused += count
         if rows:
             self._ingest._engine.append(self._db, "reports", REPORT_COLUMNS, rows)
         put_decisions(self._db, decisions)
@@ -336,15 +342,15 @@ class _Batch:
         return order_s or received_s, int(report.late_s is not None and report.late_s >= 0), order_s
 
     @staticmethod
-    def _begin_anew(report: Report, device: Device, change: Change) -> bool:
+    def _begin_anew(report: Report, device: Device) -> bool:
         """Whether a report under another key than the device's may say what level it has. One under a new key begins
         the device anew, and from then on none under the old key does."""
         if device.key and not report.current:
             return False
         device.key = report.key
         device.newest_s = None
-        change.reset, change.newest = True, None
-        change.conflicts = change.refused = 0
+        device.reset, device.newest = True, None
+        device.conflicts = device.refused = 0
         return True
 
     def _write(self, answers: list[tuple[Any, ...]], lost: dict[Stream, tuple[int, int]]) -> None:
@@ -369,17 +375,17 @@ class _Batch:
                 "UPDATE devices SET lost = (SELECT sum(lost) FROM streams WHERE device = ?) WHERE id = ?",
                 [(device, device) for device in sorted({device for device, _ in lost.values()})],
             )
-        changes = sorted(self._changes.items(), key=lambda pair: pair[0].id)  # one order of locks for all collectors
-        resets = [(device.key, device.id) for device, change in changes if change.reset]
+        changes = sorted(self._ingest.changed(), key=_by_id)  # one order of locks for all collectors
+        resets = [(device.key, device.id) for device in changes if device.reset]
         if resets:
             db.executemany(
                 "UPDATE devices SET key = ?, newest_s = NULL, conflicts = 0, refused = 0 WHERE id = ?", resets
             )
         now_s = self._now_s
         newest = [
-            (change.reports, now_s, device.heartbeat, device.newest_s, *change.newest, device.id)
-            for device, change in changes
-            if change.newest
+            (device.reports, now_s, device.heartbeat, device.newest_s, *device.newest, device.id)
+            for device in changes
+            if device.newest
         ]
         if newest:
             db.executemany(
@@ -388,15 +394,15 @@ class _Batch:
                 newest,
             )
         rest = [
-            (change.reports, now_s, device.heartbeat, device.id)
-            for device, change in changes
-            if change.reports and not change.newest
+            (device.reports, now_s, device.heartbeat, device.id)
+            for device in changes
+            if device.reports and not device.newest
         ]
         if rest:
             db.executemany(
                 "UPDATE devices SET reports = reports + ?, last_seen_s = ?, heartbeat_windows = ? WHERE id = ?", rest
             )
-        odd = [(c.conflicts, c.refused, c.conflicts, now_s, d.id) for d, c in changes if c.conflicts or c.refused]
+        odd = [(d.conflicts, d.refused, d.conflicts, now_s, d.id) for d in changes if d.conflicts or d.refused]
         if odd:
             db.executemany(
                 "UPDATE devices SET conflicts = conflicts + ?, refused = refused + ?,"
