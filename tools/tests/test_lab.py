@@ -173,11 +173,11 @@ def test_each_kind_of_device_works(kind):
 
 
 def test_a_device_leaves_nothing_behind():
-    before = set(os.listdir(disk_folder()))
     process = benign.spawn("sensor", 30, pace=30)
-    assert set(os.listdir(disk_folder())) - before
+    mine = f"stonechat-{process.pid}-"
+    assert [name for name in os.listdir(disk_folder()) if name.startswith(mine)]
     assert stopped(process) == 0
-    left = [name for name in set(os.listdir(disk_folder())) - before if name.startswith("stonechat-")]
+    left = [name for name in os.listdir(disk_folder()) if name.startswith(mine)]
     assert not left
 
 

@@ -63,7 +63,7 @@ def leave_cleanly_on_signals() -> None:
 def scratch_folder(parent: str | None = None) -> Iterator[Path]:
     """A folder of one's own that goes away at the end; on a disk where there is one, because what is written to a
     memory file system never shows in the kernel's disk counters."""
-    with tempfile.TemporaryDirectory(prefix="stonechat-", dir=parent or disk_folder()) as folder:
+    with tempfile.TemporaryDirectory(prefix=f"stonechat-{os.getpid()}-", dir=parent or disk_folder()) as folder:
         yield Path(folder)
 
 
