@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import stonechat
 from netns import needs_root
 from stonechat.policy import QUARANTINE, THROTTLE
 from stonechat_tools.bench import board, respond
-from stonechat_tools.console import model_path
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "firmware_tests"))
 
@@ -40,15 +40,16 @@ def test_ransom_goes_on_in_a_quarantine():
 
 
 @pytest.mark.parametrize("target", targets()[:2], ids=lambda target: target.name)
-def test_a_guard_that_is_off_costs_a_board_s_calls_next_to_nothing(target, tmp_path):
+def test_a_guard_that_is_off_costs_a_board_s_calls_next_to_nothing(target):
     if target.missing:
         pytest.skip(f"{target.name}: {target.missing}")
-    model = model_path("micropython-1")
+    agent = Path(stonechat.__file__).parent.parent  # its sources: nothing has to be built
     for _ in range(3):  # the least times of a busy machine differ by some percent
-        found = board.guard_cost(target.command, board.ARCHITECTURE[target.name], tmp_path / "built", model)
-        (without_bytes, without_us), (off_bytes, off_us) = found["sendto_without_guard"], found["sendto_guard_off"]
-        assert off_bytes == without_bytes and found["sendto_guard_on"][0] > off_bytes
-        if off_us <= 1.1 * without_us:
+        found = board.measure(target.command, agent, Path("none"), "full", "guard", 4096)
+        assert found is not None
+        (hooked_bytes, hooked_us), (off_bytes, off_us) = found["sendto_hooked"], found["sendto_guard_off"]
+        assert off_bytes == hooked_bytes and found["sendto_guard_on"][0] > off_bytes
+        if off_us <= 1.1 * hooked_us:
             return
     raise AssertionError(found)
 
