@@ -257,10 +257,12 @@ def test_a_response_stops_the_infections_that_use_the_network_and_calls_the_hook
             assert found["stopped"] > 100 and found["during"] <= found["before"] // 4 or line[1] == "exfiltration", line
 
 
-@pytest.mark.parametrize("mode", ["idle", "rare", "ordinary", "roomy", "busy"])
+@pytest.mark.parametrize("mode", ["idle", "idle on i386", "rare", "ordinary", "roomy", "busy"])
 def test_a_board_does_not_alarm_for_being_what_it_is(mode: str, peers: int) -> None:
-    """Idle, ordinary and busy boards with the shipped model, 2,000 windows each."""
-    target = next((target for target in TARGETS if not target.missing), None)
+    """Idle, ordinary and busy boards with the shipped model, 2,000 windows each. With i386's large heap an idle one
+    does not collect for hours."""
+    mode, _, only = mode.partition(" on ")
+    target = next((target for target in TARGETS if not target.missing and target.name.endswith(only)), None)
     if target is None:
         pytest.skip("no MicroPython target is installed")
     done = target.run("life/modes.py", str(MODEL), str(peers), "2000", "77", mode, timeout_s=300)

@@ -140,7 +140,7 @@ class FirmwareCollector:
         self._sent = self._writes = 0  # as of the window before
         self._lag_ms = 0
         self._beat_ms = None
-        self._free = None
+        self._free = 0
         self._heap = (mem_free() + mem_alloc() >> 4) or 1  # CPython has none
         self._last: tuple = _nobody  # the last address if it can't change, its host, what it met
 
@@ -171,10 +171,7 @@ class FirmwareCollector:
             values[_MEAN_WRITE] = (values[_BYTES_OUT] - self._sent & _MASK) // writes
         self._sent = values[_BYTES_OUT]
         self._writes = values[_WRITES]
-        if self._free is None:  # no turn of the loop since the window before
-            self._free = mem_free()
-        values[_HEAP_FREE] = (self._free >> 4) * 25600 // self._heap  # percent in Q8; a small int below 650 KB
-        self._free = None
+        self._free = -self._free
         values[_LOOP_LAG] = self._lag_ms
         self._lag_ms = 0
 
@@ -215,15 +212,19 @@ class FirmwareCollector:
 
     def beat(self, now_ms):
         """Once a turn of the main loop: how long did the turn take? The first turn of a window looks at the free heap:
-        that takes a large heap as long as all the rest of a window does."""
+        that takes a large heap as long as all the rest of a window does. What counts is the heap that the last
+        collection has left free: in a large one hours may pass until the next, and what is free falls all that time."""
         last_ms = self._beat_ms
         self._beat_ms = now_ms
         if last_ms is not None:
             last_ms = ticks_diff(now_ms, last_ms)
             if last_ms > self._lag_ms:
                 self._lag_ms = last_ms
-        if self._free is None:
-            self._free = mem_free()
+        if self._free <= 0:  # the last look, negative while this window has had none
+            free = mem_free()
+            if free > -self._free:  # more than then: collected since; in percent Q8, a small int below 650 KB
+                self.counts[_HEAP_FREE] = (free >> 4) * 25600 // self._heap
+            self._free = free
 
     def meet(self, address):
         """address: whatever connect() or sendto() was given, (host, port) as boards have it or the unix port's packed
