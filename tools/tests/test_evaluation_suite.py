@@ -256,6 +256,11 @@ def test_evaluate_of_the_training_device_needs_no_learning(model):
     assert device["learning_windows"] == 0 and device["benign_windows"] == 300
 
 
+def test_a_recording_within_the_learning_judges_nothing(model):
+    with pytest.raises(TraceError, match="no window is left to judge: 32 windows of 1 .*first 32; record longer"):
+        evaluate(model, recording("benign", 32, 2))
+
+
 def test_evaluate_command(model, tmp_path, capsys):
     path, trace = tmp_path / "m.tflite", tmp_path / "t.csv"
     path.write_bytes(model)

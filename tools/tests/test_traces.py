@@ -165,7 +165,8 @@ def test_join_refuses_what_does_not_fit() -> None:
 
 def test_read_all_names_devices_after_their_files(tmp_path: Path) -> None:
     write_trace(make_trace(SCHEMA, 1000, ROWS), tmp_path / "kitchen.csv.gz")
-    write_trace(make_trace(SCHEMA, 1000, ROWS, "lamp"), tmp_path / "b.csv")
+    later = [(t_s + 60, *rest) for t_s, *rest in ROWS]
+    write_trace(make_trace(SCHEMA, 1000, later, "lamp"), tmp_path / "b.csv")
     both = read_all([tmp_path / "kitchen.csv.gz", tmp_path / "b.csv"])
     assert both.device_names == ["kitchen", "lamp"]
     assert len(both.of_device("lamp")) == 3
@@ -175,3 +176,17 @@ def test_gzip_member_by_member(tmp_path: Path) -> None:
     data = GOOD.encode()
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(data[:200]) + gzip.compress(data[200:]))
     assert len(read_trace(tmp_path / "t.csv.gz")) == 1
+
+
+def test_a_window_that_is_in_two_files_is_named(tmp_path: Path) -> None:
+    """A recording given twice, under another name or cut short, would prove twice as much."""
+    trace = make_trace(SCHEMA, 1000, [(100.0 + n, 1000, BENIGN, [n, 2, 256]) for n in range(40)])
+    write_trace(trace, tmp_path / "a.csv")
+    write_trace(trace, tmp_path / "copy.csv.gz")
+    write_trace(trace.select(slice(10, 30)), tmp_path / "part.parquet")
+    for other, number in (("copy.csv.gz", 40), ("part.parquet", 20), ("a.csv", 40)):
+        with pytest.raises(TraceError, match=rf"{other}: {number} of its {number} windows are in \S+a.csv too"):
+            read_all([tmp_path / "a.csv", tmp_path / other])
+    write_trace(trace.select(slice(0, 20)), tmp_path / "first.csv")
+    write_trace(trace.select(slice(20, 40)), tmp_path / "second.csv")
+    assert len(read_all([tmp_path / "first.csv", tmp_path / "second.csv"])) == 40

@@ -137,6 +137,12 @@ def evaluate(data: bytes, trace: Trace, learn: bool = True) -> dict[str, Any]:
     windows = sum(one["benign_windows"] for one in devices.values())
     alarms = sum(one["false_alarms"] for one in devices.values())
     days = windows * meta.window_ms / 1000 / DAY_S
+    if not windows and not any(one["attacks"] for one in devices.values()):
+        raise TraceError(
+            f"no window is left to judge: {len(trace)} windows of {len(devices)} devices, and each learns its normal "
+            f"in the first {meta.learn_windows if learn else 0}; record longer, or give --learned if the model was "
+            "trained on these devices"
+        )
     return {
         "model": meta.name,
         "devices": devices,

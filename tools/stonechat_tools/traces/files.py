@@ -264,11 +264,31 @@ def _read_parquet(path: str) -> Trace:
 
 def read_all(paths: Sequence[str | os.PathLike[str]]) -> Trace:
     """Several files -> one trace. A file without a device's name gets its own name as device, so that splitting by
-    device can distinguish them."""
+    device can distinguish them. Raises TraceError also where a file has windows of another one: counted twice they
+    would prove twice as much."""
     traces = []
-    for path in paths:
+    seen: dict[int, int] = {}
+    for number, path in enumerate(paths):
         trace = read_trace(path)
         stem = Path(path).name.split(".")[0]
         trace.devices = texts([device or stem for device in trace.devices])
+        if len(paths) > 1:
+            _check_new(trace, paths, number, seen)
         traces.append(trace)
     return join(traces)
+
+
+def _check_new(trace: Trace, paths: Sequence[Any], number: int, seen: dict[int, int]) -> None:
+    """trace: of paths[number]; seen: in which of the paths a window was seen first, by its hash. A window is the same
+    where its time, its length and all of its counters are; silent ones are left out."""
+    others: list[int] = []
+    for t_s, elapsed_ms, row in zip(trace.t_s, trace.elapsed_ms, trace.deltas, strict=True):
+        if row.any():
+            other = seen.setdefault(hash((t_s, elapsed_ms, row.tobytes())), number)
+            if other != number:
+                others.append(other)
+    if others:
+        raise TraceError(
+            f"{paths[number]}: {len(others)} of its {len(trace)} windows are in {paths[others[0]]} too, and each "
+            "counts once: leave out one of the files, or take them one by one"
+        )
