@@ -26,15 +26,16 @@ _OFF_KEY = const(5)
 
 
 class Agent(Loop):
-    """collector, model: what is watched and what scores it, of one schema. extra: more channels, fused at the evidence:
-    (collector, model) of a vendor's own counters, or (collector, model, name) where several have the same schema, as
-    services do. learn_peers_hours: how long a device's own peers are learned, for the channel of lasting_peers.py,
-    where the collector knows peers; 0: without that channel. `channel_names`: of all but the first. on_verdict(verdict,
+    """collector, model: what is watched and what scores it, of one schema. extra: more channels, fused at the
+    evidence: (collector, model) of a vendor's own counters, (collector, model, name) where several have the same
+    schema, as services do, or (channel, None), which needs no model and takes the state by open().
+    learn_peers_hours: how long a device's own peers are learned, for the channel of lasting_peers.py, where the
+    collector knows peers; 0: without that channel. `channel_names`: of all but the first. on_verdict(verdict,
     agent) is called after every scored window. reporter: a Delivery. own(collector, model, state): what makes the
     device's own channel in place of Channel, with a model that the device trains itself (own_model.OwnChannel).
-    response: a Response (response.py), None: nothing is decided. update: an Updater (updater.py) that takes releases,
-    None: this device takes none. The rest is as in Loop. Raises ModelError where a model is not for its collector's
-    schema."""
+    response: a Response (response.py), None: nothing is decided. update: an Updater (updater.py) that takes
+    releases, None: this device takes none. The rest is as in Loop. Raises ModelError where a model is not for its
+    collector's schema."""
 
     def __init__(
         self,
@@ -69,7 +70,10 @@ class Agent(Loop):
 
             self._fuse = fusion.fuse
             self._fused = fusion.FusedVerdict(0)
-            channels += [fusion.SideChannel(each[0], each[1], state, *each[2:]) for each in extra]
+            channels += [
+                fusion.SideChannel(each[0], each[1], state, *each[2:]) if each[1] else each[0].open(state)
+                for each in extra
+            ]
         self.channel_names = [channel.name for channel in channels[1:]]
         # Keys 18 to 25 of the status: steady, own model, one made there, planned sleep, three of the response and of
         # updates, names of the channels.

@@ -26,7 +26,8 @@ class Collector(Protocol):
 class PeerCollector(Collector, Protocol):
     """A collector that learns the device's peers. It may have `warmup_windows`, to pass before anything is learned, and
     `lacks`, a text of what it can't read at present; `contacts`, after read(): the peers that the device itself called
-    in the window, as integers below 2^30, or None where it knows none; and `most_peers`, how many to remember."""
+    in the window, as integers below 2^30, or None where it knows none; `sent`: the bytes sent to each of them, or
+    None; and `most_peers`, how many to remember."""
 
     def dump(self) -> bytes:
         """What the state keeps."""

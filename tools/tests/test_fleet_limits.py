@@ -40,7 +40,7 @@ def test_the_cddl_has_the_sizes_of_the_table() -> None:
         ("14: tstr .size (1..%d)", limits.AGENT_BYTES),
         ("17: [0*%d count]", limits.CAUSES),
         ("25: [1*%d tstr", limits.CHANNELS),
-        ("25: [1*11 tstr .size (1..%d)]", limits.CHANNEL_BYTES),
+        ("25: [1*12 tstr .size (1..%d)]", limits.CHANNEL_BYTES),
         ("channel = 1..%d", limits.CHANNELS),
         ("13: tstr .size (1..%d)", limits.DETAIL_BYTES),
         ("features = bstr .size (3..%d)", limits.FEATURES_BYTES),
@@ -62,7 +62,7 @@ def test_what_devices_spell_out_is_in_the_table() -> None:
     assert keyring.check_device_id("x" * limits.DEVICE_ID_BYTES)
     assert keyring.MAX_MESSAGE_BYTES == limits.REPORT_BYTES
     checks = (AGENT / "linux/config_checks.py").read_text()
-    assert limits.CHANNEL_BYTES == services.MAX_NAME_BYTES and services.MAX_SERVICES + 3 == limits.CHANNELS
+    assert limits.CHANNEL_BYTES == services.MAX_NAME_BYTES and services.MAX_SERVICES + 4 == limits.CHANNELS
     assert f"[:{limits.CHANNEL_BYTES}]" in (AGENT / "fusion.py").read_text()
     assert f"_is_text(value, {limits.FIRMWARE_BYTES})" in checks.partition("def firmware")[2][:200]
 

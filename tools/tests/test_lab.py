@@ -18,6 +18,7 @@ from stonechat.errors import ConfigError
 from stonechat.linux import schemas
 from stonechat.linux.cgroup_id import cgroup_root
 from stonechat.linux.proc import ProcCollector
+from stonechat.linux.sent_to_peers import SentToPeers
 from stonechat_tools.evaluation import trial, trial_page
 from stonechat_tools.lab import attacks, benign, guest, netns
 from stonechat_tools.lab.bounds import Deadline, disk_folder, started, stopped
@@ -102,7 +103,7 @@ def test_each_attack_acts_and_stops_cleanly(name, tmp_path):
 def test_every_attack_has_a_counter_that_shows_it_and_features_that_exist():
     assert SHOWS.keys() == attacks.ATTACKS.keys()
     known = set(COLUMNS)
-    with_bpf = {name for name, _, _ in schemas.LINUX_1.columns}
+    with_bpf = {name for name, _, _ in (*schemas.LINUX_1.columns, *SentToPeers.schema.columns)}
     for name, attack in attacks.ATTACKS.items():
         assert set(attack.features) & known, name
         assert set(attack.features) & with_bpf, name

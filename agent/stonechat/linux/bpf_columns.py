@@ -91,6 +91,7 @@ class BpfColumns:
         self._last_classes = [0] * len(CLASSES)
         self._last_syn = (0, 0)
         self._last_overflow = 0
+        self.sent: list = []  # bytes to each of learned.contacts in the last window
         self._new_peers = 0
         self._new_peer_bytes = 0
         self._top_share_q8 = 0
@@ -162,12 +163,15 @@ class BpfColumns:
         rows = self.connections.peers
         self.learned.next_window()
         strangers = set()
+        self.sent = []
         for address, sent, _ in rows:
             sent_bytes = octets(sent)
             out_bytes += sent_bytes
             most_bytes = max(most_bytes, sent_bytes)
             opened = self._has_opened(address)
-            if not opened:
+            if opened:
+                self.sent.append(sent_bytes)
+            else:
                 strangers.add(address)
             if self.learned.is_new(address, opened):
                 new += 1

@@ -92,8 +92,14 @@ def train(agent) -> int:
 def open_channels(config: dict, model, collector) -> list:
     """The channels beside the device's own as the agent's `extra`. Raises ConfigError, ModelError."""
     extra = open_counters(config, model) + open_services(config, model, collector)
+    hours = config["collector"]["learn_peers_hours"]
+    if hours and collector.sent is not None:
+        from .sent_to_peers import SentToPeers
+
+        window_ms = model.metadata.window_ms
+        extra.append((SentToPeers(collector, window_ms, hours * 3_600_000 // window_ms, collector.most_peers), None))
     # Now: Agent imports them after the change of user, when only root may read them.
-    if collector.contacts is not None and config["collector"]["learn_peers_hours"]:
+    if collector.contacts is not None and hours:
         from .. import fusion, lasting_peers  # noqa: F401
     elif extra:
         from .. import fusion  # noqa: F401

@@ -128,6 +128,12 @@ class LinuxCollector:
         return self._tcp.contacts() if self._bpf is None else self._bpf.learned.contacts
 
     @property
+    def sent(self) -> "list | None":
+        """The bytes sent to each of `contacts` in the window that was read last; None without BPF, which counts
+        them."""
+        return self._bpf.sent if self._bpf is not None else None
+
+    @property
     def lacks(self) -> str:
         """What was asked for and is not there at present; it counts once it is. Texts, separated by "; "."""
         texts = [self._proc.lacks]

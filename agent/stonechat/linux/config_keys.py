@@ -124,7 +124,8 @@ KEYS = {
             24,
             integer(0, 8_760),
             "How long the device's own peers are learned; afterwards a host that is not among them and is met again\n"
-            "and again for ten minutes raises an alarm (without BPF: over TCP). 0: without that.",
+            "and again for ten minutes raises an alarm (without BPF: over TCP). With BPF, much more than usual to one\n"
+            "of them raises one, too. 0: without both.",
         ),
         "user": Key(
             "",

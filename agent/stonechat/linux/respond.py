@@ -38,7 +38,7 @@ _OUTPUT = "/dev/null"
 # By the beginnings of their names; what is not here is of the machine.
 _BEGINNINGS = {
     NETWORK: "conn_ rst_ retrans udp_ icmp_ ip_out_ estab listen_ bytes_ pkts_ mean_out_ sys_sock sys_netio sys_net"
-    " syn_ peers new_peer dports top_peer_ accepted login_ lasting_peer",
+    " syn_ peers new_peer dports top_peer_ accepted login_ lasting_peer sent_to_peer",
     PROGRAMS: "forks execs sys_proc sys_priv sys_exec",
     FILES: "sys_open sys_read sys_write sys_fmeta sys_fmod sys_file sys_dir pages_dirtied disk_",
 }

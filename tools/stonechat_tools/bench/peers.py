@@ -1,13 +1,16 @@
-"""How soon the agent finds a beacon to a new host in a device's own traffic, and whether it is silent without.
+"""How soon the agent finds a beacon to a new host, and more than usual to a known one, in a device's own traffic, and
+whether it is silent without.
 
 The flows of captures (Zeek conn logs, or CSV with ts, dur, out, peer, bytes_out, bytes_in, pkts_out, pkts_in) are
 replayed through the agent's own code: the columns of BPF from the packets of each window, learned peers, scorer,
 fusion. The device learns for --learn-hours; a model is trained on them. Its days are repeated until --windows benign
-windows have been judged; then beacons start, one after the other. Without a file the traffic is that of a made camera.
+windows have been judged (--once: no further than the flows go); then beacons start, one after the other, and then
+exfiltration to the device's own hosts. Without a file the traffic is that of a made camera.
 
 Examples:
   stonechat bench peers
   stonechat bench peers conn.log --device 192.168.1.20 --jitter 0.25
+  stonechat bench peers monday.csv tuesday.csv --window 5 --once --windows 1000000
 """
 
 import argparse
@@ -25,6 +28,7 @@ from stonechat.delivery import Delivery
 from stonechat.linux.bpf_columns import BpfColumns
 from stonechat.linux.packet_program import OPENED_TCP, SYN_OUT, SYNACK_IN
 from stonechat.linux.schemas import LINUX_1
+from stonechat.linux.sent_to_peers import SentToPeers
 from stonechat.linux.syscall_classes import CLASSES
 from stonechat.linux.syscalls import EXEC, FORK
 from stonechat.model import load_model
@@ -38,7 +42,7 @@ from stonechat_tools.traces.format import TraceError, opened_text
 from stonechat_tools.traces.importers.zeek import read_flows
 from stonechat_tools.traces.trace import make_trace
 
-HELP = "a beacon to a new host in a device's replayed traffic: beacons until the alarm, alarms without it"
+HELP = "a beacon to a new host, exfiltration to a known one in replayed traffic: how soon found, alarms without"
 LEARN_WINDOWS = 128
 CONTROL = "198.51.100.66"  # where the beacons go (RFC 5737); another one for each
 _MOST_PACKETS = 2_000  # of a flow, spread over its life: more would not change which windows it is in
@@ -59,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--jitter", type=float, default=0.0, metavar="SHARE", help="of the period, uniform (default 0)")
     add("--bytes", type=int, default=500, help="of a beacon (default 500)")
     add("--beacons", type=int, default=8, metavar="N", help="beacons that are tried, each at another time (default 8)")
+    add("--exfil", type=int, default=2000, metavar="B", help="bytes a second to a known host (default 2000)")
+    add("--once", action="store_true", help="judge what follows the learning, and repeat nothing")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -70,9 +76,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         found = [n if n is not None else "never" for n in row["beacons_to_alarm"]]
         print(
             f"windows of {seconds} s: {row['alarms']} alarms in {row['benign_windows']} benign windows "
-            f"({row['peer_alarms']} of the peers' channel); a beacon every {args.period:g} s of {args.bytes} bytes "
+            f"({row['peer_alarms']} of lasting peers, {row['sent_alarms']} of sent to peers); "
+            f"a beacon every {args.period:g} s of {args.bytes} bytes "
             f"to a new host, beside {row['bytes_a_minute']:,} bytes a minute: found after "
-            f"{', '.join(map(str, found))} beacons"
+            f"{', '.join(map(str, found))} beacons; {args.exfil:,} bytes a second to known hosts: found after "
+            f"{', '.join(str(n or 'no') for n in row['exfil_to_alarm'])} windows"
         )
     return figures
 
@@ -86,26 +94,29 @@ def measure(flows: list[tuple[float, float, str, Packets]], seconds: int, args: 
     collector = Replayed(replay)
     model = load_model(_model(days, seconds, learn))
     reporter = Delivery("bench-1", bytes(32), MemoryOutbox(), state=State())
-    agent = Agent(collector, model, reporter=reporter, state=State(), learn_peers_hours=args.learn_hours)
+    sent = SentToPeers(collector, seconds * 1000, args.learn_hours * 3600 // seconds, collector.most_peers)
+    hours = args.learn_hours
+    agent = Agent(collector, model, reporter=reporter, state=State(), extra=[(sent, None)], learn_peers_hours=hours)
     clock = itertools.count(seconds * 1000, seconds * 1000)
 
     def step(extra: Packets | None = None, host: str = CONTROL) -> Any:
         peers = dict(next(stream))
         if extra:
-            peers[host] = extra
+            had = peers.get(host, (0, 0, 0, 0))
+            peers[host] = (had[0] + extra[0], had[1] + extra[1], had[2] + extra[2], had[3] + extra[3])
         replay.window = peers
         return agent.end_window(next(clock))
 
     for _ in range(learn):
         step()
-    alarms = peer_alarms = 0
-    was = own_was = 0
-    for _ in range(args.windows):
-        verdict = step()
-        own = agent.channels[1].scorer.verdict.level
-        alarms += verdict.level == 2 and was != 2
-        peer_alarms += own == 2 and own_was != 2
-        was, own_was = verdict.level, own
+    benign = min(args.windows, max(0, len(days) - learn)) if args.once else args.windows
+    raised = [0, 0, 0]  # by the agent, the channel of lasting peers, that of what is sent
+    was = [0, 0, 0]
+    for _ in range(benign):
+        levels = [step().level, agent.channels[1].scorer.verdict.level, sent.verdict.level]
+        for i, level in enumerate(levels):
+            raised[i] += level == 2 and was[i] != 2
+        was = levels
     found = []
     rng = random.Random(1)
     for n in range(args.beacons):
@@ -113,12 +124,21 @@ def measure(flows: list[tuple[float, float, str, Packets]], seconds: int, args: 
         found.append(_beacons(step, agent, host, seconds, args, rng))
         for _ in range(2 * 600 // seconds + rng.randrange(1, 40)):  # until the episode is over
             step()
+    own = sorted({peer for window in days[:learn] for peer in window})
+    hosts = rng.choices([peer for peer in own if sum(peer in window for window in days) >= 12] or own, k=args.beacons)
+    exfil = []
+    for host in hosts:
+        exfil.append(_windows(lambda host=host: step((args.exfil * seconds, 2 * seconds, 0, seconds), host), sent))
+        for _ in range(40 + rng.randrange(600 // seconds)):
+            step()
     total = sum(packets[0] for window in days for packets in window.values())
     return {
-        "alarms": alarms,
-        "peer_alarms": peer_alarms,
-        "benign_windows": args.windows,
+        "alarms": raised[0],
+        "peer_alarms": raised[1],
+        "sent_alarms": raised[2],
+        "benign_windows": benign,
         "beacons_to_alarm": found,
+        "exfil_to_alarm": exfil,
         "bytes_a_minute": total * 60 // (len(days) * seconds),
     }
 
@@ -135,6 +155,15 @@ def _beacons(step: Any, agent: Agent, host: str, seconds: int, args: argparse.Na
         verdict = step((args.bytes * now, 4 * now, 200 * now, 3 * now) if now else None, host)
         if verdict.level == 2 and agent.channels[1].scorer.verdict.level == 2:
             return sent
+    return None
+
+
+def _windows(step: Any, sent: SentToPeers) -> int | None:
+    """How many windows until the channel of what is sent raises the alarm; None: not within 40."""
+    for n in range(1, 41):
+        step()
+        if sent.verdict.level == 2:
+            return n
     return None
 
 
@@ -226,6 +255,10 @@ class Replayed:
     @property
     def contacts(self) -> list[int]:
         return self._bpf.learned.contacts
+
+    @property
+    def sent(self) -> list[int]:
+        return self._bpf.sent
 
     def hold_peers(self, hold: bool) -> None:
         self._bpf.learned.hold = hold

@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--interface", action="append", metavar="NAME", help="count this interface only (again for more)")
     add("--cgroup", metavar="DIR", help="watch this cgroup v2 folder instead of the whole machine (BPF)")
     add("--disks", metavar="A,B", help="block devices whose reads and writes count (default: all)")
+    add("--peers", type=int, default=0, metavar="N", help="judge what is sent to each host, too, learned in N windows")
     add("--interval", type=float, metavar="S", help="seconds a window, without a model (default 2)")
     add("--windows", type=int, metavar="N", help="stop after N windows")
     add("--once", action="store_true", help="one window, then stop (the same as --windows 1)")
@@ -66,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--interval {interval_s}: want 0.1 to 3600 seconds")
     if args.windows is not None and args.windows < 1:
         raise ConfigError(f"--windows {args.windows}: want at least 1")
+    if not 0 <= args.peers <= 10_000_000:
+        raise ConfigError(f"--peers {args.peers}: want 0 to 10,000,000 windows")
     interfaces = tuple(args.interface) if args.interface else None
     model = named_model(args.model) if args.model and not args.no_model else None
     disks = tuple(word for word in args.disks.split(",") if word) if args.disks else None
@@ -74,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         model = shipped_model(collector.schema.name)
     try:
         state = read_state(args.state) if args.state else None
-        view = View(collector, model, state, interval_s)
+        view = View(collector, model, state, interval_s, args.peers)
         limit = 1 if args.once else args.windows
         interactive = not args.json and not args.once and sys.stdout.isatty() and has("rich")
         return watch_live(view, limit) if interactive else watch_plain(view, limit, args.json)

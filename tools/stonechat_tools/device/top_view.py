@@ -7,6 +7,8 @@ from typing import Any
 from stonechat.compat import ticks_ms
 from stonechat.detection import NORMAL
 from stonechat.features import LEVEL, RATE, SHARE, Normalization
+from stonechat.fusion import FusedVerdict, fuse
+from stonechat.linux.sent_to_peers import SentToPeers
 from stonechat.model_file import pack_normalization
 from stonechat.schema import Schema
 from stonechat.scorer import Scorer
@@ -60,9 +62,12 @@ class Usual:
 
 class View:
     """A collector and what scores it: with a model the agent's own loop.Channel, so that the verdicts are the agent's.
+    peer_windows: what is sent to each host is judged as well, learned in N windows; 0: without that, as without BPF.
     `step()` waits for nothing: call it when a window has ended."""
 
-    def __init__(self, collector: Any, model: Any, state: State | None, interval_s: float) -> None:
+    def __init__(
+        self, collector: Any, model: Any, state: State | None, interval_s: float, peer_windows: int = 0
+    ) -> None:
         self.collector = collector
         self.schema: Schema = collector.schema
         self.channel = SteadyChannel(collector, model, state or State()) if model else None
@@ -72,6 +77,10 @@ class View:
         self.windows = 0
         self.shown: dict[str, Any] | None = None
         self._window = self.channel.window if self.channel else Window(self.schema, self.window_ms)
+        self._sent: SentToPeers | None = None
+        if self.channel and peer_windows and collector.sent is not None:
+            self._sent = SentToPeers(collector, self.window_ms, peer_windows).open(None)
+        self._fused = FusedVerdict(0)
         self._values = [0] * len(self.schema)
         plain = pack_normalization([0] * len(self.schema), [256] * len(self.schema))
         self._features = Normalization(self.schema, plain)
@@ -86,9 +95,12 @@ class View:
         if self.channel:
             warming_up = self.channel.warmup_windows
             scored = self.channel.end_window(ticks_ms())
+            of_hosts = self._sent.end_window(ticks_ms()) if self._sent else None
             if scored is not None:
-                self.channel.hold_peers(scored.level != NORMAL)  # as the loop does
-                z, shares, verdict = self._verdict_of(scored)
+                fused = fuse([scored, of_hosts], self._fused)
+                for channel in (self.channel, self._sent) if self._sent else (self.channel,):
+                    channel.hold_peers(fused.level != NORMAL)  # as the loop does
+                z, shares, verdict = self._verdict_of(scored, fused)
             elif self.channel.warmup_windows < warming_up:
                 z = self._inputs(self.channel.scorer)
             else:
@@ -119,8 +131,9 @@ class View:
 
     def recalibrate(self) -> None:
         self._usual = Usual(self.schema)
-        if self.scorer:
-            self.scorer.recalibrate()
+        for scorer in (self.scorer, self._sent):
+            if scorer:
+                scorer.recalibrate()
 
     def learning(self) -> str:
         """What is still to be learned, in words; empty when nothing is."""
@@ -132,18 +145,19 @@ class View:
         left = LEARN_WINDOWS - self._usual.windows
         return f"learning what is usual, {left} windows left" if left else ""
 
-    def _verdict_of(self, verdict: Any) -> tuple[list[float | None], list[int], dict[str, Any]]:
-        """A verdict -> deviations and shares of the features, and the verdict for --json."""
+    def _verdict_of(self, verdict: Any, fused: Any) -> tuple[list[float | None], list[int], dict[str, Any]]:
+        """The channel's verdict, and what it and that of the hosts come to -> deviations and shares of the features,
+        and the verdict for --json, whose surprise is the channel's."""
         total = sum(verdict.parts) or 1
-        names = [name for name, _, _ in self.schema.columns]
+        names = [name for name, _, _ in (SentToPeers if fused.channel else self).schema.columns]
         shown = {
-            "level": LEVELS[verdict.level],
-            "learning": verdict.learning,
-            "steady": getattr(verdict, "steady", False),
+            "level": LEVELS[fused.level],
+            "learning": fused.learning,
+            "steady": fused.steady,
             "surprise": round(verdict.surprise_q8 / 256, 2),
-            "evidence": round(verdict.evidence_q8 / 256, 3),
+            "evidence": round(fused.evidence_q8 / 256, 3),
             "explain": [
-                {"feature": names[i], "z": z_q4 / 16, "share_percent": share} for i, z_q4, share in verdict.explain(3)
+                {"feature": names[i], "z": z_q4 / 16, "share_percent": share} for i, z_q4, share in fused.explain(3)
             ],
         }
         return _deviations(verdict.x), [round(100 * part / total) for part in verdict.parts], shown

@@ -1,11 +1,12 @@
 """Test a model against live attacks: simulated devices in sandboxes, one agent for each, every attack in turn.
 
-The verdicts come from `stonechat top --json`, which computes them as the agent does, on this machine's kernel. Each
-device learns, runs some benign windows, and then receives its share of the attacks, one after the other, with a pause
-between them. Several sandboxes can run in parallel (--boxes); each attack still happens once for each kind of device.
-With --loopback everything is on the device's loopback; otherwise its peers and attackers are across a veth pair. A
-model of linux-proc-1 sees processor, memory and paging of the whole machine: leave the machine idle, or make each
-device a guest with --guests. Needs root; leaves nothing behind.
+The verdicts come from `stonechat top --json`, which computes them as the agent does, on this machine's kernel; what is
+usual for each host is learned in the windows of the model's learning, in place of a day. Each device learns, runs some
+benign windows, and then receives its share of the attacks, one after the other, with a pause between them. Several
+sandboxes can run in parallel (--boxes); each attack still happens once for each kind of device. With --loopback
+everything is on the device's loopback; otherwise its peers and attackers are across a veth pair. A model of
+linux-proc-1 sees processor, memory and paging of the whole machine: leave the machine idle, or make each device a guest
+with --guests. Needs root; leaves nothing behind.
 
 Examples:
   stonechat trial models/linux-1/model.tflite --boxes 3 --json trial.json
@@ -111,10 +112,13 @@ def box_stage(model: str, kind: str, pace: float, seed: int, with_bpf: bool, loo
         device_box = stack.enter_context(box.box(_LONGEST_S, in_cgroup=with_bpf))
         peers = (None, None) if loopback else (device_box.net.peers, device_box.net.router)
         stack.callback(stopped, benign.spawn(kind, _LONGEST_S, *peers, pace=pace, seed=seed, prefix=device_box.inside))
+        meta = load_model(read_file(model)).metadata
         command = [
             *device_box.watching,
             *_WATCHER,
             model,
+            "--peers",
+            str(meta.learn_windows),
             *device_box.options,
             *(["--interface", "lo"] if loopback else []),
         ]

@@ -96,14 +96,16 @@ def feature_names(device: dict[str, Any], channel: int = 0) -> Sequence[str]:
     vendor's own."""
     from stonechat.lasting_peers import LastingPeers
     from stonechat.linux.schemas import LINUX_SERVICE_1
+    from stonechat.linux.sent_to_peers import SentToPeers
 
     from ..schemas import SCHEMAS
 
     name = channel_name(device, channel)
     if name.startswith("counters "):
         return ()
-    if name == LastingPeers.name:
-        return [column[0] for column in LastingPeers.schema.columns]
+    for peers in (LastingPeers, SentToPeers):
+        if name == peers.name:
+            return [column[0] for column in peers.schema.columns]
     of_device = not name or name == OWN_MODEL
     schema = SCHEMAS.get(bytes.fromhex(device.get("schema") or "")) if of_device else LINUX_SERVICE_1
     return [column[0] for column in schema.columns] if schema else ()

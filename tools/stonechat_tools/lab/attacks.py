@@ -495,7 +495,7 @@ ATTACKS: dict[str, Attack] = {
     "exfil_via_known_peer": Attack(
         _exfil_via_known_peer,
         "2 KB a second to a host that the device knows",
-        _SENDING + ("estab", "conn_out", "syn_out", "top_peer_share"),
+        _SENDING + ("estab", "conn_out", "syn_out", "top_peer_share", "sent_to_peer"),
         loud=False,
     ),
     "miner_5pct": Attack(
