@@ -20,10 +20,10 @@ class Server:
         self.port = port
 
     def ask(
-        self, path: str, body: Any = None, method: str | None = None, **headers: str
+        self, path: str, body: Any = None, method: str | None = None, source: str = "127.0.0.1", **headers: str
     ) -> tuple[int, dict[str, str], bytes]:
         """-> (status, headers with names in lower case, the body as it was packed)."""
-        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60, source_address=(source, 0))
         with contextlib.closing(link):
             sent = {"Host": f"127.0.0.1:{self.port}"}
             data = None
@@ -63,7 +63,8 @@ def command(*words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
 
 @contextlib.contextmanager
 def dashboard(db: Path, *options: str) -> Iterator[Server]:
-    call = [sys.executable, "-m", "stonechat_tools.cli", "dashboard", "--db", str(db), "--json"]
+    call = [sys.executable, "-m", "stonechat_tools.cli", "dashboard", "--json"]
+    call += [] if "--database-file" in options else ["--db", str(db)]
     if "--listen" not in options:
         options = (*options, "--listen", "127.0.0.1:0")
     log = db.with_name("dashboard.log")

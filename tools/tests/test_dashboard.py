@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import socket
 import sqlite3
 import ssl
@@ -21,13 +22,14 @@ from pathlib import Path
 
 import pytest
 from dashboard_support import PASSWORD, Server, command, dashboard
-from fleet_support import wait_for
+from fleet_support import free_port, wait_for
 from postgres_support import needs_postgres, postgres, postgres_server
 from starlette.types import ASGIApp, Receive, Scope, Send
 from stonechat.delivery import Delivery
 from stonechat.errors import ConfigError
 from stonechat.outbox_memory import MemoryOutbox
 from stonechat_tools.dashboard import accounts, api, audit, serving
+from stonechat_tools.dashboard import dashboard as dashboard_verb
 from stonechat_tools.dashboard.app import make
 from stonechat_tools.dashboard.state import Options, State, load_files
 from stonechat_tools.dashboard.view import FIELDS, View
@@ -529,6 +531,57 @@ def test_no_path_reaches_the_disk(open_to_all: Server, path: str) -> None:
 def test_a_name_that_is_not_ours_and_a_proxy_are_refused(open_to_all: Server, headers: dict[str, str]) -> None:
     status, _, data = open_to_all.ask("/api/fleet", **headers)
     assert status in (400, 403, 421) and b"columns" not in data
+
+
+HAPROXY = shutil.which("haproxy", path=os.environ.get("PATH", "") + ":/usr/sbin")
+
+
+@contextlib.contextmanager
+def haproxy(folder: Path, port: int) -> Iterator[int]:
+    """A real HAProxy in front of a dashboard on this port -> its own port. TLS is only said, by the header."""
+    assert HAPROXY
+    own = free_port()
+    (folder / "haproxy.cfg").write_text(
+        f"defaults\n mode http\n timeout connect 10s\n timeout client 60s\n timeout server 60s\n"
+        f"frontend f\n bind 127.0.0.1:{own}\n option forwardfor\n http-request set-header X-Forwarded-Proto https\n"
+        f" default_backend b\nbackend b\n server d 127.0.0.1:{port}\n"
+    )
+    process = subprocess.Popen([HAPROXY, "-db", "-f", str(folder / "haproxy.cfg")], stderr=subprocess.DEVNULL)
+    try:
+        assert wait_for(lambda: not socket.socket().connect_ex(("127.0.0.1", own)), 20)
+        yield own
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installed (make setup, as root)")
+def test_behind_a_proxy_each_client_counts_for_itself(fleet: tuple[Path, MadeFleet], tmp_path: Path) -> None:
+    name = {"Host": "fleet.example.org", "Origin": "https://fleet.example.org"}
+    with dashboard(fleet[0], "--proxy", "127.0.0.1", "--host", "fleet.example.org") as direct:
+        assert direct.ask("/api/session", **name)[0] == 403  # not by TLS
+        with haproxy(tmp_path, direct.port) as port:
+            behind = Server(f"http://127.0.0.1:{port}/", port)
+            assert behind.ask("/api/fleet", **name)[0] == 401
+            assert behind.ask("/api/fleet", Host="evil.example")[0] == 421  # a name that --host does not have
+            assert behind.ask("/metrics", **name)[0] == 404
+            guess = {"name": "vera", "password": "wrong"}
+            for n in range(accounts.ADDRESS_TRIES):
+                spoofed = {"X_Forwarded_For": f"10.0.0.{n}"}  # what a client claims of itself is not believed
+                behind.ask("/api/login", guess | {"name": f"guess{n}"}, source="127.0.0.2", **name, **spoofed)
+            known = {"name": "vera", "password": PASSWORD}
+            assert behind.ask("/api/login", known, source="127.0.0.2", **name)[0] == 429
+            status, headers, _ = behind.ask("/api/login", known, source="127.0.0.3", **name)
+            assert status == 200 and "; secure" in headers["set-cookie"].lower()
+            assert headers["set-cookie"].startswith("__Host-") and headers["strict-transport-security"]
+    said = [entry["facts"].get("address") for entry in audit.entries(fleet[1].store)]
+    assert "127.0.0.2" in said and "127.0.0.3" in said
+
+
+@pytest.mark.parametrize("proxy", ["", "*", "nginx", "10.0.0.1/8", "0.0.0.0/0", "::/0", "127.0.0.1:80", "999.1.1.1"])
+def test_a_proxy_that_is_no_address_or_everybody_is_refused(proxy: str) -> None:
+    with pytest.raises(ConfigError, match="--proxy"):
+        dashboard_verb._proxies([proxy])
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,29 @@
 """The same store on a real PostgreSQL server: the same answers as SQLite, restarts, two collectors, roll-ups."""
 
 import contextlib
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cbor2
 import pytest
-from fleet_support import wait_for
+from dashboard_support import PASSWORD, dashboard
+from fleet_support import Mosquitto, Peer, broker, needs_mosquitto, wait_for
 from postgres_support import needs_postgres, postgres, postgres_server
 from stonechat.errors import ConfigError
 from stonechat_tools import cli
+from stonechat_tools.dashboard import accounts
 from stonechat_tools.fleet import collect, keyring, wire
 from stonechat_tools.fleet.shards import Shard
 from stonechat_tools.fleet.store import DUPLICATE, STORED, Store, StoreError
 from stonechat_tools.fleet.store.retention import Keep
 from stonechat_tools.proofs.postgres_server import Server
 
-__all__ = ["postgres", "postgres_server"]
+__all__ = ["broker", "postgres", "postgres_server"]
 pytestmark = [needs_postgres, pytest.mark.slow]
 NOW_S = 1_795_000_000
 A, B = b"aaaa", b"bbbb"
@@ -154,6 +159,99 @@ def test_a_server_that_restarts_is_only_a_wait(postgres: Server) -> None:
         with Store(postgres.url, shard="2/2") as other, other.collecting():
             assert other.put([report(1, device="pump-2")]) == [STORED]
         assert store.sequences("pump-1") == [1, 2]
+
+
+def test_what_writes_first_after_a_restart_is_written(postgres: Server) -> None:
+    """The connection is broken, and nobody has noticed yet."""
+    with Store(postgres.url) as store:
+        assert store.put([report(0)]) == [STORED]
+        postgres.kill()
+        postgres.start()
+        assert store.put([report(1)]) == [STORED]
+        postgres.stop()
+        postgres.start()
+        assert store.rows("SELECT count(*) FROM reports") == [(2,)]
+        with pytest.raises(StoreError), store.transaction() as db:  # half done: never done twice
+            db.execute("DELETE FROM reports WHERE sequence = ?", (0,))
+            postgres.kill()
+            postgres.start()
+            db.execute("DELETE FROM reports WHERE sequence = ?", (1,))
+        assert store.sequences("pump-1") == [0, 1]
+
+
+@needs_mosquitto
+def test_a_collector_and_a_dashboard_outlive_restarts_of_the_server(
+    postgres: Server, tmp_path: Path, broker: Mosquitto
+) -> None:
+    """Real processes: what is acknowledged is committed, whatever happens to the server; both go on by themselves."""
+    names = [f"dev-{n}" for n in range(4)]
+    keys = {name: keyring.DeviceKeys(bytes([n + 1]) * 32, name) for n, name in enumerate(names)}
+    (tmp_path / "keys").mkdir()
+    for n, name in enumerate(names):
+        (tmp_path / "keys" / f"{name}.key").write_text((bytes([n + 1]) * 32).hex() + "\n")
+    url = tmp_path / "url"
+    url.touch(0o600)
+    url.write_text(postgres.url + "\n")
+    with Store(postgres.url) as store:
+        accounts.put(store, "otto", "operator", PASSWORD)
+    acked: set[tuple[str, int]] = set()
+
+    def on_ack(topic: str, payload: bytes) -> None:
+        name = topic.split("/")[3]
+        ranges = cbor2.loads(keys[name].ack.open(payload))[1]
+        for first, last in zip(ranges[::2], ranges[1::2], strict=True):
+            acked.update((name, number) for number in range(first, last + 1))
+
+    def message(name: str, sequence: int) -> bytes:
+        fields = {0: 1, 1: sequence, 2: 1, 3: int(time.time()), 5: 0, 7: 256, 8: 1, 9: 1, 16: b"abcd"}
+        return keys[name].report.seal(wire.encode(fields))
+
+    command = [sys.executable, "-m", "stonechat_tools.cli", "collect", "--broker", f"127.0.0.1:{broker.port}"]
+    command += ["--plain", "--keys", str(tmp_path / "keys"), "--database-file", str(url)]
+    log = tmp_path / "collect.log"
+    with contextlib.ExitStack() as opened:
+        process = subprocess.Popen(command, stderr=opened.enter_context(log.open("wb")), stdout=subprocess.DEVNULL)
+        opened.callback(process.wait, 40)
+        opened.callback(process.terminate)
+        page = opened.enter_context(dashboard(tmp_path / "none.db", "--login", "--database-file", str(url)))
+        sender = Peer(broker.port, "sender")
+        sender.topics, sender.on_message = [wire.PREFIX + "+/ack"], on_ack
+        opened.enter_context(sender)
+        assert wait_for(sender.connected.is_set)
+        sent = 0
+
+        def send() -> None:
+            nonlocal sent
+            sent += 1
+            for name in names:
+                sender.publish(f"{wire.PREFIX}{name}/report", message(name, sent))
+
+        def committed() -> set[tuple[str, int]]:
+            with Store(postgres.url) as store:
+                return {(name, number) for name in names for number in store.sequences(name)}
+
+        assert wait_for(lambda: (send(), time.sleep(0.1), acked)[2], 60), log.read_text()
+        me = page.log_in("otto")
+        for stop in (postgres.kill, postgres.stop):
+            send()
+            stop()
+            known = set(acked)
+            for _ in range(20):
+                send()
+            assert wait_for(lambda: b"waiting" in log.read_bytes() or b"postgresql://" in log.read_bytes(), 30)
+            assert len(acked - known) <= 4 * 2  # at most what was committed as it stopped
+            status, _, data = page.ask("/api/login", {"name": "otto", "password": PASSWORD})
+            assert status == 503 and b"secret" not in data and b"Traceback" not in data
+            postgres.start()
+            assert acked <= committed()
+            me = page.log_in("otto")  # the first write
+            silence = {"matcher": {"site": "x"}, "hours": 1}
+            assert page.ask("/api/silences", silence, **me)[0] in (200, 400)
+            assert wait_for(lambda: len(acked) == 4 * sent, 60), (len(acked), sent, log.read_text())
+        assert committed() == acked
+        assert process.poll() is None
+    said = log.read_text()
+    assert "Traceback" not in said and "secret" not in said and said.count("well again") == 2, said
 
 
 def _tries(store: Store, reports: list[wire.Report]) -> list[str] | None:

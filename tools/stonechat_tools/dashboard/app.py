@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stonechat.errors import ConfigError, StonechatError
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from ..fleet.store import Store
 from . import accounts, changing, reading
@@ -88,6 +90,8 @@ class Guard:
             names = ", ".join(self._options.hosts)
             text = f"called by a name that is not expected; start with --host NAME to allow it beside {names}"
             return failed(421, text)
+        if self._options.proxies and scope["scheme"] != "https" and scope["path"].startswith(("/api/", "/metrics")):
+            return failed(403, "not by TLS through the proxy of --proxy: does it send X-Forwarded-Proto: https?")
         if self._options.anonymous and not PROXIES.isdisjoint(headers):
             return failed(403, "behind a proxy everybody would be let in: start with --login")
         return None
@@ -147,4 +151,7 @@ def make(store: Store, view: View, options: Options, changes: Store | None = Non
         lifespan=lifespan,
     )
     app.state.shared = state
-    return Guard(app, options), state
+    guarded: Any = Guard(app, options)
+    if options.proxies:
+        guarded = ProxyHeadersMiddleware(guarded, list(options.proxies))
+    return guarded, state

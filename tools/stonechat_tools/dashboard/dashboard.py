@@ -9,7 +9,7 @@ Examples:
   stonechat dashboard user add alice --role operator
   stonechat dashboard --operator fleet/operator/socket
   stonechat dashboard --listen 0.0.0.0:8440 --cert fleet.crt --key fleet.key
-  stonechat dashboard --listen 127.0.0.1:8440 --login --host fleet.example.org    # behind a proxy with TLS
+  stonechat dashboard --proxy 127.0.0.1 --host fleet.example.org    # behind HAProxy or nginx, which adds TLS
   stonechat dashboard audit --verify
   stonechat dashboard grafana > fleet.json
 """
@@ -46,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--login", action="store_true", help="want a log-in on loopback, too: behind a proxy")
     parser.add_argument("--plain", action="store_true", help="no TLS beyond loopback: passwords can be read on the way")
     parser.add_argument("--host", action="append", default=[], metavar="NAME", help="a name that it may be called by")
+    parser.add_argument(
+        "--proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="address or network of a proxy with TLS, whose X-Forwarded-For and -Proto count; may be repeated",
+    )
     parser.add_argument("--operator", metavar="SOCKET", help="of `stonechat operator`, which signs commands")
     parser.add_argument("--metrics-token", metavar="FILE", help="a file with the token that Prometheus sends")
     parser.add_argument("--json", action="store_true", help="the address, or what a sub-command prints, as JSON")
@@ -162,6 +169,22 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _proxies(given: list[str]) -> tuple[str, ...]:
+    """Raises ConfigError."""
+    found = []
+    for text in given:
+        try:
+            network = ipaddress.ip_network(text)
+        except ValueError as error:
+            raise ConfigError(f"--proxy {text!r}: want an address or a network, as 10.0.0.0/24 ({error})") from None
+        if not network.prefixlen:
+            raise ConfigError(f"--proxy {text}: that is everybody, and everybody could claim any address")
+        found.append(str(network))
+        if network.version == 4:  # as it connects to a socket of IPv6
+            found.append(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
+    return tuple(found)
+
+
 def options_of(args: argparse.Namespace, host: str) -> Any:
     """-> state.Options. Raises ConfigError."""
     from .state import LOOPBACK, Options
@@ -178,10 +201,12 @@ def options_of(args: argparse.Namespace, host: str) -> Any:
         if len(token) < 16:
             raise ConfigError(f"--metrics-token {args.metrics_token}: want at least 16 characters")
     hosts = (*LOOPBACK, host, *args.host) if loopback or args.host else ()
+    proxies = _proxies(args.proxy)
     return Options(
-        anonymous=loopback and not args.login,
+        anonymous=loopback and not (args.login or proxies),
         hosts=tuple(dict.fromkeys(name.lower() for name in hosts)),
-        tls=tls or (args.login and loopback and bool(args.host)),
+        tls=tls or bool(proxies) or (args.login and loopback and bool(args.host)),
+        proxies=proxies,
         operator=Path(args.operator) if args.operator else None,
         metrics_token=token,
     )

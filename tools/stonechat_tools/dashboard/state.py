@@ -30,11 +30,14 @@ TYPES = {
 @dataclass(frozen=True, slots=True)
 class Options:
     """anonymous: everybody who reaches it is a viewer (loopback); hosts: names that it may be called by, empty for any;
-    operator: the socket of `stonechat operator`; metrics_token: for Prometheus, "" for none."""
+    tls: what is secret goes by TLS alone; proxies: addresses and networks of those whose X-Forwarded-For and
+    X-Forwarded-Proto count; operator: the socket of `stonechat operator`; metrics_token: for Prometheus, "" for
+    none."""
 
     anonymous: bool = True
     hosts: tuple[str, ...] = LOOPBACK
     tls: bool = False
+    proxies: tuple[str, ...] = ()
     operator: Path | None = None
     metrics_token: str = ""
 

@@ -8,7 +8,7 @@ import contextlib
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from stonechat.errors import ConfigError
 
@@ -16,6 +16,7 @@ from ...console import install_command
 from . import schema
 from .base import Db, StoreError
 
+Found = TypeVar("Found")
 CONNECT_S = 10
 _CLAIM = 0x53746F6E  # the first half of the advisory locks' numbers
 _TYPES = {"body": "bytea", "received_s": "float8", "sent_s": "float8", "answered_s": "float8"}
@@ -190,24 +191,34 @@ class Postgres:
             self.close()
         return self._error(error)
 
+    def _on_whole(self, act: Callable[[], Found]) -> Found:
+        """act(), which changes nothing, by a connection that is whole: one that the server closed while it was idle, as
+        by a restart, shows that only when it is used."""
+        if self._connection is not None:
+            try:
+                return act()
+            except self._psycopg.OperationalError:
+                if not (self._connection.closed or self._connection.broken):
+                    raise
+                self.close()
+        self._open()
+        return act()
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Db]:
         with self._lock:
             try:
-                if self._connection is None:
-                    self._open()
-                with self._connection.transaction():
+                with contextlib.ExitStack() as begun:
+                    self._on_whole(lambda: begun.enter_context(self._connection.transaction()))
                     yield _Cursor(self._connection)
             except self._psycopg.Error as error:
                 raise self._failed(error) from None
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """query: one that only reads."""
         with self._lock:
             try:
-                if self._connection is None:
-                    self._open()
-                found: list[tuple[Any, ...]] = self._connection.execute(_translated(query), values).fetchall()
-                return found
+                return list(self._on_whole(lambda: self._connection.execute(_translated(query), values).fetchall()))
             except self._psycopg.Error as error:
                 raise self._failed(error) from None
 
