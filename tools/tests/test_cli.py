@@ -69,7 +69,7 @@ BASE = {
     "broker-config": ["folder"],
     "top": ["--once", "--interval", "0.1", "--collector", "proc", "--no-model"],
     "build": ["--out", "b", "--model", "missing"],
-    "deploy": ["--port", "/dev/null"],
+    "deploy": ["--port", "/dev/null", "--arch", "armv6m", "--dry-run"],  # else each case starts mpremote
     "dataset import": ["good.csv", "-o", "o.csv", "--format", "csv", "--time", "t_s"],
     "dataset info": ["good.csv"],
     "dataset split": ["good.csv", "-o", "parts"],
@@ -88,17 +88,32 @@ class Working(BaseException):
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LANGUAGE", "C")  # else argparse looks for a translation of each message, in files
     refresh(tmp_path)
     return tmp_path
 
 
 def refresh(folder: Path, count: int = 120) -> None:
-    for name, data in FILES.items():
-        (folder / name).write_bytes(data)
+    """Write the files of a folder that are missing or not as they were written last."""
     (folder / "folder").mkdir(exist_ok=True)
-    (folder / "shut.csv").write_bytes(b"")
-    (folder / "shut.csv").chmod(0)
-    (folder / "good.csv").write_bytes(good_trace(count))
+    for name, data in {**FILES, "shut.csv": b"", "good.csv": good_trace(count)}.items():
+        path = folder / name
+        if (data, signs(path)) != written.get(path):
+            path.write_bytes(data)
+            if name == "shut.csv":
+                path.chmod(0)
+            written[path] = (data, signs(path))
+
+
+written: dict[Path, tuple[bytes, object]] = {}
+
+
+def signs(path: Path) -> object:
+    """What differs once a file was written to, replaced or removed."""
+    with contextlib.suppress(OSError):
+        status = path.lstat()
+        return status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns
+    return None
 
 
 @cache
@@ -122,14 +137,17 @@ def bounded_memory() -> Iterator[None]:
 
 
 def attempt(argv: list[str]) -> tuple[object, str]:
-    """-> (exit status, what it wrote to stderr). A verb that works for PATIENCE_S has taken its arguments: status 0."""
+    """-> (exit status, what it wrote to stderr). A verb that works for PATIENCE_S, or says that it listens, has
+    taken its arguments: status 0."""
 
-    def late(*_: object) -> None:
-        raise Working
+    def look(*_: object) -> None:
+        if time.monotonic() > end_s or " listening on " in err.getvalue():
+            raise Working
 
     out, err = io.StringIO(), io.StringIO()
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
+    end_s = time.monotonic() + PATIENCE_S
+    before = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             return cli.main(argv), err.getvalue()
@@ -162,9 +180,10 @@ def cases(name: str, parser: argparse.ArgumentParser) -> Iterator[list[str]]:
     for action in parser._actions:
         if action.nargs == 0 or isinstance(action, argparse._SubParsersAction):
             continue
+        kept = [word for word in options if word != "--dry-run" or action.dest != "port"]  # a port is opened
         for value in NUMBERS if action.type in (int, float) else [*WORDS, *NUMBERS[:6]]:
             if action.option_strings:
-                yield [*name.split(), *given, *options, f"{action.option_strings[-1]}={value}"]
+                yield [*name.split(), *given, *kept, f"{action.option_strings[-1]}={value}"]
             else:
                 at = positionals.index(action)
                 yield [*name.split(), *given[:at], value, *given[at + 1 :], *options]

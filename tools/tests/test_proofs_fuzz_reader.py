@@ -6,9 +6,9 @@ from stonechat_tools.proofs import fuzz_reader
 
 
 def test_mutants_are_refused_or_run() -> None:
-    tally, findings = fuzz_reader.fuzz(12_000, seed=5)
+    tally, findings = fuzz_reader.fuzz(6000, seed=5)
     assert not findings
-    assert min(tally["run"], tally["scored"]) > 500 and tally["refused"] > 5000, tally
+    assert min(tally["run"], tally["scored"]) > 250 and tally["refused"] > 2500, tally
 
 
 def test_hostile_plans_on_micropython() -> None:
