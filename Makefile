@@ -1,8 +1,9 @@
 # Every target makes what it needs first; `make setup` is quick when all is there.
 PYTHON ?= python3
 BIN := .venv/bin
-# Most tests wait more than they compute: one worker more than a small machine's processors. WORKERS=0: one after another.
-WORKERS ?= 3
+# Most tests wait more than they compute: twice as many workers as a small machine has processors. WORKERS=0: one after
+# another.
+WORKERS ?= 4
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .PHONY: recordings models help setup setup-demo setup-system demo screenshots test test-fast test-system check lint types docs bench soak world kernels boards clean

@@ -9,7 +9,7 @@ from stonechat_tools.bench import fleet
 from stonechat_tools.proofs.postgres_server import missing
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 @needs_mosquitto
 def test_the_figures_are_there_and_the_bulk_reader_is_cheaper(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()

@@ -16,7 +16,7 @@ from targets import targets  # noqa: E402
 
 
 @needs_root
-@pytest.mark.slow
+@pytest.mark.slow(5)
 @pytest.mark.parametrize("attack", ["frames"])
 def test_a_quarantine_stops_an_attack_and_harms_nobody_on_the_list(attack):
     found = respond.measure(attack, QUARANTINE, 1.0)
@@ -28,13 +28,13 @@ def test_a_quarantine_stops_an_attack_and_harms_nobody_on_the_list(attack):
 
 
 @needs_root
-@pytest.mark.slow
+@pytest.mark.slow(5)
 def test_a_false_alarm_in_throttle_leaves_a_device_its_day():
     assert respond.false_alarm("sensor", 2.0, throttled=True)["stopped"] == 0
 
 
 @needs_root
-@pytest.mark.slow
+@pytest.mark.slow(5)
 def test_ransom_goes_on_in_a_quarantine():
     assert respond.untouched("ransom", 1.0)["work_goes_on_share"] > 0.3
 

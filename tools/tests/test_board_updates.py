@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "firmware_tests"))
 
 from targets import Target, targets  # noqa: E402
 
-pytestmark = [needs_mosquitto, pytest.mark.slow]
+pytestmark = [needs_mosquitto, pytest.mark.slow(12)]
 MODEL = ROOT / "models/micropython-1/model.tflite"
 ARCHITECTURE = {"unix-x64": "x64", "unix-i386": "x86", "unix-armhf": "armv6m"}
 SECRET = bytes(range(32))

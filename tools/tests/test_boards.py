@@ -95,7 +95,7 @@ def test_deploy_over_a_serial_port(capsys: pytest.CaptureFixture[str]) -> None:
     assert "4 golden vectors: byte-equal on the board" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 @pytest.mark.skipif(RP2040.missing is not None, reason=f"RP2040: {RP2040.missing}")
 def test_the_boards_section_of_the_readme_word_for_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -134,7 +134,7 @@ def test_the_board_keeps_its_files_and_says_what_went_wrong(tmp_path: Path) -> N
 
 
 @needs_mosquitto
-@pytest.mark.slow
+@pytest.mark.slow(20)
 @pytest.mark.skipif(PICO.missing is not None, reason=f"Pico: {PICO.missing}")
 def test_a_plain_pico_reports_over_its_uart_to_a_collector(tmp_path: Path, broker: Mosquitto) -> None:
     """The example as it is: no socket module, publish= over the UART, forward.py, and acknowledgements back."""
@@ -166,7 +166,7 @@ def test_a_plain_pico_reports_over_its_uart_to_a_collector(tmp_path: Path, broke
 
 
 @built
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_power_cuts_inside_flash_operations() -> None:
     result = power_cuts.lives(M3, 3)
     assert result.proved and result.cuts == 3, str(result)
@@ -207,7 +207,7 @@ def test_ppp_gives_the_board_its_address_and_refuses_other_options() -> None:
 
 @needs_root
 @needs_mosquitto
-@pytest.mark.slow
+@pytest.mark.slow(20)
 @pytest.mark.skipif(RP2040.missing is not None, reason=f"RP2040: {RP2040.missing}")
 def test_an_rp2040_reports_over_ppp_to_mosquitto_and_a_collector() -> None:
     arrived = ppp.report(RP2040, 2)
@@ -227,7 +227,7 @@ def test_the_readme_has_the_figures_of_the_last_run() -> None:
 
 
 @built
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_the_bench_on_an_emulated_board(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["bench", "board", "--emulated", "m3", "--json", str(tmp_path / "figures.json")]) == 0
     found = json.loads((tmp_path / "figures.json").read_text())

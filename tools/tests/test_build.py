@@ -109,6 +109,25 @@ def test_linked_modules_are_smaller_and_the_same_modules(tmp_path: Path) -> None
         assert ("board/core" in linked.modules) == (profile == "core")
 
 
+# --- the budgets, where what is built already is not compiled again -------------------------------------------------
+
+MPY_BYTES = {"full": 40_960, "core": 24_576}
+VIPER_MORE_BYTES = {"armv6m": 0, "armv7emsp": 0, "rv32imc": 128, "xtensawin": 256, "x86": 800}  # larger machine code
+
+
+@pytest.mark.parametrize("profile", builder.PROFILES)
+@pytest.mark.parametrize("architecture", VIPER_MORE_BYTES)
+def test_mpy_stays_within_its_budgets(architecture: str, profile: str, tmp_path: Path) -> None:
+    most = MPY_BYTES[profile] + VIPER_MORE_BYTES[architecture]
+    assert builder.build(architecture, tmp_path, profile=profile).total <= most
+
+
+def test_the_client_and_the_hook_stay_within_theirs(tmp_path: Path) -> None:
+    sizes = builder.build("armv6m", tmp_path, linked=False).sizes
+    assert sizes["mqtt"] <= 4352
+    assert sizes["board/hooks"] <= 4992  # exact results and threads took 850 of it
+
+
 GOLDEN = """
 import json, sys
 from binascii import hexlify, unhexlify

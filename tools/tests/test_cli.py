@@ -189,7 +189,7 @@ def cases(name: str, parser: argparse.ArgumentParser) -> Iterator[list[str]]:
                 yield [*name.split(), *given[:at], value, *given[at + 1 :], *options]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(3)
 @pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb not in NOT_HERE])
 def test_bad_arguments_cost_one_line(folder: Path, verb: str) -> None:
     wrong = []
@@ -261,7 +261,7 @@ def alive_in_session(session: int) -> list[str]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("delay_s", [0.0, 1.5])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize("verb", LONG)
@@ -315,7 +315,7 @@ def test_nohup_keeps_a_recording(folder: Path) -> None:
     assert process.returncode == 0, err
 
 
-@pytest.mark.slow
+@pytest.mark.slow(4)
 def test_the_least_lengths_are_the_same_in_help_message_and_code(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,6 +56,7 @@ def test_every_window_reaches_the_database_once(folder: Path, transport: str) ->
     assert "Traceback" not in agent.said()
 
 
+@pytest.mark.slow(16)
 def test_the_status_announces_heartbeat_and_sleep(folder: Path) -> None:
     with LocalBroker() as broker, Store(folder / "fleet.db") as store:
         agent = AgentProcess(folder, broker.port)
@@ -274,6 +275,7 @@ list = [{{name = "openings", unit = "1", kind = "rate", path = "{door}"}},
     assert other_schema.returncode == 1 and "schema" in other_schema.stderr
 
 
+@pytest.mark.slow(20)
 @pytest.mark.root
 @pytest.mark.skipif(not is_root(), reason="needs root for a file system of its own")
 @pytest.mark.parametrize("scenario", ["full_disk", "read_only_at_the_start", "network_pulled"])

@@ -122,7 +122,7 @@ class Ear:
         self.client.loop_stop()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(12)
 @pytest.mark.skipif(not is_root(), reason="needs root: the switch belongs to root")
 def test_the_switch_holds_across_restart_reload_and_an_outage_of_the_broker(folder: Path) -> None:  # noqa: F811
     path = switch_of(folder)
@@ -341,7 +341,7 @@ def lease_of(store: Store) -> dict[str, Any] | None:
 
 
 @needs_root
-@pytest.mark.slow
+@pytest.mark.slow(12)
 def test_a_quarantine_ends_by_itself_and_lasts_while_the_collector_renews(net: spaces.Pair, nervous: Path) -> None:
     with Store(nervous / "fleet.db") as store, Outside(net, nervous, store, settings("on", nervous), True) as lab:
         wait_for(lambda: store.count() >= 2, say=lab.agent.said)
@@ -373,7 +373,7 @@ def test_a_quarantine_ends_by_itself_and_lasts_while_the_collector_renews(net: s
 
 
 @needs_root
-@pytest.mark.slow
+@pytest.mark.slow(12)
 def test_a_dry_run_harms_nothing_and_keeps_no_capability(net: spaces.Pair, nervous: Path) -> None:
     with Store(nervous / "fleet.db") as store, Outside(net, nervous, store, settings("dry-run", nervous), True) as lab:
         wait_for(lambda: (lease_of(store) or {}).get("end") == "expired", say=lab.agent.said)
@@ -413,7 +413,7 @@ def test_a_start_opens_whatever_its_mode_is(net: spaces.Pair, folder: Path, mode
 
 
 @needs_root
-@pytest.mark.slow
+@pytest.mark.slow(12)
 def test_a_second_agent_leaves_the_first_one_s_quarantine(net: spaces.Pair, nervous: Path) -> None:
     more = settings("on", nervous).replace(f"seconds = {LEASE_S}", "seconds = 600")
     with Store(nervous / "fleet.db") as store, Outside(net, nervous, store, more, False) as lab:

@@ -851,7 +851,7 @@ def test_two_processes_write_one_chain(tmp_path: Path) -> None:
 
 
 @needs_postgres
-@pytest.mark.slow
+@pytest.mark.slow(5)
 def test_the_same_on_postgresql(postgres: PostgresServer, tmp_path: Path) -> None:
     made = MadeFleet(postgres.url, 60)
     view = View(made.store)

@@ -18,7 +18,7 @@ from stonechat_tools.proofs.screenshots import EMPTY, NAME, PASSWORD, SHAPES, VI
 ROOT = Path(__file__).resolve().parents[2]
 AXE = next(iter((ROOT / ".targets").glob("axe-*.js")), None)
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.slow(2),
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (make setup, as root)"),
 ]
 

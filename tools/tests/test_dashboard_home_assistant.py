@@ -167,7 +167,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
     found.made.close()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(8)
 @needs_mosquitto
 def test_a_fleet_appears_alarms_obeys_and_goes(home: Home) -> None:
     made, sent = home.made, Sent()
@@ -244,7 +244,7 @@ def test_a_fleet_appears_alarms_obeys_and_goes(home: Home) -> None:
         door.close()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(8)
 @needs_mosquitto
 def test_a_device_removed_meanwhile_a_broker_that_restarts_and_the_end_of_all(home: Home) -> None:
     made = home.made

@@ -140,7 +140,7 @@ def heard(url: str) -> bool:
     return False
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 @pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is not installed (make setup, as root)")
 def test_a_real_prometheus_answers_every_query_of_the_dashboard(made: MadeFleet, tmp_path: Path) -> None:
     with dashboard(Path(made.store.path)) as server, prometheus(tmp_path, server.port) as url:

@@ -235,7 +235,7 @@ def run_demo(*words: str, timeout_s: float = 230, **environment: str) -> "subpro
     )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_the_board_is_learned_attacked_and_reported(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     done = run_demo("--only", "board", "--json", str(tmp_path / "out.json"), TMPDIR=str(tmp_path / "own"))
@@ -252,7 +252,7 @@ def test_the_board_is_learned_attacked_and_reported(tmp_path: Path) -> None:
     assert list((tmp_path / "own").iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_the_board_runs_on_cpython_where_there_is_no_micropython(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,7 +264,7 @@ def test_the_board_runs_on_cpython_where_there_is_no_micropython(
     assert "CPython" in got.title and got.caught >= 4 and got.false_alarms == 0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_it_works_without_mosquitto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("amqtt")
     monkeypatch.setattr("stonechat_tools.fleet.local_broker.mosquitto_path", lambda: None)
@@ -285,7 +285,7 @@ def can_be_apart() -> bool:
         return False
 
 
-@pytest.mark.slow
+@pytest.mark.slow(70)
 def test_the_gateway_is_learned_attacked_and_reported(tmp_path: Path) -> None:
     if not can_be_apart():
         pytest.skip("no network namespaces here")
@@ -314,7 +314,7 @@ def test_a_device_that_cannot_be_made_is_named_and_no_error(
     assert "gateway: not shown: no namespaces here" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.slow(6)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_and_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     process = subprocess.Popen(

@@ -71,7 +71,7 @@ def at_a_terminal(script: str, folder: Path) -> tuple[int, str]:
 
 @needs_mosquitto
 @needs_root
-@pytest.mark.slow
+@pytest.mark.slow(85)
 @pytest.mark.timeout(600)
 def test_the_commands_of_the_page_run_as_they_are(folder: Path) -> None:
     blocks = commands_of("releases.md")
@@ -95,7 +95,7 @@ def test_the_commands_of_the_page_run_as_they_are(folder: Path) -> None:
 
 @needs_mosquitto
 @needs_root
-@pytest.mark.slow
+@pytest.mark.slow(85)
 @pytest.mark.timeout(300)
 def test_a_dry_run_as_the_page_on_the_response_shows_it(folder: Path) -> None:
     """But with a model that learns for 4 s in place of 60."""

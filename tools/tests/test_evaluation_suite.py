@@ -97,7 +97,7 @@ def test_flows_become_windows():
     assert trace.labels.tolist() == ["attack", "", ""]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_the_suite_runs_and_reports(folder, tmp_path, capsys):
     page, figures = tmp_path / "REPORT.md", tmp_path / "suite.json"
     args = [
@@ -132,7 +132,7 @@ def test_a_suite_without_captures_says_so(tmp_path, capsys):
     assert "--data" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_the_checks_notice_what_is_not_met(folder):
     figures = runner.run_suite(folder, 1, lambda what: None)
     met = {text: ok for text, _, ok in checks.checks(figures)}
@@ -157,7 +157,7 @@ def test_the_checks_notice_what_is_not_met(folder):
     assert {text: ok for text, _, ok in checks.checks(figures)}[named]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_what_was_tried_is_measured_beside_what_is_kept(folder):
     one = protocol.subject("pi-spectrum", captures.pi_spectrum(folder)[0])
     rows = ablations.tried([one], lambda what: None)
@@ -211,7 +211,7 @@ def test_a_device_that_begins_with_an_attack_is_refused(model):
     assert evaluate(model, recording("storm", 100, 3, 30.0), learn=False)["devices"]["d"]["attacks"]["storm"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_the_suite_takes_anybody_s_captures(tmp_path, capsys):
     """A manifest in place of file names, sessions chosen, lengths said, overlays, progress without a terminal."""
     for name, trace in {

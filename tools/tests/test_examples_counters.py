@@ -17,7 +17,7 @@ from stonechat.custom_counters import counter_schema
 from stonechat_tools.recording.counters_file import load_counters
 from stonechat_tools.traces.files import read_trace
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(3)
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"

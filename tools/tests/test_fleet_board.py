@@ -136,7 +136,7 @@ def test_deploy_names_a_folder_that_is_none(tmp_path: Path, capsys: pytest.Captu
 
 
 @needs_mosquitto
-@pytest.mark.slow
+@pytest.mark.slow(8)
 @pytest.mark.parametrize(("auth", "entry"), [("mtls", "full"), ("passwords", "core")])
 def test_a_board_reports_to_a_collector_with_them(auth: str, entry: str, tmp_path: Path) -> None:
     target = unix_i386()

@@ -21,7 +21,7 @@ from stonechat_tools.fleet import broker_config, keyring, provision
 from stonechat_tools.fleet.collect import Collector
 from stonechat_tools.fleet.store import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(2)
 ACCOUNT = "root" if os.geteuid() == 0 else "mosquitto"
 
 

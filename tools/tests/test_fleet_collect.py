@@ -67,7 +67,7 @@ def start_collector(port: int, keys: Path, db: Path) -> "subprocess.Popen[bytes]
         return subprocess.Popen(command, stdout=log, stderr=log)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 @needs_mosquitto
 def test_ten_thousand_reports_exactly_once_through_kills_of_broker_and_collector(
     tmp_path: Path, broker: Mosquitto

@@ -28,7 +28,7 @@ from stonechat_tools.fleet.mqtt_codec import Message
 from stonechat_tools.fleet.store import Store
 
 __all__ = ["broker"]
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(4)
 PREFIX = "stonechat/1/fleet/"
 
 

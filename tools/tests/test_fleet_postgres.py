@@ -24,7 +24,7 @@ from stonechat_tools.fleet.store.retention import Keep
 from stonechat_tools.proofs.postgres_server import Server
 
 __all__ = ["broker", "postgres", "postgres_server"]
-pytestmark = [needs_postgres, pytest.mark.slow]
+pytestmark = [needs_postgres, pytest.mark.slow(2)]
 NOW_S = 1_795_000_000
 A, B = b"aaaa", b"bbbb"
 KEYS = {name: keyring.DeviceKeys(bytes([n + 1]) * 32, name) for n, name in enumerate(("pump-1", "pump-2"))}

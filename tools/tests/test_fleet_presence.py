@@ -263,7 +263,7 @@ def test_sleepers() -> None:
     assert found["intervals until known"] <= 2 and found["asleep seen"] == 40
 
 
-@pytest.mark.slow
+@pytest.mark.slow(5)
 def test_flapping_is_learned_and_makes_nobody_silent_or_lying() -> None:
     found = replay.flapping(2, 40, 8)
     assert found["false silent"] == found["false lying"] == found["false lost"] == 0
@@ -276,7 +276,7 @@ def test_a_killed_broker() -> None:
     assert found["reporting at the end"] == 300
 
 
-@pytest.mark.slow
+@pytest.mark.slow(5)
 def test_a_killed_collector_goes_on_from_its_database() -> None:
     with Store(":memory:") as store:
         found = replay.collector_restarted(4, store, 200)
@@ -284,13 +284,13 @@ def test_a_killed_collector_goes_on_from_its_database() -> None:
     assert found["notifications before"] == found["notifications after"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.slow(5)
 def test_clocks_that_jump_by_hours_and_decades() -> None:
     found = replay.clock_jumps(5, 60)
     assert found["false silent"] == found["false lying"] == 0 and found["dead found"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.slow(5)
 @pytest.mark.parametrize("wills", [True, False])
 def test_a_router_that_dies_is_one_notification(wills: bool) -> None:
     found = replay.router(6, 300, 100, wills=wills)
@@ -300,7 +300,7 @@ def test_a_router_that_dies_is_one_notification(wills: bool) -> None:
         assert found["named"] == "300 of 300 devices left together: site north"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(5)
 def test_true_silence_is_known_within_two_intervals() -> None:
     for seed in range(3):
         found = replay.true_silence(seed, 60, 5)

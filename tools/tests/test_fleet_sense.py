@@ -44,7 +44,7 @@ def test_a_quiet_week_raises_at_most_one_fleet_alert(seed: int) -> None:
     assert found["fleet alerts"] <= 1 and found["alarms"] > 300
 
 
-@pytest.mark.slow
+@pytest.mark.slow(5)
 def test_a_noisy_fleet_is_learned() -> None:
     """Ten times the alarms: the first hours teach the rate, then it is as quiet."""
     assert replay.quiet(1, days=4, alarms_per_month=10)["fleet alerts"] <= 1
@@ -128,7 +128,7 @@ def test_a_clock_that_is_wrong_and_right_again() -> None:
     assert not fleet.sense.wrong_clocks
 
 
-@pytest.mark.slow
+@pytest.mark.slow(5)
 def test_a_device_that_drifts_away_from_its_siblings_and_nobody_else() -> None:
     fleet = Fleet(60)
     for hour in range(24 * 10):

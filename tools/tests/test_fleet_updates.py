@@ -414,13 +414,13 @@ def test_lost_messages_and_restarts_of_the_collector_only_cost_time(fleet: Calla
 
 
 @needs_postgres
-@pytest.mark.slow
+@pytest.mark.slow(8)
 def test_two_collectors_agree_on_postgresql(fleet: Callable[..., Fleet], postgres: Server) -> None:
     two_collectors_agree(fleet(8, shards=2, url=postgres.url))
 
 
 @needs_postgres
-@pytest.mark.slow
+@pytest.mark.slow(8)
 def test_alarms_are_counted_on_postgresql(fleet: Callable[..., Fleet], postgres: Server) -> None:
     alarms_halt_it(fleet(24, url=postgres.url))
 

@@ -31,7 +31,7 @@ from stonechat_tools.fleet.monitor import Monitor
 from stonechat_tools.fleet.rollout import Stage
 from stonechat_tools.fleet.store import Store, releases, rollouts
 
-pytestmark = [needs_mosquitto, pytest.mark.slow]
+pytestmark = [needs_mosquitto, pytest.mark.slow(4)]
 WINDOWS = 4
 
 

@@ -87,7 +87,7 @@ def test_cards_and_list_agree():
     assert found >= {"linux-1", "linux-1-sensor", "micropython-1"}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(8)
 @pytest.mark.skipif(not (ROOT / "recordings").is_dir(), reason="the recordings are not in the repository")
 def test_the_shipped_models_are_made_again_byte_for_byte():
     listed = models.read_hashes(ROOT / "models" / models.HASHES)

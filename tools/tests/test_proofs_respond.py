@@ -6,7 +6,7 @@ from stonechat_tools.proofs import respond, respond_run
 
 
 @needs_root
-@pytest.mark.slow
+@pytest.mark.slow(12)
 def test_some_runs_lock_nobody_out_and_leave_nothing(capsys):
     assert respond.prove(4, respond.T1_S, 4, first=100), capsys.readouterr().out
 

@@ -11,7 +11,7 @@ from stonechat_tools.proofs.interpreters import interpreters
 
 
 @needs_mosquitto
-@pytest.mark.slow
+@pytest.mark.slow(45)
 @pytest.mark.skipif(all(one.missing for one in interpreters()), reason="no MicroPython here (make setup)")
 def test_boards_take_a_release_refuse_a_bad_one_and_come_back(tmp_path: Path) -> None:
     said: list[str] = []

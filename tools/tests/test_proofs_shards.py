@@ -24,7 +24,7 @@ def test_a_shard_that_is_none_is_named(text: str) -> None:
         Shard(text)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(12)
 @pytest.mark.skipif(bool(shards.what_is_missing()), reason=shards.what_is_missing())
 def test_a_killed_broker_and_collector_cost_no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "SUPERVISOR_S", 2.0)

@@ -127,7 +127,7 @@ def test_every_kind_of_fault_says_what_it_is(world: Any) -> None:
         assert kind.begin is not chaos.Fault.begin, name
 
 
-@pytest.mark.slow
+@pytest.mark.slow(160)
 @pytest.mark.root
 @pytest.mark.timeout(900)
 def test_a_real_fleet_for_two_minutes(tmp_path: Path) -> None:
