@@ -1,6 +1,7 @@
 """The chaos runs of the response, some of them, and that they would notice."""
 
 import pytest
+from fleet_support import needs_mosquitto
 from netns import needs_root
 from stonechat_tools.proofs import respond, respond_run
 
@@ -8,7 +9,14 @@ from stonechat_tools.proofs import respond, respond_run
 @needs_root
 @pytest.mark.slow(12)
 def test_some_runs_lock_nobody_out_and_leave_nothing(capsys):
-    assert respond.prove(4, respond.T1_S, 4, first=100), capsys.readouterr().out
+    assert respond.prove(3, respond.T1_S, 3, first=100), capsys.readouterr().out
+
+
+@needs_mosquitto
+@needs_root
+@pytest.mark.slow
+def test_a_run_with_the_real_daemon_broker_and_collector_locks_nobody_out(capsys):
+    assert respond.prove_with_daemon(1, 1), capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

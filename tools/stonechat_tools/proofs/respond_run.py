@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 from stonechat.errors import ConfigError
 from stonechat.linux import netfilter_rules, nfnetlink
@@ -20,6 +20,13 @@ SLACK_S = 0.1  # between the kernel's clock tick and ours
 
 
 class Run(Traffic):
+    PACE = 1.0
+    CHANCES: ClassVar[dict[str, int]] = {
+        "alarm": 8, "renew": 8, "kill_agent": 2, "start_agent": 3, "kill_collector": 1, "broker_away": 1,
+        "broker_back": 1, "wall_clock_jumps": 1, "suspended": 1, "evidence_gone": 1, "release": 1,
+        "allow_list_changed": 1, "address_changed": 1, "reboot": 1, "tables_deleted": 1, "rules_flushed": 1,
+    }  # fmt: skip
+
     def __init__(self, seed: int, t1_s: int) -> None:
         self.rng = random.Random(seed)
         self.t1_s = t1_s
@@ -35,9 +42,15 @@ class Run(Traffic):
         self.kill()
         super().__exit__(*error)
 
+    def command(self) -> list[str]:
+        frames = "0" if self.no_egress else "1"
+        return [sys.executable, "-m", "stonechat_tools.proofs.respond_agent", str(self.folder), frames]
+
+    def settle(self) -> None:
+        """Before the end: nothing is renewed any more."""
+
     def start(self) -> None:
-        words = [sys.executable, "-m", "stonechat_tools.proofs.respond_agent", str(self.folder)]
-        words.append("0" if self.no_egress else "1")
+        words = self.command()
 
         def begin() -> "subprocess.Popen[str]":
             return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
@@ -210,16 +223,12 @@ class Run(Traffic):
         self.warm_up()
         self.start()
         self.probe(0.1)
-        chances = {
-            "alarm": 8, "renew": 8, "kill_agent": 2, "start_agent": 3, "kill_collector": 1, "broker_away": 1,
-            "broker_back": 1, "wall_clock_jumps": 1, "suspended": 1, "evidence_gone": 1, "release": 1,
-            "allow_list_changed": 1, "address_changed": 1, "reboot": 1, "tables_deleted": 1, "rules_flushed": 1,
-        }  # fmt: skip
         self.happen("alarm")
-        self.probe(self.rng.uniform(0.1, 0.5))
+        self.probe(self.rng.uniform(0.1, 0.5) * self.PACE)
         for _ in range(self.rng.randrange(3, 8)):
-            self.happen(self.rng.choices(list(chances), list(chances.values()))[0])
-            self.probe(self.rng.uniform(0.02, 0.9))
+            self.happen(self.rng.choices(list(self.CHANCES), list(self.CHANCES.values()))[0])
+            self.probe(self.rng.uniform(0.02, 0.9) * self.PACE)
+        self.settle()
         with self.lock:
             last_s = max([until_s for _, until_s in self.may_stop if until_s < float("inf")], default=0.0)
         self.probe(max(0.0, last_s + SLACK_S - time.monotonic()))
