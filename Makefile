@@ -61,7 +61,7 @@ kernels: setup  ## the BPF programs on Debian kernels 5.10 to 6.12, amd64, arm64
 screenshots: setup  ## every page of the dashboard as a picture: build/screenshots (needs chromium)
 	@$(BIN)/python -m stonechat_tools.proofs.screenshots build/screenshots
 
-boards: setup   ## MicroPython built for five emulated boards, and the unit tests and golden vectors on each (slow)
+boards: setup   ## MicroPython built for six emulated boards, and the unit tests and golden vectors on each (slow)
 	@$(BIN)/python -m stonechat_tools.proofs.boards.prove
 
 recordings: setup  ## as root: what the reference models are made from, and the list of hashes (an hour and a half)
