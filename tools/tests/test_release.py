@@ -226,10 +226,32 @@ def test_a_copied_restored_or_missing_state_is_refused(vendor: Path, tmp_path: P
         os.unlink(tmp_path / "officer.key.state")
     with pytest.raises(ConfigError, match="is missing"):
         copy.sign(b"message")
-    for text in ("{}", "[]", '{"next_leaf": -1, "inode": 0, "machine": ""}', '{"next_leaf": true}', "x"):
+    whole = (vendor / "officer.key.state").read_text()
+    cut = [whole[:at] for at in range(0, len(whole) - 2, 7)]
+    for text in ("{}", "[]", '{"next_leaf": -1, "inode": 0, "machine": ""}', '{"next_leaf": true}', "x", *cut):
         (tmp_path / "officer.key.state").write_text(text)
         with pytest.raises(ConfigError):
             copy.sign(b"message")
+
+
+def test_a_backup_that_is_written_over_the_state_is_refused(tmp_path: Path) -> None:
+    """ext4 gives the number of an inode again, at every second signature."""
+    key = tmp_path / "k"
+    place = keys.state_path(key)
+    keys._write_state(key, 0)
+    if not keys._born_ns(place):
+        pytest.skip("this file system does not keep when a file was made")
+    before = []
+    for leaf in range(12):
+        now = place.read_bytes()
+        for old in before:
+            place.write_bytes(old)
+            with pytest.raises(ConfigError, match="is a copy or was restored"):
+                keys.leaves_used(key)
+        place.write_bytes(now)
+        before.append(now)
+        with keys.next_leaf(key) as used:
+            assert used == leaf
 
 
 def test_a_state_that_is_older_than_a_release_is_refused(

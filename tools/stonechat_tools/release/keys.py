@@ -3,16 +3,19 @@
 A key file is JSON of mode 0600; its private part is encrypted with AES-256-GCM under a key that scrypt (RFC 7914) makes
 of the passphrase. An HSS/LMS key signs each leaf of its tree once. A leaf that signs twice gives the key away (NIST SP
 800-208 section 7), so the number of the next leaf is on the disk before a signature leaves this process; a lock keeps
-two processes apart; and the file that holds the number knows its own inode, so a copy or a restored backup is refused.
+two processes apart; and the file that holds the number knows its own inode and when that was made, so a copy or a
+restored backup is refused. The inode alone would not do: ext4 gives the same numbers again.
 """
 
 import contextlib
+import ctypes
 import fcntl
 import getpass
 import json
 import os
 import secrets
 import stat
+import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +33,7 @@ HSS = "HSS/LMS-SHA256-H10-W4"
 ALGORITHMS = {"slh-dsa": SLH_DSA, "hss": HSS}
 ROLES = {"release": RELEASE, "officer": OFFICER}
 LEAVES = 1024
+_AT_FDCWD, _STATX_BTIME = -100, 0x800
 PUBLIC_BYTES = {SLH_DSA: 32, HSS: 60}
 _FORMAT = "stonechat release key 1"
 _SCRYPT_LOG2_N = 17  # 128 MiB and about half a second: OWASP's setting for a passphrase
@@ -182,12 +186,12 @@ def _read_state(path: Path) -> int:
         raise ConfigError(f"{place}: is missing. {advice}") from None
     fields = read_json(place, "the state of a key")
     try:
-        leaf, inode, machine = fields["next_leaf"], fields["inode"], fields["machine"]
+        leaf, *known = (fields[name] for name in ("next_leaf", "inode", "born_ns", "machine"))
         if type(leaf) is not int or not 0 <= leaf <= LEAVES:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise ConfigError(f"{place}: damaged. {advice}") from None
-    if (inode, machine) != (found.st_ino, _machine()) or found.st_nlink != 1:
+    if known != [found.st_ino, _born_ns(place), _machine()] or found.st_nlink != 1:
         raise ConfigError(f"{place}: is a copy or was restored from a backup. {advice}")
     return leaf
 
@@ -199,8 +203,8 @@ def _write_state(path: Path, leaf: int) -> None:
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with open(handle, "wb") as file:
-            inode = os.fstat(handle).st_ino
-            file.write(json.dumps({"next_leaf": leaf, "inode": inode, "machine": _machine()}).encode() + b"\n")
+            facts = {"next_leaf": leaf, "inode": os.fstat(handle).st_ino, "born_ns": _born_ns(temporary)}
+            file.write(json.dumps(facts | {"machine": _machine()}).encode() + b"\n")
             file.flush()
             os.fsync(handle)
         os.replace(temporary, place)
@@ -213,6 +217,17 @@ def _write_state(path: Path, leaf: int) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _born_ns(path: Path) -> int:
+    """When a file was made (statx(2), linux/stat.h); 0 where the file system does not keep that."""
+    call = getattr(ctypes.CDLL(None), "statx", None)
+    found = ctypes.create_string_buffer(256)
+    if call is None or call(_AT_FDCWD, os.fsencode(path), 0, _STATX_BTIME, found) != 0:
+        return 0
+    mask: int = struct.unpack_from("=I", found)[0]
+    seconds, nanoseconds = struct.unpack_from("=qI", found, 80)
+    return seconds * 10**9 + nanoseconds if mask & _STATX_BTIME else 0
 
 
 def _machine() -> str:
