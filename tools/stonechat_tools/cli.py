@@ -40,7 +40,7 @@ VERBS = {
     "provision": ("stonechat_tools.fleet.provision", "make, rotate and revoke device identities"),
     "release": ("stonechat_tools.release.release", "sign models for a class of devices, and roll them out in stages"),
     "broker-config": ("stonechat_tools.fleet.broker_config", "write a mosquitto configuration for the fleet"),
-    "simulate": ("stonechat_tools.simulate", "run a simulated fleet of real agents, some of them attacked"),
+    "simulate": ("stonechat_tools.simulate.simulate", "run a simulated fleet of real agents, some of them attacked"),
     "doctor": (
         "stonechat_tools.device.doctor",
         "say which feature sources work here, and the fix for the others",

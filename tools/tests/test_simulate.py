@@ -1,17 +1,19 @@
 """The simulated fleet: real agents, a real broker, a real collector that judges them."""
 
 import json
+import random
 import time
 from pathlib import Path
 
 import pytest
 from fleet_support import needs_mosquitto
-from stonechat_tools import cli, simulate
+from stonechat_tools import cli
 from stonechat_tools.fleet import keyring
 from stonechat_tools.fleet.collector import Collector
 from stonechat_tools.fleet.local_broker import LocalBroker
 from stonechat_tools.fleet.monitor import Monitor
 from stonechat_tools.fleet.store import Store
+from stonechat_tools.simulate import simulate, windows
 
 
 @needs_mosquitto
@@ -28,16 +30,16 @@ def test_an_outbreak_among_real_agents(capsys: pytest.CaptureFixture[str]) -> No
 @needs_mosquitto
 def test_presence_of_real_agents_through_a_real_broker(tmp_path: Path) -> None:
     """One sleeps as announced, one dies without a goodbye, one goes on; two hold the same key."""
-    model, schema = simulate._model("micropython-1", 50)
-    chance = simulate.random.Random(1)
-    benign = simulate._drawn(model, schema, chance, 300)
-    learned = simulate._learned(model, schema, benign, chance)
+    model, schema = windows.read_model("micropython-1", 50)
+    chance = random.Random(1)
+    benign = windows.drawn(model, schema, chance, 300)
+    learned = windows.learned_state(model, schema, benign, chance)
     names = ["awake", "asleep", "dead", "cloned"]
     secrets = {name: keyring.new_secret() for name in names}
 
     def device(name: str) -> simulate.Simulated:
-        windows = simulate._endless(benign, chance)
-        return simulate.Simulated(name, secrets[name], model, schema, windows, learned, 5)
+        recorded = windows.endless(benign, chance)
+        return simulate.Simulated(name, secrets[name], model, schema, recorded, learned, 5)
 
     with LocalBroker() as broker, Store(tmp_path / "fleet.db") as store:
         monitor = Monitor(store)

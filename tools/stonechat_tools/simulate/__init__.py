@@ -1,0 +1,1 @@
+"""A fleet of real agents in one process, over recorded or drawn windows."""
