@@ -49,6 +49,7 @@ class Unit:
         self.suits: Callable[[object], bool] = lambda model: True
         self.broken = False  # the new model ends the device at each start
         self.dead = False
+        self.off = False  # its user has switched monitoring off
         self.sequence = self.number = self.starts = self.chunks = 0
         self.start()
 
@@ -82,6 +83,7 @@ class Unit:
         numbers = [store.version, store.slot, store.trial, store.tried, store.result, self.update.refusals]
         fields = {0: 1, 2: self.starts, 3: int(now_s), 4: 9, 5: True, 6: self.number, 9: SCHEMA, 10: 10_000}
         fields |= {15: [0, 0, 0, 0], 16: self.stream, 20: INTERVAL_S, 24: numbers}
+        fields |= {23: 0} if self.off else {}
         sealed = self.keys.status.seal(cbor2.dumps(fields, canonical=True))
         return wire.open_status(self.name, self.keys, sealed)
 
@@ -382,6 +384,72 @@ def test_devices_that_nobody_confirmed_because_of_a_halt_take_it_after_resume(fl
     assert pumps.row(2).tests["failures"]["failed"] == 0
     pumps.live(6 * 3600)
     assert pumps.versions() == [2] * 8 and pumps.row(2).state == "done"
+
+
+def test_a_device_that_can_not_go_below_the_floor_is_told_less_and_less_often(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(2)
+    pumps.stage(3)  # its floor is 2, and these come from version 0
+    pumps.live(8 * 3600)
+    assert pumps.versions() == [3, 3]
+    pumps.change(3, "withdrawn")
+    _, _, found = pumps.collectors[0]
+    sent = []
+    for _ in range(2):
+        before = found.counts["withdrawals"]
+        pumps.live(DAY_S, step_s=300.0)
+        sent.append(found.counts["withdrawals"] - before)
+    assert pumps.versions() == [3, 3] and 10 <= sent[0] <= 24 and sent[1] <= 10, sent
+    unit = pumps.units["pump-0"]
+    unit.start()  # to a new start at once
+    before = found.counts["withdrawals"]
+    pumps.say(unit, statuses=[unit.status(pumps.now_s)])
+    pumps.live(60, step_s=10.0)
+    assert found.counts["withdrawals"] > before
+
+
+def test_a_device_that_missed_a_rotation_of_keys_takes_that_first(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(6)
+    for version, name, schema in ((4, "keys", ""), (5, "fifth", SCHEMA.hex())):
+        message = VECTORS[name]
+        digest = hashlib.sha256(message).digest()
+        model = MODEL if schema else None
+        releases.publish(pumps.store, "pump", version, schema, digest, message, model, "me", pumps.now_s)
+    away = pumps.units["pump-3"]
+    away.dead = True
+    pumps.now_s += 2 * DAY_S
+    stages = (Stage(600, share=1.0),)
+    pumps.stage(4, stages)
+    pumps.live(3 * 3600)
+    assert sorted(pumps.versions()) == [0] + [4] * 5 and pumps.row(4).state == "done"
+    pumps.stage(5, stages)
+    pumps.live(3 * 3600)
+    assert sorted(pumps.versions()) == [0] + [5] * 5 and pumps.row(5).state == "done"
+    away.dead = False
+    away.start()
+    pumps.restart()
+    pumps.say(away, statuses=[away.status(pumps.now_s)])
+    pumps.live(2 * 3600)
+    assert away.update.store.version == 5 and away.update.refusals == 0
+    for version in (4, 5):
+        assert rollouts.counts(pumps.store, pumps.row(version).id) == {"good": 6}
+
+
+def test_a_device_whose_user_switches_monitoring_off_is_no_failure(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(4)
+    pumps.stage(2)
+
+    def switched_off(unit: Unit) -> int:
+        if unit.update.offered and not unit.off:
+            unit.off = unit.dead = True
+            pumps.say(unit, statuses=[unit.status(pumps.now_s)])
+        return 0
+
+    pumps.live(1800, level=switched_off)
+    off = [unit for unit in pumps.units.values() if unit.off]
+    assert off
+    pumps.live(8 * DAY_S, step_s=3600.0)
+    found = rollouts.counts(pumps.store, pumps.row(2).id)
+    assert found.get("failed", 0) == 0 and found["passed"] == len(off), found
 
 
 def test_a_pause_serves_nothing_and_a_resumed_one_goes_on(fleet: Callable[..., Fleet]) -> None:

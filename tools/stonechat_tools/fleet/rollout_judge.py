@@ -12,9 +12,9 @@ from typing import Any
 from .incidents import Alert
 from .labels import NONE, Labels
 from .rollout import ALARM_LIMIT, DAY_S, FAILURE_LIMIT, HISTORY_DAYS, PRIOR_DAYS, Rollout, chosen, size
-from .store import Store, rollouts
+from .store import Store, releases, rollouts
 from .store.base import Db, pieces
-from .store.rollouts import DONE, HALTED, HAVE, OPEN, PAUSED, RUNNING, Candidate, RolloutRow
+from .store.rollouts import DONE, HALTED, HAVE, LIVE, OPEN, PAUSED, RUNNING, Candidate, RolloutRow
 
 ACTOR = "the halting rule"
 MAX_OPEN = 1000  # devices that take a release at the same time
@@ -60,6 +60,8 @@ class Judge:
         self._clock = clock
         self._every_s = every_s
         self._actor = actor
+        self._rotations = releases.Rotations(store)
+        self._rotated: list[RolloutRow] = []  # that replace keys
         self._filled_s: dict[int, float] = {}  # when devices may be looked for again
         self._days: dict[int, _DayWork] = {}  # days that are being counted
         self._full: dict[int, bool] = {}  # whether all that can take a stage have it
@@ -68,9 +70,11 @@ class Judge:
         """Raises StoreError; what was decided before it stays."""
         now_s = self._clock()
         every = rollouts.rollouts(self._store)
+        rotating = self._rotations.among(row.release.id for row in every)
+        self._rotated = [row for row in every if row.release.id in rotating and row.state in (*LIVE, DONE)]
         found: list[Step] = []
         for row in every:
-            if row.state not in (RUNNING, PAUSED, HALTED, DONE) or row.state == DONE and superseded(row, every):
+            if row.state not in (*LIVE, DONE) or row.state == DONE and superseded(row, every, rotating):
                 continue
             if 0 <= now_s - row.judged_s < self._every_s:
                 continue
@@ -128,6 +132,13 @@ class Judge:
         at_site = not row.site or found.site == row.site
         return found.group == row.release.device_class and at_site and found.removed_s is None
 
+    def _has_keys_for(self, row: RolloutRow, device: Candidate) -> bool:
+        """Whether it has taken each rotation of keys before this release; else that is offered to it first."""
+        return not any(
+            device.version < other.release.version < row.release.version and self._belongs(other, device.name)
+            for other in self._rotated
+        )
+
     def _fill(self, db: Db, row: RolloutRow, now_s: float) -> bool:
         """Give devices their turn -> whether the stage has all that it can have now."""
         if 0 <= self._filled_s.get(row.id, 0.0) - now_s < DAY_S:
@@ -141,7 +152,7 @@ class Judge:
         still_open = sum(state in OPEN for state, _ in members.values())
         wanted = size(row.stages, row.stage, len(able)) - len(have)
         rest = {each.name: each for each in able if each.id not in members and each.version < version}
-        there = [name for name, each in rest.items() if _present(each, now_s)]
+        there = [name for name, each in rest.items() if _present(each, now_s) and self._has_keys_for(row, each)]
         turn = chosen(row.release.digest, there, max(0, min(wanted, MAX_OPEN - still_open)))
         rollouts.join(db, row.id, [rest[name].id for name in turn], now_s)
         self._full[row.id] = not turn and (wanted <= 0 or not there)
@@ -209,12 +220,13 @@ class Judge:
         }
 
 
-def superseded(row: RolloutRow, every: list[RolloutRow]) -> bool:
-    """Whether a later release is rolled out to the same devices."""
-    return any(
+def superseded(row: RolloutRow, every: list[RolloutRow], rotating: set[int]) -> bool:
+    """Whether a later release is rolled out to the same devices in its place. rotating: ids of releases that replace
+    keys; those are needed for the later ones."""
+    return row.release.id not in rotating and any(
         other.release.device_class == row.release.device_class
         and other.release.version > row.release.version
-        and other.state in (RUNNING, PAUSED, HALTED, DONE)
+        and other.state in (*LIVE, DONE)
         and (not other.site or not row.site or other.site == row.site)
         for other in every
     )

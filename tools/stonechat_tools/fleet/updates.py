@@ -21,16 +21,15 @@ from .chunks import RATE_BYTES, Chunks, Where
 from .incidents import Alert
 from .labels import NONE, Known, Labels
 from .presence import AWAY, Device
-from .rollout_judge import BUSY_SHARE, Judge, halts, superseded
+from .rollout_judge import Judge, halts, superseded
 from .shards import Shard
-from .store import STORED, Store, rollouts
-from .store.rollouts import DONE, HALTED, OPEN, PAUSED, RUNNING, WITHDRAWN, Member, RolloutRow
+from .store import STORED, Store, releases, rollouts
+from .store.rollouts import DONE, HALTED, LIVE, OPEN, RUNNING, WITHDRAWN, Member, RolloutRow
+from .withdrawals import Withdrawals
 
 LOOK_S = 2.0  # how often the database is asked what has changed
 OFFER_AGAIN_S = 30.0  # to a device that says something, and asks for nothing
 CONFIRM_AGAIN_S = 5.0
-WITHDRAW_AGAIN_S = 10.0
-WITHDRAW_MOST = 1000  # devices at a time
 RETRY_S = 600.0  # after a refusal that may pass: of the clock, of the medium
 DUE_S = 86_400.0  # to ask for what was offered
 TAKE_S = 7 * 86_400.0  # to have all of it: a slow link, a small budget
@@ -83,13 +82,13 @@ class Updates:
         self._clock = clock
         self._labels = labels or Known(store)
         self._judge = Judge(store, self._labels, clock=clock, every_s=judge_s)
+        self._rotations = releases.Rotations(store)
         self._rows: dict[int, RolloutRow] = {}  # that go on, or are withdrawn
         self._active: dict[str, _Active] = {}
         self._chunks = Chunks(store, clock, rate_bytes)
         self._changed: dict[tuple[int, int], Member] = {}
-        self._withdrawn: dict[tuple[str, int], float] = {}  # when it was sent last
+        self._withdrawals = Withdrawals(store, self._shard)
         self._pages: dict[int, tuple[float, int]] = {}
-        self._resting_s: dict[int, float] = {}  # until when nobody is looked for who still has what was withdrawn
         self._looked_s = -1e18
         self.counts = {"offers": 0, "chunks": 0, "confirmations": 0, "withdrawals": 0}
 
@@ -152,20 +151,12 @@ class Updates:
     ) -> list[Outgoing]:
         """A device goes on asking for what has been withdrawn meanwhile."""
         for row in self._rows.values():
-            key = (signer.device, row.id)
-            if row.state == WITHDRAWN and row.release.version == want.version and self._again(key, now_s):
+            wanted = row.state == WITHDRAWN and row.release.version == want.version
+            if wanted and self._withdrawals.again(signer.device, want.stream, row, now_s):
                 message = wire_release.seal_withdraw(signer, want.version, want.stream)
                 self.counts["withdrawals"] += 1
                 return [(where, self._topic(signer.device), message)]
         return []
-
-    def _again(self, key: tuple[str, int], now_s: float) -> bool:
-        if 0 <= now_s - self._withdrawn.get(key, -1e18) < WITHDRAW_AGAIN_S:
-            return False
-        if len(self._withdrawn) > 10 * WITHDRAW_MOST:
-            self._withdrawn = {k: at_s for k, at_s in self._withdrawn.items() if now_s - at_s < WITHDRAW_AGAIN_S}
-        self._withdrawn[key] = now_s
-        return True
 
     # --- about once a second ----------------------------------------------------------------------------------------
 
@@ -181,7 +172,9 @@ class Updates:
                 sent += [(None, *each) for each in self._due(found, now_s, False)]
             for row in self._rows.values():
                 if row.state == WITHDRAWN:
-                    sent += [(None, *each) for each in self._withdraw(row, now_s)]
+                    for member in self._withdrawals.due(row, now_s):
+                        message = self._sealed(member, "withdrawals", wire_release.seal_withdraw, row)
+                        sent += [(None, *each) for each in message]
                 else:
                     self._watch(row, now_s)
             self._flush()
@@ -190,10 +183,11 @@ class Updates:
     def _look(self, now_s: float) -> None:
         self._looked_s = now_s
         every = rollouts.rollouts(self._store)
+        rotating = self._rotations.among(row.release.id for row in every)
         self._rows = {
             row.id: row
             for row in every
-            if row.state in (RUNNING, PAUSED, HALTED, WITHDRAWN) or row.state == DONE and not superseded(row, every)
+            if row.state in (*LIVE, WITHDRAWN) or row.state == DONE and not superseded(row, every, rotating)
         }
         before, self._active = self._active, {}
         for row in self._rows.values():
@@ -275,6 +269,10 @@ class Updates:
             elif member.state == "trial":  # its folder of updates is not the one that it had
                 self._to(found, "failed", now_s, "does not know of its trial any more")
                 return
+        seen = self._presence(member.name)
+        if seen is not None and seen.state == "off":  # no sign of the release
+            self._to(found, "passed", now_s, seen.why)
+            return
         away = self._away(member.name, now_s)
         waited_s = now_s - member.since_s
         if member.state in ("pulled", "trial") and away:
@@ -386,18 +384,6 @@ class Updates:
                 self._to(found, "good", now_s)
             elif now_s - (member.until_s or now_s) > WATCH_S:  # nobody can say whether it is there
                 self._to(found, "passed", now_s, f"its presence is {seen.state}")
-
-    def _withdraw(self, row: RolloutRow, now_s: float) -> list[Publish]:
-        sent: list[Publish] = []
-        if 0 < self._resting_s.get(row.id, 0.0) - now_s < DUE_S:
-            return sent
-        began_s = time.monotonic()
-        left = rollouts.to_withdraw(self._store, row.id, row.release.version, WITHDRAW_MOST)
-        self._resting_s[row.id] = now_s + BUSY_SHARE * (time.monotonic() - began_s)
-        for member in left:
-            if member.name in self._shard and self._again((member.name, row.id), now_s):
-                sent += self._sealed(member, "withdrawals", wire_release.seal_withdraw, row)
-        return sent
 
     # --- for the monitor ----------------------------------------------------------------------------------------------
 

@@ -218,9 +218,12 @@ def _change(store: Store, args: argparse.Namespace) -> int:
     if all(instead):
         raise ConfigError(f"{release}: its roll-out is {instead[-1]}: nothing to {args.action}")
     changed = [row.id for row, other in zip(found, instead, strict=True) if not other]
+    floor = manifest.read(manifest.payload(releases.content(store, release.id)[0])).floor
+    kept = state == WITHDRAWN and floor > 0
     return _done(
         args,
-        f"{release}: {state}",
+        f"{release}: {state}"
+        + (f"; its floor is {floor}: a device that ran a lower version before keeps it" if kept else ""),
         **{"class": release.device_class, "version": release.version, "state": state, "rollouts": changed},
     )
 

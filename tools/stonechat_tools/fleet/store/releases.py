@@ -1,8 +1,11 @@
 """Releases that were published: signed manifests and models. Each function raises StoreError, with nothing changed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from stonechat import manifest
+from stonechat.errors import WireError
 
 if TYPE_CHECKING:
     from .store import Store
@@ -38,7 +41,7 @@ def publish(
     version: int,
     schema: str,
     digest: bytes,
-    manifest: bytes,
+    message: bytes,
     model: bytes | None,
     by: str,
     now_s: float,
@@ -48,7 +51,7 @@ def publish(
         db.execute(
             "INSERT INTO releases (class, version, schema_id, digest, manifest, model, published_s, published_by)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            (device_class, version, schema, digest, manifest, model, now_s, by),
+            (device_class, version, schema, digest, message, model, now_s, by),
         )
         query = "SELECT digest FROM releases WHERE class = ? AND version = ?"
         return bytes(db.execute(query, (device_class, version)).fetchone()[0])
@@ -64,8 +67,31 @@ def releases(store: "Store", device_class: str | None = None) -> list[Release]:
 
 def content(store: "Store", release: int) -> tuple[bytes, bytes]:
     """-> the signed manifest and the model, which is empty where there is none."""
-    ((manifest, model),) = store.rows("SELECT manifest, model FROM releases WHERE id = ?", (release,))
-    return bytes(manifest), bytes(model or b"")
+    ((message, model),) = store.rows("SELECT manifest, model FROM releases WHERE id = ?", (release,))
+    return bytes(message), bytes(model or b"")
+
+
+class Rotations:
+    """Which releases replace the keys of devices: later ones are signed with keys that a device has only from them."""
+
+    def __init__(self, store: "Store") -> None:
+        self._store = store
+        self._known: dict[int, bool] = {}
+
+    def among(self, ids: Iterable[int]) -> set[int]:
+        """Raises StoreError."""
+        return {one for one in ids if self._rotates(one)}
+
+    def _rotates(self, release: int) -> bool:
+        found = self._known.get(release)
+        if found is None:
+            ((message,),) = self._store.rows("SELECT manifest FROM releases WHERE id = ?", (release,))
+            try:
+                found = bool(manifest.read(manifest.payload(bytes(message))).keys)
+            except WireError:
+                found = False
+            self._known[release] = found
+        return found
 
 
 def of_row(row: Sequence[Any]) -> Release:
