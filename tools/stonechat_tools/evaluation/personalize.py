@@ -1,7 +1,9 @@
 """The reference model, the device's own model and both on the same recordings: what `evaluate --personalize` measures.
 
-Each device lives through its benign windows with the agent's own code: the reference model learns, the own model is
-collected, trained, tried out and adopted. Its attacks are then tried on the state at the end of them, without evidence.
+Each device lives through its benign windows in the agent itself, its loop, state and reports: the reference model
+learns, the own model is collected, trained, tried out and adopted, and then both decide. Its attacks are then tried by
+an agent that is started anew with that state, without evidence.
+
 Contaminated starts: windows of an attack replace a share of the windows that the own model is trained on, or
 of all windows from the first one on. They replace them because they were recorded on that device at its work.
 """
@@ -12,20 +14,22 @@ import sys
 import time
 import tracemalloc
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from stonechat import own_model
+from stonechat.agent import Agent
+from stonechat.delivery import Delivery
 from stonechat.detection import ALARM
-from stonechat.errors import ConfigError, ModelError
+from stonechat.errors import ConfigError, ModelError, StonechatError
 from stonechat.model import load_model
+from stonechat.outbox_memory import MemoryOutbox
 from stonechat.own_model_training import Training
+from stonechat.replay import Replay
 from stonechat.schema import Schema
 from stonechat.state import State
-from stonechat.steady import SteadyScorer
-from stonechat.window import Window
 
 from ..modeling import golden
 from ..traces.format import TraceError, is_benign
@@ -72,19 +76,38 @@ class Device:
         self._start(State(None), None)
 
     def _start(self, state: State, data: bytes | None) -> None:
-        self._state = state
-        self.scorer = SteadyScorer(load_model(self._reference), self._schema, state)
-        self.own = own_model.OwnModel(self._schema, self.scorer, state, _Memory(data), self._windows)
-        self.window = Window(self._schema, self.scorer.window_ms)
+        self.slot = _Memory(data)
+
+        def make(schema: Schema, reference: Any, state: State) -> own_model.OwnModel:
+            return _Own(schema, reference, state, self.slot, self._windows)
+
+        self._row = Row([0] * len(self._schema), 0, "")
+        self._replay = Replay(self._schema, self._fed())
+        self._clock = iter(self._replay)
+        reporter = Delivery("evaluate", bytes(32), MemoryOutbox(), bytes_per_day=0, state=state)
+        self.agent = Agent(
+            self._replay,
+            load_model(self._reference),
+            reporter=reporter,
+            state=state,
+            own=lambda collector, model, state: own_model.OwnChannel(collector, model, state, make),
+        )
+        self.own: _Own = self.agent.own  # type: ignore[assignment]  # what make() made
+        self.scorer = self.agent.channels[0].scorer
+        self.agent.end_window(next(self._clock))  # the first reading primes
+
+    def _fed(self) -> Iterator[tuple[int, list[int]]]:
+        while True:
+            yield self._row.elapsed_ms, self._row.deltas
 
     def step(self, row: Row) -> dict[str, int]:
         """One window -> the levels; own: 0 while there is none."""
-        self.window.deltas[:] = row.deltas
-        self.window.elapsed_ms = row.elapsed_ms
-        reference = self.scorer.score(row.deltas, row.elapsed_ms)
-        both = self.own.judge(self.window, reference)
+        self._row = row
+        both = self.agent.end_window(next(self._clock))
+        if self.agent.errors:
+            raise StonechatError(f"the agent failed: {self.agent.last_error}")
         own = self.own.scorer.verdict.level if self.own.scorer is not None else 0
-        return {"reference": reference.level, "own": own, "both": both.level}
+        return {"reference": self.own.reference_level, "own": own, "both": both.level if both else 0}
 
     def live(self, rows: list[Row]) -> Life:
         life = self.life
@@ -111,12 +134,11 @@ class Device:
 
     def attacked(self, rows: list[Row]) -> dict[str, int | None]:
         """-> the window of the alarm, by reference, own and both, on a copy of this device without evidence."""
-        self.scorer.save()
-        self.own.save()
+        self.agent.save()
         copied = State(None)
-        copied.sections = dict(self._state.sections)
+        copied.sections = dict(self.agent.state.sections)
         other = Device(self._reference, self._schema, self._windows)
-        other._start(copied, self.own._slot.content)
+        other._start(copied, self.slot.content)
         other.scorer.clear_evidence()
         other.own.clear_evidence()
         found: dict[str, int | None] = {"reference": None, "own": None, "both": None}
@@ -125,6 +147,16 @@ class Device:
                 if level == ALARM and found[name] is None:
                     found[name] = number
         return found
+
+
+class _Own(own_model.OwnModel):
+    """One that notes what the reference alone would say."""
+
+    reference_level = 0
+
+    def judge(self, window: Any, verdict: Any) -> Any:
+        self.reference_level = verdict.level if verdict is not None else 0
+        return super().judge(window, verdict)  # type: ignore[no-untyped-call]
 
 
 class _Memory:

@@ -280,10 +280,11 @@ def read_all(paths: Sequence[str | os.PathLike[str]]) -> Trace:
 
 def _check_new(trace: Trace, paths: Sequence[Any], number: int, seen: dict[int, int]) -> None:
     """trace: of paths[number]; seen: in which of the paths a window was seen first, by its hash. A window is the same
-    where its time, its length and all of its counters are; silent ones are left out."""
+    where its time, its length and all of its counters are. Silent ones are left out, and attacks: several devices may
+    be given one."""
     others: list[int] = []
-    for t_s, elapsed_ms, row in zip(trace.t_s, trace.elapsed_ms, trace.deltas, strict=True):
-        if row.any():
+    for t_s, elapsed_ms, row, benign in zip(trace.t_s, trace.elapsed_ms, trace.deltas, trace.benign, strict=True):
+        if benign and row.any():
             other = seen.setdefault(hash((t_s, elapsed_ms, row.tobytes())), number)
             if other != number:
                 others.append(other)
