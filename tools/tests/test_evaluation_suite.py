@@ -261,6 +261,23 @@ def test_a_recording_within_the_learning_judges_nothing(model):
         evaluate(model, recording("benign", 32, 2))
 
 
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["m.tflite", "t.csv", "--report", "r.md"], "--report is for --suite and --manifest"),
+        (["m.tflite", "t.csv", "--earlier", "f.json"], "--earlier is for --suite"),
+        (["m.tflite", "t.csv", "--contaminated", "0.1"], "--contaminated is for --personalize"),
+        (["m.tflite", "t.csv", "--learned", "--personalize", "9"], "--learned is not for --personalize"),
+        (["--suite", "m.tflite"], "a model is not for --suite"),
+        (["--manifest", "m.toml", "--personalize"], "--personalize is not for --suite and --manifest"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(words, error, capsys):
+    assert cli.main(["evaluate", *words]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and error in lines[0]
+
+
 def test_evaluate_command(model, tmp_path, capsys):
     path, trace = tmp_path / "m.tflite", tmp_path / "t.csv"
     path.write_bytes(model)

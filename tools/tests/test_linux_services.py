@@ -14,9 +14,11 @@ from stonechat.agent import Agent
 from stonechat.delivery import Delivery
 from stonechat.errors import CollectorError, ConfigError
 from stonechat.fusion import SideChannel
+from stonechat.lasting_peers import LastingPeers
 from stonechat.linux import bpf, services, syscalls
 from stonechat.linux.collector import LinuxCollector
 from stonechat.linux.schemas import LINUX_SERVICE_1
+from stonechat.linux.sent_to_peers import SentToPeers
 from stonechat.model import open_model
 from stonechat.outbox_memory import MemoryOutbox
 from stonechat.state import State
@@ -265,6 +267,12 @@ def test_too_many_and_twice_the_same_are_refused():
     for pair in (["a.service", "/system.slice/a.service"], ["/x/a.service", "/y/a.service"]):
         with pytest.raises(ConfigError, match="are the same"):
             services.check_services(pair, ["/r/" + pair[0], "/r/" + pair[1]])
+
+
+@pytest.mark.parametrize("name", [LastingPeers.name, SentToPeers.name, history.OWN_MODEL, "counters door-lock-1"])
+def test_the_name_of_another_channel_is_refused(name):
+    with pytest.raises(ConfigError, match="has the name of another channel; rename its folder"):
+        services.check_services(["/x/" + name], ["/r/x/" + name])
 
 
 def test_services_need_bpf():

@@ -187,6 +187,9 @@ def test_a_window_that_is_in_two_files_is_named(tmp_path: Path) -> None:
     for other, number in (("copy.csv.gz", 40), ("part.parquet", 20), ("a.csv", 40)):
         with pytest.raises(TraceError, match=rf"{other}: {number} of its {number} windows are in \S+a.csv too"):
             read_all([tmp_path / "a.csv", tmp_path / other])
+    write_trace(join([trace, trace.select(slice(0, 5))]), tmp_path / "twice.csv")
+    with pytest.raises(TraceError, match=r"twice.csv: 5 of its 45 windows are in it twice"):
+        read_all([tmp_path / "twice.csv"])
     write_trace(trace.select(slice(0, 20)), tmp_path / "first.csv")
     write_trace(trace.select(slice(20, 40)), tmp_path / "second.csv")
     assert len(read_all([tmp_path / "first.csv", tmp_path / "second.csv"])) == 40

@@ -36,6 +36,8 @@ _NONE = MAX_SERVICES * _BLOCK  # on the stack in place of a service's offset
 _FLAG_SYN, _FLAG_RST, _FLAG_ACK = 2, 4, 16
 _MAX_FOLDERS = 2000  # looked into for a unit by its name
 _MAX_DEPTH = 4
+_TAKEN = ("lasting peers", "sent to peers", "own model")  # names of the agent's other channels,
+_COUNTERS = "counters "  # and how that of the product's own begins
 _SUFFIXES = (".service", ".slice", ".scope", ".socket", ".mount", ".swap")
 
 
@@ -240,11 +242,13 @@ def channel_name(name: str) -> str:
 
 
 def check_services(names: "list[str] | tuple[str, ...]", paths: "list[str]") -> None:
-    """Raises ConfigError where two are the same, or too many."""
+    """Raises ConfigError where two are the same, or too many, or where a name is that of another channel."""
     if len(names) > MAX_SERVICES:
         raise ConfigError("[collector] services: %d of them, at most %d" % (len(names), MAX_SERVICES))
     seen: dict = {}
     for name, path in zip(names, paths):
+        if channel_name(name) in _TAKEN or channel_name(name).startswith(_COUNTERS):
+            raise ConfigError("[collector] services: %s has the name of another channel; rename its folder" % name)
         for key in (path, channel_name(name)):
             if key in seen:
                 raise ConfigError("[collector] services: %s and %s are the same (%s)" % (seen[key], name, key))

@@ -84,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    _check_options(args)
     if args.suite or args.manifest is not None:
         return _suite(args)
     if not args.model or not args.traces:
@@ -96,6 +97,25 @@ def run(args: argparse.Namespace) -> int:
     if args.json != "-":
         _print(figures)
     return 0
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Raises ConfigError for an option that would change nothing beside the others."""
+    suite = args.suite or args.manifest is not None
+    for_suite = {"--report": args.report, "--earlier": args.earlier}
+    for_model = {
+        "a model": args.model,
+        "--learned": args.learned,
+        "--personalize": args.personalize is not None,
+        "--contaminated": args.contaminated,
+    }
+    for name, given in (for_model if suite else for_suite).items():
+        if given:
+            raise ConfigError(f"{name} is {'not ' if suite else ''}for --suite and --manifest")
+    if args.contaminated and args.personalize is None:
+        raise ConfigError("--contaminated is for --personalize")
+    if args.learned and args.personalize is not None:
+        raise ConfigError("--learned is not for --personalize: there every device learns first")
 
 
 def _personalize(args: argparse.Namespace) -> int:

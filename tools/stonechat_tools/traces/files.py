@@ -264,16 +264,15 @@ def _read_parquet(path: str) -> Trace:
 
 def read_all(paths: Sequence[str | os.PathLike[str]]) -> Trace:
     """Several files -> one trace. A file without a device's name gets its own name as device, so that splitting by
-    device can distinguish them. Raises TraceError also where a file has windows of another one: counted twice they
-    would prove twice as much."""
+    device can distinguish them. Raises TraceError also where a window is there twice: it would prove twice as
+    much."""
     traces = []
     seen: dict[int, int] = {}
     for number, path in enumerate(paths):
         trace = read_trace(path)
         stem = Path(path).name.split(".")[0]
         trace.devices = texts([device or stem for device in trace.devices])
-        if len(paths) > 1:
-            _check_new(trace, paths, number, seen)
+        _check_new(trace, paths, number, seen)
         traces.append(trace)
     return join(traces)
 
@@ -283,9 +282,14 @@ def _check_new(trace: Trace, paths: Sequence[Any], number: int, seen: dict[int, 
     where its time, its length and all of its counters are. Silent ones are left out, and attacks: several devices may
     be given one."""
     others: list[int] = []
+    again = 0
+    own: set[int] = set()
     for t_s, elapsed_ms, row, benign in zip(trace.t_s, trace.elapsed_ms, trace.deltas, trace.benign, strict=True):
         if benign and row.any():
-            other = seen.setdefault(hash((t_s, elapsed_ms, row.tobytes())), number)
+            window = hash((t_s, elapsed_ms, row.tobytes()))
+            again += window in own
+            own.add(window)
+            other = seen.setdefault(window, number)
             if other != number:
                 others.append(other)
     if others:
@@ -293,3 +297,5 @@ def _check_new(trace: Trace, paths: Sequence[Any], number: int, seen: dict[int, 
             f"{paths[number]}: {len(others)} of its {len(trace)} windows are in {paths[others[0]]} too, and each "
             "counts once: leave out one of the files, or take them one by one"
         )
+    if again:
+        raise TraceError(f"{paths[number]}: {again} of its {len(trace)} windows are in it twice, and each counts once")
