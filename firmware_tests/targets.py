@@ -33,16 +33,20 @@ class Target:
     missing: str | None
     bits: int
 
-    def run(self, *args: str, heap: str | None = None, timeout_s: float = 120.0) -> "subprocess.CompletedProcess[str]":
+    def run(
+        self, *args: str, heap: str | None = None, timeout_s: float = 120.0, every: int = 1
+    ) -> "subprocess.CompletedProcess[str]":
         """Run the interpreter with `args`, of which those that name a file here are made absolute, in an empty folder
         of its own: the simulated firmware writes files, and another test may run one at the same time. `heap` is
-        -X heapsize, `MICROPYPATH` finds the agent's package and the simulated firmware in the tools'."""
+        -X heapsize, `every` is for share.py, `MICROPYPATH` finds the agent's package and the simulated firmware in the
+        tools'."""
         here = ROOT / "firmware_tests"
         args = tuple(str(here / arg) if arg[-3:] == ".py" and (here / arg).is_file() else arg for arg in args)
         command = [*self.command]
         if heap:
             command += ["-X", "heapsize=" + heap]
-        environment = dict(os.environ, MICROPYPATH=f"{ROOT}/agent:{ROOT}/tools:{ROOT}/firmware_tests:.frozen")
+        path = f"{ROOT}/agent:{ROOT}/tools:{ROOT}/firmware_tests:.frozen"
+        environment = dict(os.environ, MICROPYPATH=path, STONECHAT_EVERY=str(every))
         with tempfile.TemporaryDirectory(prefix="stonechat-target-") as scratch:
             return subprocess.run(
                 [*command, *args], capture_output=True, text=True, timeout=timeout_s, env=environment, cwd=scratch
