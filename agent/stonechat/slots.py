@@ -49,7 +49,8 @@ _CHECKED_BYTES = const(1024)  # of a file of keys or settings
 
 
 class Slots:
-    """folder: made where it is missing. A record that can't be read is that of a new device: the factory's model.
+    """folder: start() makes it where it is missing. A record that can't be read is that of a new device: the factory's
+    model.
 
     slot: what runs when no trial does, FACTORY, 1 or 2. trial: the slot on trial, 0 for none. version: of `slot`.
     before, before_version: the slot that ran before it. floor: no lower version is taken. tried: version of the last
@@ -60,10 +61,6 @@ class Slots:
         self.slot = self.trial = self.starts = self.before = FACTORY
         self.result = NONE
         self.before_version = self.version = self.floor = self.tried = 0
-        try:
-            os.mkdir(folder)
-        except OSError:
-            pass  # it is there, or save() says what is wrong
         record = read(folder + "/record", _BYTES + 4)
         if len(record) == _BYTES + 4 and pack("<I", crc32(record[:_BYTES])) == record[_BYTES:]:
             self._unpack(record[:_BYTES])
@@ -82,6 +79,10 @@ class Slots:
     def start(self) -> int:
         """To be called once at each start, before a model is loaded -> the slot to run. A trial that has begun too
         often ends here. Raises OSError where the record can't be written: then the slot that is final runs."""
+        try:
+            os.mkdir(self.folder)
+        except OSError:
+            pass  # it is there, or save() says what is wrong
         if self.trial:
             if self.starts >= MOST_STARTS:
                 self.roll_back(RESTARTS)

@@ -5,6 +5,7 @@ import os
 import signal
 import stat
 import struct
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -297,6 +298,7 @@ def test_a_trial_whose_start_can_not_be_counted_does_not_run_and_the_log_names_w
 ) -> None:
     folder = tmp_path / "update"
     store = slots.Slots(str(folder))
+    store.start()
     store.begin_trial(1, 2)
     updater = Updater("pump", [[0, bytes(32)]], str(folder))
 
@@ -311,6 +313,29 @@ def test_a_trial_whose_start_can_not_be_counted_does_not_run_and_the_log_names_w
     for result in range(2, len(linux_updates.RESULTS)):
         updater.store.result = result
         assert f"ended: {linux_updates.RESULTS[result]}; version 0 runs" in linux_updates.text(updater)[1]
+
+
+def test_a_check_makes_no_folder_and_names_what_can_not_work(site: Site) -> None:
+    def checked(folder: Path, hook: str = "true") -> str:
+        text = site.agent.config.read_text().replace(f'folder = "{site.folder}/update"', f'folder = "{folder}"')
+        other = site.folder / "other.toml"
+        other.write_text(text + f'[response]\nhook = ["{hook}"]\n')
+        command = [*site.agent.command[:-1], str(other), "--check"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    missing = site.folder / "update"
+    assert "until then" not in checked(missing) and "hook" not in checked(missing)
+    assert not missing.exists()  # as root it would be root's, and the agent could never write there
+    assert f"{site.vendor.file} is not a folder; until then no release is taken" in checked(site.vendor.file)
+    assert "hook: /none/such is no program that can be started" in checked(missing, "/none/such")
+    assert "hook: /etc is no program" in checked(missing, "/etc") and "hook: nosuch is no" in checked(missing, "nosuch")
+    # one folder for all: it locks it once
+    text = site.agent.config.read_text()
+    site.agent.config.write_text(text.replace(f'folder = "{site.folder}/update"', f'folder = "{site.folder}/state/"'))
+    with site.agent as agent:
+        wait_for(lambda: "connected to" in agent.said(), say=agent.said)
 
 
 def test_the_configuration_names_the_fix(site: Site) -> None:

@@ -65,13 +65,15 @@ class Daemon:
         user = config["collector"]["user"]
         user_id = privileges.user_ids(user)[0] if os.geteuid() == 0 else None
         self._update = None
+        self._update_folder: list = []  # none or one
         self._locks: dict = {}  # by folder
         if config["update"]["enabled"]:
             from . import updates  # only here: it costs memory
 
             self._update = updates.open_updater(config, user_id, check, self._on_update)
+            self._update_folder = [os.path.abspath(config["update"]["folder"])]
             if not check:  # before a start is counted
-                self._lock(config["update"]["folder"])
+                self._lock(self._update_folder[0])
             model = updates.first_model(self._update, config, key, user_id, check, read_model, log)
         else:
             model = read_model(config["model"]["file"], config["model"]["backend"])
@@ -153,10 +155,10 @@ class Daemon:
             lines.append("updates: version %d runs%s" % (store.version, trial))
         if self._config["model"]["personalize"]:
             lines.append("own model: of %d windows" % self._config["model"]["personalize_windows"])
-        for folder in self._folders:
+        for folder in [*self._folders, *self._update_folder]:
             trouble = files.make_trouble(folder, self._makes_folders)
             if trouble:
-                lines.append(trouble + "; until then nothing that is learned outlives the agent")
+                lines.append("%s; until then %s" % (trouble, self._without(folder)))
         return "\n".join(lines)
 
     def run(self) -> None:
@@ -308,10 +310,18 @@ class Daemon:
             self._locks[folder] = files.lock_folder(folder)
 
     def _check_folders(self) -> None:
-        for folder in self._folders:
+        for folder in [*self._folders, *self._update_folder]:
             trouble = files.folder_trouble(folder)
             if trouble:
-                self.troubles.say("folder", trouble + "; until then nothing that is learned outlives this process")
+                self.troubles.say(
+                    "folder" if folder in self._folders else "updates",
+                    "%s; until then %s" % (trouble, self._without(folder)),
+                )
+
+    def _without(self, folder: str) -> str:
+        """What is not possible while a folder can't be written."""
+        is_state = folder in self._folders
+        return "nothing that is learned outlives the agent" if is_state else "no release is taken"
 
     def _open_state(self, path: str, check: bool) -> State:
         try:

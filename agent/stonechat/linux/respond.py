@@ -34,6 +34,7 @@ _WORDS = ("action", "level", "features", "windows", "seconds", "most_seconds")
 _FORM = 'a list like [{action = "quarantine", level = "alarm", features = "network", windows = 3}]'
 _STEP_MS = 1000  # how often a hook that runs is looked at
 _OUTPUT = "/dev/null"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # By the beginnings of their names; what is not here is of the machine.
 _BEGINNINGS = {
@@ -127,7 +128,7 @@ class Hook:
         """facts: what its environment has besides PATH. Raises OSError, also while the last one still runs."""
         if self._pid:
             raise BlockingIOError(11, "the hook still runs")
-        environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **facts}
+        environment = {"PATH": _PATH, **facts}
         actions = [(os.POSIX_SPAWN_OPEN, fd, _OUTPUT, os.O_RDWR, 0) for fd in range(3)]
         spawn = os.posix_spawnp if "/" not in self._argv[0] else os.posix_spawn
         defaults = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE]
@@ -250,6 +251,9 @@ def open_response(config: dict, resolver, collector, channels, say, check=False)
     from ..lasting_peers import LastingPeers
 
     families[LastingPeers.schema.id] = bytes((NETWORK,))
+    missing = _lacking_hook(section["hook"])
+    if missing and not check:
+        say("warning", "response: " + missing)
     names = [column[0] for column in collector.schema.columns]
     sent, device = names.index("pkts_out"), config["device"]["id"]
     text = section["mode"]
@@ -268,4 +272,14 @@ def open_response(config: dict, resolver, collector, channels, say, check=False)
             text = "dry-run, although [response] mode is on: %s" % (error.strerror or error)
             if not check:
                 say("error", "response: decisions are recorded only: %s" % (error.strerror or error))
-    return LinuxResponse(section, None, families, sent, device, say), text
+    return LinuxResponse(section, None, families, sent, device, say), text + (missing and "\n" + missing)
+
+
+def _lacking_hook(argv: list) -> str:
+    """Why the vendor's program can't be started, "" where it can."""
+    if not argv:
+        return ""
+    places = [""] if "/" in argv[0] else [folder + "/" for folder in _PATH.split(":")]
+    if any([os.path.isfile(place + argv[0]) and os.access(place + argv[0], os.X_OK) for place in places]):
+        return ""
+    return "[response] hook: %s is no program that can be started; each call of it will fail" % argv[0]
