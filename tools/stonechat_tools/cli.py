@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import io
 import os
@@ -119,6 +120,9 @@ def _run(argv: list[str], own_process: bool) -> int:
     verbs = parser.add_subparsers(
         dest="verb", metavar="VERB", required=True, help="one of those above; `stonechat VERB --help` has its examples"
     )
+    if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
+        like = difflib.get_close_matches(argv[0], VERBS, 1)
+        parser.error(f"no such verb: {argv[0]!r}" + (f"; do you mean {like[0]}?" if like else ""))
     chosen = next((word for word in argv if not word.startswith("-")), None)
     for verb, (module, _) in VERBS.items():
         sub = verbs.add_parser(verb, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -129,7 +133,9 @@ def _run(argv: list[str], own_process: bool) -> int:
             except ModuleNotFoundError as error:
                 return _not_installed(verb, error)
             sub.description = room.__doc__
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    if rest:  # the verb's own help has its options
+        verbs.choices[args.verb].error("unrecognized arguments: " + " ".join(rest))
     if any("\0" in word for word in argv):
         return _failed(args.verb, "an argument has a NUL in it")
     try:

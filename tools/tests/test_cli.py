@@ -369,3 +369,15 @@ def test_help_shows_each_verb_once_in_a_group_within_the_terminal(
 def test_a_port_without_a_board_costs_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     status, err = attempt(["deploy", "--port", str(tmp_path / "ttyACM0"), "--model", MODEL])
     assert status == 1 and err.count("\n") == 1 and "no such port; `mpremote connect list`" in err
+
+
+def test_a_wrong_word_costs_one_line_that_names_the_right_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (["colect"], "do you mean collect? (see stonechat --help)"),
+        (["broker-config", "--port", "1"], "unrecognized arguments: --port 1 (see stonechat broker-config --help)"),
+        (["provision", "add", "x", "--foo"], "unrecognized arguments: --foo (see stonechat provision --help)"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err

@@ -23,6 +23,7 @@ from stonechat.cose_open import unseal
 from stonechat.delivery import Delivery
 from stonechat.detection import ALARM, Verdict
 from stonechat.features import RATE
+from stonechat.linux import files
 from stonechat.linux.disk_outbox import DiskOutbox
 from stonechat.linux.log import Log, Troubles
 from stonechat.linux.schemas import LINUX_PROC_1
@@ -414,3 +415,16 @@ def test_an_alarm_is_not_lost_behind_the_heartbeats_of_a_full_disk(tmp_path: Pat
     delivery.observe(verdict, 505_000)
     assert outbox.trouble == "" and list((tmp_path / "outbox").glob("*.seg"))
     assert delivery.sequence == 102, "numbers go on"
+
+
+def test_a_missing_folder_is_to_be_made_and_the_one_above_keeps_its_owner(tmp_path: Path) -> None:
+    user = 65534 if is_root() else os.geteuid()
+    if is_root():
+        os.setresuid(user, user, 0)
+    try:
+        said = files.make_trouble("/nowhere/outbox", False)
+    finally:
+        if is_root() or os.getresuid()[2] == 0:
+            os.setresuid(0, 0, 0)
+    assert f"install -d -m 700 -o {user} /nowhere/outbox" in said and "chown" not in said
+    assert files.make_trouble(str(tmp_path / "a/b"), False) == ""

@@ -19,6 +19,7 @@ from stonechat.errors import ConfigError
 from stonechat.outbox_memory import MemoryOutbox
 from stonechat_tools.fleet import broker_config, keyring, provision
 from stonechat_tools.fleet.collect import Collector
+from stonechat_tools.fleet.connection import explain
 from stonechat_tools.fleet.store import Store
 
 pytestmark = pytest.mark.slow(2)
@@ -442,3 +443,31 @@ def test_the_line_that_starts_the_broker_works_without_sbin_in_the_path(
         assert main(["broker-config", "--dir", str(tmp_path / "fleet")]) == 0
         printed = capsys.readouterr().out
         assert f": {shown} " in printed and ("apt-get install mosquitto" in printed) == (program is None)
+
+
+def test_the_certificate_has_the_name_that_devices_know_and_a_refused_one_its_own_fix(tmp_path: Path) -> None:
+    settings = provision.Settings(broker="127.0.0.1", port=1)
+    fleet = provision.Fleet.init(tmp_path / "fleet", settings)
+    broker_config.write(fleet, names=["broker.example.org"])
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(fleet.folder / "broker/server.crt", fleet.folder / "broker/server.key")
+    strange = ssl.create_default_context(cafile=fleet.folder / "ca.crt")
+
+    def refusal(tls: ssl.SSLContext, name: str) -> str:
+        """What a client that expects `name` says of the certificate; "" where it accepts it."""
+        into, out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client, peer = tls.wrap_bio(into, out, server_hostname=name), server.wrap_bio(out, into, server_side=True)
+        for side in (client, peer, client):
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLCertVerificationError as error:
+                return explain(name, 8883, error)
+        return ""
+
+    assert refusal(strange, "127.0.0.1") == refusal(strange, "broker.example.org") == ""
+    assert "broker-config --name other.lan" in refusal(strange, "other.lan")
+    assert "see --cafile" in refusal(ssl.create_default_context(), "127.0.0.1")
+    with pytest.raises(ConfigError, match="provision add DEVICE"):
+        provision.Fleet.init(tmp_path / "fleet", settings)

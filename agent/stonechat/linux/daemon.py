@@ -301,7 +301,10 @@ class Daemon:
 
     def _take_folders(self) -> None:
         for folder in self._folders:
-            self._try("folder " + folder, files.make_folder, folder)
+            try:
+                files.make_folder(folder)
+            except OSError:
+                pass  # _check_folders logs it, with the fix
             self._lock(folder)
 
     def _lock(self, folder: str) -> None:
@@ -311,7 +314,7 @@ class Daemon:
 
     def _check_folders(self) -> None:
         for folder in [*self._folders, *self._update_folder]:
-            trouble = files.folder_trouble(folder)
+            trouble = files.make_trouble(folder, False)
             if trouble:
                 self.troubles.say(
                     "folder" if folder in self._folders else "updates",

@@ -30,6 +30,8 @@ def read_regular(path: str, most: int, what: str) -> "tuple[bytes, int]":
 
 def read_file(path: str, what: str) -> bytes:
     """A model file's bytes. Raises ConfigError where it can't be read or is too large."""
+    if not os.path.lexists(path):
+        raise ConfigError("%s %s: No such file; put one there, or name one that comes with the package" % (what, path))
     data, _ = read_regular(path, MODEL_MAX_BYTES + 1, what)
     if len(data) > MODEL_MAX_BYTES:
         raise ConfigError("%s %s is larger than %d bytes" % (what, path, MODEL_MAX_BYTES))
@@ -105,7 +107,7 @@ def folder_trouble(folder: str) -> str:
     try:
         found = os.stat(folder)
     except OSError as error:
-        return "%s: %s" % (folder, error.strerror)
+        return "%s: %s; make it: install -d -m 700 -o %d %s" % (folder, error.strerror, os.geteuid(), folder)
     if not stat.S_ISDIR(found.st_mode):
         return "%s is not a folder" % folder
     if os.access(folder, os.W_OK | os.X_OK):
@@ -123,7 +125,12 @@ def make_trouble(folder: str, as_root: bool) -> str:
         place = os.path.dirname(place)
     if place != folder and as_root and os.path.isdir(place) and not os.stat(place).st_uid:
         return ""
-    return folder_trouble(place)
+    trouble = folder_trouble(place)
+    if trouble and place != folder and os.path.isdir(place) and "read-only" not in trouble:
+        # the folder above is often the system's: it keeps its owner
+        what = "user %d can't make %s" % (os.geteuid(), folder)
+        return what + ": as root, install -d -m 700 -o %d %s; or name folders of its own" % (os.geteuid(), folder)
+    return trouble
 
 
 def lock_folder(folder: str) -> int:

@@ -28,7 +28,7 @@ def agent_command(check: bool = True) -> list:
 
 
 _FIX = (
-    "install it so: python3 -m venv /opt/stonechat && /opt/stonechat/bin/pip install 'stonechat[linux]' "
+    "install it so: /usr/bin/python3 -m venv /opt/stonechat && /opt/stonechat/bin/pip install 'stonechat[linux]' "
     "&& /opt/stonechat/bin/stonechat-agent install ... (in a clone '.[linux]' for 'stonechat[linux]')"
 )
 

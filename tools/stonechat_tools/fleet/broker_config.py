@@ -35,7 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--listen", metavar="ADDRESS", help="default: every interface; without TLS the machine itself only (127.0.0.1)"
     )
-    parser.add_argument("--name", action="append", default=[], help="name or address that devices know the broker by")
+    parser.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        help="another name or address of the broker, beside that of `provision init`",
+    )
     parser.add_argument(
         "--user", default="mosquitto", help="who mosquitto becomes when started as root (default %(default)s)"
     )
@@ -88,7 +93,8 @@ def write(
     user: str = "mosquitto",
     install_dir: Path | None = None,
 ) -> Path:
-    """Everything into the fleet's broker/ -> the path of mosquitto.conf.
+    """Everything into the fleet's broker/ -> the path of mosquitto.conf. Its certificate is for `names`, and always for
+    the name that the devices were given.
 
     Run by root, the files belong to `user`, who can put no others beside them: the folder stays root's. From then on
     `provision` keeps owner and mode of the lists that it replaces."""
@@ -102,7 +108,7 @@ def write(
     text = configuration(fleet, listen, user, install_dir or place.resolve())
     files: dict[str, tuple[bytes, int]] = {"mosquitto.conf": (text.encode(), 0o644)}
     if fleet.settings.auth != "plain":
-        certificate, key = fleet.certificate("broker", names or [fleet.settings.broker])
+        certificate, key = fleet.certificate("broker", list(dict.fromkeys([*(names or []), fleet.settings.broker])))
         files["server.key"] = (pem_key(key), 0o600)
         files["server.crt"] = (pem(certificate), 0o644)
         files["ca.crt"] = ((fleet.folder / "ca.crt").read_bytes(), 0o644)

@@ -75,7 +75,8 @@ def explain(host: str, port: int, error: BaseException | None) -> str:
     if isinstance(error, ConnectionRefusedError):
         return f"{where}: connection refused; is the broker running, and on this port?"
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"{where}: the broker's certificate is not accepted: {error.verify_message}; see --cafile"
+        why = error.verify_message.rstrip(".")
+        return f"{where}: the broker's certificate is not accepted: {why}; {_certificate_fix(host, error.verify_code)}"
     if isinstance(error, ssl.SSLError):
         hint = "; does this port speak TLS? see --plain" if "WRONG_VERSION" in str(error) else ""
         return f"{where}: TLS: {error.reason or error}{hint}"
@@ -84,6 +85,17 @@ def explain(host: str, port: int, error: BaseException | None) -> str:
     if isinstance(error, OSError):
         return f"{where}: {error.strerror or error}"
     return f"{where}: {error or 'no connection'}"
+
+
+def _certificate_fix(host: str, code: int) -> str:
+    """What to do about a certificate that was refused with one of OpenSSL's codes (X509_V_ERR_...)."""
+    if code in (62, 64):
+        return f"`stonechat broker-config --name {host}` makes one for this name"
+    if code == 10:
+        return "`stonechat broker-config` makes a new one; then restart the broker"
+    if code == 9:
+        return "set the clock of this machine, or of the one that made it"
+    return "see --cafile"
 
 
 def unanswered(host: str, port: int, tls: bool) -> str:

@@ -139,7 +139,9 @@ class Fleet:
     @classmethod
     def init(cls, folder: Path, settings: Settings) -> "Fleet":
         if (folder / "fleet.toml").exists():
-            raise ConfigError(f"{folder}: there is a fleet already")
+            raise ConfigError(
+                f"{folder}: there is a fleet already; `stonechat provision add DEVICE` adds to it, --dir makes another"
+            )
         if folder.is_symlink() or folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: is there already and not empty; choose a new folder")
         settings.check()
