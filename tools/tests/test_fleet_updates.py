@@ -407,6 +407,28 @@ def test_a_device_that_can_not_go_below_the_floor_is_told_less_and_less_often(fl
     assert found.counts["withdrawals"] > before
 
 
+def test_a_later_release_at_one_site_leaves_the_earlier_one_to_the_others(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(6)
+    sites = {f"pump-{n}": "berlin" if n < 3 else "oslo" for n in range(6)}
+    labels.write(pumps.store, {name: Labels(group="pump", site=site) for name, site in sites.items()})
+    late = [pumps.units["pump-0"], pumps.units["pump-3"]]
+    for unit in late:
+        unit.dead = True
+    pumps.now_s += 2 * DAY_S
+    stages = (Stage(600, share=1.0),)
+    pumps.stage(2, stages)
+    pumps.live(3 * 3600)
+    pumps.stage(3, stages, site="berlin")
+    pumps.live(3 * 3600)
+    assert pumps.versions() == [0, 3, 3, 0, 2, 2]
+    for unit in late:
+        unit.dead = False
+        unit.start()
+        pumps.say(unit, statuses=[unit.status(pumps.now_s)])
+    pumps.live(3 * 3600)
+    assert pumps.versions() == [3, 3, 3, 2, 2, 2]
+
+
 def test_a_device_that_missed_a_rotation_of_keys_takes_that_first(fleet: Callable[..., Fleet]) -> None:
     pumps = fleet(6)
     for version, name, schema in ((4, "keys", ""), (5, "fifth", SCHEMA.hex())):

@@ -61,7 +61,8 @@ class Judge:
         self._every_s = every_s
         self._actor = actor
         self._rotations = releases.Rotations(store)
-        self._rotated: list[RolloutRow] = []  # that replace keys
+        self._rotating: set[int] = set()  # releases
+        self._going: list[RolloutRow] = []
         self._filled_s: dict[int, float] = {}  # when devices may be looked for again
         self._days: dict[int, _DayWork] = {}  # days that are being counted
         self._full: dict[int, bool] = {}  # whether all that can take a stage have it
@@ -70,8 +71,8 @@ class Judge:
         """Raises StoreError; what was decided before it stays."""
         now_s = self._clock()
         every = rollouts.rollouts(self._store)
-        rotating = self._rotations.among(row.release.id for row in every)
-        self._rotated = [row for row in every if row.release.id in rotating and row.state in (*LIVE, DONE)]
+        rotating = self._rotating = self._rotations.among(row.release.id for row in every)
+        self._going = [row for row in every if row.state in (*LIVE, DONE)]
         found: list[Step] = []
         for row in every:
             if row.state not in (*LIVE, DONE) or row.state == DONE and superseded(row, every, rotating):
@@ -132,12 +133,16 @@ class Judge:
         at_site = not row.site or found.site == row.site
         return found.group == row.release.device_class and at_site and found.removed_s is None
 
-    def _has_keys_for(self, row: RolloutRow, device: Candidate) -> bool:
-        """Whether it has taken each rotation of keys before this release; else that is offered to it first."""
-        return not any(
-            device.version < other.release.version < row.release.version and self._belongs(other, device.name)
-            for other in self._rotated
-        )
+    def _takes(self, row: RolloutRow, device: Candidate) -> bool:
+        """Whether this release is the one that a device takes next: after each rotation of keys before it, and where no
+        later one is rolled out to it."""
+        for other in self._going:
+            version = other.release.version
+            before = device.version < version < row.release.version and other.release.id in self._rotating
+            later = version > row.release.version and row.release.id not in self._rotating
+            if (before or later) and self._belongs(other, device.name):
+                return False
+        return True
 
     def _fill(self, db: Db, row: RolloutRow, now_s: float) -> bool:
         """Give devices their turn -> whether the stage has all that it can have now."""
@@ -152,7 +157,7 @@ class Judge:
         still_open = sum(state in OPEN for state, _ in members.values())
         wanted = size(row.stages, row.stage, len(able)) - len(have)
         rest = {each.name: each for each in able if each.id not in members and each.version < version}
-        there = [name for name, each in rest.items() if _present(each, now_s) and self._has_keys_for(row, each)]
+        there = [name for name, each in rest.items() if _present(each, now_s) and self._takes(row, each)]
         turn = chosen(row.release.digest, there, max(0, min(wanted, MAX_OPEN - still_open)))
         rollouts.join(db, row.id, [rest[name].id for name in turn], now_s)
         self._full[row.id] = not turn and (wanted <= 0 or not there)
@@ -221,13 +226,13 @@ class Judge:
 
 
 def superseded(row: RolloutRow, every: list[RolloutRow], rotating: set[int]) -> bool:
-    """Whether a later release is rolled out to the same devices in its place. rotating: ids of releases that replace
+    """Whether a later release is rolled out to all of its devices in its place. rotating: ids of releases that replace
     keys; those are needed for the later ones."""
     return row.release.id not in rotating and any(
         other.release.device_class == row.release.device_class
         and other.release.version > row.release.version
         and other.state in (*LIVE, DONE)
-        and (not other.site or not row.site or other.site == row.site)
+        and other.site in ("", row.site)
         for other in every
     )
 
