@@ -252,7 +252,7 @@ def read(path: str, most: int) -> bytes:
     """At most `most` bytes of a file; nothing where it is not there."""
     try:
         with open(path, "rb") as file:
-            return file.read(most)
+            return file.read(min(most, size(path)))  # MicroPython takes memory for what is asked for
     except OSError:
         return b""
 

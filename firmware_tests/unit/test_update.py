@@ -121,6 +121,17 @@ def test_a_release_is_tried_and_final_once_it_is_confirmed():
 
 
 @in_a_folder
+def test_a_small_file_is_read_in_little_memory_whatever_it_may_have():
+    wipe()
+    os.mkdir(FOLDER)
+    with open(FOLDER + "/manifest", "wb") as file:
+        file.write(b"small")
+    assert slots.read(FOLDER + "/manifest", 1 << 29) == b"small"
+    assert slots.read(FOLDER + "/manifest", 2) == b"sm"
+    assert slots.read(FOLDER + "/none", 1 << 29) == b""
+    wipe()
+
+
 def test_an_update_goes_on_where_a_restart_left_it():
     message = releases()["second"]
     update = device()
