@@ -22,7 +22,7 @@ from stonechat_tools.device.deploy import mpremote
 from stonechat_tools.fleet import provision
 from stonechat_tools.fleet.store import Store
 from stonechat_tools.modeling import inspect
-from stonechat_tools.proofs.boards import power_cuts, ppp, uart
+from stonechat_tools.proofs.boards import power_cuts, ppp, trials, uart
 from stonechat_tools.proofs.boards.firmware import BUILDS, DISKS, Board, BuildError, build_all
 from stonechat_tools.proofs.boards.machine import MACHINES, BoardError, Machine, simulator
 from stonechat_tools.proofs.boards.prove import PRELUDE, Result, files_of, golden
@@ -170,6 +170,15 @@ def test_a_plain_pico_reports_over_its_uart_to_a_collector(tmp_path: Path, broke
 def test_power_cuts_inside_flash_operations() -> None:
     result = power_cuts.lives(M3, 3)
     assert result.proved and result.cuts == 3, str(result)
+
+
+@built
+@pytest.mark.slow
+def test_a_firmware_that_takes_all_memory_gets_no_error_from_the_agent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert trials.main(["m3", "--only", "watchdog,heap"]) == 0
+    said = capsys.readouterr().out
+    assert "m3 watchdog: left out, its port has no machine.WDT" in said and "nothing raised; memory again: 5" in said
+    assert trials.main(["m3", "--only", "naps"]) == 1
 
 
 def test_ppp_frames_come_back_as_they_were_and_damaged_ones_do_not() -> None:

@@ -60,6 +60,10 @@ def urandom(n):
     return bytes([(made[0] * 37 + i * 11) & 255 for i in range(n)])
 borrow("os", {"urandom": urandom})
 borrow("select", {"POLLIN": 1, "POLLOUT": 4, "poll": Poll})
+def one_core(*a): raise OSError("one core here")
+if sys.platform == "rp2":  # a thread is for the other core, which rp2040js does not have: it would wait for ever
+    borrow("_thread", {})
+    sys.modules["_thread"].start_new_thread = one_core
 try:
     import socket
 except ImportError:
@@ -80,6 +84,7 @@ LACKS = {  # board -> modules that its firmware has not; a test that needs one c
 }
 NETWORK = ("test_mqtt", "test_hooks_odd")  # each of their tests needs a network: they get no substitute for it
 NO_NETWORK = "no network here"  # what PRELUDE's substitute for `socket` raises
+ONE_CORE = "one core here"  # and its start_new_thread() on a Pico
 GOLDEN = """
 import prelude
 import gc
@@ -203,6 +208,8 @@ def excuse(board: str, error: str) -> str:
     """The module of LACKS for want of which a test ended in `error`, else ""."""
     if error == f"OSError: {NO_NETWORK}" and "socket" in LACKS[board]:
         return "socket"
+    if error == f"OSError: {ONE_CORE}" and board in ("rp2040", "pico"):
+        return "a second core"
     for name in LACKS[board]:
         if error == f"ImportError: no module named '{name}'":
             return name
