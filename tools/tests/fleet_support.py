@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -71,6 +72,13 @@ class Mosquitto:
         assert self.process
         self.process.send_signal(number)
 
+    def reload(self) -> None:
+        """Have it read its accounts and lists again, and wait until it does."""
+        log = self.conf.with_suffix(".log")
+        before = log.read_text().count("Reloading config")
+        self.signal(signal.SIGHUP)
+        assert wait_for(lambda: log.read_text().count("Reloading config") > before), log.read_text()
+
     def kill(self) -> None:
         """As by kill -9."""
         if self.process:
@@ -101,6 +109,8 @@ class Peer:
         self.pubacks: dict[int, Any] = {}
         self.refused: Any = None
         self.connected = threading.Event()
+        self.subscribed = threading.Event()
+        self._turned_away = threading.Event()
         self.on_message: Callable[[str, bytes], Any] | None = None
         self.topics: list[str] = []
         client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=version)
@@ -109,7 +119,9 @@ class Peer:
         if user is not None:
             client.username_pw_set(user, password)
         client.on_connect = self._on_connect
-        client.on_disconnect = lambda *_: self.connected.clear()
+        client.on_connect_fail = lambda *_: self._turned_away.set()
+        client.on_disconnect = self._on_disconnect
+        client.on_subscribe = lambda *_: self.subscribed.set()
         client.on_message = self._on_message
         client.on_publish = lambda _c, _u, mid, reason, _p: self.pubacks.__setitem__(mid, reason)
         client.reconnect_delay_set(1, 2)
@@ -119,10 +131,24 @@ class Peer:
     def _on_connect(self, client: Any, _user: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
             self.refused = reason
+            self._turned_away.set()
             return
-        for topic in self.topics:
-            client.subscribe(topic, 1)
+        if self.topics:
+            client.subscribe([(topic, 1) for topic in self.topics])
         self.connected.set()
+
+    def _on_disconnect(self, *_: Any) -> None:
+        if not self.connected.is_set():
+            self._turned_away.set()
+        self.connected.clear()
+
+    def is_refused(self) -> bool:
+        """Waits for an attempt to connect that fails -> whether none succeeded."""
+        return self._turned_away.wait(20) and not self.connected.is_set()
+
+    def is_ready(self) -> bool:
+        """Waits until it is connected and has its subscriptions."""
+        return self.connected.wait(20) and (not self.topics or self.subscribed.wait(20))
 
     def _on_message(self, _client: Any, _user: Any, message: Any) -> None:
         self.got.append((message.topic, message.payload))

@@ -3,7 +3,6 @@
 import os
 import pwd
 import shutil
-import signal
 import ssl
 import subprocess
 import tempfile
@@ -82,8 +81,7 @@ def test_a_device_reaches_its_own_topics_and_no_others(fleet: tuple[provision.Fl
         "$SYS/#",
     ]
     with collector, operator, victim, thief:
-        assert all(wait_for(peer.connected.is_set) for peer in (collector, operator, victim, thief))
-        time.sleep(0.3)
+        assert all(peer.is_ready() for peer in (collector, operator, victim, thief))
         attacks = [
             (thief, topic("pump-1", "report")),  # reports as another
             (thief, topic("pump-1", "status")),
@@ -158,8 +156,7 @@ def test_strangers_are_refused(fleet: tuple[provision.Fleet, Mosquitto], tmp_pat
     ]
     for stranger in strangers:
         with stranger:
-            time.sleep(0.4)
-            assert not stranger.connected.is_set()
+            assert stranger.is_refused()
 
 
 @needs_mosquitto
@@ -169,8 +166,7 @@ def test_a_client_does_not_talk_to_a_broker_of_another_ca(
     made, _ = fleet
     other = provision.Fleet.init(tmp_path / "other", provision.Settings("localhost", 1, auth="passwords"))
     with Peer(made.settings.port, "x", tls=context(other.add("pump-1"), certificate=False)) as peer:
-        time.sleep(0.4)
-        assert not peer.connected.is_set()
+        assert peer.is_refused()
 
 
 @needs_mosquitto
@@ -179,23 +175,19 @@ def test_revoked_is_out_and_rotated_is_in(fleet: tuple[provision.Fleet, Mosquitt
     before, revoked = account(made, "pump-1"), account(made, "pump-2")
     made.rotate("pump-1")
     made.revoke("pump-2")
-    broker.signal(signal.SIGHUP)
-    time.sleep(0.5)
+    broker.reload()
     with revoked:
-        time.sleep(0.6)
-        assert not revoked.connected.is_set()
+        assert revoked.is_refused()
     with account(made, "pump-1") as after:
         assert wait_for(after.connected.is_set)
     if made.settings.auth == "mtls":
         with before:
             assert wait_for(before.connected.is_set)  # until the rotation is finished
         made.finish_rotation("pump-1")
-        broker.signal(signal.SIGHUP)
-        time.sleep(0.5)
+        broker.reload()
         again = Peer(made.settings.port, "pump-1", tls=before.client._ssl_context)
         with again:
-            time.sleep(0.6)
-            assert not again.connected.is_set()
+            assert again.is_refused()
 
 
 @needs_mosquitto
@@ -266,13 +258,11 @@ def test_what_provision_adds_later_mosquitto_can_read(auth: str, open_folder: Pa
         for act in ("add", "rotate", "finish-rotation"):
             assert main(["provision", "--dir", base, act, "pump-2"]) == 0
             assert {path.name: owner_and_mode(path) for path in (made.folder / "broker").iterdir()} == before
-            broker.signal(signal.SIGHUP)
-            time.sleep(0.3)
+            broker.reload()
             collector, thief, victim = account(made, "collector"), account(made, "pump-2"), account(made, "pump-1")
             collector.topics = ["stonechat/1/fleet/+/report"]
             with collector, thief, victim:
-                assert all(wait_for(peer.connected.is_set) for peer in (collector, thief, victim))
-                time.sleep(0.3)
+                assert all(peer.is_ready() for peer in (collector, thief, victim))
                 mid = thief.client.publish(topic("pump-1", "report"), b"as another", 1).mid
                 wait_for(lambda mid=mid, thief=thief: mid in thief.pubacks)
                 assert str(thief.pubacks.get(mid)) == "Not authorized"
@@ -284,8 +274,7 @@ def test_what_provision_adds_later_mosquitto_can_read(auth: str, open_folder: Pa
                     topic("pump-2", "report"),
                 ]
         assert main(["provision", "--dir", base, "revoke", "pump-2"]) == 0
-        broker.signal(signal.SIGHUP)
-        time.sleep(0.3)
+        broker.reload()
         with account(made, "pump-1") as still:
             assert wait_for(still.connected.is_set)
 
@@ -367,11 +356,9 @@ def test_a_device_whose_folder_is_gone_can_be_revoked(fleet: tuple[provision.Fle
         os.rename(place, made.folder.parent / name)  # it was moved to the device
     made.add("pump-3")  # goes on working, and pump-1 stays
     made.revoke("pump-2")
-    broker.signal(signal.SIGHUP)
-    time.sleep(0.5)
+    broker.reload()
     with stolen:
-        time.sleep(0.8)
-        assert not stolen.connected.is_set()
+        assert stolen.is_refused()
     os.rename(made.folder.parent / "pump-1", made.folder / "devices/pump-1")
     for name in ("pump-1", "pump-3"):
         with account(made, name) as still:
@@ -397,8 +384,7 @@ def test_home_assistant_reads_what_devices_announce_and_a_device_announces_only_
         home.topics = ["homeassistant/#", "stonechat/1/fleet/+/ha/+", "stonechat/1/fleet/+/report", "#"]
         device.topics = ["homeassistant/status", "homeassistant/#"]
         with home, device, thief:
-            assert all(wait_for(peer.connected.is_set) for peer in (home, device, thief))
-            time.sleep(0.3)
+            assert all(peer.is_ready() for peer in (home, device, thief))
             attacks = [
                 (thief, "homeassistant/device/pump-1/config"),  # removes or renames another's entities
                 (thief, "homeassistant/device/other/config"),
