@@ -49,6 +49,8 @@ class Unit:
         self.suits: Callable[[object], bool] = lambda model: True
         self.broken = False  # the new model ends the device at each start
         self.dead = False
+        self.accepts: Callable[[object], None] | None = None  # of its response, if it has one
+        (self.folder / "factory").write_bytes(MODEL)
         self.off = False  # its user has switched monitoring off
         self.sequence = self.number = self.starts = self.chunks = 0
         self.start()
@@ -68,6 +70,8 @@ class Unit:
             16_384,
             self._load,
             lambda model: self.suits(model),
+            str(self.folder / "factory"),
+            self.accepts,
         )
 
     @staticmethod
@@ -405,6 +409,22 @@ def test_a_device_that_can_not_go_below_the_floor_is_told_less_and_less_often(fl
     pumps.say(unit, statuses=[unit.status(pumps.now_s)])
     pumps.live(60, step_s=10.0)
     assert found.counts["withdrawals"] > before
+
+
+def test_a_policy_that_is_nothing_for_devices_without_a_response_is_no_failure(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(4)
+    message = VECTORS["policy"]
+    with pumps.store.transaction() as db:
+        db.execute("DELETE FROM releases WHERE version = 3")
+    releases.publish(pumps.store, "pump", 3, "", hashlib.sha256(message).digest(), message, None, "me", pumps.now_s)
+    for unit in list(pumps.units.values())[:2]:
+        unit.accepts = lambda policy: None
+        unit.start()
+        pumps.say(unit, statuses=[unit.status(pumps.now_s)])
+    row = pumps.stage(3, (Stage(600, share=1.0),))
+    pumps.live(3 * 3600)
+    assert sorted(pumps.versions()) == [0, 0, 3, 3]
+    assert rollouts.counts(pumps.store, row) == {"good": 2, "passed": 2}
 
 
 def test_a_later_release_at_one_site_leaves_the_earlier_one_to_the_others(fleet: Callable[..., Fleet]) -> None:

@@ -264,7 +264,10 @@ class Updates:
                     found.scored = 0
                     self._to(found, "trial", now_s)
             elif update.tried == version and update.failed and not self._passes(found, update):
-                self._to(found, "failed", now_s, update.reason)
+                nothing = (
+                    update.result == slots.NOTHING
+                )  # such as a policy, and it has no response: not the release's fault
+                self._to(found, "passed" if nothing else "failed", now_s, update.reason)
                 return
             elif member.state == "trial":  # its folder of updates is not the one that it had
                 self._to(found, "failed", now_s, "does not know of its trial any more")
