@@ -68,17 +68,16 @@ def test_a_hook_that_runs_too_long_goes_with_its_children_and_nothing_waits_for_
 def test_killing_never_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a program that has become another user, or hangs in a system call: SIGKILL does nothing at once."""
     codes: list[int] = []
-    hook = Hook(["sleep", "2"], 0, codes.append)
+    hook = Hook(["sleep", "4"], 0, codes.append)
     hook.start({})
 
     def refused(*_: int) -> None:
         raise PermissionError(1, "not permitted")
 
     monkeypatch.setattr(os, "killpg", refused)
-    began_s = time.monotonic()
     hook.turn()
     hook.kill()
-    assert time.monotonic() - began_s < 1 and hook._pid
+    assert hook._pid and alive(hook._pid)  # nobody waited for its end
     with pytest.raises(BlockingIOError):  # one at a time, also then
         hook.start({})
     until(lambda: hook.turn() or not hook._pid)
