@@ -11,7 +11,7 @@ from typing import Any
 
 import cbor2
 import pytest
-from stonechat_tools.proofs.world import chaos, oracle
+from stonechat_tools.proofs.world import chaos, faults, oracle
 from stonechat_tools.proofs.world.parts import Board, LinuxAgent
 from stonechat_tools.proofs.world.run import why_not
 
@@ -124,7 +124,7 @@ def test_a_schedule_follows_from_its_seed_and_meets_no_part_twice_at_once(world:
 def test_every_kind_of_fault_says_what_it_is(world: Any) -> None:
     for name, kind in chaos.KINDS.items():
         assert kind.weight > 0 and kind.lasts_s[0] <= kind.lasts_s[1], name
-        assert kind.begin is not chaos.Fault.begin, name
+        assert kind.begin is not faults.Fault.begin, name
 
 
 @pytest.mark.slow(160)

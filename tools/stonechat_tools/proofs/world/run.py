@@ -25,6 +25,7 @@ from pathlib import Path
 from stonechat.errors import StonechatError
 
 from stonechat_tools.proofs.world import chaos, oracle, sandbox
+from stonechat_tools.proofs.world.faults import Fault
 from stonechat_tools.proofs.world.fleet import World
 from stonechat_tools.proofs.world.parts import Board
 
@@ -51,7 +52,7 @@ def disturb(world: World, schedule: list[chaos.Entry], say: Progress) -> None:
     """Begin and end each fault of the schedule at its time."""
     began_s = time.monotonic()
     waiting = list(schedule)
-    held: list[tuple[float, chaos.Fault, float]] = []
+    held: list[tuple[float, Fault, float]] = []
     sampled_s = 0.0
     while waiting or held:
         now_s = time.monotonic() - began_s
