@@ -81,7 +81,7 @@ def talk(socket):
     told.append(peer.read(1))
     told.append(outcome(lambda: peer.recv(1)))
     told.append(outcome(lambda: peer.no_such_method))
-    told.append(outcome(lambda: socket.socket(99)))
+    told.append(outcome(lambda: socket.socket(99).close()))  # lwIP takes any family
     told.append(client.close())
     told.append(peer.read(1))
     peer.close()
@@ -118,7 +118,8 @@ def test_same_bytes_and_exceptions_with_and_without_the_hook():
     bare = talk(socket)
     under, seen = hooked(talk)
     assert under == bare, (under, bare)
-    assert seen["sockets"] == 3  # listener, client, the one that was refused
+    odd_family = bare[13] == ("value", None)
+    assert seen["sockets"] == 3 + odd_family  # listener, client, the one that was refused
     assert seen["conn_out"] == 2
     assert seen["conn_refused"] == 1
     assert seen["conn_in"] == 1

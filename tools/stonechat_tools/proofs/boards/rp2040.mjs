@@ -75,6 +75,16 @@ ssi.writeUint32 = (offset, value) => {
   if (offset === 0x08 && !(value & 1)) { received = []; if (override === 0) apply(); }
   write(offset, value);
 };
+// The random bit of the ring oscillator, which rp2040js has not: os.urandom() would give the same bytes for ever.
+const rosc = mcu.peripherals[0x40060], roscRead = rosc.readUint32.bind(rosc);
+let dice = option('digest') ? 1 : crypto.randomInt(1, 2 ** 31);
+rosc.readUint32 = (offset) => {
+  if (offset !== 0x1c) return roscRead(offset);
+  dice ^= dice << 13;
+  dice ^= dice >>> 17;
+  dice ^= dice << 5;
+  return dice & 1;
+};
 const pads = mcu.peripherals[0x40018], registers = new Uint32Array(16);
 pads.readUint32 = (offset) => offset < 0x40 ? registers[offset >> 2] : 0;
 pads.writeUint32 = (offset, value) => {
