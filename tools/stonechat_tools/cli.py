@@ -65,13 +65,16 @@ GROUPS = {
 _LONGEST_LINE = 300
 
 
+def _line(text: str, longest: int) -> str:
+    line = " ".join(text.split())
+    return console.printable(line if len(line) <= longest else line[:longest] + " ...")
+
+
 class Parser(argparse.ArgumentParser):
     """Wrong arguments cost one line and exit status 2."""
 
     def error(self, message: str) -> NoReturn:
-        line = " ".join(message.split())
-        line = line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + " ..."
-        self.exit(2, f"{self.prog}: {line} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {_line(message, _LONGEST_LINE)} (see {self.prog} --help)\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -159,10 +162,8 @@ def _run(argv: list[str], own_process: bool) -> int:
 
 
 def _failed(verb: str, text: str) -> int:
-    line = " ".join(text.split())
-    line = line if len(line) <= 4 * _LONGEST_LINE else line[: 4 * _LONGEST_LINE] + " ..."
     with contextlib.suppress(OSError):  # the terminal is gone
-        print(f"stonechat {verb}: {line}", file=sys.stderr)
+        print(f"stonechat {verb}: {_line(text, 4 * _LONGEST_LINE)}", file=sys.stderr)
     return 1
 
 

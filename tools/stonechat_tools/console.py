@@ -158,10 +158,19 @@ def _importing(frame: FrameType | None) -> bool:
     return False
 
 
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """A device, a pipe or a folder is never replaced by a file, nor a link to one: root could take /dev/null away from
+    the whole machine. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, "not a regular file; left as it is", os.fspath(path))
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
     """A name beside `path` to write a file under: it takes the place of `path` once it is whole, and is gone if this is
     left by an exception or a signal."""
+    check_replaceable(path)
     temporary = f"{os.fspath(path)}.tmp"
     try:
         yield temporary
@@ -182,8 +191,9 @@ def write_atomic(
 
     A file that is replaced keeps its owner and its mode. A new one gets `mode` (default: what the umask leaves) and,
     where root writes into somebody else's folder, the folder's owner. owner: (user id, group id) to give it to in any
-    case. A link at `path` is replaced, never followed. Raises OSError."""
+    case. A link at `path` is replaced, never followed. Raises OSError, also for what is there and no regular file."""
     path = Path(path)
+    check_replaceable(path)
     before = None
     with contextlib.suppress(FileNotFoundError):
         found = os.lstat(path)
@@ -238,6 +248,15 @@ def protect_process() -> None:
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
+
+
+def printable(text: str) -> str:
+    """Without what a terminal would obey: arguments and names of files are printed again. A name that is no text stays
+    as it is."""
+    return "".join(
+        each if each.isprintable() or "\udc80" <= each <= "\udcff" else each.encode("unicode_escape").decode()
+        for each in text
+    )
 
 
 def counted(number: int, noun: str) -> str:

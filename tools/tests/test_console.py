@@ -3,6 +3,8 @@
 import ast
 import os
 import re
+import socket
+import stat
 import subprocess
 import sys
 import tomllib
@@ -148,3 +150,31 @@ def test_the_command_for_a_missing_package_is_written_in_one_place() -> None:
         if path.name != "console.py" and re.search(r"pip install ['\"]stonechat", path.read_text())
     ]
     assert not copies
+
+
+@pytest.mark.parametrize("by", ["replacing", "write_atomic"])
+@pytest.mark.parametrize("kind", ["device", "link to a device", "pipe", "socket", "folder"])
+def test_what_is_no_file_is_never_replaced_by_one(tmp_path: Path, by: str, kind: str) -> None:
+    """`-o /dev/null` by root would take it away from the whole machine."""
+    place = tmp_path / "place"
+    if kind == "device" and os.geteuid():
+        pytest.skip("only root makes devices")
+    if kind == "device":
+        os.mknod(place, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    elif kind == "link to a device":
+        place.symlink_to("/dev/null")
+    elif kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as door:
+            door.bind(str(place))
+    else:
+        place.mkdir()
+    before = place.lstat().st_ino
+    with pytest.raises(OSError, match="not a regular file"):
+        if by == "replacing":
+            with console.replacing(place) as temporary:
+                Path(temporary).write_text("x")
+        else:
+            console.write_atomic(place, b"x")
+    assert place.lstat().st_ino == before and os.listdir(tmp_path) == ["place"]

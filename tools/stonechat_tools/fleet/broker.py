@@ -46,7 +46,23 @@ def split_host(text: str, option: str) -> tuple[str, int | None]:
     digits = port.isascii() and port.isdigit() and len(port) <= 5
     if not host or colon and text.endswith(":") or port and not (digits and 0 < int(port) < 65536):
         raise ConfigError(f"{option} {text}: want HOST or HOST:PORT")
+    try:
+        host.encode("idna")
+    except UnicodeError as error:  # a part of more than 63 letters, an empty one, no text
+        raise ConfigError(f"{option} {text}: {host} is no name of a host ({error})") from None
+    if not host.isprintable() or " " in host:
+        raise ConfigError(f"{option} {text}: a name of a host has no spaces")
     return host, int(port) if port else None
+
+
+def check_text(text: str | None, option: str, most_bytes: int = 65_535) -> None:
+    """What MQTT takes for a text. Raises ConfigError."""
+    try:
+        fits = text is None or len(text.encode()) <= most_bytes and "\0" not in text
+    except UnicodeEncodeError:
+        fits = False
+    if not fits:
+        raise ConfigError(f"{option} {text!r}: want UTF-8 of at most {most_bytes} bytes")
 
 
 def _fleet_settings(keys: Path) -> dict[str, Any]:
@@ -68,6 +84,9 @@ def broker_options(args: argparse.Namespace, account: str = "") -> dict[str, Any
     prefix = args.prefix
     if prefix is None and fleet:
         prefix = f"{fleet.get('prefix', 'stonechat/1')}/{fleet.get('fleet', 'fleet')}/"
+    check_text(args.user, "--user")
+    if prefix is not None and (not prefix.isprintable() or set(prefix) & set("+#") or len(prefix.encode()) > 1000):
+        raise ConfigError(f"--prefix {prefix!r}: want the begin of a topic, without + and #")
     options: dict[str, Any] = {
         "host": host,
         "port": port or (1883 if plain else 8883),

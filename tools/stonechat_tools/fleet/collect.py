@@ -26,7 +26,7 @@ from stonechat.errors import StonechatError
 
 from ..console import counted
 from . import alert_settings, alerts, keyring, wire
-from .broker import add_broker_arguments, broker_options, split_host
+from .broker import add_broker_arguments, broker_options, check_text, split_host
 from .chunks import RATE_BYTES
 from .collector import MQTT, RETRY_S, Collector, collect_garbage_rarely
 from .incidents import Policy
@@ -160,6 +160,7 @@ def run(args: argparse.Namespace) -> int:
     keep = Keep(args.keep_reports, args.keep_hourly, args.keep_daily)
     keys = keyring.Keys(args.keys)
     options = broker_options(args, "collector")
+    check_text(args.client_id, "--client-id")
     more = [split_host(text, "--also") for text in args.also]
     also = [(host, port or int(options["port"])) for host, port in more]
     stop = threading.Event()

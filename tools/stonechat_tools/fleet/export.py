@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from stonechat.errors import ConfigError
 
-from ..console import counted, replacing
+from ..console import counted, printable, replacing
 from .command import span_s
 from .database import add_database_arguments
 from .history import as_json
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
                     with open(temporary, "w", newline="", encoding="utf-8") as file:
                         count = _WRITERS[name](rows, file)
     about = f"{counted(count, 'report')} of {counted(len(args.device or known), 'device')}"
-    print(f"{args.output or 'standard output'}: {about}", file=sys.stderr)
+    print(f"{printable(str(args.output or 'standard output'))}: {about}", file=sys.stderr)
     return 0
 
 

@@ -33,6 +33,7 @@ from typing import Any
 
 from stonechat.errors import ConfigError, StonechatError
 
+from ..console import printable
 from . import keyring, wire
 from .broker import add_broker_arguments, broker_options
 from .command import EXPIRES_S, IDLE_S, MAX_AHEAD_S, MAX_LINE_BYTES, check_arguments, send
@@ -215,7 +216,8 @@ def run(args: argparse.Namespace) -> int:
         )
         path = Path(args.socket) if args.socket else home / "socket"
         door = Door(path, operator)
-        _say(f"listening on {path}; signs commands to devices of {options['prefix']}; latest expiry {MAX_AHEAD_S} s")
+        about = f"signs commands to devices of {options['prefix']}; latest expiry {MAX_AHEAD_S} s"
+        _say(f"listening on {printable(str(path))}; {about}")
         stop.wait()
         door.close()
     return 0

@@ -33,7 +33,7 @@ from stonechat.replay import Replay
 from stonechat.schema import Schema
 from stonechat.state import State
 
-from ..console import write_atomic
+from ..console import printable, write_atomic
 from ..fleet import keyring, wire
 from ..fleet.broker import split_host
 from ..fleet.collector import Collector
@@ -286,7 +286,10 @@ def _place(
     """-> (broker's host, port, the collector's view)."""
     if args.broker:
         host, port = split_host(args.broker, "--broker")
-        say(f"collect with: stonechat collect --plain --broker {args.broker} --keys {args.keys_out}")
+        say(
+            "collect with: stonechat collect --plain"
+            f" --broker {printable(args.broker)} --keys {printable(args.keys_out)}"
+        )
         return host, port or 1883, None
     broker = opened.enter_context(LocalBroker())
     folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="stonechat-simulate-"))

@@ -221,6 +221,8 @@ class Postgres:
                 return list(self._on_whole(lambda: self._connection.execute(_translated(query), values).fetchall()))
             except self._psycopg.Error as error:
                 raise self._failed(error) from None
+            except UnicodeEncodeError:
+                raise StoreError("asked for a name that is not UTF-8") from None
 
     def append(self, db: Db, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         assert isinstance(db, _Cursor)

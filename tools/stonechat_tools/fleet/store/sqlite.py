@@ -106,6 +106,8 @@ class Sqlite:
                 pass
             except OSError as error:
                 raise StoreError(f"{self.path}: {error.strerror}", error.errno == errno.ENOSPC) from None
+            if os.path.exists(self.path) and not os.path.isfile(self.path):  # a damaged one would be set aside
+                raise StoreError(f"{self.path}: not a regular file")
             if os.path.isfile(self.path) and os.stat(self.path).st_nlink > 1:
                 raise StoreError(
                     f"{self.path}: has a second name (a hard link), and each name would get a log of its own; remove"
@@ -257,6 +259,8 @@ class Sqlite:
                 return self._db.execute(query, values).fetchall()
             except sqlite3.Error as error:
                 raise self._error(error) from None
+            except UnicodeEncodeError:
+                raise StoreError("asked for a name that is not UTF-8") from None
 
     def append(self, db: Db, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         db.executemany(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks(len(columns))})", rows)
