@@ -20,7 +20,7 @@ from stonechat.linux.cgroup_id import cgroup_root
 from stonechat.linux.proc import ProcCollector
 from stonechat.linux.sent_to_peers import SentToPeers
 from stonechat_tools.evaluation import trial, trial_page
-from stonechat_tools.lab import attacks, benign, guest, netns
+from stonechat_tools.lab import attack_acts, attacks, benign, guest, netns
 from stonechat_tools.lab.bounds import Deadline, disk_folder, started, stopped
 from stonechat_tools.lab.peers import FIRMWARE_BYTES, PAGE_BYTES, PORTS, Peers
 from stonechat_tools.modeling.device_path import features_q8
@@ -122,7 +122,7 @@ def test_the_forkbomb_leaves_no_child_when_it_is_stopped(tmp_path):
     process = attacks.spawn("forkbomb", 60, folder=str(tmp_path))
     time.sleep(0.5)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert 2 <= len(children) <= attacks.MAX_CHILDREN
+    assert 2 <= len(children) <= attack_acts.MAX_CHILDREN
     assert stopped(process) == 0
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
