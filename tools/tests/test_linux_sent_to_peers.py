@@ -201,7 +201,7 @@ def test_the_operator_reads_its_name(tmp_path):
     def publish(topic, payload, qos, retain):
         heard.append((topic, bytes(payload)))
 
-    agent = Agent(collector, model, reporter=reporter, state=State(), extra=extra, publish=publish, learn_peers_hours=1)
+    agent = Agent(collector, model, reporter=reporter, state=State(), extra=extra, publish=publish, learn_peers_hours=0)
     assert agent.channel_names == ["lasting peers", "sent to peers"]
     for window in range(3600 // 5 + 30):
         collector.contacts, collector.sent = (OWN,), (5000 if window < 730 else 20_000,)

@@ -90,18 +90,21 @@ def train(agent) -> int:
 
 
 def open_channels(config: dict, model, collector) -> list:
-    """The channels beside the device's own as the agent's `extra`. Raises ConfigError, ModelError."""
-    extra = open_counters(config, model) + open_services(config, model, collector)
+    """The channels beside the device's own as the agent's `extra`, lasting peers among them. Raises ConfigError,
+    ModelError."""
+    extra: list = []
     hours = config["collector"]["learn_peers_hours"]
+    window_ms = model.metadata.window_ms
+    if hours and collector.contacts is not None:
+        from .steady_peers import SteadyPeers
+
+        extra.append((SteadyPeers(collector, window_ms, hours, collector.most_peers), None))
+    extra += open_counters(config, model) + open_services(config, model, collector)
     if hours and collector.sent is not None:
         from .sent_to_peers import SentToPeers
 
-        window_ms = model.metadata.window_ms
         extra.append((SentToPeers(collector, window_ms, hours * 3_600_000 // window_ms, collector.most_peers), None))
-    # Now: Agent imports them after the change of user, when only root may read them.
-    if collector.contacts is not None and hours:
-        from .. import fusion, lasting_peers  # noqa: F401
-    elif extra:
+    if extra:  # now: Agent imports it after the change of user, when only root may read it
         from .. import fusion  # noqa: F401
     return extra
 

@@ -125,7 +125,7 @@ class Daemon:
             extra=extra,
             own=own,
             on_verdict=self._on_verdict,
-            learn_peers_hours=config["collector"]["learn_peers_hours"],
+            learn_peers_hours=0,  # that channel is among the others
             response=response,
             update=self._update,
         )
