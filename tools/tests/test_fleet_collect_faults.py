@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,43 @@ def test_key_files_topics_and_payloads_cost_their_own_device_only(tmp_path: Path
         assert collector.end() == 0
         said = collector.said()
         assert "Traceback" not in said and "unknown device" in said
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("how", ["page killed", "collector killed"])
+def test_the_dashboard_of_a_collector_holds_no_key_and_ends_with_it(
+    tmp_path: Path, broker: Mosquitto, how: str
+) -> None:
+    with Process(tmp_path, broker.port, "--dashboard", "127.0.0.1:0") as process, ready(process, broker.port) as sender:
+        url = process.said().partition("the fleet is at ")[2].split()[0]
+        with urllib.request.urlopen(url + "api/fleet", timeout=30) as answer:
+            assert answer.status == 200
+        (page,) = Path(f"/proc/{process.process.pid}/task/{process.process.pid}/children").read_text().split()
+        held = Path(f"/proc/{page}/cmdline").read_bytes().split(b"\0")
+        assert b"dashboard" in held and not any(b"keys" in word for word in held)
+        if how == "page killed":
+            os.kill(int(page), signal.SIGKILL)
+            assert wait_for(lambda: "dashboard has ended" in process.said(), 30), process.said()
+            send(sender, "dev-0/report", message(0, 1))
+            assert wait_for(lambda: process.stored() == [1], 30), process.said()
+            assert process.end() == 0
+        else:
+            process.process.kill()
+            process.process.wait(10)
+            assert wait_for(lambda: not _answers(url), 30)
+
+
+def _answers(url: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+        return True
+    return False
+
+
+@needs_mosquitto
+def test_a_dashboard_that_does_not_start_is_said_at_the_start(tmp_path: Path, broker: Mosquitto) -> None:
+    with Process(tmp_path, broker.port, "--dashboard", "192.0.2.1:1") as process:
+        assert process.process.wait(60) == 1
+        assert "--dashboard 192.0.2.1:1" in process.said() and "Traceback" not in process.said()
 
 
 @needs_mosquitto

@@ -6,6 +6,7 @@ Examples:
   stonechat collect --keys fleet/keys
   stonechat collect --broker broker.example:8883 --cafile ca.crt --cert me.crt --key me.key --keys fleet/keys
   stonechat collect --broker localhost --plain --keys fleet/keys --json --for 60
+  stonechat collect --keys fleet/keys --dashboard    # and the fleet at http://127.0.0.1:8440/
   stonechat collect --keys fleet/keys --renew 12     # let quarantines last while their evidence goes on
   stonechat collect --keys fleet/keys --broker a.example --also b.example --db postgresql://db.example/fleet \\
     --shard 1/2
@@ -32,6 +33,7 @@ from .collector import MQTT, RETRY_S, Collector, collect_garbage_rarely
 from .incidents import Policy
 from .monitor import Monitor
 from .overview import fleet_table
+from .page import Page
 from .renewals import MOST_S, Renewals
 from .shards import Shard
 from .store import STORED, Keep, Store, StoreError
@@ -130,6 +132,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " without this each ends by itself",
     )
     parser.add_argument("--alerts", metavar="FILE", help="whom to notify: TOML; `stonechat fleet example` prints one")
+    parser.add_argument(
+        "--dashboard",
+        nargs="?",
+        const="127.0.0.1:8440",
+        metavar="HOST:PORT",
+        help="also show the fleet in a browser of this machine (default %(const)s); log-ins, TLS and commands:"
+        " `stonechat dashboard`",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a report on stdout, instead of the table")
     parser.add_argument("--for", dest="for_s", type=float, metavar="SECONDS", help="stop after this time")
 
@@ -192,12 +202,17 @@ def run(args: argparse.Namespace) -> int:
         opened.enter_context(notifier)
         options["client_id"] = args.client_id or "stonechat-collector" + (f"-{shard.number}" if args.shard else "")
         options |= {"mqtt": args.mqtt, "also": also, "monitor": monitor, "updates": updates}
+        page = None
+        if args.dashboard is not None:
+            page = Page(args.db, args.dashboard)
+            opened.callback(page.close)
+            _say(f"the fleet is at {page.url}")
         collector = Collector(store, keys, on_report=lines, keep=keep, shard=shard, **options)
         with collector:
             if args.json or not sys.stdout.isatty():
-                _wait(collector, lines, notifier, stop, end_s)
+                _wait(collector, lines, notifier, page, stop, end_s)
             else:
-                _show(collector, stop, end_s)
+                _show(collector, page, stop, end_s)
         if lines:
             lines.close()
             if lines.missed:
@@ -249,11 +264,19 @@ def _line(collector: Collector) -> str:
 
 
 def _wait(
-    collector: Collector, lines: JsonLines | None, notifier: alerts.Alerts, stop: threading.Event, end_s: float
+    collector: Collector,
+    lines: JsonLines | None,
+    notifier: alerts.Alerts,
+    page: Page | None,
+    stop: threading.Event,
+    end_s: float,
 ) -> None:
     said: set[str] = set()
     begin_s = time.monotonic()
     while time.monotonic() < end_s and not stop.wait(0.2) and collector.failure is None:
+        if page is not None and page.error:
+            _say(page.error)
+            page = None
         problems = [*collector.keys.problems.values(), *notifier.errors]
         now = {text for text in (collector.error, lines and lines.error, *problems) if text}
         if not (now or collector.ever_connected) and time.monotonic() - begin_s > SAY_AFTER_S:
@@ -265,7 +288,7 @@ def _wait(
         said = now
 
 
-def _show(collector: Collector, stop: threading.Event, end_s: float) -> None:
+def _show(collector: Collector, page: Page | None, stop: threading.Event, end_s: float) -> None:
     from rich.live import Live
 
     with Live(refresh_per_second=2) as live:
@@ -275,6 +298,8 @@ def _show(collector: Collector, stop: threading.Event, end_s: float) -> None:
                 caption = f"connected; nothing yet on {collector.prefix}+: is --prefix the fleet's?"
             for problem in collector.keys.problems.values():
                 caption += f"; {problem}"
+            if page is not None:
+                caption += f"; {page.error or page.url}"
             with contextlib.suppress(StoreError):
                 states = collector.monitor.states() if collector.monitor else None
                 live.update(fleet_table(collector.store, caption, states))
