@@ -13,7 +13,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from stonechat.features import RATE, SHARE
 from stonechat.linux.schemas import LINUX_PROC_1
 from stonechat.schema import Schema
 
-from ..fleet.local_broker import LocalBroker, mosquitto_path
+from ..fleet.local_broker import LocalBroker
 from ..modeling.fit import fit
 from ..release import keys as release_keys
 from .interpreters import Interpreter, interpreters
@@ -127,7 +126,7 @@ enabled = true
 class = "gateway"
 keys = ["{keys}"]
 folder = "{self.folder}/update"
-windows = {WINDOWS}
+windows = {self.world.windows}
 bytes_per_day = 10000000
 """)
         return [str(Path(sys.executable).parent / "stonechat-agent"), "--config", str(config)]
@@ -153,18 +152,31 @@ class BoardAgent(Agent):
             "port": self.world.broker.port,
             "class": "board",
             "keys": [[release_keys.ROLES[key.role], key.data.hex()] for key in public],
-            "windows": WINDOWS,
+            "windows": self.world.windows,
         }
         (self.folder / "config.json").write_text(json.dumps(values))
         return [*self._interpreter.command, "-X", "heapsize=4m", str(BOARD_SCRIPT), str(self.folder / "config.json")]
 
 
 class World:
-    """Broker, collector and devices below a folder. say(line): progress. stages: as `stonechat release stage` takes."""
+    """Broker, collector and devices below a folder. say(line): progress. stages: as `stonechat release stage` takes.
+    windows: on which devices prove a model; bad: the version that alarms; collect_by: the collector's command."""
 
     def __init__(
-        self, folder: Path, linux: int, boards: int, say: Callable[[str], None], window_ms: int, stages: str
+        self,
+        folder: Path,
+        linux: int,
+        boards: int,
+        say: Callable[[str], None],
+        window_ms: int,
+        stages: str,
+        windows: int = WINDOWS,
+        bad: int = 3,
+        collect_by: Sequence[str] = (),
     ) -> None:
+        self.windows = windows
+        self.bad = bad
+        self.collect_by = collect_by or [str(Path(sys.executable).parent / "stonechat")]
         self.folder = folder
         self.window_ms = window_ms
         self.stages = stages
@@ -192,7 +204,7 @@ class World:
         for group in self.classes:
             for version in (1, 2, 3):
                 path = self.folder / f"{group}-{version}.tflite"
-                path.write_bytes(model(CLASSES[group], version, self.window_ms, alarming=version == 3))
+                path.write_bytes(model(CLASSES[group], version, self.window_ms, alarming=version == self.bad))
         self.collect()
         for agent in self.agents:
             agent.start()
@@ -201,7 +213,7 @@ class World:
             tool("fleet", "--db", str(self.db), "set", f"{group}-*", "--class", group)
 
     def collect(self) -> None:
-        command = [str(Path(sys.executable).parent / "stonechat"), "collect", "--keys", str(self.fleet / "keys")]
+        command = [*self.collect_by, "collect", "--keys", str(self.fleet / "keys")]
         with open(self.folder / "collector.log", "ab") as log:
             self.collector = subprocess.Popen(
                 [*command, "--db", str(self.db), "--json"],
@@ -370,22 +382,3 @@ def run(
         return world.failures
     finally:
         world.stop()
-
-
-def soak(scale: float) -> bool:
-    """`stonechat soak rollout`: 12 agents on Linux and 8 on MicroPython; with a small scale fewer."""
-    if mosquitto_path() is None:
-        print("mosquitto is not installed (make setup, as root)")
-        return False
-    linux, boards = max(2, round(LINUX * min(scale, 1.0))), max(2, round(BOARDS * min(scale, 1.0)))
-    folder = Path(tempfile.mkdtemp(prefix="stonechat-rollout-"))
-    folder.chmod(0o711)
-    try:
-        failures = run(folder, linux, boards, lambda line: print(line, flush=True))
-    except ConfigError as error:
-        failures = [str(error)]
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    for line in failures:
-        print(f"FAILED: {line}")
-    return not failures

@@ -19,7 +19,7 @@ SOAKS = {
     "mqtt": "stonechat_tools.proofs.mqtt:soak",
     "fleet": "stonechat_tools.proofs.fleet_replay:soak",
     "outages": "stonechat_tools.proofs.outages:soak",
-    "rollout": "stonechat_tools.proofs.rollout_fleet:soak",
+    "rollout": "stonechat_tools.proofs.rollout_alarms:soak",
     "shards": "stonechat_tools.proofs.shards:soak",
     "respond": "stonechat_tools.proofs.respond:soak",
     "world": "stonechat_tools.proofs.world.run:soak",
