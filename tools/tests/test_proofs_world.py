@@ -12,7 +12,7 @@ from typing import Any
 import cbor2
 import pytest
 from stonechat_tools.proofs.world import chaos, faults, oracle
-from stonechat_tools.proofs.world.parts import Board, LinuxAgent
+from stonechat_tools.proofs.world.devices import Board, LinuxAgent
 from stonechat_tools.proofs.world.run import why_not
 
 BEGAN_S = 1_800_000_000

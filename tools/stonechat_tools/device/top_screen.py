@@ -9,8 +9,6 @@ _LEVEL_STYLES = ("green", "yellow", "bold red")
 
 
 _BAR_CELLS = 16
-
-
 _BAR_DEVIATIONS = 8
 
 

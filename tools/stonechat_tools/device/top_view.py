@@ -17,14 +17,8 @@ from stonechat.steady import SteadyChannel
 from stonechat.window import Window
 
 LEARN_WINDOWS = 30  # of the display's own learning
-
-
 FIRST_LOOK_WINDOWS = 5  # it shows z from here on
-
-
 _FLOOR_Q8 = {RATE: 64, LEVEL: 64, SHARE: 256}  # a quarter of a doubling; one percent
-
-
 LEVELS = ("normal", "watch", "alarm")
 
 

@@ -17,29 +17,13 @@ from stonechat_tools.lab.bounds import Deadline
 from stonechat_tools.lab.peers import PORTS, Peers
 
 LOOPBACK_NETWORK = "127.77.0.0/16"
-
-
 TIMEOUT_S = 2.0
-
-
 MAX_EVENTS = 2_000_000  # packets, connections, files: no attack does more, however long it may run
-
-
 MAX_CHILDREN = 150
-
-
 MINER_REPORT_S = 3.0
-
-
 VICTIM_FILES = 200
-
-
 VICTIM_BYTES = 40_000
-
-
 _PAYLOAD = "#!/bin/sh\nfor i in 1 2 3; do uname; id; cat /proc/cpuinfo; done\n"
-
-
 _RECON = (
     "uname -a; id; cat /etc/passwd /etc/os-release; ls -la /tmp /home /root /etc; ps; df; env",
     "cat /proc/net/tcp /proc/net/arp /proc/version /proc/mounts; ls /dev /sys/class/net; find /etc -maxdepth 2",

@@ -34,7 +34,7 @@ from ..fleet.local_broker import mosquitto_path
 from .respond_daemon import WINDOW_MS, DaemonRun
 from .respond_run import Run
 from .respond_traffic import Outcome
-from .world.parts import make_models
+from .world.devices import make_models
 
 RUNS = 990
 LONG_RUNS = 10
@@ -46,7 +46,7 @@ MODULE = "stonechat_tools.proofs.respond"
 
 
 def one(seed: int, t1_s: int = T1_S, models: Path | None = None) -> tuple[Outcome, list[str]]:
-    """models: for a run with the real daemon, as world.parts.make_models() makes them."""
+    """models: for a run with the real daemon, as world.devices.make_models() makes them."""
     with Run(seed, t1_s) if models is None else DaemonRun(seed, t1_s, models) as run:
         run.play()
     return run.outcome, run.said

@@ -25,7 +25,7 @@ from ..fleet.renewals import Renewals
 from ..fleet.store import Store
 from .respond_agent import BROKER, BROKER_PORT, OPERATOR
 from .respond_run import Run
-from .world.parts import ALARM_FACTOR, JOBS_PER_S
+from .world.devices import ALARM_FACTOR, JOBS_PER_S
 
 DEVICE = "device-1"
 PREFIX = wire.PREFIX.rstrip("/")

@@ -2,7 +2,7 @@
 
 sandbox.py   private namespaces: network, mounts, processes; a name server that can fall silent
 fleet.py     the sites, the devices and what is known of their faults
-parts.py     the processes: broker, collector, agents on Linux, agents on MicroPython
+parts.py     the processes: broker, collector; devices.py: agents on Linux, agents on MicroPython
 chaos.py     the schedule: which fault, when, on whom, for how long
 faults.py    what a fault does: to processes, disks and the network; faults_of_identity.py: to keys, accounts and clocks
 oracle.py    what must be in the database, and what must have been reported

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
+from stonechat_tools.proofs.world.devices import Device, LinuxAgent
 from stonechat_tools.proofs.world.fleet import World
-from stonechat_tools.proofs.world.parts import Device, LinuxAgent, Site
+from stonechat_tools.proofs.world.parts import Site
 from stonechat_tools.proofs.world.sandbox import DEAD, MUTE
 
 LOOK_UP_S = 20.0  # a stub resolver's own time-outs, after which a board's loop goes on

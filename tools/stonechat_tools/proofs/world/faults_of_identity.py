@@ -6,9 +6,9 @@ import subprocess
 import time
 from collections.abc import Iterable
 
+from stonechat_tools.proofs.world.devices import Device, LinuxAgent, token
 from stonechat_tools.proofs.world.faults import Fault, OnDevice, OnSite
 from stonechat_tools.proofs.world.fleet import World
-from stonechat_tools.proofs.world.parts import Device, LinuxAgent, token
 
 CLOCKS = (-1_790_000_000, 5_000_000_000)  # about 1970, about 2185
 

@@ -16,7 +16,8 @@ from stonechat.errors import ConfigError, StonechatError
 
 from stonechat_tools.proofs.interpreters import interpreters
 from stonechat_tools.proofs.world import sandbox
-from stonechat_tools.proofs.world.parts import Board, Device, Echo, Jobs, LinuxAgent, Part, Site, faketime, make_models
+from stonechat_tools.proofs.world.devices import Board, Device, Echo, Jobs, LinuxAgent, make_models
+from stonechat_tools.proofs.world.parts import Part, Site, faketime
 
 WINDOW_MS = 2000
 STARTS_WITHIN_S = 25.0  # an agent's first scored window after its process begins, on a busy machine

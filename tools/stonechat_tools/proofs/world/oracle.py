@@ -19,8 +19,9 @@ from typing import Any
 
 import cbor2
 
+from stonechat_tools.proofs.world.devices import Board
 from stonechat_tools.proofs.world.fleet import World
-from stonechat_tools.proofs.world.parts import COLLECTOR_UID, Board, Site
+from stonechat_tools.proofs.world.parts import COLLECTOR_UID, Site
 
 LEVEL_WITHIN_S = 60.0
 ALARM = 2

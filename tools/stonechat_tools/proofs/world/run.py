@@ -25,9 +25,9 @@ from pathlib import Path
 from stonechat.errors import StonechatError
 
 from stonechat_tools.proofs.world import chaos, oracle, sandbox
+from stonechat_tools.proofs.world.devices import Board
 from stonechat_tools.proofs.world.faults import Fault
 from stonechat_tools.proofs.world.fleet import World
-from stonechat_tools.proofs.world.parts import Board
 
 DRAIN_S = 120.0
 FOLDER = "STONECHAT_WORLD_FOLDER"
