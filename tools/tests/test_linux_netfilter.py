@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -413,7 +414,10 @@ def test_one_agent_responds_in_a_namespace_and_who_is_not_root_keeps_none_from_i
     with pytest.raises(OSError, match="another stonechat-agent"):
         lab.net.device.do(netfilter._claim)
     lab.net.outside.do(netfilter._claim).close()  # another namespace
-    other.detach()
+    ending = threading.Timer(0.3, other.detach)
+    ending.start()
+    lab.net.device.do(netfilter._claim_in_time).close()  # the first one ends meanwhile
+    ending.join()
     for how in ("listens", "is deaf"):
         command = [sys.executable, "-c", SQUATTER, how]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

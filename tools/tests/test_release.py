@@ -230,7 +230,7 @@ def test_a_copied_restored_or_missing_state_is_refused(vendor: Path, tmp_path: P
     cut = [whole[:at] for at in range(0, len(whole) - 2, 7)]
     for text in ("{}", "[]", '{"next_leaf": -1, "inode": 0, "machine": ""}', '{"next_leaf": true}', "x", *cut):
         (tmp_path / "officer.key.state").write_text(text)
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError, match="A leaf must never sign twice: use the original, or make a new key"):
             copy.sign(b"message")
 
 

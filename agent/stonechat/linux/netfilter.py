@@ -10,7 +10,7 @@ import errno
 import os
 from struct import unpack
 
-from ..compat import ticks_add, ticks_diff, ticks_ms
+from ..compat import sleep_ms, ticks_add, ticks_diff, ticks_ms
 from ..policy import QUARANTINE
 from . import netfilter_rules as rules
 from . import nfnetlink as nf
@@ -24,13 +24,14 @@ GONE = "the table %s was deleted or changed from outside: nothing is stopped any
 
 
 _CLAIM = b"\0stonechat-response"  # an abstract UNIX socket: one for each network namespace, gone with its process
+_CLAIM_TRIES, _CLAIM_EVERY_MS = 8, 100
 _PEER_CREDENTIALS = 17  # SO_PEERCRED, asm-generic/socket.h
 
 
 def open_response(config: dict, resolver=None, check: bool = False) -> "Netfilter":
     """What carries a response out, from the daemon's configuration; resolver: of the MQTT client; check: it will not
     respond. Raises OSError where nf_tables can't be used here, or another agent responds."""
-    claim = None if check else _claim()
+    claim = None if check else _claim_in_time()
     peers = (lambda: resolver.addresses) if resolver else None
     allow = AllowList(config["mqtt"]["host"], config["mqtt"]["port"], config["response"]["allow"], peers)
     return Netfilter(allow, claim=claim)
@@ -81,6 +82,18 @@ def clear() -> None:
                     raise
     finally:
         kernel.close()
+
+
+def _claim_in_time():
+    """As _claim(); an agent that ends, or only clears, lets go within moments."""
+    for _ in range(_CLAIM_TRIES):
+        try:
+            return _claim()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        sleep_ms(_CLAIM_EVERY_MS)
+    return _claim()
 
 
 def clear_before_a_start() -> None:

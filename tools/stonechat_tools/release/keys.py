@@ -184,7 +184,10 @@ def _read_state(path: Path) -> int:
         found = os.stat(place)
     except FileNotFoundError:
         raise ConfigError(f"{place}: is missing. {advice}") from None
-    fields = read_json(place, "the state of a key")
+    try:
+        fields = read_json(place, "the state of a key")
+    except ConfigError as error:
+        raise ConfigError(f"{error}. {advice}") from None
     try:
         leaf, *known = (fields[name] for name in ("next_leaf", "inode", "born_ns", "machine"))
         if type(leaf) is not int or not 0 <= leaf <= LEAVES:
