@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -164,6 +164,13 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise FileExistsError(errno.EEXIST, "not a regular file; left as it is", os.fspath(path))
+
+
+def spare_inputs(output: str | os.PathLike[str] | None, inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Raises ConfigError where the file to write is one of those to read, under whatever name."""
+    for path in inputs if output is not None and os.path.exists(output) else ():
+        if os.path.exists(path) and os.path.samefile(os.fspath(output or ""), path):
+            raise ConfigError(f"{output} is one of the files to read, and would be lost: name another file to write")
 
 
 @contextlib.contextmanager

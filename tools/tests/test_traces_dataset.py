@@ -121,3 +121,29 @@ def test_an_overlay_adds_counts_and_keeps_the_higher_reading() -> None:
     for after in (-1, 5):
         with pytest.raises(TraceError, match="--after"):
             overlay(base, attack, after)
+
+
+def test_no_file_that_is_read_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b, link = (str(tmp_path / name) for name in ("a.csv", "train.csv.gz", "link.csv"))
+    write_trace(days("a", 400), a)
+    write_trace(days("b", 30, 1e6), b)
+    (tmp_path / "link.csv").symlink_to(a)
+    raw = tmp_path / "raw.csv"
+    raw.write_text("time,count\n1,1\n2,2\n3,3\n")
+    model = str(Path(__file__).parents[2] / "models/linux-1/model.tflite")
+    kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for words in (
+        ["dataset", "import", str(raw), "--format", "csv", "--time", "time", "-o", str(raw)],
+        ["dataset", "join", a, b, "-o", link],
+        ["dataset", "label", a, "--label", "x", "-o", a],
+        ["dataset", "append", a, b, "-o", b],
+        ["dataset", "overlay", a, b, "-o", a],
+        ["dataset", "split", a, b, "-o", str(tmp_path)],
+        ["calibrate", model, a, "-o", a],
+        ["quantize", str(tmp_path / "w.npz"), a, "-o", link],
+        ["evaluate", model, a, "--json", a],
+        ["evaluate", model, a, "--personalize", "9", "--json", a],
+    ):
+        assert main(words) == 1, words
+        assert "is one of the files to read, and would be lost" in capsys.readouterr().err, words
+        assert kept == {path: path.read_bytes() for path in tmp_path.iterdir()}, words

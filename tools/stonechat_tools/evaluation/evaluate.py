@@ -36,7 +36,7 @@ from stonechat.linux import shipped
 from stonechat.metadata import Metadata
 from stonechat.model import load_model
 
-from stonechat_tools.console import read_file
+from stonechat_tools.console import read_file, spare_inputs
 from stonechat_tools.modeling.calibrate import DAY_S, poisson_bound
 from stonechat_tools.modeling.device_path import Network, Replay, to_features
 from stonechat_tools.traces.files import read_all
@@ -91,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("name a model and at least one trace, or --suite")
     if args.personalize is not None:
         return _personalize(args)
+    spare_inputs(args.json, [args.model, *args.traces])
     figures = evaluate(read_file(args.model), read_all(args.traces), not args.learned)
     if args.json:
         _write_json(figures, args.json)
@@ -129,6 +130,7 @@ def _personalize(args: argparse.Namespace) -> int:
         shares = [0.0]
     if any(not 0 < share <= 1 for share in shares):
         raise ConfigError(f"--contaminated {args.contaminated}: want shares above 0, at most 1, with commas")
+    spare_inputs(args.json, [args.model, *args.traces])
     with _progress(Console(stderr=True)) as show:
         figures = personalize(read_file(args.model), read_all(args.traces), args.personalize, shares, show)
     if args.json:

@@ -35,7 +35,7 @@ from stonechat.metadata import Metadata
 from stonechat.model_file import pack_normalization
 from stonechat.schema import Schema
 
-from ..console import reason, write_atomic
+from ..console import reason, spare_inputs, write_atomic
 from ..traces.dataset import split
 from ..traces.files import read_all
 from ..traces.format import TraceError, check_columns
@@ -87,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    spare_inputs(args.output, [args.weights, *args.recordings])
     weights = read_weights(args.weights)
     trace = read_all(args.recordings)
     benign = trace.select(trace.benign)

@@ -32,6 +32,7 @@ import numpy as np
 from stonechat.features import RATE
 from stonechat.window import DELTA_MAX
 
+from ..console import spare_inputs
 from .files import read_all, read_trace, write_trace
 from .format import BENIGN, TraceError, check_label, is_benign, opened_text, parse_moment
 from .trace import Trace, join
@@ -96,6 +97,13 @@ def _output(sub: argparse.ArgumentParser, text: str = "the trace to write: .csv,
 
 
 def run(args: argparse.Namespace) -> int:
+    read = [vars(args)[name] for name in ("trace", "benign", "attack") if name in args]
+    read += vars(args).get("traces", []) + vars(args).get("files", [])
+    if args.action == "split":
+        for name in [*parse_fractions(args.fractions), *(["held-out"] if args.hold_out else [])]:
+            spare_inputs(os.path.join(args.output, name + ".csv.gz"), read)
+    elif args.action != "info":
+        spare_inputs(args.output, read)
     outcomes: list[Outcome] = args.call(args)
     if args.json:
         print(json.dumps(outcomes if args.action == "info" else outcomes[0] if len(outcomes) == 1 else outcomes))
