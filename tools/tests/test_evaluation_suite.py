@@ -127,6 +127,15 @@ def test_the_suite_runs_and_reports(folder, tmp_path, capsys):
     assert beside == ["figures.json", "made-up-drift.png", "made-up.png"]
 
 
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b\x08", b"[]", b"{}", b'{"comparison": 1}', b"9" * 5000])
+def test_earlier_figures_that_are_none_are_one_line(folder, tmp_path, capsys, content):
+    path = tmp_path / "figures.json"
+    path.write_bytes(content)
+    assert cli.main(["evaluate", "--suite", "--data", str(folder), "--earlier", str(path)]) == 1
+    error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("left out")]
+    assert len(error) == 1 and "figures of an earlier suite" in error[0], error
+
+
 def test_a_suite_without_captures_says_so(tmp_path, capsys):
     assert cli.main(["evaluate", "--suite", "--data", str(tmp_path)]) == 1
     assert "--data" in capsys.readouterr().err

@@ -36,7 +36,7 @@ from stonechat.linux import shipped
 from stonechat.metadata import Metadata
 from stonechat.model import load_model
 
-from stonechat_tools.console import read_file, spare_inputs
+from stonechat_tools.console import read_file, read_json, spare_inputs
 from stonechat_tools.modeling.calibrate import DAY_S, poisson_bound
 from stonechat_tools.modeling.device_path import Network, Replay, to_features
 from stonechat_tools.traces.files import read_all
@@ -282,7 +282,9 @@ def _suite(args: argparse.Namespace) -> int:
     for name in SETS:
         if name not in there and args.manifest is None:
             console.print(f"left out: {root / name} is not there")
-    earlier = json.loads(read_file(args.earlier)) if args.earlier else None
+    earlier = read_json(args.earlier, "figures of an earlier suite") if args.earlier else None
+    if earlier is not None:
+        runner.check_earlier(earlier, args.earlier)
     with _progress(console) as show:
         manifest = None if args.manifest is None else Path(args.manifest)
         figures = runner.run_suite(root, args.seeds, show, manifest, earlier)

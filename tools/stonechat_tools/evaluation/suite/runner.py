@@ -37,6 +37,13 @@ def summary_of_alarms(comparison: dict[str, Any]) -> dict[str, dict[str, float]]
     return totals
 
 
+def check_earlier(figures: Any, path: str) -> None:
+    """Raises ConfigError where this is not what run_suite() gave."""
+    lacking = [key for key in ("comparison", "seeds", *_STATIC) if not isinstance(figures, dict) or key not in figures]
+    if lacking or not isinstance(figures["comparison"], dict):
+        raise ConfigError(f"{path}: no figures of an earlier suite: {', '.join(lacking) or 'comparison'} is not there")
+
+
 def run_suite(
     root: Path, seeds: int, show: Show, manifest: Path | None = None, earlier: dict[str, Any] | None = None
 ) -> dict[str, Any]:
