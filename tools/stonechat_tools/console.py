@@ -77,6 +77,8 @@ def install_command(extra: str) -> str:
 
 def os_error(error: OSError) -> str:
     """`FILE: No such file or directory`, as other commands write it, where the error names its file."""
+    if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):  # a write: it knows no name
+        return f"{error.strerror}: make space, then run it again"
     if error.filename is None or error.strerror is None:
         return str(error)
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]

@@ -16,7 +16,8 @@ from paho.mqtt import client as paho
 from stonechat.delivery import Delivery
 from stonechat.errors import ConfigError
 from stonechat.outbox_memory import MemoryOutbox
-from stonechat_tools.fleet import broker_config, keyring, provision
+from stonechat_tools.fleet import broker_config, certificates, keyring, provision
+from stonechat_tools.fleet.bulk_client import BulkClient
 from stonechat_tools.fleet.collect import Collector
 from stonechat_tools.fleet.connection import explain
 from stonechat_tools.fleet.store import Store
@@ -457,3 +458,43 @@ def test_the_certificate_has_the_name_that_devices_know_and_a_refused_one_its_ow
     assert "see --cafile" in refusal(ssl.create_default_context(), "127.0.0.1")
     with pytest.raises(ConfigError, match="provision add DEVICE"):
         provision.Fleet.init(tmp_path / "fleet", settings)
+
+
+@needs_mosquitto
+def test_a_collector_says_that_its_certificate_has_expired_or_that_another_one_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = provision.Settings(broker="localhost", port=free_port())
+    fleet = provision.Fleet.init(tmp_path / "fleet", settings)
+    conf = broker_config.write(fleet, "127.0.0.1", user=ACCOUNT)
+    collector = fleet.folder / "collector"
+    good = context(collector)
+    monkeypatch.setattr(certificates, "CERTIFICATE_DAYS", -0.5)
+    fleet._issue("collector", collector)
+    said: list[str] = []
+
+    def client(tls: ssl.SSLContext) -> BulkClient:
+        made = BulkClient(
+            "collector",
+            ("localhost", settings.port),
+            ["stonechat/1/fleet/+/report"],
+            on_messages=lambda messages: None,
+            on_state=lambda connected, why: said.append(why),
+            has_space=lambda: True,
+            tls=tls,
+            version="3.1.1",
+        )
+        made.start()
+        return made
+
+    with Mosquitto(conf, settings.port):
+        expired = client(context(collector))
+        assert wait_for(lambda: any("--cert has expired" in why for why in said)), said
+        expired.stop()
+        said.clear()
+        first = client(good)
+        assert wait_for(lambda: "" in said), said
+        second = client(good)
+        assert wait_for(lambda: any("a second client of the same account" in why for why in said)), said
+        first.stop()
+        second.stop()

@@ -1,6 +1,11 @@
 """The files that `provision` makes: modes, configurations, what is refused."""
 
+import errno
 import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +232,8 @@ def test_what_belongs_to_another_account_still_does_after_it_was_replaced(tmp_pa
     assert (fleet.folder / "secrets/pump-2.key").stat().st_uid == 0
 
 
-@pytest.mark.parametrize("auth", ["mtls", "passwords", "plain"])
+@pytest.mark.slow(9)
+@pytest.mark.parametrize("auth", ["mtls", "passwords"])
 def test_home_assistant_is_let_in_wholly_or_not_at_all(
     auth: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,3 +268,115 @@ def test_home_assistant_is_let_in_wholly_or_not_at_all(
     assert fails_at > 2
     assert provision.Fleet(made.folder).settings.home_assistant
     assert (made.folder / "homeassistant").is_dir() and "homeassistant" in (made.folder / "broker/acl").read_text()
+
+
+class Cut:
+    """Every file that a change writes passes here; the `fail`-th is not written, as on a full disk."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fail = self.calls = 0
+        for name in ("write_file", "write_atomic", "write_board"):
+            real = getattr(fleet_folder, name)
+
+            def write(*args: Any, real: Any = real, **more: Any) -> Any:
+                self.calls += 1
+                if self.calls == self.fail:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return real(*args, **more)
+
+            monkeypatch.setattr(fleet_folder, name, write)
+
+    def run(self, change: Callable[[], Any], fail: int) -> bool:
+        """-> whether the change was whole, because it writes fewer files."""
+        self.fail, self.calls = fail, 0
+        try:
+            change()
+        except OSError:
+            return False
+        finally:
+            self.fail = 0
+        return True
+
+
+@pytest.mark.slow(9)
+@pytest.mark.parametrize("auth", ["mtls", "passwords"])
+def test_a_change_that_is_cut_short_at_any_file_can_be_made_again(
+    auth: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = provision.Settings("h", 1, auth=auth)
+    cut = Cut(monkeypatch)
+    number = 1
+    while not cut.run(lambda: provision.Fleet.init(tmp_path / "f", settings), number):
+        assert not (tmp_path / "f").exists()
+        number += 1
+    assert number > 3
+    fleet = provision.Fleet(tmp_path / "f")
+
+    def works(device: str, *old: bytes) -> bytes:
+        """The keys of collector and operator are those of the bundle, then the old; the broker has the account."""
+        key = bytes.fromhex((fleet.folder / "devices" / device / "device.key").read_text())
+        with tarfile.open(fleet.bundle(device)) as bundle:
+            file = bundle.extractfile("device.key")
+            assert file is not None and bytes.fromhex(file.read().decode()) == key
+        for folder, labels in (("keys", keyring.COLLECTOR_LABELS), ("operator/keys", keyring.OPERATOR_LABELS)):
+            text = (fleet.folder / folder / f"{device}.keys").read_text()
+            assert text == keyring.derived_text([key, *old], labels)
+        assert auth != "passwords" or device in (fleet.folder / "broker/passwd").read_text()
+        return key
+
+    number = 1
+    while True:
+        device = f"d-{number}"
+        if cut.run(lambda: fleet.add(device, board=True), number):  # noqa: B023
+            break
+        fleet.add(device, board=True)
+        works(device)
+        number += 1
+    assert number > 5 and not [path for path in (fleet.folder / "secrets").iterdir() if path.suffix != ".key"]
+    with pytest.raises(ConfigError, match="already"):
+        fleet.add("d-1")
+    number = 1
+    while True:
+        device = f"r-{number}"
+        fleet.add(device)
+        installed = works(device)
+        if cut.run(lambda: fleet.rotate(device), number):  # noqa: B023
+            break
+        with pytest.raises(ConfigError, match=f"provision rotate {device}"):
+            fleet.finish_rotation(device)
+        with pytest.raises(ConfigError, match="already"):
+            fleet.add(device)  # it would end the key that the device has
+        fleet.rotate(device)
+        new = works(device, installed)
+        assert new != installed
+        with pytest.raises(ConfigError, match="finish-rotation"):
+            fleet.rotate(device)
+        fleet.finish_rotation(device)
+        assert fleet.secrets(device) == [new]
+        number += 1
+    assert number > 5
+
+
+def test_two_provisions_at_once_lose_no_device(tmp_path: Path) -> None:
+    base = tmp_path / "f"
+    provision.Fleet.init(base, provision.Settings("h", 1, auth="passwords"))
+    command = [sys.executable, "-m", "stonechat_tools.cli", "provision", "--dir", str(base), "add"]
+    adding = [subprocess.Popen([*command, f"d-{i}", f"e-{i}"], stdout=subprocess.DEVNULL) for i in range(4)]
+    assert [each.wait(120) for each in adding] == [0] * 4
+    accounts = {line.split(":")[0] for line in (base / "broker/passwd").read_text().splitlines()}
+    assert {f"{kind}-{i}" for kind in "de" for i in range(4)} <= accounts
+
+
+@pytest.mark.parametrize("auth", ["mtls", "passwords"])
+def test_an_account_can_be_renewed_as_a_device_can(auth: str, tmp_path: Path) -> None:
+    fleet = provision.Fleet.init(tmp_path / "f", provision.Settings("h", 1, auth=auth))
+    place = fleet.folder / "collector"
+    file = place / ("client.crt" if auth == "mtls" else "password")
+    before = file.read_bytes()
+    assert fleet.rotate("collector") == place and file.read_bytes() != before
+    serials = fleet._serials("collector")
+    fleet.finish_rotation("collector")
+    assert [f"{serial:x}" for serial in serials[1:]] == [path.name for path in (fleet.folder / "revoked").iterdir()]
+    assert fleet.devices == []
+    with pytest.raises(ConfigError, match="not in this fleet"):
+        fleet.rotate("homebridge")

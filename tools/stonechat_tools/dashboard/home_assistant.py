@@ -34,7 +34,7 @@ from ..fleet import keyring
 from ..fleet.broker import add_broker_arguments, broker_options
 from ..fleet.broker_lists import BRIDGE_COMMANDS, BRIDGE_ONLINE
 from ..fleet.command import MAX_AHEAD_S, ask, span_s
-from ..fleet.connection import BoundedClient, explain, refused
+from ..fleet.connection import BoundedClient, explain, lost, refused
 from ..fleet.store import URLS, Store, StoreError
 from . import audit
 from .home_messages import Bridge
@@ -71,7 +71,7 @@ class Connection:
         client.will_set(self._online, b"offline", 1, True)
         client.on_connect = self._on_connect
         client.on_connect_fail = lambda *_: self._lost(explain(*self._where, sys.exc_info()[1]))
-        client.on_disconnect = lambda *_: self._lost(f"broker {self._where[0]}:{self._where[1]}: connection lost")
+        client.on_disconnect = lambda *_: self._lost(lost(*self._where))
         client.on_message = self._on_message
 
     def start(self) -> None:

@@ -23,6 +23,7 @@ from stonechat.errors import ConfigError
 
 from ..console import write_atomic
 from .certificates import pem, pem_key
+from .changes import alone
 from .local_broker import mosquitto_path
 from .provision import Fleet
 
@@ -159,7 +160,8 @@ def run(args: argparse.Namespace) -> int:
     there = Path(args.install_dir) if args.install_dir else None
     if there and not there.is_absolute():
         raise ConfigError(f"--install-dir {there}: want an absolute path")
-    path = write(fleet, args.listen, args.name or None, args.user, there)
+    with alone(fleet.folder):
+        path = write(fleet, args.listen, args.name or None, args.user, there)
     if there:
         print(f"{path.parent}: copy its files to {there} and give them to {args.user}: chown {args.user}: {there}/*")
         return 0

@@ -20,7 +20,7 @@ from stonechat.errors import ConfigError, StonechatError
 
 from ..console import install_command
 from . import mqtt_codec
-from .connection import explain, refused, unanswered
+from .connection import certificate_alert, explain, lost, refused, unanswered
 
 KEEPALIVE_S = 30
 CONNECT_S = 10.0
@@ -180,7 +180,9 @@ class BulkClient:
             self._on_state(False, f"fault: {error}")
 
     def _explain(self, error: BaseException) -> str:
-        if self._unanswered and isinstance(error, (ssl.SSLError, ConnectionError)):  # after the handshake
+        if (  # after the handshake, in which TLS 1.3 says nothing of our certificate
+            self._unanswered and isinstance(error, (ssl.SSLError, ConnectionError)) and not certificate_alert(error)
+        ):
             return unanswered(*self._where, self._tls is not None)
         if isinstance(error, mqtt_codec.ProtocolFault):
             return f"broker {self._where[0]}:{self._where[1]}: {error}; connecting again"
@@ -248,7 +250,7 @@ class BulkClient:
                     if not accepted:
                         self._try_other_version()
                         return unanswered(*self._where, self._tls is not None)
-                    return f"broker {self._where[0]}:{self._where[1]}: connection lost"
+                    return lost(*self._where)
                 if data:
                     answer_by_s = None if accepted else answer_by_s
                     found = codec.feed(data)

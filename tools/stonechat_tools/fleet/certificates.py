@@ -4,6 +4,7 @@ import datetime
 import ipaddress
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stonechat.errors import ConfigError
@@ -109,6 +110,19 @@ def new_ca(common_name: str) -> "tuple[x509.Certificate, ec.EllipticCurvePrivate
     builder = builder.add_extension(usage, critical=True)
     builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     return _sign(builder, key), key
+
+
+def load_ca(folder: Path) -> "tuple[x509.Certificate, ec.EllipticCurvePrivateKey]":
+    """The fleet's own, out of its folder. Raises OSError, ConfigError."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+    key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{folder}/ca.key: not a key of this tool")
+    return certificate, key
 
 
 def pem(certificate: "x509.Certificate") -> bytes:

@@ -78,6 +78,8 @@ def explain(host: str, port: int, error: BaseException | None) -> str:
         why = error.verify_message.rstrip(".")
         return f"{where}: the broker's certificate is not accepted: {why}; {_certificate_fix(host, error.verify_code)}"
     if isinstance(error, ssl.SSLError):
+        if alert := certificate_alert(error):
+            return f"{where}: {alert}"
         hint = "; does this port speak TLS? see --plain" if "WRONG_VERSION" in str(error) else ""
         return f"{where}: TLS: {error.reason or error}{hint}"
     if isinstance(error, TimeoutError):
@@ -96,6 +98,27 @@ def _certificate_fix(host: str, code: int) -> str:
     if code == 9:
         return "set the clock of this machine, or of the one that made it"
     return "see --cafile"
+
+
+_ALERTS = {  # what the broker says of our certificate; a word of OpenSSL's reason, then ours
+    "CERTIFICATE_EXPIRED": "the certificate of --cert has expired: `stonechat provision rotate ACCOUNT` renews it",
+    "CERTIFICATE_REVOKED": "the certificate of --cert is revoked",
+    "UNKNOWN_CA": "the broker does not trust the certificate of --cert: is it of this fleet?",
+    "CERTIFICATE_REQUIRED": "the broker wants a client certificate: --cert, --key",
+    "BAD_CERTIFICATE": "the broker refuses the certificate of --cert",
+    "CERTIFICATE_UNKNOWN": "the broker refuses the certificate of --cert",
+}
+
+
+def certificate_alert(error: BaseException | None) -> str:
+    """What the broker said of our certificate, "" where the error is none about it."""
+    reason = (isinstance(error, ssl.SSLError) and error.reason) or ""
+    return next((text for word, text in _ALERTS.items() if word in reason), "")
+
+
+def lost(host: str, port: int) -> str:
+    """For a connection that the broker has ended without a reason: mosquitto 2.0.11 gives none to whom it replaces."""
+    return f"broker {host}:{port}: connection lost; a second client of the same account makes the broker do so, too"
 
 
 def unanswered(host: str, port: int, tls: bool) -> str:

@@ -18,6 +18,7 @@ from . import certificates, keyring
 from .broker_lists import acl, password_entries, password_entry
 from .bundle import check_model, make_bundle
 from .certificates import new_ca, pem, pem_key
+from .changes import Unfinished
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -145,6 +146,14 @@ class Fleet:
         if folder.is_symlink() or folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: is there already and not empty; choose a new folder")
         settings.check()
+        try:
+            return cls._make(folder, settings)
+        except BaseException:  # a full disk, ^C: half a fleet would be in the way of the next try
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    @classmethod
+    def _make(cls, folder: Path, settings: Settings) -> "Fleet":
         for name in ("", *FOLDERS):
             make_folder(folder / name)
         if settings.auth != "plain":
@@ -220,7 +229,8 @@ class Fleet:
         keyring.check_device_id(device)
         if device in RESERVED:
             raise ConfigError(f"{device} is the name of an account at the broker; choose another")
-        if (self.folder / "secrets" / (device + ".key")).exists():
+        unfinished = Unfinished(self.folder, device)
+        if (self.folder / "secrets" / (device + ".key")).exists() and "add" not in unfinished:
             raise ConfigError(f"{device} is in the fleet already; `rotate` gives it new keys")
         if device.endswith(".tar") or self.bundle(device).is_dir():
             raise ConfigError(f"{device}: its files would have the place of another device's bundle; choose another id")
@@ -228,39 +238,50 @@ class Fleet:
         self._check_folders(place)
         secret = keyring.new_secret()
         data = check_model(model) if model else b""  # before anything is made
-        self._issue(device, place)
-        if model:
-            write_file(place / "model.tflite", data, 0o644)
-        if board:
-            make_folder(place / FOLDER)
-        self._hand_out(device, place, secret)
-        self._write_keys(device, [secret])
-        self.write_broker_lists()
+        with unfinished.marked("add"):
+            self._issue(device, place)
+            if model:
+                write_file(place / "model.tflite", data, 0o644)
+            if board:
+                make_folder(place / FOLDER)
+            self._hand_out(device, place, secret)
+            self._write_keys(device, [secret])
+            self.write_broker_lists()
         return place
 
     def rotate(self, device: str, board: bool = False) -> Path:
         """New keys; reports under the old ones are accepted until finish_rotation(). board: as for add(); files for a
-        board that are there already are renewed without it."""
+        board that are there already are renewed without it. The account of a collector or operator has no key: it gets
+        another certificate or password, in the folder that it has."""
+        if device in self.settings.accounts:
+            self._check_folders(self.folder / device)
+            self._issue(device, self.folder / device)
+            self.write_broker_lists()
+            return self.folder / device
         current = self.secrets(device)
-        if len(current) > 1:
+        unfinished = Unfinished(self.folder, device)
+        if len(current) > 1 and "rotate" not in unfinished:
             raise ConfigError(
                 f"{device} is being rotated already; run `stonechat provision finish-rotation {device}` first"
             )
         place = self.folder / "devices" / device
         self._check_folders(place)
-        secret = keyring.new_secret()
-        self._write_keys(device, [secret, current[0]])  # the collector knows the new keys before the device has them
-        self._issue(device, place)
-        if board:
-            make_folder(place / FOLDER)
-        self._hand_out(device, place, secret)
-        self.write_broker_lists()
+        secret = current[0] if len(current) > 1 else keyring.new_secret()  # what was cut short goes on with its secret
+        with unfinished.marked("rotate"):
+            self._write_keys(device, [secret, current[-1]])  # the collector knows the new keys before the device
+            self._issue(device, place)
+            if board:
+                make_folder(place / FOLDER)
+            self._hand_out(device, place, secret)
+            self.write_broker_lists()
         return place
 
     def finish_rotation(self, device: str) -> None:
-        current = self.secrets(device)
         self._check_folders()
-        self._write_keys(device, current[:1])
+        if device not in self.settings.accounts:
+            current = self.secrets(device)
+            Unfinished(self.folder, device).check()
+            self._write_keys(device, current[:1])
         serials = self._serials(device)
         self._revoke(device, serials[1:])
         self._write_serials(device, serials[:1])
@@ -284,6 +305,7 @@ class Fleet:
         (self.folder / "issued" / device).unlink(missing_ok=True)
         shutil.rmtree(place, ignore_errors=True)
         self.bundle(device).unlink(missing_ok=True)
+        Unfinished(self.folder, device).forget()
         self.write_broker_lists()
 
     def _write_keys(self, device: str, found: list[bytes]) -> None:
@@ -334,18 +356,7 @@ class Fleet:
         self, name: str, addresses: list[str] | None = None
     ) -> "tuple[x509.Certificate, ec.EllipticCurvePrivateKey]":
         """One signed by the fleet's CA: for a client, or with `addresses` (names or IPs) for the broker."""
-        return certificates.issue(*self._ca(), name, addresses)
-
-    def _ca(self) -> "tuple[x509.Certificate, ec.EllipticCurvePrivateKey]":
-        from cryptography import x509
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import ec
-
-        certificate = x509.load_pem_x509_certificate((self.folder / "ca.crt").read_bytes())
-        key = serialization.load_pem_private_key((self.folder / "ca.key").read_bytes(), None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise ConfigError(f"{self.folder}/ca.key: not a key of this tool")
-        return certificate, key
+        return certificates.issue(*certificates.load_ca(self.folder), name, addresses)
 
     def _serials(self, name: str) -> list[int]:
         """Of the certificates that `name` may use, the current one first."""
@@ -392,4 +403,4 @@ class Fleet:
     def _crl(self) -> bytes:
         names = (path.name for path in sorted((self.folder / "revoked").iterdir()))
         serials = [int(name, 16) for name in names if re.fullmatch("[0-9a-f]{1,40}", name)]
-        return certificates.revocation_list(*self._ca(), serials)
+        return certificates.revocation_list(*certificates.load_ca(self.folder), serials)

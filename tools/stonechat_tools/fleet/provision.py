@@ -31,6 +31,7 @@ from ..board_files import FOLDER
 from ..console import model_path
 from . import keyring
 from .broker import split_host
+from .changes import alone
 from .fleet_folder import ACCOUNTS, AUTHS, FOLDERS, RESERVED, Fleet, Settings, make_folder, no_link, write_file
 from .services import SERVICES, check_topics
 
@@ -101,6 +102,11 @@ def run(args: argparse.Namespace) -> int:
     if args.act == "list":
         _list(fleet, args.json)
         return 0
+    with alone(folder):
+        return _change(fleet, args)
+
+
+def _change(fleet: Fleet, args: argparse.Namespace) -> int:
     if args.act == "home-assistant":
         place = fleet.add_home_assistant(args.bridge)
         steps = _BRIDGE_STEPS if args.bridge else _HOME_STEPS
@@ -115,7 +121,9 @@ def run(args: argparse.Namespace) -> int:
             args.act
         ]
         where = f"; copy {fleet.bundle(device)} to it, and there: stonechat-agent install --bundle {device}.tar"
-        if place and (place / FOLDER).is_dir():
+        if place and device in fleet.settings.accounts:
+            where = f"; start again what uses {place}"
+        elif place and (place / FOLDER).is_dir():
             where = _board_steps(place / FOLDER, fleet.settings)
         print(f"{device}: {done}" + (where if place else ""))
     if fleet.settings.auth in ("mtls", "passwords"):
