@@ -18,7 +18,7 @@ def figures(capsys: pytest.CaptureFixture[str], *words: str) -> dict[int, dict]:
     return figures
 
 
-@pytest.mark.slow(12)
+@pytest.mark.slow(2)
 def test_a_beacon_to_a_new_host_is_found_beside_a_stream_and_two_thousand_windows_are_silent(capsys):
     for seconds, hours, windows in ((60, 10, 2000), (5, 1, 500)):  # `stonechat bench peers` has 2,000 of both
         words = ("--window", str(seconds), "--learn-hours", str(hours), "--windows", str(windows), "--beacons", "1")
@@ -28,7 +28,7 @@ def test_a_beacon_to_a_new_host_is_found_beside_a_stream_and_two_thousand_window
         assert row["bytes_a_minute"] > 10_000_000
 
 
-@pytest.mark.slow(12)
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("camera", ["skyworth_camera", "hichip_battery_camera"])
 def test_the_same_in_a_real_camera(camera, capsys):
     files = sorted(str(path) for path in DATA.glob(f"{camera}_2020*.csv.gz"))

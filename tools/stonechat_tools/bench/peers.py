@@ -18,7 +18,7 @@ import csv
 import ipaddress
 import itertools
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -285,11 +285,15 @@ def spread(flows: Iterable[tuple[float, float, str, Packets]], seconds: int) -> 
     windows: dict[int, dict[str, Packets]] = defaultdict(dict)
     for begin_s, duration_s, peer, (sent, sent_packets, got, got_packets) in flows:
         n = max(1, min(sent_packets, _MOST_PACKETS))
-        for k in range(n):
-            at = int((begin_s - start_s + (duration_s * k / (n - 1) if n > 1 else 0)) // seconds)
+        more = (sent // n, max(1, sent_packets // n), got // n, got_packets // n)
+        first, last = (int((begin_s - start_s + later_s) // seconds) for later_s in (0, duration_s if n > 1 else 0))
+        if first == last:
+            counts = {first: n}
+        else:
+            counts = Counter(int((begin_s - start_s + duration_s * k / (n - 1)) // seconds) for k in range(n))
+        for at, times in counts.items():
             a, b, c, d = windows[at].get(peer, (0, 0, 0, 0))
-            more = (sent // n, max(1, sent_packets // n), got // n, got_packets // n)
-            windows[at][peer] = (a + more[0], b + more[1], c + more[2], d + more[3])
+            windows[at][peer] = (a + times * more[0], b + times * more[1], c + times * more[2], d + times * more[3])
     return [windows.get(at, {}) for at in range(max(windows) + 1)]
 
 
