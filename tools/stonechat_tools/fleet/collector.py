@@ -390,9 +390,16 @@ class Collector:
         refused: list[tuple[str, bytes, int, keyring.DeviceKeys]],
     ) -> list[tuple[str, bytes]]:
         """(topic, payload) of each."""
+        time_s = int(time.time())
+        made = []
+        if not refused and len({keys.device for keys in signers}) == len(signers):  # most batches of a large fleet
+            for report, keys in zip(reports, signers, strict=True):
+                with contextlib.suppress(ConfigError):  # a key file without the key for it: the device keeps its report
+                    sealed = wire.seal_one_ack(keys, report.stream, report.sequence, time_s)
+                    made.append((f"{self.prefix}{report.device}/ack", sealed))
+            return made
         committed: dict[tuple[keyring.DeviceKeys, bytes], list[int]] = {}
         never: dict[tuple[keyring.DeviceKeys, bytes], list[int]] = {}
-        made = []
         for report, keys in zip(reports, signers, strict=True):
             numbers = committed.get(name := (keys, report.stream))
             if numbers is None:
@@ -402,13 +409,9 @@ class Collector:
         for _, stream, sequence, keys in refused:
             never.setdefault((keys, stream), []).append(sequence)
             committed.setdefault((keys, stream), [])
-        time_s = int(time.time())
         for (keys, stream), numbers in committed.items():
             topic = f"{self.prefix}{keys.device}/ack"
             try:
-                if len(numbers) == 1 and (keys, stream) not in never:  # of most devices of a large fleet
-                    made.append((topic, wire.seal_one_ack(keys, stream, numbers[0], time_s)))
-                    continue
                 taken, left = wire.ranges_of(numbers), wire.ranges_of(never.get((keys, stream), []))
                 for at in range(0, max(len(taken), len(left)), MAX_ACK_RANGES):
                     part = slice(at, at + MAX_ACK_RANGES)

@@ -163,8 +163,10 @@ class DeviceKeys:
 
     @classmethod
     def _unpacked(cls, packed: bytes, layout: _Layout, device: str) -> "DeviceKeys":
-        made = cls.__new__(cls)
-        made._packed, made._layout, made.device = packed, layout, device
+        made = _new_keys(cls)
+        made._packed = packed
+        made._layout = layout
+        made.device = device
         return made
 
     def _pack(self, labels: tuple[str, ...]) -> bytes | None:
@@ -233,6 +235,9 @@ class DeviceKeys:
     @property
     def command(self) -> Mac:
         return self._mac("command")
+
+
+_new_keys = DeviceKeys.__new__
 
 
 def _read(path: Path) -> list[str]:
@@ -319,7 +324,7 @@ class Keys:
     def held(self, device: str) -> Sequence[DeviceKeys]:
         """As of(), with the files as they were at the last refresh() or are now: for a batch."""
         known = self._known.get(device)
-        if known is not None and device not in self._files:
+        if known is not None and not (self._files and device in self._files):
             return (DeviceKeys._unpacked(known, self._hot, device),) if type(known) is bytes else known  # type: ignore[return-value]
         if self.folder is None or not _DEVICE.fullmatch(device):
             raise Rejected("unknown device", repr(device[:64]))

@@ -124,7 +124,10 @@ class Notes:
         part = list(islice(fleet.changed, most))
         if part:
             self._store.note("presence", {device.name: device.dump() for device in part})
-            fleet.changed.difference_update(part)
+            if len(part) == len(fleet.changed):
+                fleet.changed = set()  # an emptied one keeps its memory, after a start 40 bytes of each device
+            else:
+                fleet.changed.difference_update(part)
 
     def save_all(self, judged: Judgements, incidents: Incidents, now_s: float) -> None:
         """At the end, with what changes too often to be written each time."""

@@ -107,7 +107,7 @@ class Sqlite:
             except OSError as error:
                 raise StoreError(f"{self.path}: {error.strerror}", error.errno == errno.ENOSPC) from None
             if os.path.exists(self.path) and not os.path.isfile(self.path):  # a damaged one would be set aside
-                raise StoreError(f"{self.path}: not a regular file")
+                raise StoreError(f"{self.path}: it is not a file")
             if os.path.isfile(self.path) and os.stat(self.path).st_nlink > 1:
                 raise StoreError(
                     f"{self.path}: has a second name (a hard link), and each name would get a log of its own; remove"
