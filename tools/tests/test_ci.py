@@ -45,6 +45,30 @@ def test_a_module_that_is_skipped_whole_counts_too(tmp_path: Path) -> None:
     assert done.returncode == 1 and "NOT ALLOWED test_more.py" in done.stdout
 
 
+def test_a_worker_begins_with_the_longest_file(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text((ROOT / "conftest.py").read_text())
+    lengths = {"a": ["slow(4)"], "b": [], "c": ["slow(3)", "slow(3)"], "d": ["slow"], "e": []}
+    for name, marks in lengths.items():
+        tests = [f"@pytest.mark.{mark}\ndef test_{n}(): pass\n" for n, mark in enumerate(marks)]
+        (tmp_path / f"test_{name}.py").write_text("import pytest\ndef test_it(): pass\n" + "".join(tests))
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-v",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+        "-c",
+        "/dev/null",
+    ]
+    command += ["-n", "1", "--dist", "loadfile", "--no-loadscope-reorder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    order = [line.split("::")[0][-4] for line in done.stdout.splitlines() if "PASSED" in line]
+    assert "".join(dict.fromkeys(order)) == "cabde", done.stdout + done.stderr
+
+
 def test_set_up_and_ci_are_well_formed_shell() -> None:
     for script in ("tools/setup.sh", ".ci/run"):
         done = subprocess.run(["sh", "-n", script], capture_output=True, text=True, cwd=ROOT, timeout=30)
