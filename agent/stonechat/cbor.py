@@ -29,10 +29,7 @@ def encode(value, out: bytearray) -> None:
     if value is True or value is False:
         out.append(0xF4 + value)
     elif isinstance(value, int):
-        if value < 24:
-            out.append(value)
-        else:
-            head(out, 0, value)
+        head(out, 0, value)
     else:
         if isinstance(value, str):
             value = value.encode()
@@ -49,12 +46,19 @@ def encode(value, out: bytearray) -> None:
 
 def encode_fields(fields: list, out: bytearray) -> None:
     """fields: values whose index is their key, None is absent -> appends the map, without a dict or a sort."""
+    append = out.append
     head(out, 5, len(fields) - fields.count(None))
-    for key in range(len(fields)):  # enumerate() would allocate a tuple for each
-        value = fields[key]
+    key = 0
+    for value in fields:
         if value is not None:
             if key < 24:
-                out.append(key)
+                append(key)
             else:
                 head(out, 0, key)
-            encode(value, out)
+            if type(value) is not int:
+                encode(value, out)
+            elif value < 24:  # most are: a call less
+                append(value)
+            else:
+                head(out, 0, value)
+        key += 1  # noqa: SIM113 - enumerate() would allocate a tuple for each

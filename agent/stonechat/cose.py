@@ -42,9 +42,10 @@ class Mac:
         self._inner = context
         self._outer = _pad(key, 0x5C)
 
-    def tag(self, value) -> bytes:
-        """value: the payload as a CBOR byte string -> TAG_BYTES bytes."""
+    def tag(self, start, value=b"") -> bytes:
+        """start, value: the payload as a CBOR byte string, in two pieces -> TAG_BYTES bytes."""
         digest = sha256(self._inner)
+        digest.update(start)
         digest.update(value)
         outer = sha256(self._outer)
         outer.update(digest.digest())
@@ -53,8 +54,9 @@ class Mac:
     def seal(self, value) -> bytearray:
         """value: the payload, deterministic CBOR -> the COSE_Mac0 message."""
         out = bytearray(HEAD)
-        cbor.encode(value, out)
-        tag = self.tag(memoryview(out)[6:])
+        cbor.head(out, 2, len(value))
+        tag = self.tag(out[6:], value)  # first: what is allocated meanwhile would be in the way of `out`
+        out.extend(value)
         out.append(0x48)
         out.extend(tag)
         return out

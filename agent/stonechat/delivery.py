@@ -184,6 +184,8 @@ class Delivery(Reporter):
                     self._quiet_ms = 0
                 if self._send(publish, record):
                     self._sent = record[0]
+                    if record[0] == self._made:  # there are no others
+                        break
                 elif record[0] <= self._highest:
                     self._sent = self._highest  # repeats wait for bytes; a new report does not wait for them
                 else:

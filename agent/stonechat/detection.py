@@ -60,19 +60,17 @@ class Verdict:
         total = sum(parts)
         out: list = []
         given = so_far = 0
-        i = -1  # the last one given; the next is the greatest of those that are less, or as great and further back
         while total and len(out) < min(k, len(parts)):
-            best = -1
-            for j in range(len(parts)):
-                later = i < 0 or parts[j] < parts[i] or parts[j] == parts[i] and j > i
-                if later and (best < 0 or parts[j] > parts[best]):
-                    best = j
-            i = best
-            so_far += parts[i]
+            part = max(parts)  # the first of them, where several are as great
+            i = parts.index(part)
+            parts[i] = ~part  # below 0: out of the way of the next
+            so_far += part
             upto = (200 * so_far + total) // (2 * total)
             z = self.x[i]
             out.append((i, z - 256 if z > 127 else z, upto - given))
             given = upto
+        for i, _, _ in out:
+            parts[i] = ~parts[i]
         return out
 
 

@@ -41,8 +41,8 @@ class Reporter:
         boot: int = 0,
         stream: bytes = b"",
     ) -> None:
-        for c in device_id + "/" * (len(device_id) - _MAX_ID) + "/" * (not device_id.strip("-_.")):
-            if c not in "-_." and not ("0" <= c <= "9" or "A" <= c <= "Z" or "a" <= c <= "z"):
+        for c in (device_id + "/" * (len(device_id) - _MAX_ID) + "/" * (not device_id.strip("-_."))).encode():
+            if c not in b"-_." and not (48 <= c < 58 or 97 <= c | 32 < 123):  # digits, letters
                 raise WireError("device %r" % device_id)
         self.topic = prefix.rstrip("/") + "/" + device_id + "/"
         self.report_topic = self.topic + "report"
@@ -58,6 +58,7 @@ class Reporter:
         self._mac = Mac(key, b"report", device_id)
         self._status_mac = Mac(key, b"status", device_id)
         self._fields: list = [None] * _FIELDS
+        self._blank = self._fields[5:]
         self._body = bytearray(96)
         self._due = 0  # a report is in _body: 1, or 2 where it reports a change of level
         self._scores = array("H", [0] * _RING)
@@ -118,8 +119,7 @@ class Reporter:
     def _begin(self) -> list:
         """-> the fields of a new report, with what all of them carry."""
         fields = self._fields
-        for i in range(5, _FIELDS):
-            fields[i] = None
+        fields[5:] = self._blank
         fields[0] = _VERSION
         fields[1] = self.sequence
         fields[2] = self.boot
@@ -151,8 +151,11 @@ class Reporter:
 
     def pass_time(self, now_ms: int) -> int:
         """-> the milliseconds since it was last called, 0 the first time."""
-        elapsed_ms = 0 if self._last_ms is None else max(0, ticks_diff(now_ms, self._last_ms))
+        last_ms = self._last_ms
         self._last_ms = now_ms
+        if last_ms is None or last_ms == now_ms:
+            return 0
+        elapsed_ms = max(0, ticks_diff(now_ms, last_ms))
         self._ms += elapsed_ms
         self.uptime_s += self._ms // 1000
         self._ms %= 1000

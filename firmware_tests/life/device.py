@@ -21,8 +21,8 @@ def main(arguments):
 
     gc.threshold(1024)  # type: ignore[attr-defined]  # what lives long lies together then
     import socket
+    from time import sleep_ms  # type: ignore[attr-defined]
 
-    from stonechat.compat import sleep_ms
     from stonechat_tools.lab.firmware.sensor import WINDOW_MS, Firmware
 
     folder, model, port, broker_port, profile, phase = arguments[:6]

@@ -41,7 +41,8 @@ from stonechat.errors import ConfigError
 
 from stonechat_tools.console import model_path, read_file
 from stonechat_tools.device import romfs
-from stonechat_tools.device.link import in_order, link, often_used, package_of, shorten
+from stonechat_tools.device.link import in_order, link_parts, often_used, package_of, shorten
+from stonechat_tools.device.link_files import without_unused
 from stonechat_tools.device.link_names import Pool, all_names, private_names
 
 # mpy-cross's names, and boards that have them
@@ -76,14 +77,14 @@ APART = (
     "int8/plain",
 )
 OFTEN = (
+    4,
     8,
+    12,
+    16,
+    28,
     40,
     48,
-    56,
-    60,
-    64,
-    68,
-    96,
+    52,
 )  # how many of a module's most used names to put first: whichever makes the smallest file
 ROMFS = "stonechat.romfs"
 NEVER = ("compat_cpython",)  # CPython's half of the seam
@@ -91,7 +92,23 @@ PROFILES = {  # entries, the first one linked
     "full": ("board/full", "board/tls", "int8/plain"),
     "core": ("board/core",),
 }
-DROPPED = {"core": ("subscribe", "_ask_for", "take_up_to")}  # methods of linked modules: core listens to no topic
+PARTS = {  # files that the entry loads first, one after another: their modules, with those that these need
+    "full": {
+        "scoring": {"model", "scorer", "steady", "fusion", "lasting_peers"},
+        "messages": {"delivery", "mqtt", "state", "outbox"},
+    },
+    "core": {"scoring": {"model", "scorer", "window"}},
+}
+DROPPED = {  # methods of linked modules that nothing on a board calls
+    "core": ("Client.subscribe", "Client._ask_for", "Client.take_up_to"),  # core listens to no topic
+    "full": (
+        *[
+            f"Agent.{name}"
+            for name in ("run", "poll", "due_in_ms", "model_name", "sources", "columns", "lacks", "close")
+        ],
+        "Delivery.decided",  # of a response (board/guard)
+    ),
+}
 FEATURES = {  # module -> what a firmware gets by it
     "board/tls": "TLS for the own client",
     "custom_counters": "counters of the product's own",
@@ -268,13 +285,13 @@ def build(
     optional = needed(extra) - needed(APART)
     texts = {module: (PACKAGE / (module + ".py")).read_text() for module in built.modules}
     if together:
-        dropped = tuple(DROPPED.get(profile, ()))
-        texts = _shortened(entry, tuple(texts.items()), tuple(together), frozenset(optional), dropped)
+        texts = _shortened(profile, tuple(texts.items()), tuple(together), frozenset(optional))
+    parts = [part for part in PARTS[profile] if part in texts]
     with tempfile.TemporaryDirectory(prefix="stonechat-link-") as scratch:
-        for module in built.modules:
+        for module in [*parts, *built.modules]:
             if module in together and module != entry:
                 continue
-            source = PACKAGE / (module + ".py")
+            source = PACKAGE / (module + ".py")  # a part has none
             if together:
                 source = Path(scratch) / source.name
                 source.write_text(texts[module])
@@ -290,23 +307,26 @@ def build(
 
 @functools.lru_cache(32)  # every architecture has the same
 def _shortened(
-    entry: str,
-    sources: tuple[tuple[str, str], ...],
-    together: tuple[str, ...],
-    optional: frozenset[str],
-    dropped: tuple[str, ...],
+    profile: str, sources: tuple[tuple[str, str], ...], together: tuple[str, ...], optional: frozenset[str]
 ) -> dict[str, str]:
-    """sources: (module, text); together: those to link into `entry`; optional: those that only --with adds -> what to
-    compile, by module. An optional module may use what others have and derive classes from theirs: it and the linked
-    ones share a pool of short names."""
+    """sources: (module, text); together: those to link into the profile's entry and its PARTS; optional: those that
+    only --with adds -> what to compile, by module and part. An optional module may use what others have and derive
+    classes from theirs: it and the linked ones share a pool of short names."""
     texts = dict(sources)
-    private = {module: private_names(text) for module, text in sources}
+    entry = PROFILES[profile][0]
+    for base in ("compat", "errors"):
+        texts[base] = without_unused(texts[base], [text for one, text in sources if one != base])
+    private = {module: private_names(text) for module, text in texts.items()}
     apart = [module for module in texts if module not in together]
-    pool = Pool(set().union(*[all_names(ast.parse(text).body) for text in texts.values()])) if optional else None
+    pool = Pool(set().union(*[all_names(ast.parse(text).body) for text in texts.values()]), True) if optional else None
     order = in_order(together, {one: imports(one) for one in together})
     known = set().union(*[private[one] for one in apart])
     users = [texts[one] for one in apart if one in optional]
-    found = {entry: link(entry, order, texts, known, dropped, users, pool)}
+    files: dict[str, set[str]] = {}
+    for part, first in PARTS[profile].items():
+        inside = needed(first & {*together}) & {*together} - set().union(*files.values())
+        files |= {part: inside} if inside else {}
+    found = link_parts(entry, order, texts, files, known, DROPPED[profile], users, pool)
     for module in apart:
         others = set().union(*[names for one, names in private.items() if one != module])
         own = pool if module in optional else None
@@ -343,7 +363,8 @@ def _compiled(compiler: str, architecture: str, name: str, text: str, smallest: 
             # a list that is dropped at once: names that are met first are those with the short numbers
             source.write_text(f"{often[:number]}\n{text}" if number else text)
             lines = "-O3" if smallest else "-O2"  # where modules are linked, a line's number would point nowhere
-            command = [compiler, lines, "-march=" + architecture, "-s", name, "-o", str(target), str(source)]
+            shown = "_" if smallest else name  # in the lines of a traceback; every firmware has this name
+            command = [compiler, lines, "-march=" + architecture, "-s", shown, "-o", str(target), str(source)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60)
             if done.returncode:
                 raise ConfigError(f"{name} for {architecture}: {done.stderr.strip()}")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from stonechat.errors import ConfigError
 
+from .link_files import texts_of
 from .link_names import (
     Arguments,
     Constants,
@@ -20,6 +21,7 @@ from .link_names import (
     Inner,
     OwnNames,
     Pool,
+    Positions,
     Shortened,
     all_names,
     is_private,
@@ -133,25 +135,49 @@ def link(
     pool: Pool | None = None,
 ) -> str:
     """order: modules, each behind those that it imports; sources: their texts; kept: private names to leave as they
-    are; dropped: methods to leave out; users: the texts of optional modules, which stay files of their own: the
-    attributes and arguments that they use stay as they are; pool: for the short names -> the text of a module that
-    replaces `entry` and holds them all. Raises ConfigError where names collide."""
+    are; dropped: methods to leave out, "Class.method", unless an optional module uses them; users: the texts of
+    optional modules, which stay files of their own: the attributes and arguments that they use stay as they are;
+    pool: for the short names -> the text of a module that replaces `entry` and holds them all. Raises ConfigError where
+    names collide."""
+    return link_parts(entry, order, sources, {}, kept, dropped, users, pool)[entry]
+
+
+def link_parts(
+    entry: str,
+    order: list[str],
+    sources: dict[str, str],
+    parts: dict[str, set[str]],
+    kept: Iterable[str] = (),
+    dropped: Iterable[str] = (),
+    users: Iterable[str] = (),
+    pool: Pool | None = None,
+) -> dict[str, str]:
+    """As link(), in several files -> their texts. parts: for each file beside `entry` its modules, which import only
+    those of its own and of the parts before it; `entry` loads the parts in order, and frees what each load has left,
+    so that the next one finds its memory."""
     users = list(users)
     inner_names = INNER - set().union(*map(used_names, users))
-    imported: dict[str, tuple[str, str]] = {}  # name -> (statement's module, name there)
+    imported: dict[
+        str, tuple[str, str]
+    ] = {}  # name -> (statement's module, seen from the package's folder; name there)
     owners: dict[str, str] = {}
     body: list[ast.stmt] = []
+    homes: list[str] = []  # of each statement: the file
     for path in order:
-        linker = _Linker(entry, path, set(order), imported)
+        home = next((name for name, inside in parts.items() if path in inside), entry)
+        linker = _Linker(home, path, set(order), imported)
         for statement in ast.parse(sources[path]).body:
             for name in names_bound(statement):
                 if owners.setdefault(name, path) != path:
                     raise ConfigError(f"link: {name} is in {owners[name]} and in {path}")
             if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
                 if isinstance(statement, ast.ClassDef):
-                    statement.body = [one for one in statement.body if getattr(one, "name", "") not in {*dropped}]
+                    gone = {name.rpartition(".")[2] for name in dropped if name.partition(".")[0] == statement.name}
+                    gone -= set().union(*map(used_names, users))
+                    statement.body = [one for one in statement.body if getattr(one, "name", "") not in gone]
                 made = linker.visit(statement)
                 body += [made] if made is not None else []
+                homes += [home] if made is not None else []
     for name, (module, _) in imported.items():
         if name in owners:
             raise ConfigError(f"link: {name} is in {owners[name]} and comes from {module or 'outside'}")
@@ -163,18 +189,15 @@ def link(
     body = [constants.visit(statement) for statement in body]
     own = {name for statement in body for name in names_bound(statement)} - set(_defined_in(sources[entry])) - PUBLIC
     inner = Globals({name for name in own if not is_private(name)} - _mentioned(body))
-    shortened = Shortened(body, {*kept, *imported}, pool or Pool({*kept, *imported, *all_names(body)}))
+    body = [Positions(body, {*_defined_in(sources[entry]), *PUBLIC}).visit(statement) for statement in body]
+    shortened = Shortened(body, {*kept, *imported}, pool or Pool({*kept, *imported, *all_names(body)}, True))
     arguments = Arguments(body, {*_defined_in(sources[entry]), *PUBLIC}, set().union(*map(keywords_of, users)))
     body = [inner.visit(arguments.visit(statement)) for statement in body]
     own_names = OwnNames(body, {*kept}.union(*map(private_names, users)))
     body = [shortened.visit(own_names.visit(statement)) for statement in body]
     imported.pop("const", None)
-    lines = []
-    for module in sorted({module for module, _ in imported.values()}):
-        pairs = sorted((name, real) for name, (source, real) in imported.items() if source == module)
-        names = [real if name == real else f"{real} as {name}" for name, real in pairs]
-        lines += [f"from {module} import {', '.join(names)}"] if module else [f"import {name}" for name in names]
-    return "\n".join([*lines, ast.unparse(ast.fix_missing_locations(ast.Module(body, []))), ""])
+    files = {name: [one for one, home in zip(body, homes, strict=True) if home == name] for name in (*parts, entry)}
+    return texts_of(entry, files, imported, PUBLIC)
 
 
 def often_used(source: str) -> list[str]:
@@ -286,15 +309,14 @@ class _Linker(ast.NodeTransformer):
                     elif alias.asname:
                         raise ConfigError(f"link: {self._path} calls {alias.name} {alias.asname}")
                     continue
-                ups = len(Path(self._entry).parent.parts) + 1
-                module = "." * ups + "/".join([*folder.parts, node.module or ""]).strip("/").replace("/", ".")
+                module = "." + "/".join([*folder.parts, node.module or ""]).strip("/").replace("/", ".")
             if self._locals:
                 kept.append(alias)
             else:
                 self._note(alias.asname or alias.name, module, alias.name)
         if not kept:
             return ast.Pass() if self._locals else None
-        dots = len(module) - len(module.lstrip("."))
+        dots = len(Path(self._entry).parent.parts) + 1 if node.level else 0
         return ast.ImportFrom(module.lstrip(".") or None, kept, dots)
 
     def _note(self, name: str, module: str, real: str) -> None:

@@ -10,6 +10,21 @@ from collections.abc import Iterable, Iterator
 from typing import TypeGuard
 
 _NAMED = ("id", "attr", "name", "arg")  # fields of syntax nodes that hold a name
+# Names that every firmware has, by which a .mpy file refers to them in one or two bytes (MicroPython's
+# py/makeqstrdata.py, static_qstr_list; part of the format of version 6): they take neither space in it nor heap.
+_ERRORS = (  # noqa: SIM905 - a table of words
+    "ArithmeticError AssertionError AttributeError EOFError Ellipsis GeneratorExit IndentationError IndexError "
+    "KeyError KeyboardInterrupt LookupError NameError NoneType NotImplementedError OverflowError RuntimeError "
+    "StopIteration SyntaxError SystemExit TypeError ZeroDivisionError"
+).split()
+_WORDS = (  # noqa: SIM905
+    "abs all any append args bool builtins bytecode callable chr classmethod clear const copy count dict dir divmod "
+    "endswith eval exec extend find format from_bytes get getattr globals hasattr hash id index insert isalpha isdigit "
+    "islower isspace issubclass isupper items iter join key keys list little locals lower lstrip main map micropython "
+    "next object ord pop popitem pow range remove replace repr reverse rfind rindex round rsplit rstrip sep set "
+    "setdefault sort split startswith staticmethod step str strip sum super throw to_bytes tuple type update upper "
+    "value values zip"
+).split()
 
 
 def private(name: str) -> str:
@@ -91,11 +106,13 @@ def _short_names() -> Iterator[str]:
 
 class Pool:
     """Short names for the private ones of several modules, in which one name is never that of two things: their
-    classes may derive from one another's. taken: names that stay as they are somewhere."""
+    classes may derive from one another's. taken: names that stay as they are somewhere; words: whether methods of
+    built-in types may lend theirs, as a firmware derives no classes from these modules'."""
 
-    def __init__(self, taken: Iterable[str] = ()) -> None:
+    def __init__(self, taken: Iterable[str] = (), words: bool = False) -> None:
         kept = {*taken}
-        self._free = (name for name in _short_names() if name not in kept)
+        names = itertools.chain(_ERRORS, _WORDS if words else (), _short_names())
+        self._free = (name for name in names if name not in kept)
         self._names: dict[str, str] = {}
 
     def short(self, name: str) -> str:
@@ -145,6 +162,45 @@ class Inner(ast.NodeTransformer):
         for field in _NAMED:
             if getattr(node, field, None) in self._inner:
                 setattr(node, field, private(getattr(node, field)))
+        return node
+
+
+class Positions(ast.NodeTransformer):
+    """Gives by their positions what calls of the module's own functions and classes give by keywords: a board stores
+    each keyword, and the name of each argument that has one. kept: functions whose arguments keep their names."""
+
+    def __init__(self, body: list[ast.stmt], kept: set[str]) -> None:
+        self._signatures: dict[str, tuple[list[str], list[ast.expr | None]]] = {}
+        for statement in body:
+            own = 0
+            made: ast.stmt | None = statement
+            if isinstance(statement, ast.ClassDef):
+                made = next((one for one in statement.body if getattr(one, "name", "") == "__init__"), None)
+                own = 1  # self
+            name = getattr(statement, "name", "")
+            if isinstance(made, (ast.FunctionDef, ast.AsyncFunctionDef)) and name not in kept:
+                signature = made.args
+                _by_position(signature)
+                if not signature.vararg and not signature.kwonlyargs:
+                    names = [argument.arg for argument in signature.args]
+                    defaults = [None] * (len(names) - len(signature.defaults)) + signature.defaults
+                    self._signatures[name] = names[own:], defaults[own:]
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        self.generic_visit(node)
+        given = {one.arg or "": one.value for one in node.keywords}
+        names, defaults = self._signatures.get(getattr(node.func, "id", ""), ([], []))
+        if not given or not {*given} <= {*names} or any(isinstance(one, ast.Starred) for one in node.args):
+            return node
+        last = max(names.index(name) for name in given)
+        rest = [*zip(names, defaults, strict=True)][len(node.args) : last + 1]
+        values = [given.get(name, default) for name, default in rest]
+        plain = [
+            isinstance(value, ast.Constant) for (name, _), value in zip(rest, values, strict=True) if name not in given
+        ]
+        if all(plain):
+            node.args += [value for value in values if value is not None]
+            node.keywords = []
         return node
 
 
