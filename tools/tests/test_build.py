@@ -17,7 +17,7 @@ from stonechat.board import full
 from stonechat.errors import ConfigError
 from stonechat_tools import cli
 from stonechat_tools.device import build as builder
-from stonechat_tools.device import deploy, link
+from stonechat_tools.device import deploy, link, link_files, link_names
 from stonechat_tools.fleet.local_broker import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -275,20 +275,50 @@ def test_what_an_optional_module_uses_keeps_its_name(feature: str, profile: str)
     texts = {one: (builder.PACKAGE / (one + ".py")).read_text() for one in there}
     together = [one for one in there if one not in apart]
     entry = builder.PROFILES[profile][0]
-    dropped = tuple(builder.DROPPED.get(profile, ()))
-    made = builder._shortened(entry, tuple(texts.items()), tuple(together), frozenset(optional), dropped)
-    nodes = list(ast.walk(ast.parse(made[entry])))
+    parts = builder.PARTS[profile]
+    made = builder._shortened(profile, tuple(texts.items()), tuple(together), frozenset(optional))
+    nodes = [node for one in (entry, *parts) for node in ast.walk(ast.parse(made.get(one, "")))]
     kept = {getattr(node, field, None) for node in nodes for field in ("attr", "name", "arg")}
     wanted = public_names({one: texts[one] for one in (*together, *optional)}, optional)
     lost = (wanted & link.INNER) - kept
     assert not lost
     named = {node.arg for one in optional for node in ast.walk(ast.parse(texts[one])) if isinstance(node, ast.keyword)}
-    for one in made:
+    for one in {*made} - {*parts}:
         before, after = (
             {node.arg for node in ast.walk(ast.parse(text)) if isinstance(node, ast.arg)}
             for text in (texts[one], made[one])
         )
         assert one in (entry, *optional) or named & before <= after, one
+
+
+def test_short_names_are_those_that_every_firmware_has(tmp_path: Path) -> None:
+    source = tmp_path / "names.py"
+    names = [*link_names._ERRORS, *link_names._WORDS]
+    source.write_text("".join(f"x.{name}\n" for name in [*names, "another_name"]))
+    subprocess.run([builder.mpy_cross(), "-o", str(tmp_path / "names.mpy"), str(source)], check=True)
+    made = (tmp_path / "names.mpy").read_bytes()
+    assert b"another_name" in made
+    assert not [name for name in names if name.encode() + b"\0" in made]
+
+
+def test_parts_hold_what_they_define_and_are_loaded_first() -> None:
+    sources = {
+        "low": "from .compat import const\nLIMIT = const(3)\nclass Low:\n    def top(self):\n        return LIMIT\n",
+        "high": "from .low import LIMIT, Low\nfrom .compat import tidy\ndef start():\n    return Low, LIMIT, tidy()\n",
+    }
+    made = link.link_parts("high", ["low", "high"], sources, {"part": {"low"}})
+    assert "class" in made["part"] and "class" not in made["high"]
+    first, second = made["high"].index("tidy()"), made["high"].index("from .part import")
+    assert first < second < made["high"].index("def start")
+    assert "const(3)" in made["high"]  # mpy-cross stores none
+    with pytest.raises(ConfigError, match="loads it"):
+        link.link_parts("high", ["low", "high"], sources | {"low": "x = start()\n"}, {"part": {"low"}})
+
+
+def test_what_no_module_uses_is_left_out() -> None:
+    errors = (builder.PACKAGE / "errors.py").read_text()
+    made = link_files.without_unused(errors, ["from .errors import WireError\nraise WireError"])
+    assert "WireError =" in made and "OutboxError =" not in made and "class StonechatError" in made
 
 
 def test_an_argument_that_an_optional_module_names_keeps_its_name() -> None:
@@ -311,13 +341,13 @@ def test_linking_is_what_the_modules_say() -> None:
         "def reach(n: int): return n + MOST",
     ]
     second = ["from . import module0", "from .compat import const", "from struct import pack"]
-    second += ["def go():", "    return module0.reach(2), module0._own"]
+    second += ["def go():", "    return module0.reach(2), module0._own, pack('B', 1)"]
     text = linked("\n".join(first), "\n".join(second))
     assert "import const" not in text  # it is the compiler's word
     names: dict[str, Any] = {"const": int}
     exec(text, names)
-    assert names["go"]() == (5, 4)
-    assert "module0" not in text and "Said" not in text and names["pack"]
+    assert names["go"]() == (5, 4, b"\1")
+    assert "module0" not in text and "Said" not in text
     assert "MOST" not in names  # private now, so that mpy-cross keeps no name
     assert "_own" not in text and "_own" in link.link("b", ["b"], {"b": "_own = 4\n"}, {"_own"})
 
