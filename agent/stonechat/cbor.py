@@ -46,19 +46,18 @@ def encode(value, out: bytearray) -> None:
 
 def encode_fields(fields: list, out: bytearray) -> None:
     """fields: values whose index is their key, None is absent -> appends the map, without a dict or a sort."""
-    append = out.append
     head(out, 5, len(fields) - fields.count(None))
     key = 0
     for value in fields:
         if value is not None:
             if key < 24:
-                append(key)
+                out.append(key)
             else:
                 head(out, 0, key)
             if type(value) is not int:
                 encode(value, out)
             elif value < 24:  # most are: a call less
-                append(value)
+                out.append(value)
             else:
                 head(out, 0, value)
         key += 1  # noqa: SIM113 - enumerate() would allocate a tuple for each

@@ -7,8 +7,9 @@ The reader of whole .tflite graphs (int8 and what it needs) goes in only for a -
 `stonechat train` makes has one.
 
 Modules that only the entry module imports are linked into it (link.py) and compiled without line numbers (-O3), which
-saves a sixth; what --with names stays a file of its own. --unlinked keeps every module a file with line numbers (-O2),
-for debugging. The manifest freezes the sources as they are.
+saves a quarter; what --with names stays a file of its own. The entry loads scoring.mpy, and in full messages.mpy, first
+and collects after each, so that a board never holds what a load of all at once leaves. --unlinked keeps every module a
+file with line numbers (-O2), for debugging. The manifest freezes the sources as they are.
 
 mip before MicroPython 1.26 wants whole addresses in package.json: --url is where OUT/ARCH will be served from.
 
