@@ -14,6 +14,7 @@ import sys
 from stonechat_tools.lab.firmware import sensor as fw
 
 WINDOWS = 40
+SETTLED = 200  # windows before the first infection
 _NEW_PEER_BYTES = 11  # a column of micropython-1
 
 
@@ -59,7 +60,7 @@ def main(arguments):
         counter, load_model(open(path, "rb")), reporter=reporter, state=State(), response=response, learn_peers_hours=0
     )
     lives = Lives(firmware, agent)
-    while agent.learning or agent.windows < 200:
+    while agent.learning or agent.windows < SETTLED:
         lives.window()
     for infection in fw.INFECTIONS:
         for _ in range(600):  # recover

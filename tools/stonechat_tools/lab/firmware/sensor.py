@@ -53,8 +53,8 @@ class Firmware:
         with open(CONFIG, "w") as file:
             file.write("interval=1\n" * 20)
 
-    def address(self, port, host=HOME):
-        return self.socket.getaddrinfo(host, port, 0, self.socket.SOCK_STREAM)[0][-1]
+    def address(self, port, host=None):
+        return self.socket.getaddrinfo(host or HOME, port, 0, self.socket.SOCK_STREAM)[0][-1]
 
     def turn(self):
         """One second."""

@@ -140,8 +140,9 @@ class Machine:
             if flash.exists():
                 at = DISKS[board.folder][1]
                 command += ["-device", f"loader,file={flash},addr={at:#x},force-raw=on"]
+        # the emulator ends with this process, whatever ends it
         self._process = subprocess.Popen(
-            command,
+            ["setpriv", "--pdeathsig", "KILL", *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
