@@ -30,7 +30,7 @@ test-fast: setup  ## the tests that take no more than some seconds each
 	@$(PYTEST) -m "not system and not slow"
 
 test-system: setup-system  ## wheels in clean environments, an installation in a booted Debian, Python 3.12 and 3.13
-	@$(PYTEST) -m system
+	@$(PYTEST) -m system tools/tests/test_system_*.py
 
 lint: setup
 	@$(BIN)/ruff check .

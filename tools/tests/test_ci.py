@@ -69,6 +69,12 @@ def test_a_worker_begins_with_the_longest_file(tmp_path: Path) -> None:
     assert "".join(dict.fromkeys(order)) == "cabde", done.stdout + done.stderr
 
 
+def test_what_make_test_system_runs_is_in_the_files_that_it_names() -> None:
+    files = {path for folder in ("tools", "firmware_tests") for path in (ROOT / folder).rglob("test_*.py")}
+    marked = {path for path in files - {Path(__file__)} if "mark.system" in path.read_text()}
+    assert marked == set((ROOT / "tools/tests").glob("test_system_*.py"))
+
+
 def test_set_up_and_ci_are_well_formed_shell() -> None:
     for script in ("tools/setup.sh", ".ci/run"):
         done = subprocess.run(["sh", "-n", script], capture_output=True, text=True, cwd=ROOT, timeout=30)
