@@ -6,6 +6,7 @@ import getpass
 import importlib.util
 import json
 import os
+import pwd
 import secrets
 import select
 import signal
@@ -82,7 +83,20 @@ def os_error(error: OSError) -> str:
     if error.filename is None or error.strerror is None:
         return str(error)
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
-    return f"{' -> '.join(names)}: {error.strerror}" if names else str(error)
+    return f"{' -> '.join(names)}: {error.strerror}{_whose(error, names)}" if names else str(error)
+
+
+def owner(path: str) -> str:
+    """Whose the file is that may not be used, "" where it is this user's or not there."""
+    with contextlib.suppress(OSError, KeyError):
+        found = os.stat(path)
+        if found.st_uid != os.geteuid():
+            return f"; {path} belongs to {pwd.getpwuid(found.st_uid).pw_name}: be that user, or have it given to you"
+    return ""
+
+
+def _whose(error: OSError, names: list[str]) -> str:
+    return owner(names[0]) if error.errno in (errno.EACCES, errno.EPERM) else ""
 
 
 def model_path(text: str) -> Path:

@@ -428,3 +428,23 @@ def test_a_missing_folder_is_to_be_made_and_the_one_above_keeps_its_owner(tmp_pa
             os.setresuid(0, 0, 0)
     assert f"install -d -m 700 -o {user} /nowhere/outbox" in said and "chown" not in said
     assert files.make_trouble(str(tmp_path / "a/b"), False) == ""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not is_root(), reason="needs root: owners")
+def test_files_that_somebody_else_left_are_named_and_kept(folder: Path) -> None:
+    with LocalBroker() as broker:
+        agent = AgentProcess(folder, broker.port)
+        with agent:
+            wait_for(lambda: (folder / "state/state").exists(), say=agent.said)
+        left = (folder / "state/state").read_bytes()
+        os.chown(folder / "state/state", 0, 0)
+        segment = next((folder / "outbox").iterdir())
+        os.chown(segment, 0, 0)
+        for path in (folder / "state/state", segment):
+            path.chmod(0o600)
+        agent = AgentProcess(folder, broker.port)
+        with agent:
+            wait_for(lambda: f"chown 65534 {segment}" in agent.said(), say=agent.said)
+            assert f"chown 65534 {folder}/state/state; set aside as {folder}/state/state.bad" in agent.said()
+        assert (folder / "state/state.bad").read_bytes() == left

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from agent_process import open_the_way
 from fleet_support import FakeVerdict
 from rich.console import Console
 from stonechat.agent import Agent
@@ -609,3 +610,19 @@ def test_a_packed_device_is_the_same_as_one_that_is_not(monkeypatch: pytest.Monk
             found += [store.devices(), [store.history(name) for name in devices], store.rejections()]
     assert answers[0] == answers[3] == answers[20_000]
     assert {"stored", "duplicate", "conflict"} == {result for each in answers[0][:150] for result in each}
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: owners")
+def test_a_database_of_somebody_else_names_its_owner(tmp_path: Path) -> None:
+    open_the_way(tmp_path)
+    os.chown(tmp_path, 65534, -1)
+    path = tmp_path / "f.db"
+    Store(path).close()
+    path.chmod(0o600)
+    os.setresuid(65534, 65534, 0)
+    try:
+        with pytest.raises(StoreError, match="f.db belongs to root: be that user"):
+            Store(path)
+    finally:
+        os.setresuid(0, 0, 0)

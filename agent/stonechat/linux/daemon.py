@@ -335,8 +335,9 @@ class Daemon:
         if state is None:
             self.log("warning", "%s is not a file; starting afresh, and nothing that is learned is saved" % path)
             return State(None)
-        if state.damaged:
-            self.log("warning", "%s: %s; set aside, starting afresh" % (path, state.damaged))
+        damaged = state.damaged or files.unreadable(path)
+        if damaged:
+            self.log("warning", "%s: %s; set aside as %s.bad, starting afresh" % (path, damaged, path))
             if not check:
                 try:
                     replace(path, path + ".bad")

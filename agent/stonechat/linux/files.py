@@ -9,6 +9,7 @@ from ..errors import ConfigError
 
 MODEL_MAX_BYTES = 1 << 20
 _LINE_BYTES = 1024
+_LOOKED_AT = 200  # files of a folder
 
 
 def read_regular(path: str, most: int, what: str) -> "tuple[bytes, int]":
@@ -102,6 +103,17 @@ def make_folder(folder: str) -> None:
     os.makedirs(folder, 0o700, exist_ok=True)
 
 
+def unreadable(path: str) -> str:
+    """Why this user can't read a file that is there, with the fix; "" where it can."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ""
+    if not stat.S_ISREG(found.st_mode) or os.access(path, os.R_OK):
+        return ""
+    return "%s can't be read: it belongs to user %d: chown %d %s" % (path, found.st_uid, os.geteuid(), path)
+
+
 def folder_trouble(folder: str) -> str:
     """Why nothing can be written to the folder, with the fix; "" where it can."""
     try:
@@ -111,7 +123,8 @@ def folder_trouble(folder: str) -> str:
     if not stat.S_ISDIR(found.st_mode):
         return "%s is not a folder" % folder
     if os.access(folder, os.W_OK | os.X_OK):
-        return ""
+        found_in = [os.path.join(folder, name) for name in sorted(os.listdir(folder))[:_LOOKED_AT]]
+        return next(filter(None, map(unreadable, found_in)), "")
     if os.statvfs(folder).f_flag & os.ST_RDONLY:
         return "%s is on a read-only file system" % folder
     return "%s belongs to user %d: chown %d %s" % (folder, found.st_uid, os.geteuid(), folder)

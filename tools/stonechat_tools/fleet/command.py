@@ -179,10 +179,12 @@ def run(args: argparse.Namespace) -> int:
             if Path(args.db).exists():  # the collector's, if it is on this machine
                 store = stack.enter_context(Store(args.db))
         elif args.keys:
+            known = keyring.Keys(args.keys)
             try:
-                keys = keyring.Keys(args.keys).of(args.device)[0]
+                keys = known.of(args.device)[0]
             except keyring.Rejected as error:
-                raise ConfigError(f"{error}: no key of it in {args.keys}; want the operator's keys/ folder") from None
+                none = f"{error}: no key of it in {args.keys}; want the operator's keys/ folder"
+                raise ConfigError(known.problems.get(args.device, none)) from None
             keys.command  # noqa: B018 - raises ConfigError where these are the collector's keys
             options = broker_options(args, "operator")
             topic = f"{options['prefix'].rstrip('/')}/{args.device}/command"

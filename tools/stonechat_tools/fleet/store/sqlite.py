@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from ...console import owner
 from . import schema
 from .base import Db, StoreError, marks
 
 _MARK = b"SQLite format 3\0"
+_USE = os.R_OK | os.W_OK
 _PAGE_LEAST = 512
 _BUSY_S = 10.0
 _CACHE_KIB = 16_384
@@ -199,7 +201,7 @@ class Sqlite:
         why = ""
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         passes = code in _TRANSIENT
-        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
             folder = os.path.dirname(os.path.abspath(self.path))
             if os.path.exists(self.path) and not os.path.isfile(self.path):
                 why = "; it is not a file"
@@ -207,6 +209,9 @@ class Sqlite:
                 why, passes = "; its disk is full", True
             elif not os.access(folder, os.W_OK):
                 why = f"; no right to write in {folder}"
+            else:
+                files = [self.path + end for end in ("", "-wal", "-shm")]
+                why = next((owner(path) for path in files if os.path.exists(path) and not os.access(path, _USE)), "")
         return StoreError(f"{self.path}: {error}{why}", passes)
 
     def _failed(self, error: sqlite3.Error) -> StoreError:
