@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 import pytest
+from stonechat.errors import ConfigError
 from stonechat_tools.bench import peers
 from stonechat_tools.traces.format import TraceError
 
@@ -47,3 +48,33 @@ def test_a_row_that_is_none_is_named(tmp_path):
     path.write_text("ts,id.orig_h,id.resp_h,id.resp_p,proto\n1.0,10.0.0.1,10.0.0.9,80,tcp\n")
     with pytest.raises(TraceError, match="--device"):
         peers.read(path, None)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--window", "0"],
+        ["--window", "5,x"],
+        ["--window", ""],
+        ["--learn-hours", "0"],
+        ["--windows", "-5"],
+        ["--period", "nan"],
+        ["--jitter", "2"],
+        ["--beacons", "-1"],
+        ["--exfil", "0"],
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_named(words):
+    parser = argparse.ArgumentParser()
+    peers.add_arguments(parser)
+    with pytest.raises(ConfigError, match=f"^{words[0]} .*: want "):
+        peers.run(parser.parse_args(words))
+
+
+def test_a_file_without_a_flow_of_the_device_is_named(tmp_path):
+    path = tmp_path / "flows.csv"
+    path.write_text("ts,dur,out,peer,bytes_out,bytes_in,pkts_out,pkts_in\n1.0,0,0,10.0.0.9,5,1,1,1\n")
+    parser = argparse.ArgumentParser()
+    peers.add_arguments(parser)
+    with pytest.raises(TraceError, match="flows.csv: no flow"):
+        peers.run(parser.parse_args([str(path)]))

@@ -25,6 +25,7 @@ from typing import Any
 
 from stonechat.agent import Agent
 from stonechat.delivery import Delivery
+from stonechat.errors import ConfigError
 from stonechat.linux.bpf_columns import BpfColumns
 from stonechat.linux.packet_program import OPENED_TCP, SYN_OUT, SYNACK_IN
 from stonechat.linux.schemas import LINUX_1
@@ -67,10 +68,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--once", action="store_true", help="judge what follows the learning, and repeat nothing")
 
 
+_BOUNDS = {  # least and most that make sense
+    "learn_hours": (1, 720),
+    "windows": (1, 10_000_000),
+    "period": (1, 600),
+    "jitter": (0, 1),
+    "bytes": (1, 1 << 30),
+    "beacons": (0, 1000),
+    "exfil": (1, 1 << 30),
+}
+
+
+def _check(args: argparse.Namespace) -> list[int]:
+    """-> the lengths of windows in seconds. Raises ConfigError, naming the option."""
+    for name, (least, most) in _BOUNDS.items():
+        if not least <= getattr(args, name) <= most:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} {getattr(args, name)}: want {least:,} to {most:,}")
+    words = args.window.split(",")
+    if not all(word.isascii() and word.isdigit() and 1 <= int(word[:9]) <= 3600 for word in words):
+        raise ConfigError(f"--window {args.window}: want whole seconds from 1 to 3600, with commas")
+    return [int(word) for word in words]
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    lengths = _check(args)
     flows = [flow for path in args.flows for flow in read(path, args.device)] if args.flows else made_camera()
+    if not flows:
+        raise TraceError(f"{', '.join(map(str, args.flows))}: no flow that the device opened to one host")
     figures: dict[str, Any] = {"peers": len({peer for _, _, peer, _ in flows}), "windows": {}}
-    for seconds in [int(text) for text in args.window.split(",")]:
+    for seconds in lengths:
         row = measure(flows, seconds, args)
         figures["windows"][seconds] = row
         found = [n if n is not None else "never" for n in row["beacons_to_alarm"]]

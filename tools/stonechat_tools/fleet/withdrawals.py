@@ -1,5 +1,5 @@
 """Which devices are to hear of a withdrawal now: those that still have the version, or ask for it, each less and less
-often. One that can't go back, because the version before is below its floor, is not told for ever at the same rate."""
+often. One that can't go back, because the version before is below its floor, gets it less and less often too."""
 
 import time
 
@@ -23,7 +23,7 @@ class Withdrawals:
         self._resting_s: dict[int, float] = {}  # until when nobody is looked for who still has what was withdrawn
 
     def again(self, device: str, stream: bytes, row: RolloutRow, now_s: float) -> bool:
-        """Whether it is time to tell this start of a device; then it counts as sent."""
+        """Whether it is time to send it to this start of a device; then it counts as sent."""
         key = (device, stream, row.id)
         sent_s, wait_s = self._sent.get(key, (-1e18, AGAIN_S / 2))
         if 0 <= now_s - sent_s < wait_s:
