@@ -390,7 +390,7 @@ def test_devices_that_nobody_confirmed_because_of_a_halt_take_it_after_resume(fl
     assert pumps.versions() == [2] * 8 and pumps.row(2).state == "done"
 
 
-def test_a_device_that_can_not_go_below_the_floor_is_told_less_and_less_often(fleet: Callable[..., Fleet]) -> None:
+def test_a_device_that_can_not_go_below_the_floor_is_asked_less_and_less_often(fleet: Callable[..., Fleet]) -> None:
     pumps = fleet(2)
     pumps.stage(3)  # its floor is 2, and these come from version 0
     pumps.live(8 * 3600)
