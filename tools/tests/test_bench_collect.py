@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from stonechat.errors import ConfigError
 from stonechat.linux.proc import ProcCollector
 from stonechat_tools.bench import bpf, collect
 from stonechat_tools.bench.collect import PROC, PSUTIL, PSUTIL_COUNTERS
@@ -58,3 +59,11 @@ def test_a_subject_that_does_not_start_says_why():
 def test_a_bare_interpreter_is_smaller_than_this_one():
     own_kib = int(Path(f"/proc/{os.getpid()}/status").read_text().split("VmRSS:")[1].split()[0])
     assert 1000 < collect.interpreter_rss_kib() < own_kib
+
+
+@pytest.mark.parametrize("words", [["--sockets", "5", "-3"], ["--rounds", "0"], ["--turns", "-1"]])
+def test_an_argument_that_makes_no_sense_is_named(words):
+    parser = argparse.ArgumentParser()
+    collect.add_arguments(parser)
+    with pytest.raises(ConfigError, match=f"^{words[0]} {words[-1]}: want at least"):
+        collect.run(parser.parse_args(words))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import stonechat
+from stonechat.errors import ConfigError
 
 HELP = "the collectors: CPU per sample, memory, overhead in the kernel, beside psutil and bpftrace"
 SOCKETS = [10, 1_000, 10_000]
@@ -89,6 +90,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    for name, given, least in (("sockets", min(args.sockets), 0), ("rounds", args.rounds, 1), ("turns", args.turns, 1)):
+        if given < least:
+            raise ConfigError(f"--{name} {given}: want at least {least}")
     figures: dict[str, Any] = {"sockets": {}, "left_out": {}}
     for n_sockets in args.sockets:
         with held_sockets(n_sockets) as opened:
