@@ -37,7 +37,7 @@ from .schema import REPORT_COLUMNS
 from .statuses import put_status
 
 _by_id = attrgetter("id")
-MAX_LIVE = 30_000  # devices that are not packed between batches: quicker, at twice the memory
+MAX_LIVE = 20_000  # devices that are not packed between batches: quicker, at three times the memory
 BEHIND_S = 5  # by which a stream's smallest delay has to fall until that is noted
 
 
