@@ -6,6 +6,9 @@ BIN := .venv/bin
 WORKERS ?= 4
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
+# Else each program that a test starts compiles all that it imports, and each worker all test files.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: recordings models help setup setup-demo setup-system demo screenshots test test-fast test-system check lint types docs bench soak world kernels boards clean
 
 help:           ## this list
