@@ -380,3 +380,47 @@ def test_an_account_can_be_renewed_as_a_device_can(auth: str, tmp_path: Path) ->
     assert fleet.devices == []
     with pytest.raises(ConfigError, match="not in this fleet"):
         fleet.rotate("homebridge")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("", "broker, port missing"), ('broker = "h"\nport = 1\nx = 2\n', "x missing or unknown")]
+)
+def test_a_cut_or_foreign_fleet_toml_names_its_copies(text: str, says: str, tmp_path: Path) -> None:
+    fleet = provision.Fleet.init(tmp_path / "f", provision.Settings("h", 1, auth="plain"))
+    (fleet.folder / "fleet.toml").write_text(text)
+    with pytest.raises(ConfigError, match=says) as raised:
+        provision.Fleet(fleet.folder)
+    assert "keys/" in str(raised.value)
+    (fleet.folder / "fleet.toml").write_bytes((fleet.folder / "operator/keys/fleet.toml").read_bytes())
+    assert provision.Fleet(fleet.folder).settings == fleet.settings
+
+
+@pytest.mark.parametrize("file", ["ca.key", "ca.crt"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "noise", "another"])
+def test_a_damaged_ca_is_one_line_and_changes_nothing(file: str, damage: str, tmp_path: Path) -> None:
+    settings = provision.Settings("h", 1)
+    fleet = provision.Fleet.init(tmp_path / "f", settings)
+    other = provision.Fleet.init(tmp_path / "g", settings)
+    path = fleet.folder / file
+    whole = path.read_bytes()
+    noise = {"cut": whole[:60], "empty": b"", "noise": bytes(range(256)), "another": (other.folder / file).read_bytes()}
+    path.write_bytes(noise[damage])
+    with pytest.raises(ConfigError, match="from a backup"):
+        fleet.add("pump-1")
+    path.write_bytes(whole)
+    fleet.add("pump-1")
+
+
+def test_the_list_has_the_others_where_one_key_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from stonechat_tools.cli import main
+
+    fleet = provision.Fleet.init(tmp_path / "f", provision.Settings("h", 1, auth="plain"))
+    for device in ("a", "b", "c"):
+        fleet.add(device)
+    (fleet.folder / "secrets/b.key").write_text("zz\n")
+    assert main(["provision", "--dir", str(fleet.folder), "list"]) == 0
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()] == ["a", "b", "c"] and "damaged" in said.out
+    assert said.err.count("\n") == 1 and "b.key" in said.err and "backup" in said.err
+    assert main(["provision", "--dir", str(fleet.folder), "revoke", "b"]) == 0
+    assert main(["provision", "--dir", str(fleet.folder), "add", "b"]) == 0

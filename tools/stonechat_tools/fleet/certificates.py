@@ -115,13 +115,17 @@ def new_ca(common_name: str) -> "tuple[x509.Certificate, ec.EllipticCurvePrivate
 def load_ca(folder: Path) -> "tuple[x509.Certificate, ec.EllipticCurvePrivateKey]":
     """The fleet's own, out of its folder. Raises OSError, ConfigError."""
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
-    key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{folder}/ca.key: not a key of this tool")
+    try:
+        certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+        key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it is encrypted
+        raise ConfigError(f"{folder}: ca.crt or ca.key is damaged; restore both from a backup") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+        raise ConfigError(f"{folder}: ca.key is not the key of ca.crt; restore both from a backup")
     return certificate, key
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import secrets
 import shutil
@@ -131,8 +132,10 @@ class Fleet:
             self.settings = Settings(**values)
         except OSError:
             raise ConfigError(f"{folder}: no fleet here; `stonechat provision init` makes one") from None
-        except TypeError as error:
-            raise ConfigError(f"{folder}/fleet.toml: {error}") from None
+        except TypeError:
+            wrong = sorted({"broker", "port"} - values.keys()) or sorted(values.keys() - vars(Settings("", 0)).keys())
+            copy = f"keys/ and operator/keys/ of {folder} have copies"
+            raise ConfigError(f"{folder}/fleet.toml: {', '.join(wrong)} missing or unknown; {copy}") from None
         for name, default in vars(Settings("", 0)).items():
             if type(values.get(name, default)) is not type(default):
                 raise ConfigError(f"{folder}/fleet.toml: {name} is not a {type(default).__name__}")
@@ -293,8 +296,8 @@ class Fleet:
         need not be here any more."""
         keyring.check_device_id(device)
         serials = self._serials(device) if device not in RESERVED else []
-        if not serials:
-            self.secrets(device)
+        if not serials and not os.path.lexists(self.folder / "secrets" / (device + ".key")):
+            self.secrets(device)  # raises; a damaged one can be revoked
         self._check_folders()
         place = self.folder / "devices" / device
         if place.is_symlink():

@@ -23,7 +23,9 @@ Examples:
 import argparse
 import json
 import shlex
+import sys
 from pathlib import Path
+from typing import Any
 
 from stonechat.errors import ConfigError
 
@@ -184,12 +186,17 @@ def _init(folder: Path, args: argparse.Namespace) -> int:
 
 
 def _list(fleet: Fleet, as_json: bool) -> None:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for device in fleet.devices:
-        current = fleet.secrets(device)
+        try:
+            current = fleet.secrets(device)
+        except ConfigError as error:  # of one device: the others are listed
+            rows.append({"device": device, "key": None, "rotating": False})
+            print(f"stonechat provision: {error}; restore it from a backup, or `revoke` and `add`", file=sys.stderr)
+            continue
         rows.append({"device": device, "key": keyring.fingerprint(current[0]), "rotating": len(current) > 1})
     if as_json:
         print(json.dumps(rows))
         return
     for row in rows:
-        print(f"{row['device']:32} key {row['key']}" + ("  being rotated" if row["rotating"] else ""))
+        print(f"{row['device']:32} key {row['key'] or 'damaged'}" + ("  being rotated" if row["rotating"] else ""))
