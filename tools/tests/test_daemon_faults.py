@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -423,10 +424,19 @@ def test_a_missing_folder_is_to_be_made_and_the_one_above_keeps_its_owner(tmp_pa
         os.setresuid(user, user, 0)
     try:
         said = files.make_trouble("/nowhere/outbox", False)
+        with tempfile.TemporaryDirectory() as own:
+            file = Path(own) / "00000001.seg"
+            file.touch(0o000)
+            shut = [files.folder_trouble(own)]
+            file.unlink()
+            Path(own).chmod(0o500)
+            shut.append(files.folder_trouble(own))
+            Path(own).chmod(0o700)
     finally:
         if is_root() or os.getresuid()[2] == 0:
             os.setresuid(0, 0, 0)
     assert f"install -d -m 700 -o {user} /nowhere/outbox" in said and "chown" not in said
+    assert [f"chmod 600 {file}" in shut[0], f"chmod 700 {own}" in shut[1]] == [True, True], shut
     assert files.make_trouble(str(tmp_path / "a/b"), False) == ""
 
 

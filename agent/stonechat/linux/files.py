@@ -111,7 +111,13 @@ def unreadable(path: str) -> str:
         return ""
     if not stat.S_ISREG(found.st_mode) or os.access(path, os.R_OK):
         return ""
-    return "%s can't be read: it belongs to user %d: chown %d %s" % (path, found.st_uid, os.geteuid(), path)
+    return "%s can't be read: %s" % (path, _fix(path, found, 0o600))
+
+
+def _fix(path: str, found: os.stat_result, mode: int) -> str:
+    if found.st_uid == os.geteuid():
+        return "its mode is %03o: chmod %o %s" % (found.st_mode & 0o777, mode, path)
+    return "it belongs to user %d: chown %d %s" % (found.st_uid, os.geteuid(), path)
 
 
 def folder_trouble(folder: str) -> str:
@@ -127,7 +133,7 @@ def folder_trouble(folder: str) -> str:
         return next(filter(None, map(unreadable, found_in)), "")
     if os.statvfs(folder).f_flag & os.ST_RDONLY:
         return "%s is on a read-only file system" % folder
-    return "%s belongs to user %d: chown %d %s" % (folder, found.st_uid, os.geteuid(), folder)
+    return "%s can't be used: %s" % (folder, _fix(folder, found, 0o700))
 
 
 def make_trouble(folder: str, as_root: bool) -> str:
