@@ -99,7 +99,10 @@ HEAP = """
 clock = [0]
 def now_ms():
     return clock[0]
-setattr(full, "ticks_ms", now_ms)
+import sys
+for name in list(sys.modules):  # the agent is linked into the entry and the parts that it has loaded
+    if name.startswith("stonechat.") and hasattr(sys.modules[name], "ticks_ms"):
+        setattr(sys.modules[name], "ticks_ms", now_ms)
 watch = start()
 agent = watch.agent
 raised = [0]
