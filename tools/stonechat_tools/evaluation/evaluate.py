@@ -281,7 +281,7 @@ def _suite(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     for name in SETS:
         if name not in there and args.manifest is None:
-            console.print(f"left out: {root / name} is not there")
+            print(f"left out: {root / name} is not there", file=sys.stderr)
     earlier = read_json(args.earlier, "figures of an earlier suite") if args.earlier else None
     if earlier is not None:
         runner.check_earlier(earlier, args.earlier)
