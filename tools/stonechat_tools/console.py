@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from stonechat.errors import ConfigError
+from stonechat.errors import ConfigError, ModelError
 from stonechat.linux import shipped
 
 # top-level package (or wing of the laboratory): the extra of stonechat that brings it
@@ -318,6 +318,15 @@ def read_file(path: str | os.PathLike[str], most: int = MAX_FILE_BYTES) -> bytes
     if len(data) > most:
         raise ConfigError(f"{name}: more than {most} bytes; is it the right file?")
     return data
+
+
+@contextlib.contextmanager
+def named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """A ModelError from within names the file."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{os.fspath(path)}: {error}") from None
 
 
 def read_json(path: str | os.PathLike[str], what: str) -> Any:

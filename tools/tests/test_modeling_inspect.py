@@ -60,7 +60,25 @@ def test_a_file_that_is_no_model_is_refused_in_a_line(tmp_path: Path, capsys: py
     file = tmp_path / "x.tflite"
     file.write_bytes(b"not a model at all")
     assert main(["inspect", str(file)]) == 1
-    assert "stonechat inspect: not a .tflite file" in capsys.readouterr().err
+    assert "x.tflite: not a .tflite file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "inspect MODEL",
+        "trial MODEL",
+        "simulate --model MODEL --devices 1",
+        "build --arch armv6m --model MODEL --out OUT",
+        "top --model MODEL --once",
+    ],
+)
+def test_each_verb_names_the_model_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    model = tmp_path / "pump.tflite"
+    model.write_bytes(b"no model at all")
+    places = {"MODEL": str(model), "OUT": str(tmp_path / "out")}
+    assert main([places.get(word, word) for word in verb.split()]) in (1, 2)
+    assert f"{model}: " in capsys.readouterr().err
 
 
 HELD = """

@@ -40,7 +40,7 @@ import stonechat
 from stonechat import model_file
 from stonechat.errors import ConfigError
 
-from stonechat_tools.console import model_path, read_file
+from stonechat_tools.console import model_path, named, read_file
 from stonechat_tools.device import romfs
 from stonechat_tools.device.link import in_order, link_parts, often_used, package_of, shorten
 from stonechat_tools.device.link_files import without_unused
@@ -258,8 +258,9 @@ def mpy_version() -> tuple[int, int]:
 def needs_reader(model: Path) -> bool:
     """Whether a .tflite has no plan for a board to run by. Raises ModelError."""
     data = read_file(model)
-    model_file.prove(data)
-    return not model_file.sizes(data)[1]
+    with named(model):
+        model_file.prove(data)
+        return not model_file.sizes(data)[1]
 
 
 def build(

@@ -25,13 +25,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stonechat.errors import ConfigError, ModelError, StateError, StonechatError
+from stonechat.errors import ConfigError, StateError, StonechatError
 from stonechat.linux import schemas, shipped
 from stonechat.linux.collector import LinuxCollector
 from stonechat.model import load_model
 from stonechat.state import State
 
-from ..console import has, read_file
+from ..console import has, named, read_file
 from .top_screen import plain, screen
 from .top_view import View
 
@@ -100,10 +100,8 @@ def read_state(path: str) -> State:
 
 def named_model(path: str) -> Any:
     """Raises OSError, ModelError."""
-    try:
+    with named(path):
         return _load(Path(path))
-    except ModelError as error:
-        raise ModelError(f"--model {path}: {error}") from None
 
 
 def open_matching(

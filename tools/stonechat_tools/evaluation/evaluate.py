@@ -36,7 +36,7 @@ from stonechat.linux import shipped
 from stonechat.metadata import Metadata
 from stonechat.model import load_model
 
-from stonechat_tools.console import read_file, read_json, spare_inputs
+from stonechat_tools.console import named, read_file, read_json, spare_inputs
 from stonechat_tools.modeling.calibrate import DAY_S, poisson_bound
 from stonechat_tools.modeling.device_path import Network, Replay, to_features
 from stonechat_tools.traces.files import read_all
@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
     if args.personalize is not None:
         return _personalize(args)
     spare_inputs(args.json, [args.model, *args.traces])
-    figures = evaluate(read_file(args.model), read_all(args.traces), not args.learned)
+    with named(args.model):
+        figures = evaluate(read_file(args.model), read_all(args.traces), not args.learned)
     if args.json:
         _write_json(figures, args.json)
     if args.json != "-":

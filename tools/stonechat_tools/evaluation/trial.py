@@ -34,7 +34,7 @@ from stonechat.linux import schemas, shipped
 from stonechat.model import load_model
 from stonechat.schema import Schema
 
-from stonechat_tools.console import read_file, read_json
+from stonechat_tools.console import named, read_file, read_json
 from stonechat_tools.lab import attacks, benign, box, guest, netns
 from stonechat_tools.lab.bounds import stopped
 from stonechat_tools.modeling.fit import DEFAULT_ALARM_RULES
@@ -283,7 +283,8 @@ class Trials:
 
 def run_trial(args: argparse.Namespace, show: Show) -> dict[str, Any]:
     first = next(iter(sorted(Path(args.model).glob("*/model.tflite"))), None) if Path(args.model).is_dir() else None
-    meta = load_model(read_file(str(first or args.model))).metadata
+    with named(first or args.model):
+        meta = load_model(read_file(str(first or args.model))).metadata
     if meta is None:
         raise ConfigError(f"{args.model} has no stonechat metadata")
     if meta.schema_id == schemas.LINUX_SERVICE_1.id:

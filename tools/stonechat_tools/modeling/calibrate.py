@@ -35,7 +35,7 @@ from stonechat.metadata import Metadata
 from stonechat.model import load_model
 from stonechat.own_model_file import seal
 
-from stonechat_tools.console import read_file, spare_inputs, write_atomic
+from stonechat_tools.console import named, read_file, spare_inputs, write_atomic
 from stonechat_tools.modeling.device_path import Network, Replay, to_features
 from stonechat_tools.modeling.fit import DEFAULT_ALARM_RULES, table
 from stonechat_tools.modeling.options import LATER_WINDOWS, TABLE_WINDOWS
@@ -372,7 +372,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     budget = parse_budget(args.budget)
     spare_inputs(args.output, args.recordings)
-    data, choice = calibrate(read_file(args.model), read_all(args.recordings), budget, args.table, args.fastest)
+    with named(args.model):
+        data, choice = calibrate(read_file(args.model), read_all(args.recordings), budget, args.table, args.fastest)
     if args.output:
         write_atomic(args.output, data)
     if args.json:

@@ -21,7 +21,7 @@ from stonechat.model import load_model
 from stonechat.model_file import INFO_BUFFER
 from stonechat.own_model import FORBIDDEN
 
-from ..console import model_path, read_file
+from ..console import model_path, named, read_file
 
 _ACTIVATIONS = ("", "relu", "relu -1..1", "relu6")
 # What a run takes, by target: ns a multiply-accumulate, us an output of a dense layer, a layer, and a run. Fitted to
@@ -49,9 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     data = read_file(args.model)
-    facts = describe(data)
-    if args.layers is not None:
-        network = interpreter.read(data)
+    with named(args.model):
+        facts = describe(data)
+        network = interpreter.read(data) if args.layers is not None else None
+    if network is not None:
         facts["run"] = run_layers(network, read_input(args.layers, network.input_size))
     if args.json:
         print(json.dumps(facts, indent=2))

@@ -37,12 +37,12 @@ from typing import Any
 
 import cbor2
 from stonechat import manifest, policy
-from stonechat.errors import ConfigError, StonechatError
+from stonechat.errors import ConfigError
 from stonechat.linux import respond
 from stonechat.model import load_model
 from stonechat.model_file import prove
 
-from ..console import model_path, plain_table, read_file, write_atomic
+from ..console import model_path, named, plain_table, read_file, write_atomic
 from . import keys, make, operate, sbom
 
 HELP = "sign models for a class of devices, and roll them out in stages"
@@ -235,11 +235,9 @@ def _new(args: argparse.Namespace, folder: Path) -> bytes:
     model = metadata = None
     if args.model:
         model = read_file(model_path(args.model), MOST_MODEL_BYTES)
-        try:
+        with named(args.model):
             prove(model)
             metadata = load_model(model).metadata
-        except StonechatError as error:
-            raise type(error)(f"{args.model}: {error}") from None
     start_s = int(time.time()) if args.not_before is None else args.not_before
     bill = sbom.make(model, metadata, args.version, args.device_class)
     plan = make.Plan(
@@ -298,8 +296,9 @@ def _verified(args: argparse.Namespace) -> tuple[bytes, bytes | None, manifest.M
         data = read_file(folder / MODEL, MOST_MODEL_BYTES)
         if [hashlib.sha256(data).digest(), len(data)] != found.model[:2]:
             raise ConfigError(f"{folder / MODEL}: is not the model that was signed")
-        prove(data)
-        metadata = load_model(data).metadata
+        with named(folder / MODEL):
+            prove(data)
+            metadata = load_model(data).metadata
         if metadata is None or bytes(metadata.schema_id) != found.model[2]:
             raise ConfigError(f"{folder / MODEL}: its schema is not the one that was signed")
         if manifest.golden_digest(metadata) != found.model[3]:

@@ -16,7 +16,7 @@ from stonechat.replay import Replay
 from stonechat.schema import Schema
 from stonechat.state import State
 
-from ..console import read_file
+from ..console import named, read_file
 from ..schemas import SCHEMAS
 
 Windows = list[tuple[int, list[int]]]  # elapsed_ms, deltas
@@ -48,7 +48,8 @@ FAMILIES: dict[str, tuple[str, dict[str, tuple[float, int]]]] = {
 def read_model(text: str, speed: int) -> tuple[Any, Schema]:
     path = shipped.path(text)
     try:
-        model = load_model(read_file(path))
+        with named(path):
+            model = load_model(read_file(path))
     except OSError as error:
         raise ConfigError(f"--model {text}: {error.strerror}; shipped: {', '.join(shipped.names())}") from None
     schema = SCHEMAS.get(bytes(model.metadata.schema_id)) if model.metadata else None
