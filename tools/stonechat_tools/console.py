@@ -149,7 +149,7 @@ def ended_by_signals() -> Iterator[None]:
 
     def end(number: int, frame: FrameType | None) -> None:
         nonlocal ended_s
-        if _importing(frame):  # C code that is being loaded would lose the exception: later
+        if _not_now(frame):
             again = threading.Timer(_IMPORT_S, os.kill, (os.getpid(), number))
             again.daemon = True
             again.start()
@@ -166,9 +166,11 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _importing(frame: FrameType | None) -> bool:
+def _not_now(frame: FrameType | None) -> bool:
+    """C code that is being loaded would lose the exception, and tempfile would leave the file that it tries a folder
+    with."""
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+        if frame.f_code.co_filename.startswith("<frozen importlib") or frame.f_code.co_name == "_get_default_tempdir":
             return True
         frame = frame.f_back
     return False
