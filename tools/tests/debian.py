@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from once import once
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "firmware_tests"))
@@ -34,17 +36,19 @@ def why_not() -> str:
 
 def root_folder(suite: str) -> Path:
     """The untouched root of a release, made once. Skips where it can't be downloaded."""
-    folder = STORE / suite
-    if not folder.exists():
-        STORE.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(STORE / "new", ignore_errors=True)
-        command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", suite, str(STORE / "new")]
-        command.append(apt_source(suite).split()[1])  # the mirror that this machine's own apt uses
+    return once(STORE / suite, partial(_debootstrap, suite), PACKAGES)
+
+
+def _debootstrap(suite: str, folder: Path) -> None:
+    command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", suite, str(folder)]
+    command.append(apt_source(suite).split()[1])  # the mirror that this machine's own apt uses
+    for _ in range(3):  # a mirror may be out of reach for a moment
         made = subprocess.run(command, capture_output=True, text=True)
-        if made.returncode:
-            pytest.skip("debootstrap could not fetch Debian: " + made.stdout.strip().splitlines()[-1])
-        (STORE / "new").rename(folder)
-    return folder
+        if made.returncode == 0:
+            return
+    log = folder / "debootstrap/debootstrap.log"
+    print(log.read_text(errors="replace")[-2000:] if log.exists() else made.stderr)
+    pytest.skip("debootstrap could not make a Debian: " + made.stdout.strip().splitlines()[-1])
 
 
 class Debian:

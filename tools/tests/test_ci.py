@@ -79,3 +79,29 @@ def test_set_up_and_ci_are_well_formed_shell() -> None:
     for script in ("tools/setup.sh", ".ci/run"):
         done = subprocess.run(["sh", "-n", script], capture_output=True, text=True, cwd=ROOT, timeout=30)
         assert done.returncode == 0, done.stderr
+
+
+_TRIES = """
+import sys, time
+from pathlib import Path
+from once import once
+
+def fill(folder):
+    for name in "ab":
+        (folder / name).write_text(name)
+        time.sleep(0.2)
+    with open(sys.argv[1] + ".count", "a") as count:
+        count.write("1")
+
+print(sorted(path.name for path in once(Path(sys.argv[1]), fill, sys.argv[2]).iterdir()))
+"""
+
+
+def test_workers_fill_a_shared_folder_once(tmp_path: Path) -> None:
+    """Two workers that need the same download: the second waits, and neither removes what the other has begun."""
+    folder, here = tmp_path / "shared", Path(__file__).parent
+    for wanted in ("1", "2"):  # another list of packages: made anew
+        command = [sys.executable, "-c", _TRIES, str(folder), wanted]
+        workers = [subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+        assert [worker.communicate(timeout=60)[0] for worker in workers] == ["['a', 'b']\n"] * 4
+        assert (tmp_path / "shared.count").read_text() == "1" * int(wanted)

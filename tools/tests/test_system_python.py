@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from once import once
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "firmware_tests"))
@@ -39,18 +40,17 @@ COMMANDS = {"stonechat": "stonechat_tools.cli", "stonechat-agent": "stonechat.li
 def prepare() -> None:
     """All that the tests import, for this Python, fetched once; the working copy on its path."""
     python = Path(trixie_python().command[0])
-    stamp = PACKAGES / "stamp"
-    lists = (ROOT / "pyproject.toml", ROOT / "constraints.txt")
-    wanted = hashlib.sha256(b"".join(path.read_bytes() for path in lists)).hexdigest()
-    if not stamp.exists() or stamp.read_text() != wanted:
-        shutil.rmtree(PACKAGES, ignore_errors=True)
-        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--target", str(PACKAGES)]
+
+    def fetch(folder: Path) -> None:
+        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--target", str(folder)]
         pip += ["-c", "constraints.txt", "--group", "test", ".[tools,parquet,release,postgres,alerts]"]
         done = subprocess.run(pip, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        for own in PACKAGES.glob("stonechat*"):
+        for own in folder.glob("stonechat*"):
             shutil.rmtree(own)  # the working copy is what is tested
-        stamp.write_text(wanted)
+
+    lists = (ROOT / "pyproject.toml", ROOT / "constraints.txt")
+    once(PACKAGES, fetch, hashlib.sha256(b"".join(path.read_bytes() for path in lists)).hexdigest())
     path = python.parent.parent / "usr/lib/python3/dist-packages/stonechat.pth"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{ROOT}/agent\n{ROOT}/tools\n{PACKAGES}\n")

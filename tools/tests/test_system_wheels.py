@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import stonechat
+from once import once
 from stonechat_tools import console
 from stonechat_tools.cli import VERBS
 
@@ -103,19 +104,16 @@ PYTHONS = pythons()
 
 def downloads(python: Path, version: str, wheels: Path) -> Path:
     """What `stonechat[tools]` needs from pip for this Python, fetched once."""
-    folder = WHEELS / version
-    stamp = folder / "stamp"
-    lists = [ROOT / name for name in ("pyproject.toml", "constraints.txt", "tools/stonechat-lab/hatch_build.py")]
-    wanted = hashlib.sha256(b"".join(path.read_bytes() for path in lists)).hexdigest()
-    if not stamp.exists() or stamp.read_text() != wanted:
-        shutil.rmtree(folder, ignore_errors=True)
+
+    def fetch(folder: Path) -> None:
         wheel = next(wheels.glob("stonechat-*.whl"))
         pip = [python, "-m", "pip", "download", "-q", "--only-binary=:all:"]  # of that Python: markers are its own
         done(*pip, "-c", ROOT / "constraints.txt", "-d", folder, f"{wheel}[tools]", *LAB_NEEDS, cwd=ROOT, timeout_s=600)
         for own in folder.glob("stonechat-*.whl"):
             own.unlink()
-        stamp.write_text(wanted)
-    return folder
+
+    lists = [ROOT / name for name in ("pyproject.toml", "constraints.txt", "tools/stonechat-lab/hatch_build.py")]
+    return once(WHEELS / version, fetch, hashlib.sha256(b"".join(path.read_bytes() for path in lists)).hexdigest())
 
 
 class Environment:
