@@ -139,6 +139,7 @@ def _unpack(package: str, architecture: str, destination: Path) -> None:
             "APT::Architectures": architecture,
             "APT::Sandbox::User": "",
             "Acquire::Languages": "none",
+            "Acquire::Retries": 3,
         }
         apt = ["apt-get", "-q", *[f"-o{key}={value}" for key, value in options.items()]]
         subprocess.run([*apt, "update"], check=True, capture_output=True, text=True)

@@ -12,6 +12,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 LEVEL=${1:-test}
 LOG=.setup.log
+apt="apt-get -o Acquire::Retries=3"  # a mirror may be out of reach for a moment
 
 say() { printf 'setup: %s\n' "$*"; }
 die() { say "$*" >&2; exit 1; }
@@ -45,7 +46,7 @@ if [ -n "$want" ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
         say "installing the Debian packages$want"
         export DEBIAN_FRONTEND=noninteractive
-        { apt-get update -q && apt-get install -q -y --no-install-recommends $want; } >$LOG 2>&1 ||
+        { $apt update -q && $apt install -q -y --no-install-recommends $want; } >$LOG 2>&1 ||
             say "apt-get could not install them (see $LOG); what needs them is left out"
     else
         say "not root: what needs$want is left out (as root: apt-get install$want)"
@@ -66,7 +67,7 @@ pip_from_elsewhere() {
         "$PYTHON" -m pip --python .venv/bin/python install -q pip && return 0
     fi
     mkdir -p .venv/pip-wheel
-    (cd .venv/pip-wheel && apt-get download -q python3-pip-whl && dpkg-deb -x python3-pip-whl_*.deb .) || return 1
+    (cd .venv/pip-wheel && $apt download -q python3-pip-whl && dpkg-deb -x python3-pip-whl_*.deb .) || return 1
     for wheel in .venv/pip-wheel/usr/share/python-wheels/pip-*.whl; do
         .venv/bin/python "$wheel/pip" install -q pip || return 1
     done
