@@ -21,6 +21,7 @@ from stonechat_tools.fleet.mqtt_codec import Message
 from stonechat_tools.fleet.rollout import DAY_S, Stage
 from stonechat_tools.fleet.shards import Shard
 from stonechat_tools.fleet.store import Keep, Store, releases, rollouts
+from stonechat_tools.fleet.store.base import next_number
 from stonechat_tools.fleet.updates import Updates
 from stonechat_tools.proofs.postgres_server import Server
 
@@ -117,6 +118,7 @@ class Fleet:
         self.keys = keyring.Keys({name: unit.secret for name, unit in self.units.items()})
         self.folder = folder
         self.names = [f"{n}/{shards}" if shards > 1 else "" for n in range(1, shards + 1)]
+        self.wrong_s = 0.0  # by which the collectors' clock is ahead
         self.lost = 0.0  # which part of the messages to devices is lost
         self.messages = 0
         labels.write(self.store, {name: Labels(group="pump", site="berlin") for name in self.units})
@@ -135,10 +137,16 @@ class Fleet:
         self.collectors = []
         for name, store in zip(self.names, self.stores, strict=True):
             shard = Shard(name)
-            monitor = Monitor(store, clock=lambda: self.now_s, steady=lambda: self.now_s, shard=shard)
+            monitor = Monitor(store, clock=lambda: self.now_s, steady=lambda: self.now_s - self.wrong_s, shard=shard)
             monitor.connected(True)
             found = Updates(
-                store, self.keys, shard=shard, presence=monitor.presence, clock=lambda: self.now_s, rate_bytes=1e6
+                store,
+                self.keys,
+                shard=shard,
+                presence=monitor.presence,
+                clock=lambda: self.now_s,
+                steady=lambda: self.now_s - self.wrong_s,
+                rate_bytes=1e6,
             )
             monitor.also(found.alerts)
             self.collectors.append((shard, monitor, found))
@@ -715,3 +723,39 @@ def alarms_halt_it(pumps: Fleet) -> None:
     assert row.state == "halted" and row.evidence["test"] == "alarms"
     assert "devices with the release alarmed on" in row.evidence["why"]
     assert row.evidence["alarms"]["alarmed_with"] > row.evidence["alarms"]["alarmed_without"]
+
+
+def test_a_clock_that_was_far_ahead_once_costs_no_roll_out(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(6)
+    pumps.stage(2)
+    taken = []
+    for _, _, found in pumps.collectors:
+        taken = [pumps.units[topic.split("/")[-2]] for _, topic, _ in found.step()]
+    right_s, pumps.wrong_s = pumps.now_s, 1.3e9
+    pumps.now_s += pumps.wrong_s
+    for unit in taken:  # the wrong clock offers it, and the device gives it up, in the same start
+        pumps.say(unit, reports=[unit.report(pumps.now_s)])
+        assert unit.update.offered == 2
+        unit.update.failed()
+        pumps.say(unit, statuses=[unit.status(pumps.now_s)])
+    for _, _, found in pumps.collectors:
+        pumps.now_s += 10
+        found.step()
+    pumps.now_s, pumps.wrong_s = right_s + 10, 0.0
+    pumps.live(10 * 3600)
+    assert pumps.versions() == [2] * 6 and pumps.row(2).state == "done"
+    assert len(taken) == 2 and all(unit.starts == 2 for unit in pumps.units.values())
+
+
+def test_a_database_from_a_backup_offers_above_every_number_that_was_used() -> None:
+    number = NOW_S
+    for _ in range(1000):  # more offers than seconds,
+        number = next_number(number, NOW_S)
+    assert number == NOW_S + 1000
+    assert next_number(NOW_S, NOW_S + 3600) == NOW_S + 3600  # of an older state of the database, an hour later
+    assert next_number(NOW_S, 4e9) == NOW_S + 1 and next_number(NOW_S, 0) == NOW_S + 1
+    assert next_number(0, 9e9) == 1 and next_number(0, NOW_S) == NOW_S
+    with Store(":memory:") as store:
+        assert store.next_command("pump-1", 5, [], NOW_S) == NOW_S
+        assert store.next_command("pump-1", 5, [], 4.2e9) == NOW_S + 1
+        assert store.next_command("pump-1", 5, [], NOW_S + 60) == NOW_S + 60

@@ -90,15 +90,32 @@ def hand_of(site: Site) -> Hand:
 
 
 def test_a_release_goes_to_the_agent_and_back_and_no_report_is_lost(site: Site) -> None:
-    """The real collector, its database and its roll-out."""
+    """The real collector, its database and its roll-out. Its clock is hours ahead at first: what it offers once it is
+    right is taken in the same start of the agent."""
+    ahead_s = [72_000.0]
     store = Store(str(site.folder / "fleet.db"))
     keys = keyring.Keys({DEVICE: site.agent.secret})
     labels.write(store, {DEVICE: Labels(group="pump", site="here")})
     monitor = Monitor(store)
-    found = updates.Updates(store, keys, presence=monitor.presence, judge_s=0.2)
-    message = site.vendor.sign(site.second, 2)
-    digest = hashlib.sha256(message).digest()
-    releases.publish(store, "pump", 2, LINUX_PROC_1.id.hex(), digest, message, site.second, "me", time.time())
+    found = updates.Updates(
+        store,
+        keys,
+        presence=monitor.presence,
+        clock=lambda: time.time() + ahead_s[0],
+        steady=time.monotonic,
+        judge_s=0.2,
+    )
+
+    def stage(version: int, message: bytes, model: bytes | None) -> None:
+        digest = hashlib.sha256(message).digest()
+        schema = LINUX_PROC_1.id.hex() if model else ""
+        releases.publish(store, "pump", version, schema, digest, message, model, "me", time.time())
+        (release,) = [each for each in releases.releases(store) if each.version == version]
+        assert rollouts.begin(store, release, "", (Stage(3600.0, share=1.0),), "me", time.time()) == ""
+
+    def change(version: int, state: str) -> None:
+        (row,) = rollouts.rollouts(store, "pump", version)
+        assert not rollouts.change(store, row.id, ("running", "done"), state, "me", "", time.time())
 
     def state() -> list[int]:
         rows = store.rows("SELECT version, slot, trial, tried, result FROM updates", ())
@@ -109,18 +126,22 @@ def test_a_release_goes_to_the_agent_and_back_and_no_report_is_lost(site: Site) 
 
     with Collector(store, keys, port=site.broker.port, monitor=monitor, updates=found), site.agent as agent:
         until(0, 0, 0, 0, slots.NONE)
-        (release,) = releases.releases(store)
-        assert rollouts.begin(store, release, "", (Stage(3600.0, share=1.0),), "me", time.time()) == ""
+        stage(2, site.vendor.sign(site.second, 2), site.second)
         until(2, 1, 0, 2, slots.CONFIRMED)
+        ahead_s[0] = 0.0
+        change(2, "done")
+        stage(3, site.rules(3), None)
+        until(3, 2, 0, 3, slots.CONFIRMED)
+        change(3, "withdrawn")
+        until(2, 1, 0, 3, slots.WITHDRAWN)
         assert "update: release 2 is on trial" in agent.said() and "release 2 is confirmed" in agent.said()
         (device,) = store.devices()
         assert device["model"] == hashlib.sha256(site.second).hexdigest()[:16]
         assert agent.stop() == 0
         agent.start()
         wait_for(lambda: "version 2, digest" in agent.said() or store.devices()[0]["boot"] == 2, 20, agent.said)
-        (row,) = rollouts.rollouts(store)
-        assert not rollouts.change(store, row.id, ("running", "done"), "withdrawn", "me", "", time.time())
-        until(0, 0, 0, 2, slots.WITHDRAWN)
+        change(2, "withdrawn")
+        until(0, 0, 0, 3, slots.WITHDRAWN)
         numbers: dict[bytes, list[int]] = {}
         for stream, number in store.rows("SELECT stream, sequence FROM reports", ()):
             numbers.setdefault(bytes(stream) if isinstance(stream, bytes) else stream, []).append(int(number))

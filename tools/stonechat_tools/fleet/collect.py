@@ -192,6 +192,7 @@ def run(args: argparse.Namespace) -> int:
             presence=monitor.presence,
             labels=lambda: monitor.labels,
             clock=lambda: monitor.now_s,
+            steady=time.monotonic,
             rate_bytes=args.update_rate * 1000,
         )
         monitor.also(updates.alerts)

@@ -86,9 +86,11 @@ class Renewals:
         now_s = self._clock()
         found: list[tuple[None, str, bytes]] = []
         for device, held in list(self._held.items()):
+            held.began_s = min(held.began_s, now_s)  # a clock may have been put back
+            soon = 0 <= now_s - held.renewed_s < max(_LEAST_S, held.seconds / 3)
             if now_s - held.began_s > self._most_s:
                 del self._held[device]
-            elif device not in self._calm and now_s - held.renewed_s >= max(_LEAST_S, held.seconds / 3):
+            elif device not in self._calm and not soon:
                 held.renewed_s = now_s
                 message = self._renewal(device, held, now_s)
                 if message is not None:

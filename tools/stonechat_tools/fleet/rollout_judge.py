@@ -20,6 +20,7 @@ ACTOR = "the halting rule"
 MAX_OPEN = 1000  # devices that take a release at the same time
 PRESENT_S = 26 * 3600.0  # heard within: a device that reports once a day is there
 DAY_LATE_S = 2 * 3600  # after the end of a day, until its reports are in and summed up
+MOST_DAYS = 35  # that are counted after a collector was away
 DAY_WORK_S = 0.5  # of counting a day in one call: no batch of reports waits longer
 LEAST_RATE = 0.001  # alarm days a device and day, where a fleet has never alarmed
 BUSY_SHARE = 20  # looking for devices takes at most this part (1/N) of the time
@@ -92,7 +93,9 @@ class Judge:
         if row.state == DONE:
             self._fill(db, row, now_s)
             return []
+        today = int(now_s // DAY_S)
         last_day = row.tests.get("day", int(row.began_s // DAY_S))
+        last_day = max(today - MOST_DAYS, min(last_day, today))  # after a clock that was wrong, too
         rollout = Rollout.load(row.since_s, row.stages, row.stage, row.tests)
         rollout.paused = row.state == PAUSED
         for failed in outcomes:

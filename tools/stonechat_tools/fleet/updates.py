@@ -24,6 +24,7 @@ from .presence import AWAY, Device
 from .rollout_judge import Judge, halts, superseded
 from .shards import Shard
 from .store import STORED, Store, releases, rollouts
+from .store.base import next_number
 from .store.rollouts import DONE, HALTED, LIVE, OPEN, RUNNING, WITHDRAWN, Member, RolloutRow
 from .withdrawals import Withdrawals
 
@@ -34,6 +35,7 @@ RETRY_S = 600.0  # after a refusal that may pass: of the clock, of the medium
 DUE_S = 86_400.0  # to ask for what was offered
 TAKE_S = 7 * 86_400.0  # to have all of it: a slow link, a small budget
 WATCH_S = 86_400.0  # after the confirmation, or half of the stage where that is shorter
+JUMP_S = 300.0  # of the clock
 GONE_S = 60.0  # a restart is no failure
 PAGE = 500
 PASSING = (slots.EARLY, slots.CLOCK, slots.DIGEST, slots.STORAGE)
@@ -58,7 +60,8 @@ class _Active:
 
 class Updates:
     """presence(name): what is known of a device's presence, None where nobody judges that. labels(): those of all
-    devices; None: they are read from the database. rate_bytes: of chunks a second. step() and took() give what is to be
+    devices; None: they are read from the database. steady: seconds that no change of the clock moves; None: the clock
+    is never wrong. rate_bytes: of chunks a second. step() and took() give what is to be
     sent: (connection, topic, message)."""
 
     def __init__(
@@ -71,6 +74,7 @@ class Updates:
         presence: Callable[[str], Device | None] = lambda name: None,
         labels: Callable[[], Mapping[str, Labels]] | None = None,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] | None = None,
         rate_bytes: float = RATE_BYTES,
         judge_s: float = 5.0,
     ) -> None:
@@ -80,6 +84,8 @@ class Updates:
         self._shard = shard or Shard()
         self._presence = presence
         self._clock = clock
+        self._steady = steady or clock
+        self._ahead_s = clock() - self._steady()  # by how much the clock is ahead of the steady one
         self._labels = labels or Known(store)
         self._judge = Judge(store, self._labels, clock=clock, every_s=judge_s)
         self._rotations = releases.Rotations(store)
@@ -87,6 +93,7 @@ class Updates:
         self._active: dict[str, _Active] = {}
         self._chunks = Chunks(store, clock, rate_bytes)
         self._changed: dict[tuple[int, int], Member] = {}
+        self._offered: dict[int, Member] = {}
         self._withdrawals = Withdrawals(store, self._shard)
         self._pages: dict[int, tuple[float, int]] = {}
         self._looked_s = -1e18
@@ -104,6 +111,7 @@ class Updates:
     ) -> list[Outgoing]:
         """What was committed. Raises StoreError; then it comes again with the device's next message."""
         now_s = self._clock()
+        self._follow_clock(now_s)
         spoke: dict[str, None] = {}
         if self._active:
             spoke = {status.device: None for status in statuses if status.device in self._active}
@@ -163,6 +171,7 @@ class Updates:
     def step(self) -> list[Outgoing]:
         """Raises StoreError; the next step is another try."""
         now_s = self._clock()
+        self._follow_clock(now_s)
         sent: list[Outgoing] = []
         if not 0 <= now_s - self._looked_s < LOOK_S:
             self._judge.step()
@@ -205,6 +214,15 @@ class Updates:
                 self._active[member.name] = found
         self._chunks.only(self._active.keys())
 
+    def _follow_clock(self, now_s: float) -> None:
+        """Where the clock was put forward, nobody has waited for so long."""
+        ahead_s, self._ahead_s = self._ahead_s, now_s - self._steady()
+        if self._ahead_s - ahead_s > JUMP_S:
+            for found in self._active.values():
+                found.member.since_s = now_s
+                self._changed[found.member.rollout, found.member.id] = found.member
+            self._flush()
+
     # --- one device -------------------------------------------------------------------------------------------------
 
     def _to(self, found: _Active, state: str, now_s: float, result: str = "") -> None:
@@ -222,9 +240,10 @@ class Updates:
             self._chunks.drop(member.name)
 
     def _flush(self) -> None:
-        if self._changed:
-            rollouts.keep(self._store, self._changed.values())
+        if self._changed or self._offered:
+            rollouts.keep(self._store, self._changed.values(), self._offered.values())
             self._changed.clear()
+            self._offered.clear()
 
     def _lost(self, name: str) -> int:
         seen = self._presence(name)
@@ -306,7 +325,7 @@ class Updates:
         if member.state == "trial":
             # where the model was changed without a start, the first report may still be of the one before
             ready = found.scored > (found.stream == member.stream) and row.state != HALTED
-            if ready and now_s - found.confirmed_s >= CONFIRM_AGAIN_S:
+            if ready and not 0 <= now_s - found.confirmed_s < CONFIRM_AGAIN_S:
                 found.confirmed_s = now_s
                 return self._sealed(member, "confirmations", wire_release.seal_confirm, row)
             return []
@@ -317,13 +336,15 @@ class Updates:
         refused = update.tried == row.release.version and update.failed
         quiet_s = RETRY_S if refused else OFFER_AGAIN_S
         last_s = max(found.offered_s, found.wanted_s)
-        if last_s and (not spoke or now_s - last_s < quiet_s):
+        if last_s and (not spoke or 0 <= now_s - last_s < quiet_s):
             return []
         found.offered_s = now_s
+        number = member.offer = next_number(member.offer, now_s)
+        self._offered[member.id] = member  # on the disk before the offer leaves
         content = self._chunks.content(row.release.id)[0]
 
         def offer(keys: keyring.DeviceKeys, version: int, stream: bytes) -> bytes:
-            return wire_release.seal_offer(keys, version, content, stream, int(now_s))
+            return wire_release.seal_offer(keys, version, content, stream, number)
 
         return self._sealed(member, "offers", offer, row)
 

@@ -13,6 +13,8 @@ from ..wire import Feature
 STORED, DUPLICATE, CONFLICT = "stored", "duplicate", "conflict"
 DAY_S = 86_400
 MAX_CACHED = 10_000
+MOST_AHEAD_S = 400 * DAY_S  # from one number to the next
+HIGHEST_NUMBER = 0xF0000000  # by the clock; what is left are some hundred million of the 32 bits
 MAX_IN = 500  # values in one IN (...)
 
 
@@ -178,6 +180,15 @@ class Engine(Protocol):
 
 def number(q8: int | None) -> float | None:
     return None if q8 is None else q8 / 256
+
+
+def next_number(last: int, now_s: float) -> int:
+    """The number after `last` of what a device takes only in rising order: the clock's seconds, so that a database
+    restored from a backup goes on above what was used since; one more, where the clock is behind or so far ahead that
+    it must be wrong: what follows it then is refused once the clock is right. last: 0 for none yet."""
+    clock_s = int(now_s)
+    rises = 0 < clock_s - last <= MOST_AHEAD_S or not last and 0 < clock_s <= HIGHEST_NUMBER
+    return clock_s if rises else last + 1
 
 
 def pieces(values: Sequence[Any], size: int = MAX_IN) -> Iterator[Sequence[Any]]:

@@ -13,7 +13,7 @@ from stonechat.slots import UNCONFIRMED
 
 from ..rollout import Rollout, Stage
 from ..wire_release import UpdateState
-from .base import Db
+from .base import DAY_S, Db
 from .releases import COLUMNS, Release, of_row
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class RolloutRow:
 
 @dataclass(slots=True)
 class Member:
-    """A device of a roll-out, and what its last status reports; update is None before there is one."""
+    """A device of a roll-out, and what its last status reports; update is None before there is one. offer: number of
+    the last offer to it."""
 
     rollout: int
     id: int
@@ -66,6 +67,7 @@ class Member:
     update: UpdateState | None = None
     stream: bytes = b""
     status_s: float = 0.0
+    offer: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +220,24 @@ def log(store: "Store", rollout: int, limit: int = 50) -> list[dict[str, Any]]:
 
 def claim(db: Db, rollout: int, before_s: float, now_s: float) -> RolloutRow | None:
     """Be the one that judges a roll-out until the transaction ends; None where another collector has since before_s."""
-    query = "UPDATE rollouts SET judged_s = ? WHERE id = ? AND (judged_s <= ? OR judged_s > ?)"
-    made = db.execute(query, (now_s, rollout, before_s, now_s + 60))  # a clock may have been put back
+    ahead_s = now_s + 60  # a clock may have been put back
+    if db.execute("UPDATE rollouts SET judged_s = 0 WHERE id = ? AND judged_s > ?", (rollout, ahead_s)).rowcount:
+        _put_back(db, rollout, now_s)
+    query = "UPDATE rollouts SET judged_s = ? WHERE id = ? AND judged_s <= ?"
+    made = db.execute(query, (now_s, rollout, before_s))
     return _rollouts(db, " AND r.id = ?", (rollout,))[0] if made.rowcount else None
+
+
+def _put_back(db: Db, rollout: int, now_s: float) -> None:
+    """The clock was ahead: what was noted by it has happened by now, and nothing waits until then."""
+    for table, key, column, latest_s in (
+        ("rollouts", "id", "since_s", now_s),
+        ("rollout_devices", "rollout", "since_s", now_s),
+        ("rollout_devices", "rollout", "taken_s", now_s),
+        ("rollout_devices", "rollout", "until_s", now_s + DAY_S),  # they are watched for a day at most
+    ):
+        query = f"UPDATE {table} SET {column} = ? WHERE {key} = ? AND {column} > ?"
+        db.execute(query, (latest_s, rollout, latest_s))
 
 
 def save(db: Db, row: RolloutRow) -> None:
@@ -234,7 +251,7 @@ def save(db: Db, row: RolloutRow) -> None:
 
 _MEMBER = (
     "SELECT m.rollout, m.device, d.name, m.state, m.since_s, m.taken_s, m.until_s, m.lost, m.result, u.version, u.slot,"
-    " u.trial, u.tried, u.result, u.refusals, u.stream, u.at_s FROM rollout_devices m"
+    " u.trial, u.tried, u.result, u.refusals, u.stream, u.at_s, u.offer FROM rollout_devices m"
     " JOIN devices d ON d.id = m.device LEFT JOIN updates u ON u.device = m.device"
 )
 
@@ -243,6 +260,7 @@ def _member(row: Sequence[Any]) -> Member:
     found = Member(*row[:9])
     if row[9] is not None:
         found.update, found.stream, found.status_s = UpdateState(*row[9:15]), bytes(row[15]), row[16]
+        found.offer = row[17]
     return found
 
 
@@ -270,9 +288,12 @@ def to_withdraw(store: "Store", rollout: int, version: int, limit: int) -> list[
     return [_member(row) for row in store.rows(query, (rollout, version, version, limit))]
 
 
-def keep(store: "Store", changed: Iterable[Member]) -> None:
-    """Write down what devices did; what has ended stays as it is."""
+def keep(store: "Store", changed: Iterable[Member], offered: Iterable[Member] = ()) -> None:
+    """Write down what devices did, and the numbers of offers before these leave; what has ended stays as it is."""
     with store.transaction() as db:
+        db.executemany(
+            "UPDATE updates SET offer = ? WHERE device = ? AND offer < ?", [(m.offer, m.id, m.offer) for m in offered]
+        )
         db.executemany(
             "UPDATE rollout_devices SET state = ?, since_s = ?, taken_s = ?, until_s = ?, lost = ?, result = ?"
             " WHERE rollout = ? AND device = ? AND state NOT IN ('good', 'failed', 'passed', 'withdrawn')",

@@ -282,6 +282,11 @@ def _to_6(engine: Engine, db: Db) -> None:
     _script(engine, db, "ALTER TABLE devices ADD COLUMN flags {integer} NOT NULL DEFAULT 0")
 
 
+def _to_10(engine: Engine, db: Db) -> None:
+    """The number of the last offer to a device."""
+    _script(engine, db, "ALTER TABLE updates ADD COLUMN offer {integer} NOT NULL DEFAULT 0")
+
+
 OLDEST = 3  # the first version that a step leads on from
 STEPS: dict[int, Callable[[Engine, Db], None]] = {  # by the version that it leads to
     4: _to_4,
@@ -290,6 +295,7 @@ STEPS: dict[int, Callable[[Engine, Db], None]] = {  # by the version that it lea
     7: lambda engine, db: _script(engine, db, UPDATES),
     8: lambda engine, db: _script(engine, db, DECISIONS),
     9: lambda engine, db: _script(engine, db, ACCOUNTS),  # of the dashboard
+    10: _to_10,
 }
 VERSION = max(STEPS)
 BORN = 4  # the version that FIRST makes; the steps after it follow at once

@@ -11,7 +11,7 @@ from typing import Any
 from ..wire import Report, Status
 from . import decisions as decided
 from . import read
-from .base import Db, Engine, Row
+from .base import Db, Engine, Row, next_number
 from .ingest import Ingest
 from .retention import Keep, Retention
 from .sqlite import Sqlite
@@ -111,7 +111,7 @@ class Store:
                 (device, now_s, now_s),
             )
             row, last = db.execute("SELECT id, last_command FROM devices WHERE name = ?", (device,)).fetchone()
-            sequence = max(int(now_s), int(last) + 1)
+            sequence = next_number(int(last), now_s)
             db.execute("UPDATE devices SET last_command = ? WHERE id = ?", (sequence, row))
             db.execute(
                 "INSERT INTO commands (device, sequence, sent_s, code, arguments) VALUES (?, ?, ?, ?, ?)",
