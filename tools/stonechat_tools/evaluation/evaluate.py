@@ -4,6 +4,7 @@ A model on traces: every device is replayed as in the field, with learning, drif
 number of false alarms, the bound that their length allows and the share of time in alarm. For each run of windows with
 an attack's label, the windows from its start to the alarm are counted, from a state without evidence: an alarm that was
 there before catches nothing. A recording must not begin with an attack, which the device would learn as its normal.
+No bound is given for recordings that the model was trained on.
 
 With --personalize the same recordings go through the reference model, the model that each device would train itself
 ([model] personalize), and both; --contaminated repeats it with a share of attack windows among those it is trained on.
@@ -26,7 +27,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ from stonechat.metadata import Metadata
 from stonechat.model import load_model
 
 from stonechat_tools.console import named, read_file, read_json, spare_inputs
-from stonechat_tools.modeling.calibrate import DAY_S, poisson_bound
+from stonechat_tools.modeling.calibrate import DAY_S, TRAINED_ON, poisson_bound
 from stonechat_tools.modeling.device_path import Network, Replay, to_features
+from stonechat_tools.modeling.provenance import digest_file, holds_training_windows
 from stonechat_tools.traces.files import read_all
 from stonechat_tools.traces.format import TraceError, is_benign
 from stonechat_tools.traces.trace import Trace
@@ -93,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
         return _personalize(args)
     spare_inputs(args.json, [args.model, *args.traces])
     with named(args.model):
-        figures = evaluate(read_file(args.model), read_all(args.traces), not args.learned)
+        digests = {digest_file(path) for path in args.traces}
+        figures = evaluate(read_file(args.model), read_all(args.traces), not args.learned, digests)
     if args.json:
         _write_json(figures, args.json)
     if args.json != "-":
@@ -133,7 +136,9 @@ def _personalize(args: argparse.Namespace) -> int:
         raise ConfigError(f"--contaminated {args.contaminated}: want shares above 0, at most 1, with commas")
     spare_inputs(args.json, [args.model, *args.traces])
     with _progress(Console(stderr=True)) as show:
-        figures = personalize(read_file(args.model), read_all(args.traces), args.personalize, shares, show)
+        digests = {digest_file(path) for path in args.traces}
+        trace = read_all(args.traces)
+        figures = personalize(read_file(args.model), trace, args.personalize, shares, show, digests=digests)
     if args.json:
         _write_json(figures, args.json)
     if args.json != "-":
@@ -144,9 +149,10 @@ def _personalize(args: argparse.Namespace) -> int:
 # -------------------------------------------------------------------------------------------------- a model on traces
 
 
-def evaluate(data: bytes, trace: Trace, learn: bool = True) -> dict[str, Any]:
+def evaluate(data: bytes, trace: Trace, learn: bool = True, digests: Collection[str] = ()) -> dict[str, Any]:
     """A model's figures on a trace: per device and together. learn=False: the devices are those that the model was
-    trained on, and need not learn their own normal first. Raises ModelError, TraceError."""
+    trained on, and need not learn their own normal first. digests: the SHA-256 of the trace's files. in_sample: whether
+    the model was trained on windows of the trace, None where it does not say. Raises ModelError, TraceError."""
     meta = load_model(data).metadata
     if meta is None:
         raise ModelError("the model carries no stonechat metadata: make it with `stonechat train`")
@@ -160,6 +166,7 @@ def evaluate(data: bytes, trace: Trace, learn: bool = True) -> dict[str, Any]:
     windows = sum(one["benign_windows"] for one in devices.values())
     alarms = sum(one["false_alarms"] for one in devices.values())
     days = windows * meta.window_ms / 1000 / DAY_S
+    in_sample = holds_training_windows(data, trace.select(trace.benign), digests)
     if not windows and not any(one["attacks"] for one in devices.values()):
         raise TraceError(
             f"no window is left to judge: {len(trace)} windows of {len(devices)} devices, and each learns its normal "
@@ -173,7 +180,8 @@ def evaluate(data: bytes, trace: Trace, learn: bool = True) -> dict[str, Any]:
         "device_days": days,
         "false_alarms": alarms,
         "alarm_share": sum(one["alarm_windows"] for one in devices.values()) / windows if windows else None,
-        "false_alarms_per_30d_at_most": 30 * poisson_bound(alarms) / days if days else None,
+        "in_sample": in_sample,
+        "false_alarms_per_30d_at_most": 30 * poisson_bound(alarms) / days if days and not in_sample else None,
     }
 
 
@@ -260,6 +268,8 @@ def _print(figures: dict[str, Any]) -> None:
     Console().print(grid)
     bound = figures["false_alarms_per_30d_at_most"]
     proven = "" if bound is None else f": at most {bound:.1f} per 30 days (95 %)"
+    if figures["in_sample"]:
+        proven = f", in-sample: {TRAINED_ON}, which bounds no rate. Give a recording made after the training"
     share = figures["alarm_share"]
     in_alarm = "" if share is None else f", {100 * share:.2f} % of the time in alarm"
     print(f"{figures['false_alarms']} false alarms in {figures['device_days']:.2f} device-days{in_alarm}{proven}")

@@ -14,7 +14,7 @@ import sys
 import time
 import tracemalloc
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,11 +32,13 @@ from stonechat.schema import Schema
 from stonechat.state import State
 
 from ..modeling import golden
+from ..modeling.provenance import holds_training_windows
 from ..traces.format import TraceError, is_benign
 from ..traces.trace import Trace
 
 Show = Callable[[str], None]
 _LATE = 1.05  # of a window's length: a window that ended later counts as late
+_IN_SAMPLE = "The reference model was trained on windows of these recordings: its benign alarms are in-sample, too few."
 _RUN = 16  # windows of an attack in a row in a contaminated start
 
 
@@ -179,10 +181,12 @@ def personalize(
     shares: list[float],
     show: Show,
     most_windows: int = own_model.WINDOWS,
+    digests: Collection[str] = (),
 ) -> dict[str, Any]:
     """reference: a model's file; trace: benign windows and then attacks of each device; windows: how many the own model
     is trained on; shares: of contaminated starts, 1.0 is an infection from the first window on; most_windows: on which
-    the cost of a training is measured -> the figures. Raises ModelError, TraceError, ConfigError."""
+    the cost of a training is measured; digests: the SHA-256 of the trace's files -> the figures. Raises ModelError,
+    TraceError, ConfigError."""
     meta = load_model(reference).metadata
     if meta is None or meta.schema_id != trace.schema.id or meta.window_ms != trace.window_ms:
         raise TraceError("the model is for another schema or window than the recordings")
@@ -204,14 +208,16 @@ def personalize(
             raise ConfigError(f"{name}: {len(benign)} benign windows are too few for --personalize {windows}")
         outcomes = [{"attack": label} | device.attacked(part) for label, part in attacks]
         if life.data:
-            checked += 1
-            exact += _is_exact(life.data)
+            same = _is_exact(life.data)
+            checked += same is not None
+            exact += bool(same)
         devices[name] = _shown(life) | {"attacks": outcomes}
     figures: dict[str, Any] = {
         "model": meta.name,
         "window_s": meta.window_ms / 1000,
         "alarm_rules": [[number / 256 for number in rule] for rule in meta.alarm_rules],
         "windows": windows,
+        "in_sample": holds_training_windows(reference, trace.select(trace.benign), digests),
         "devices": devices,
         "late_share": float((trace.elapsed_ms > _LATE * trace.window_ms).mean()),
         "exact": exact,
@@ -248,13 +254,14 @@ def _apart(rows: list[Row]) -> tuple[list[Row], list[tuple[str, list[Row]]]]:
     return [row for row in rows if is_benign(row.label)], attacks
 
 
-def _is_exact(data: bytes) -> bool:
-    """Does the file give the same bytes in TFLite Micro, tflite-runtime's reference kernels and the agent?"""
+def _is_exact(data: bytes) -> bool | None:
+    """Does the file give the same bytes in TFLite Micro, tflite-runtime's reference kernels and the agent? None where
+    they are not installed."""
     model = load_model(data)
     try:
         vectors = golden.make(data)["vectors"]
-    except (ModelError, ImportError):
-        return False
+    except ModelError as error:
+        return None if golden.runtime_missing(error) else False
     return all(bytes(model.run(bytes.fromhex(x))).hex() == y for x, y, _ in vectors)
 
 
@@ -362,8 +369,11 @@ def page(figures: dict[str, Any]) -> list[str]:
         f"Benign alarms in {later} later windows: reference {alarms['reference']}, own {alarms['own']}, both "
         f"{alarms['both']}. {adopted} of {len(devices)} own models were adopted, "
         f"{sum(one['refused'] for one in devices.values())} refused.",
-        f"{figures['exact']} of {figures['checked']} files give the same bytes in TFLite Micro, tflite-runtime and "
-        f"here. The longest training took {longest_s:.2f} s of processor time.",
+        *([_IN_SAMPLE] if figures["in_sample"] else []),
+        f"{figures['exact']} of {figures['checked']} files give the same bytes in TFLite Micro, tflite-runtime, here."
+        if figures["checked"]
+        else "Whether the files give the same bytes in TFLite was not measured: its runtimes are not installed.",
+        f"The longest training took {longest_s:.2f} s of processor time.",
     ]
     cost = figures["full_memory"]
     lines.append(

@@ -4,6 +4,12 @@ from typing import Any
 
 from stonechat_tools.lab import attacks
 
+_WHICH = {
+    True: "that it was trained on",
+    False: "that it was not trained on",
+    None: "(it does not say whether it was trained on them)",
+}
+
 
 def page(figures: dict[str, Any], command: str, later: dict[str, Any] | None = None) -> str:
     """A trial's figures as Markdown: a row for each attack, a column for each kind of device. later: what evaluate()
@@ -46,14 +52,19 @@ def page(figures: dict[str, Any], command: str, later: dict[str, Any] | None = N
     if later:
         devices = ", ".join(later["devices"])
         lines += [
-            f"On later benign recordings of other devices ({devices}) it raised {later['false_alarms']} alarms in "
-            f"{later['benign_windows']} windows after learning, {later['device_days']:.2f} device-days, "
-            f"{100 * (later['alarm_share'] or 0.0):.2f} % of them in alarm: at most "
-            f"{later['false_alarms_per_30d_at_most']:.0f} in 30 days (95 %): "
-            "a recording of this length proves no more.",
+            f"On benign recordings {_WHICH[later['in_sample']]} ({devices}) it raised {later['false_alarms']} "
+            f"alarms in {later['benign_windows']} windows after learning, {later['device_days']:.2f} device-days, "
+            f"{100 * (later['alarm_share'] or 0.0):.2f} % of them in alarm{_bound(later)}",
             "",
         ]
     return "\n".join(lines)
+
+
+def _bound(later: dict[str, Any]) -> str:
+    if later["false_alarms_per_30d_at_most"] is None:
+        return ". That bounds no rate: they were trained on, or all of their windows were learned from."
+    most = later["false_alarms_per_30d_at_most"]
+    return f": at most {most:.0f} in 30 days (95 %): a recording of this length proves no more."
 
 
 def _cell(outcome: dict[str, Any] | None) -> str:

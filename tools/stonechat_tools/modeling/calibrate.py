@@ -3,7 +3,8 @@
 The recording must be later than the training and of the same product: constants from the training days do not
 extrapolate. Each device in it is replayed as in the field, with learning, drift and evidence, and the fastest alarm
 rule that keeps the budget is written into the model. The output states what the recording is long enough to prove: D
-silent device-days bound the rate at 3/D a day (95 %).
+silent device-days bound the rate at 3/D a day (95 %). A recording that the model was trained on proves nothing, and the
+output says so; no fast rule is earned by it.
 
 --fastest chooses for speed instead: of the rules whose evidence stays well below the threshold on the recording, the
 one that alarms soonest over attacks from faint to loud. The recording must be long enough to prove a tenth of the
@@ -22,7 +23,7 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -39,6 +40,7 @@ from stonechat_tools.console import named, read_file, spare_inputs, write_atomic
 from stonechat_tools.modeling.device_path import Network, Replay, to_features
 from stonechat_tools.modeling.fit import DEFAULT_ALARM_RULES, table
 from stonechat_tools.modeling.options import LATER_WINDOWS, TABLE_WINDOWS
+from stonechat_tools.modeling.provenance import digest_file, holds_training_windows
 from stonechat_tools.traces.files import read_all
 from stonechat_tools.traces.trace import Trace
 
@@ -46,6 +48,7 @@ Ints = npt.NDArray[np.int64]
 AlarmRules = tuple[tuple[int, int, int], ...]
 DAY_S = 86_400
 _CONFIDENCE = 0.05
+TRAINED_ON = "the model was trained on windows of this recording"
 
 
 class CalibrationError(StonechatError):
@@ -129,7 +132,9 @@ def parse_budget(text: str) -> Budget:
 
 @dataclass
 class Choice:
-    """The alarm rule that was taken and why. bound_per_30d: what the silence seen proves (95 %, one-sided)."""
+    """The alarm rule that was taken and why. bound_per_30d: what the silence seen proves (95 %, one-sided), None where
+    the windows are in_sample: the reason why they prove nothing. trained_on: whether the model records what it was
+    trained on."""
 
     rule: str
     alarm_rules: AlarmRules
@@ -137,22 +142,35 @@ class Choice:
     device_days: float
     windows: int
     alarms: int
-    bound_per_30d: float
+    bound_per_30d: float | None
     budget: str
     proven: bool
     fastest: bool = False
     tried: list[dict[str, Any]] = field(default_factory=list)
+    in_sample: str = ""
+    trained_on_known: bool = True
 
     def sentence(self) -> str:
         seen = f"{self.alarms} alarms in {self.device_days:.1f} benign device-days"
-        bound = f"at most {self.bound_per_30d:.1f} per 30 days (95 %)"
-        claim = "proves the budget" if self.proven else "is too short to prove the budget"
         why = ", the soonest of those that stayed silent" if self.fastest else ""
         if any(rule.name == self.rule and rule.constants != self.alarm_rules for rule in ALARM_RULES):
             why += ", its threshold raised above the evidence seen"
-        return (
-            f"alarm rule {self.rule}{why}: {self.windows_to_alarm} windows to an alarm; {seen}: {bound}, which {claim}"
-        )
+        return f"alarm rule {self.rule}{why}: {self.windows_to_alarm} windows to an alarm; {seen}{self._claim()}"
+
+    def _claim(self) -> str:
+        if self.bound_per_30d is None:
+            return f", in-sample, which proves nothing about later days: {self.in_sample}"
+        bound = f": at most {self.bound_per_30d:.1f} per 30 days (95 %)"
+        if not self.proven:
+            return f"{bound}, which is too short to prove the budget"
+        if not self.trained_on_known:
+            return f"{bound}, which proves the budget if the model was not trained on this recording; it does not say"
+        return f"{bound}, which proves the budget"
+
+    def void(self, reason: str) -> None:
+        """The windows are in-sample: take back what their silence would prove."""
+        self.in_sample = f"{self.in_sample}; {reason}" if self.in_sample else reason
+        self.bound_per_30d, self.proven = None, False
 
 
 def poisson_bound(count: int) -> float:
@@ -311,9 +329,15 @@ def living_streams(meta: Metadata, network: Network, trace: Trace, skip: int = 0
 
 
 def calibrate(
-    data: bytes, trace: Trace, budget: Budget, renew_table: bool = False, fastest: bool = False
+    data: bytes,
+    trace: Trace,
+    budget: Budget,
+    renew_table: bool = False,
+    fastest: bool = False,
+    digests: Collection[str] = (),
 ) -> tuple[bytes, Choice]:
-    """The model with the alarm constants that the trace and the budget give. Raises ModelError, CalibrationError."""
+    """The model with the alarm constants that the trace and the budget give. digests: the SHA-256 of the trace's files.
+    Raises ModelError, CalibrationError."""
     model_file.prove(data)
     meta = load_model(data).metadata
     if meta is None:
@@ -324,6 +348,9 @@ def calibrate(
             f"the model is for {meta.schema_name} in windows of {meta.window_ms} ms, "
             f"the recording holds {trace.schema.name} in windows of {trace.window_ms} ms"
         )
+    trained_on = holds_training_windows(data, benign, digests)
+    if trained_on and fastest:
+        raise CalibrationError(f"{TRAINED_ON}, where it is quieter than ever after: --fastest needs a later recording")
     network = Network.from_file(data)
     if renew_table:
         _renew_table(meta, network, benign)
@@ -333,7 +360,13 @@ def calibrate(
             f"{len(benign)} benign windows, of which a device learns in {meta.learn_windows}: "
             f"at least {LATER_WINDOWS} beyond that are needed; record longer"
         )
-    choice = choose(streams, meta.window_ms, budget, fastest=fastest)
+    rules = [rule for rule in ALARM_RULES if not (trained_on and rule.needs)]
+    choice = choose(streams, meta.window_ms, budget, rules, fastest)
+    choice.trained_on_known = trained_on is not None
+    if trained_on:
+        choice.void(f"{TRAINED_ON}. Record the device again, later, and calibrate on that recording")
+    if renew_table:
+        choice.void("--table made the table from it. Give another recording to `stonechat evaluate`")
     meta.alarm_rules = choice.alarm_rules
     return seal(data, meta), choice
 
@@ -373,7 +406,8 @@ def run(args: argparse.Namespace) -> int:
     budget = parse_budget(args.budget)
     spare_inputs(args.output, args.recordings)
     with named(args.model):
-        data, choice = calibrate(read_file(args.model), read_all(args.recordings), budget, args.table, args.fastest)
+        trace, digests = read_all(args.recordings), {digest_file(path) for path in args.recordings}
+        data, choice = calibrate(read_file(args.model), trace, budget, args.table, args.fastest, digests)
     if args.output:
         write_atomic(args.output, data)
     if args.json:
@@ -384,9 +418,11 @@ def run(args: argparse.Namespace) -> int:
 
     asked = "stays silent" if args.fastest else "keeps the budget"
     grid = Table("alarm rule", "fewest windows", "peak / threshold", "alarms a day", asked)
-    for rule, row in zip((*ALARM_RULES, *FASTEST) if args.fastest else ALARM_RULES, choice.tried, strict=True):
+    fewest = {rule.name: rule.windows for rule in (*ALARM_RULES, *FASTEST)}
+    for row in choice.tried:
         kept = "yes" if row["kept"] else "no"
-        grid.add_row(rule.name, str(rule.windows), f"{row['peak_share']:.2f}", f"{row['per_day']:.3f}", kept)
+        name = row["alarm_rule"]
+        grid.add_row(name, str(fewest[name]), f"{row['peak_share']:.2f}", f"{row['per_day']:.3f}", kept)
     Console().print(grid)
     print(choice.sentence())
     print(f"wrote {args.output}" if args.output else "nothing written: name a file with -o")

@@ -43,6 +43,7 @@ from ..traces.trace import Trace
 from .device_path import Network, Replay, to_features
 from .fit import DEFAULT_ALARM_RULES, STEP, FittedModel, assemble, check_file, set_table
 from .options import QUANTIZE_WINDOWS
+from .provenance import digest_file, sample
 from .tflite_writer import Layer
 
 Floats = npt.NDArray[np.float64]
@@ -93,7 +94,9 @@ def run(args: argparse.Namespace) -> int:
     benign = trace.select(trace.benign)
     fitted, figures = quantize(weights, benign)
     fitted.meta.learn_windows = args.learn_windows
-    data = fitted.to_tflite(args.name or Path(args.output).name.split(".")[0], args.model_version)
+    recordings = {Path(path).name: digest_file(path) for path in args.recordings}
+    info = {"provenance": {"recordings": recordings, "windows": sample(benign)}}
+    data = fitted.to_tflite(args.name or Path(args.output).name.split(".")[0], args.model_version, info)
     figures |= check_file(data, fitted) | {"file_bytes": len(data)}
     write_atomic(args.output, data)
     if args.json:

@@ -11,8 +11,9 @@ from ..traces.files import read_all
 from .card import card
 from .golden import golden_document, golden_text
 from .options import Options
+from .provenance import digest_file
 from .quantize import save_weights
-from .training import digest_file, train
+from .training import train
 
 DONE = "outcome.json"
 

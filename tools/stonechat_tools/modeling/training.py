@@ -5,7 +5,6 @@ Each device's benign windows are cut in the order of time: 60 % make the network
 20 % are held out, as that device's living stream, for the figures.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from .calibrate import choose, parse_budget, poisson_bound
 from .device_path import to_features
 from .fit import FitError, FittedModel, check_file, default_units, fit, set_table
 from .options import FRACTIONS, LEAST_WINDOWS, WINDOWS_A_LEARNED_ONE, Options
+from .provenance import sample
 
 Ints = npt.NDArray[np.int64]
 _INJECTED = 3.0  # deviations: the injected anomalies by which candidates are compared
@@ -61,6 +61,7 @@ def train(
     benign = benign.select(~left_out)
     if len(benign) < LEAST_WINDOWS:
         raise TraceError(f"{len(benign)} benign windows: training needs at least {LEAST_WINDOWS}; record longer")
+    windows = sample(benign)
     borrowed = borrow_quiet(benign, options.busy, options.machine_columns)
     parts = split(benign, FRACTIONS)
     f = _class_features(parts, options.centre_devices)
@@ -78,6 +79,7 @@ def train(
         "numpy": np.__version__,
         "options": {key: value for key, value in asdict(options).items() if key != "own_model" or not value},
         "recordings": origin or {},
+        "windows": windows,
         "devices": {name: int((benign.devices == name).sum()) for name in benign.device_names},
         "notes": whole.notes,
         "backend": options.backend,
@@ -140,11 +142,6 @@ def _class_features(parts: dict[str, Trace], centre_devices: bool) -> dict[str, 
             moves = np.array([np.rint(centre - medians[device]) for device in trace.devices.tolist()])
             f[part] = f[part] + moves.astype(np.int64)
     return f
-
-
-def digest_file(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # -------------------------------------------------------------------------------------------------------- candidates

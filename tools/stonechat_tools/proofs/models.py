@@ -20,8 +20,8 @@ from stonechat.errors import StonechatError
 
 from stonechat_tools.console import write_atomic
 from stonechat_tools.modeling.options import Options
+from stonechat_tools.modeling.provenance import digest_file
 from stonechat_tools.modeling.task import Task, make
-from stonechat_tools.modeling.training import digest_file
 from stonechat_tools.recording.recipe import Recipe, read_recipe
 from stonechat_tools.recording.session import record
 
