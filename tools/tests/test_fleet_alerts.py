@@ -17,7 +17,7 @@ from fleet_support import Mosquitto, Peer, free_port, needs_mosquitto, wait_for
 from stonechat.errors import ConfigError
 from stonechat_tools.fleet import alert_settings, alerts
 from stonechat_tools.fleet.alert_settings import Receiver
-from stonechat_tools.fleet.incidents import Incident, Notification
+from stonechat_tools.fleet.incidents import Alert, Incident, Incidents, Notification, Policy
 
 SECRET = b"a key of more than sixteen characters"
 LINK = "https://fleet.example.org/incidents/{id}"
@@ -45,13 +45,15 @@ def notification(reason: str = "firing", severity: str = "critical", count: int 
 
 
 class Receiving(http.server.ThreadingHTTPServer):
-    """An HTTP server that keeps what it is sent; `answers`: the statuses of the next requests, then 200."""
+    """An HTTP server that keeps what it is sent; `answers`: the statuses of the next requests, then 200; `refused`: 500
+    for what has that in its body."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         self.got: list[tuple[str, dict[str, str], bytes]] = []
         self.answers: list[int] = []
+        self.refused = b""  # what a body must not have
         super().__init__(("127.0.0.1", 0), _Handler)
 
     @property
@@ -66,6 +68,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.got.append((self.path, dict(self.headers.items()), body))
         status = self.server.answers.pop(0) if self.server.answers else 200
+        if self.server.refused and self.server.refused in body:
+            status = 500
         self.send_response(status)
         if status == 302:
             self.send_header("Location", "/elsewhere")
@@ -125,6 +129,54 @@ def test_a_receiver_that_fails_is_tried_again_and_one_that_refuses_is_not(server
         server.answers = [status]
         sender = send(receiver, notification())
         assert sender.counts["failed"] == 1 and len(server.got) == 1 and str(status) in (sender.error or "")
+
+
+@pytest.mark.parametrize("kind", ["webhook", "alertmanager", "otlp"])
+def test_a_receiver_that_is_back_after_a_long_time_gets_all_in_order(
+    kind: str, server: Receiving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alerts, "LONGEST_WAIT_S", 0.01)
+    server.answers = [503] * 60  # five hours, at the waits of a real one
+    sender = alerts.Sender(Receiver("hook", kind, server.url, SECRET), wait_s=0.01)
+    for reason in ("firing", "resolved"):
+        sender.put(notification(reason, end_s=1_795_000_100.0 if reason == "resolved" else None))
+    assert wait_for(lambda: not sender.unsent), sender.counts
+    sender.close()
+    assert not sender.counts["failed"] and not sender.counts["dropped"] and len(server.got) >= 62
+    # the end is the last that it hears
+    wanted = {"webhook": b'"resolved"', "alertmanager": b"11:08:20", "otlp": b'"resolved"'}[kind]
+    assert wanted in server.got[-1][2] and any(wanted not in body for *_, body in server.got[60:])
+
+
+def test_one_notification_that_is_refused_again_and_again_holds_up_no_other(
+    server: Receiving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alerts, "LONGEST_WAIT_S", 0.01)
+    server.refused = b'"repeat"'
+    sender = alerts.Sender(Receiver("hook", "webhook", server.url, SECRET), wait_s=0.01)
+    for reason in ("firing", "repeat", "resolved", "firing"):
+        sender.put(notification(reason))
+    assert wait_for(lambda: sender.counts == {"sent": 3, "failed": 1, "dropped": 0}), sender.counts
+    assert not sender.unsent
+    sender.close()
+    monkeypatch.setattr(alerts, "GIVE_UP_S", 0.2)
+    late = alerts.Sender(Receiver("hook", "webhook", server.url, SECRET), wait_s=0.01)
+    late.put(notification("repeat"))
+    assert wait_for(lambda: late.counts["failed"] == 1)
+    late.close()
+
+
+def test_an_incident_is_one_alert_of_alertmanager_whatever_becomes_of_its_labels() -> None:
+    incidents = Incidents(Policy(group_wait_s=0))
+    sent: list[Notification] = []
+    for now_s, state, site in ((0.0, "silent", "north"), (60.0, "gone", "south"), (120.0, "", "")):
+        held = {"away-d-1": Alert("away-d-1", state, "warning", f"d-1 is {state}", 0.0, {"site": site})}
+        incidents.step(held if state else {}, now_s)
+        sent += incidents.due(now_s)
+    assert [each.reason for each in sent] == ["firing", "resolved"]
+    firing, resolved = (alerts.as_alertmanager(each, "", 120.0)[0]["labels"] for each in sent)
+    assert firing == resolved and firing["site"] == "north"
+    assert sent[1].incidents[0].labels["site"] == "south"  # of everybody else
 
 
 def test_a_receiver_that_is_away_holds_up_nobody(server: Receiving) -> None:
@@ -249,8 +301,8 @@ def test_apprise_to_a_json_receiver(server: Receiving) -> None:
     assert path == "/there" and value["type"] == "failure"
     assert value["title"].startswith("stonechat critical: 2000 of 2000 devices left together: site north and 29 more")
     assert "and 10 more" in value["message"] and "incidents/1" in value["message"]
-    server.answers = [500] * 20
-    assert send(Receiver("apprise", "apprise", url), notification()).counts["failed"] == 1
+    server.answers = [500] * 3
+    assert send(Receiver("apprise", "apprise", url), notification()).counts["sent"] == 1 and not server.answers
 
 
 @needs_mosquitto

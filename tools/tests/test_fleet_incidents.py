@@ -272,6 +272,74 @@ def test_what_no_receiver_took_is_sent_again_after_a_restart() -> None:
     assert not judged.run(3)
 
 
+class Killed(BaseException):
+    """As by kill -9."""
+
+
+@pytest.mark.parametrize("level", [2, 0])
+def test_a_collector_that_is_killed_at_any_write_loses_no_notification(
+    level: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no receiver has taken by then is sent by the next collector: the beginning of an incident, and its end."""
+    for writes in range(20):
+        judged = Judged()
+        judged.take(1, 2)
+        if not level:
+            judged.run(3)
+            judged.take(2, 0)
+        judged.unsent = {1}
+        note, left = judged.store.note, iter(range(writes))
+
+        def killed(*values: Any, note: Any = note, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise Killed
+            note(*values)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(judged.store, "note", killed)
+            try:
+                judged.run(1)
+            except Killed:
+                pass
+            else:
+                break
+        judged.unsent = set()
+        judged.start()
+        if not level:
+            judged.take(3, 0)
+        assert ("firing" if level else "resolved", ["alarm-d-1"]) in judged.run(3), writes
+    assert writes >= 3
+
+
+def test_what_a_clock_that_was_ahead_has_written_holds_back_nothing() -> None:
+    judged = Judged()
+    judged.take(1, 2)
+    judged.now_s += 400 * DAY_S
+    judged.take(2, 2)
+    assert judged.run(3) == [("firing", ["alarm-d-1"])]
+    judged.now_s -= 400 * DAY_S  # set right while no collector runs
+    judged.start()
+    judged.monitor.incidents.policy = replace(judged.monitor.incidents.policy, group_interval_s=60, repeat_s=300)
+    assert not judged.run(50)
+    for _ in range(12):
+        judged.monitor.took([], [], [], [("d-9", "forged")])
+    assert ("firing", ["rejected-d-9-forged"]) in judged.run(30)
+    assert ("repeat", ["alarm-d-1"]) in judged.run(300)
+
+
+def test_an_incident_follows_its_device_to_another_site() -> None:
+    judged = Judged()
+    judged.take(1, 2)
+    judged.run(3)
+    labels.write(judged.store, {"d-1": labels.Labels(site="south")})
+    judged.run(5)
+    (incident,) = judged.monitor.incidents.open.values()
+    assert incident.labels["site"] == "south" and incident.notifications == 1
+    judged.monitor.incidents.silences = [Silence("s", ("site=south",), judged.now_s + 60)]
+    judged.run(1)
+    assert incident.silenced
+
+
 def test_a_database_that_fails_holds_back_no_notification(monkeypatch: pytest.MonkeyPatch) -> None:
     judged = Judged()
     judged.take(1, 2)

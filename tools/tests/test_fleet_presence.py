@@ -216,6 +216,57 @@ def test_a_removed_device_stays_away_until_it_says_something_new() -> None:
         assert labels.read(store)["d-1"] == labels.Labels(site="berlin")
 
 
+def away(fleet: Fleet) -> list[str]:
+    return sorted(each.kind for each in fleet.monitor.incidents.open.values())
+
+
+def test_what_is_removed_is_in_no_incident_whether_before_or_after() -> None:
+    """Devices that are taken out of service together, and one that is shown again although it is away."""
+    with Store(":memory:") as store:
+        fleet = Fleet(store, 40)
+        names = [f"d-{n}" for n in range(40)]
+        fleet.live(3600)
+
+        def remove(some: list[str], at_s: float | None) -> None:
+            labels.write(store, {name: labels.Labels(removed_s=at_s) for name in some})
+
+        remove(names[:10], fleet.now_s)  # before they are switched off
+        fleet.live(3600, *names[:10])
+        assert not away(fleet)
+        fleet.live(3600, *names[:20])  # and after it
+        assert away(fleet) == ["cause"]
+        remove(names[10:20], fleet.now_s)
+        fleet.live(600, *names[:20])
+        assert not away(fleet) and not fleet.monitor.causes.open
+        fleet.live(3600, *names[:30])
+        assert away(fleet) == ["cause"]
+        fleet.monitor.close()
+        remove(names[20:30], fleet.now_s)  # while no collector runs
+        fleet.collector()
+        fleet.live(600, *names[:30])
+        assert not away(fleet) and not fleet.monitor.causes.open
+        remove(names[:1], None)
+        fleet.live(600, *names[:30])
+        assert away(fleet) == ["silent"]
+
+
+def test_a_clock_that_was_ahead_hides_no_silence() -> None:
+    """A board without a battery, or a server with a wrong one: set right while no collector runs."""
+    with Store(":memory:") as store:
+        fleet = Fleet(store, 2)
+        fleet.live(3600)
+        fleet.now_s += 365 * 86_400
+        fleet.live(3600)
+        fleet.status("d-1", _21=600)
+        fleet.states()
+        fleet.monitor.close()
+        fleet.now_s -= 365 * 86_400 + 7200
+        fleet.collector()
+        fleet.live(1800, "d-0", "d-1")
+        assert fleet.states() == {"d-0": "silent", "d-1": "silent"}
+        assert all(fleet.now_s - 1900 < seen.state.since_s <= fleet.now_s for seen in fleet.monitor.states())
+
+
 def test_a_database_that_is_moved_away_is_given_what_is_known(tmp_path: Path) -> None:
     path = tmp_path / "fleet.db"
     with Store(path) as store:

@@ -159,7 +159,7 @@ def _command(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _incident(incident: Incident) -> dict[str, Any]:
-    left = ("first_notified_s", "escalated_s", "digested", "key")
+    left = ("first_notified_s", "escalated_s", "digested", "key", "sent_labels")
     return {name: value for name, value in asdict(incident).items() if name not in left}
 
 

@@ -29,7 +29,8 @@ from .incidents import Incident, Notification
 
 TIMEOUT_S = 10.0  # of a single step
 DEADLINE_S = 30.0  # of a request and the head of its answer
-TRIES = 8
+TRIES = 8  # after as many, a notification that fails while the receiver takes a later one is given up
+GIVE_UP_S = 86_400.0  # a receiver that is away for longer does not get what waited for it
 CLOSE_S = 5.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 300.0
 MAX_WAITING = 1000  # notifications for one receiver; the oldest are dropped
@@ -92,6 +93,7 @@ def as_json(notification: Notification, link: str = "") -> bytes:
     rows = []
     for incident in notification.incidents[:MAX_SENT]:
         row = incident.dump()
+        del row["sent_labels"]
         row["link"] = link.replace("{id}", str(incident.id)) if link else ""
         rows.append(row)
     value = {"version": 1, "reason": notification.reason, "group": notification.group, "at_s": notification.at_s}
@@ -100,11 +102,13 @@ def as_json(notification: Notification, link: str = "") -> bytes:
 
 
 def as_alertmanager(notification: Notification, link: str, now_s: float) -> list[dict[str, Any]]:
-    """Alertmanager's POST /api/v2/alerts. An incident that goes on ends there by itself unless it is sent again."""
+    """Alertmanager's POST /api/v2/alerts. An incident that goes on ends there by itself unless it is sent again. The
+    labels are an alert's identity there: they stay as they were at first, so that the end ends it."""
     found = []
     for incident in notification.incidents:
         labels = {"alertname": "stonechat_" + incident.kind.replace("-", "_"), "incident": str(incident.id)}
-        labels |= {name.replace("-", "_"): value for name, value in incident.labels.items() if value}
+        known = incident.sent_labels or incident.labels
+        labels |= {name.replace("-", "_"): value for name, value in known.items() if value}
         annotations = {"summary": incident.title, "devices": ", ".join(incident.devices[:10])}
         annotations |= {name.replace(" ", "_"): _shown(value) for name, value in incident.evidence.items()}
         alert: dict[str, Any] = {"labels": labels, "annotations": annotations, "startsAt": _rfc3339(incident.start_s)}
@@ -315,25 +319,47 @@ class Sender:
         return {incident.id for each in list(self._unsent.values()) for incident in each.incidents}
 
     def _work(self) -> None:
-        while (notification := self._queue.get()) is not None:
-            wait_s = self._wait_s
-            for attempt in range(TRIES):
-                try:
-                    # an id of its own for each try: a receiver that took one and could not say so gets it again
-                    send(self.receiver, notification, self._link, os.urandom(12).hex(), self._clock())
-                    self.counts["sent"] += 1
-                    self.error = None
+        later: Notification | None = None  # out of the queue already, behind one that fails
+        while (notification := later or self._queue.get()) is not None:
+            later, wait_s, tries = None, self._wait_s, 0
+            give_up_s = time.monotonic() + GIVE_UP_S
+            while (again := self._try(notification)) is not None:
+                tries += 1
+                if again and tries >= TRIES:
+                    later = later or self._next()
+                    if later is not None and self._try(later) is None:
+                        if self._try(notification) is None:
+                            break  # it was back just then: the later one again, so that it is the last
+                        later, again = None, False  # it takes others, and not this one
+                if not again or time.monotonic() >= give_up_s:
+                    self.counts["failed"] += 1
                     self._unsent.pop(id(notification), None)
                     break
-                except Exception as error:  # a receiver's library may raise anything; the next one is another try
-                    self.error = str(error) if isinstance(error, DeliveryError) else f"{self.receiver.name}: {error!r}"
-                    if attempt == TRIES - 1 or not getattr(error, "again", True):
-                        self.counts["failed"] += 1
-                        self._unsent.pop(id(notification), None)
-                        break
-                    if self._stopping.wait(wait_s):  # not given up: the next start sends it
-                        return
-                    wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+                if self._stopping.wait(wait_s):  # not given up: the next start sends it
+                    return
+                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    def _next(self) -> Notification | None:
+        try:
+            found = self._queue.get_nowait()
+        except queue.Empty:
+            return None
+        if found is None:  # the end: for whoever waits for it
+            self._queue.put_nowait(None)
+        return found
+
+    def _try(self, notification: Notification) -> bool | None:
+        """-> None where it is sent, else whether another try may help."""
+        try:
+            # an id of its own for each try: a receiver that took one and could not say so gets it again
+            send(self.receiver, notification, self._link, os.urandom(12).hex(), self._clock())
+        except Exception as error:  # a receiver's library may raise anything; the next one is another try
+            self.error = str(error) if isinstance(error, DeliveryError) else f"{self.receiver.name}: {error!r}"
+            return bool(getattr(error, "again", True))
+        self.counts["sent"] += 1
+        self.error = None
+        self._unsent.pop(id(notification), None)
+        return None
 
     def close(self, wait_s: float = CLOSE_S) -> None:
         """Send what waits, for at most wait_s."""

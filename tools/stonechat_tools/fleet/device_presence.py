@@ -303,6 +303,21 @@ class Device:
                 if value:
                     setattr(self.odd, name, value + seconds)
 
+    def not_after(self, now_s: float) -> bool:
+        """Nothing was heard in the future: the clock that these times are of was ahead, and was set since -> whether
+        it was so."""
+        ahead = max(self.heard_s, self.since_s) > now_s
+        self.heard_s, self.since_s = min(self.heard_s, now_s), min(self.since_s, now_s)
+        odd = self.odd
+        if odd is not _NOTHING:
+            sleeps_s = odd.sleep_until_s - odd.sleep_s
+            for name in _TIMES:
+                value = getattr(odd, name)
+                if value and value > now_s:
+                    setattr(odd, name, now_s)
+            odd.sleep_until_s = odd.sleep_s + sleeps_s
+        return ahead
+
     # --- the database ---------------------------------------------------------------------------------------------
 
     def dump(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ MAX_MATCHER = 300  # characters of a silence's label=value
 MAX_DEVICES = 50  # named in one incident
 MAX_KEPT = 2000  # incidents that have ended
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3600.0, 86_400.0
+_MOVED = ("opened_s", "first_notified_s", "notified_s", "escalated_s")  # times of an incident that goes on
 
 
 @dataclass(slots=True)
@@ -58,13 +59,34 @@ class Incident:
     notifications: int = 0
     escalated_s: float | None = None
     digested: bool = False
+    sent_labels: dict[str, str] = field(default_factory=dict)  # of the first notification
+
+    def not_after(self, now_s: float) -> "Incident":
+        """Nothing of it was in the future: the clock that its times are of was ahead, and was set since."""
+        for name in ("start_s", *_MOVED):
+            value = getattr(self, name)
+            if value is not None and value > now_s:
+                setattr(self, name, now_s)
+        return self
 
     def dump(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def load(cls, saved: Mapping[str, Any]) -> "Incident":
-        return cls(**{name: saved[name] for name in cls.__dataclass_fields__ if name in saved})
+        """Raises KeyError, TypeError or ValueError for what is none."""
+        made = cls(**{name: saved[name] for name in cls.__dataclass_fields__ if name in saved})
+        times = [getattr(made, name) for name in ("start_s", "opened_s")]
+        times += [value for name in (*_MOVED, "end_s") if (value := getattr(made, name)) is not None]
+        texts = [made.key, made.kind, made.title, *made.labels.values(), *made.devices]
+        if not all(isinstance(value, float | int) for value in times) or not all(
+            isinstance(text, str) for text in texts
+        ):
+            raise TypeError("an incident has times and texts")
+        if made.severity not in SEVERITIES or type(made.id) is not int or type(made.count) is not int:
+            raise ValueError("an incident has a number, a count of devices and a severity")
+        made.evidence.items()
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +212,7 @@ class Incidents:
         if incident.end_s is not None and not incident.digested:
             self._resolved.append(incident)
         else:
-            incident.first_notified_s = incident.notified_s = incident.escalated_s = None
+            incident.notified_s = incident.escalated_s = None
             incident.digested = False
 
     @property
@@ -210,7 +232,7 @@ class Incidents:
                 if now_s - since_s >= alert.hold_s:
                     del self._pending[key]
                     self._open(alert, since_s, now_s)
-            elif (alert.title, alert.count, alert.severity) != (incident.title, incident.count, incident.severity):
+            elif (alert.title, alert.count, self._labels(alert)) != (incident.title, incident.count, incident.labels):
                 incident.title, incident.count, incident.severity = alert.title, alert.count, alert.severity
                 incident.evidence, incident.labels = alert.evidence, self._labels(alert)
                 incident.devices = alert.devices[:MAX_DEVICES]
@@ -270,8 +292,7 @@ class Incidents:
         """The clock that now_s comes from was set by so much."""
         for incident in self.open.values():
             incident.start_s += seconds
-            incident.opened_s += seconds
-            for name in ("first_notified_s", "notified_s", "escalated_s"):
+            for name in _MOVED:
                 value = getattr(incident, name)
                 if value is not None:
                     setattr(incident, name, value + seconds)
@@ -304,7 +325,7 @@ class Incidents:
             by_group.setdefault(self._group(incident), []).append(incident)
         for name, members in by_group.items():
             group = self._groups.setdefault(name, _Group(min(incident.opened_s for incident in members)))
-            new = [incident for incident in members if incident.first_notified_s is None]
+            new = [incident for incident in members if incident.notified_s is None]
             if new and (
                 now_s - group.first_s >= policy.group_wait_s
                 if group.sent_s is None
@@ -381,6 +402,7 @@ class Incidents:
 
     def _notify(self, reason: str, group: str, incidents: list[Incident], now_s: float) -> Notification:
         for incident in incidents:
+            incident.sent_labels = incident.sent_labels or incident.labels
             incident.first_notified_s = incident.first_notified_s or now_s
             incident.notified_s = now_s
             incident.notifications += 1

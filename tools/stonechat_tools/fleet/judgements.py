@@ -71,15 +71,37 @@ class Judgements:
     def hold(self, incidents: Iterable[Incident], now_s: float) -> None:
         """Incidents that were open before a restart."""
         self._held = {each.key: now_s + HELD_S[each.kind] for each in incidents if each.kind in HELD_S}
+        for device in self.labels:
+            self._relabelled(device)
 
     def relabel(self, labels: dict[str, Labels], now_s: float) -> None:
         before, self.labels = self.labels, labels
         for device in labels.keys() | before.keys():
-            if labels.get(device) != before.get(device) and device in self.sense.devices:
-                self.sense.moved(device, now_s)
+            if labels.get(device) != before.get(device):
+                if device in self.sense.devices:
+                    self.sense.moved(device, now_s)
+                self._relabelled(device)
+
+    def _relabelled(self, device: str) -> None:
+        """A device that was removed belongs to nothing any more; one that is shown again is looked at again."""
+        if self._is_removed(device):
+            self.causes.back(device)
+            self.sense.wrong_clocks.pop(device, None)
+            self.sense.apart.pop(device, None)
+        self._odd.add(device)
+
+    def _is_removed(self, device: str) -> bool:
+        return self.labels.get(device, NONE).removed_s is not None
 
     def level(self, device: str) -> int:
         return self._levels.get(device, 0)
+
+    def in_alarm(self) -> list[str]:
+        return [name for name, level in self._levels.items() if level == 2]
+
+    def alarmed(self, report: Report) -> None:
+        """The report that began an alarm, out of the database."""
+        self._alarmed[report.device] = report
 
     def facts(self, name: str) -> tuple[str, str, str]:
         """Schema, model and firmware of a device."""
@@ -190,7 +212,7 @@ class Judgements:
     def _change(self, change: Change, now_s: float) -> None:
         device = change.device
         if device.state in AWAY:
-            if change.before not in AWAY:
+            if change.before not in AWAY and not self._is_removed(device.name):
                 self.causes.left(device.name, device.since_s, now_s)
             self._odd.add(device.name)
         elif change.before in AWAY:
@@ -201,7 +223,8 @@ class Judgements:
             self._odd.add(device.name)
 
     def _present(self) -> Iterable[str]:
-        return [device.name for device in self.fleet if device.state in ("reporting", *AWAY)]
+        here = ("reporting", *AWAY)
+        return [device.name for device in self.fleet if device.state in here and not self._is_removed(device.name)]
 
     def _leaving(self, name: str, now_s: float) -> float:
         device = self.fleet.devices.get(name)
@@ -271,12 +294,13 @@ class Judgements:
 
     def _goes_on(self, incident: Incident) -> bool:
         """Whether nothing speaks against an incident from before a restart."""
+        if self._is_removed(incident.labels.get("device", "")):
+            return False
         if incident.kind != "alarm":
             return True
         name = incident.devices[0]
         device = self.fleet.devices.get(name)
-        shown = device is not None and device.state == "reporting" and self.labels.get(name, NONE).removed_s is None
-        return shown and self._levels.get(name) == 2
+        return device is not None and device.state == "reporting" and self._levels.get(name) == 2
 
     def _alert(
         self, key: str, kind: str, severity: str, title: str, since_s: float, device: str, evidence: dict[str, Any]
@@ -292,7 +316,7 @@ class Judgements:
     ) -> list[Alert] | None:
         """None where there is nothing odd about it any more."""
         device = self.fleet.devices.get(name)
-        if device is None or self.labels.get(name, NONE).removed_s is not None:
+        if device is None or self._is_removed(name):
             return None
         found: list[Alert] = []
         odd = False

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from . import labels as labels_of_devices
+from . import wire
 from .incidents import Incident, Incidents, Silence
 from .judgements import Judgements
 from .labels import readable
@@ -46,7 +47,9 @@ class Notes:
             name = row["device"]
             if name in self._shard:
                 facts = (row.get("schema") or "", row.get("model") or "", row.get("firmware") or "")
-                device = readable(_device, row, saved.get(name)) or _device(row, None)
+                device = readable(_device, row, saved.get(name), now_s) or _device(row, None, now_s)
+                if device.not_after(now_s):
+                    judged.fleet.changed.add(device)
                 judged.add(device, row["level"], facts, now_s)
         for key, value in store.notes("cause").items():
             if key.startswith(self._part):
@@ -54,9 +57,25 @@ class Notes:
         for name, value in store.notes("rate").items():
             if name.startswith(self._part):
                 readable(judged.sense.load_rate, name[len(self._part) :], value, now_s)
-        own = [each for each in incidents_in(store) if each.id // MAX_IDS == self._shard.number - 1]
+        for cause in judged.causes.open:
+            cause.start_s, cause.last_s = min(cause.start_s, now_s), min(cause.last_s, now_s)
+        known = incidents_in(store)
+        own = [each.not_after(now_s) for each in known if each.id // MAX_IDS == self._shard.number - 1]
+        open_keys = {each.key for each in own if each.end_s is None}
+        if not any(key.startswith(("outbreak-", "model-")) for key in open_keys):  # those account for alarms
+            for name in judged.in_alarm():
+                if f"alarm-{name}" not in open_keys:  # the last collector was killed before it could make one
+                    self._alarm(judged, name)
         unsent = store.notes(UNSENT, self._part or "all").get(self._part or "all", [])
         return own, [number for number in unsent if type(number) is int] if isinstance(unsent, list) else []
+
+    def _alarm(self, judged: Judgements, name: str) -> None:
+        query = (
+            "SELECT body FROM reports WHERE device = (SELECT id FROM devices WHERE name = ?)"
+            " AND level = 2 AND windows > 0 AND late_s IS NULL ORDER BY at_s DESC LIMIT 1"
+        )
+        for (body,) in self._store.rows(query, (name,)):
+            judged.alarmed(wire.reread(name, bytes(body)))
 
     def look(self, judged: Judgements, incidents: Incidents, now_s: float) -> None:
         """At what an operator has changed."""
@@ -103,6 +122,11 @@ class Notes:
         if now_s - self._saved_s >= SAVE_S:
             self._saved_s = now_s
             store.note("rate", {self._part + name: rate for name, rate in judged.sense.dump_rates().items()})
+        # before the incidents, which are then noted as sent: killed between both, it is sent twice, not never
+        unsent = sorted(self._undelivered() | incidents.held)
+        if unsent != self._unsent:
+            store.note(UNSENT, {self._part or "all": unsent or None})
+            self._unsent = unsent
         if incidents.changed:
             changed, incidents.changed = incidents.changed, set()
             values: dict[str, Any] = {}
@@ -114,10 +138,6 @@ class Notes:
             except StoreError:
                 incidents.changed |= changed
                 raise
-        unsent = sorted(self._undelivered() | incidents.held)
-        if unsent != self._unsent:
-            store.note(UNSENT, {self._part or "all": unsent or None})
-            self._unsent = unsent
 
     def _save_presence(self, fleet: Fleet, most: int) -> None:
         """Of up to `most` devices at once; of the others the next time."""
@@ -164,7 +184,7 @@ def silences_in(store: Store) -> list[Silence]:
     return [silence for silence in found if silence is not None]
 
 
-def _device(row: dict[str, Any], saved: dict[str, Any] | None) -> Device:
+def _device(row: dict[str, Any], saved: dict[str, Any] | None, now_s: float) -> Device:
     """Of the table of devices, and its note of presence if it has one."""
     name = row["device"]
     if saved is None:  # of a database from before there was presence
@@ -176,7 +196,8 @@ def _device(row: dict[str, Any], saved: dict[str, Any] | None) -> Device:
             device.lie("its key is used twice", row["conflict_s"] or row["last_seen_s"])
     else:
         device = Device.load(name, saved)
-    device.heard_s = max(device.heard_s, row["last_seen_s"])
+    if row["last_seen_s"] <= now_s or device.heard_s > now_s:
+        device.heard_s = max(device.heard_s, row["last_seen_s"])
     device.window_s = (row["window_ms"] or 0) / 1000
     device.announced_s = row.get("heartbeat_s") or 0
     device.windows = max(device.windows, row["heartbeat_windows"])
