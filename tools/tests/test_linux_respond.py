@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from stonechat.linux import respond
+from stonechat.errors import ConfigError
+from stonechat.linux import config, respond
 from stonechat.linux.config import KEYS
 from stonechat.linux.respond import Hook, LinuxResponse
 from stonechat.policy import QUARANTINE
@@ -209,8 +211,35 @@ def test_what_the_check_takes_makes_rules_whatever_lease_s_is() -> None:
     ):
         assert respond.check([row]) is None
         for lease_s in (1, 60, 61, 3600):
-            check_rules(respond.rules_of([row], lease_s))
-    assert respond.rules_of([{"action": "throttle", "most_seconds": 60}], 120)[0][4:] == (60, 60)
+            if not respond.check_together([row], lease_s):
+                check_rules(respond.rules_of([row], lease_s))
+
+
+@pytest.mark.parametrize(
+    "section, wanted",
+    [
+        ({"rules": [{"action": "throttle", "most_seconds": 60}]}, "rule 1: most_seconds 60 is below lease_s 120: give"),
+        ({"rules": [{"action": "hook"}, {"action": "throttle", "most_seconds": 119}]}, "rule 2: most_seconds 119"),
+        ({"lease_s": 30, "self_renew_s": 59}, "self_renew_s 59 renews nothing: want 0, or two leases, 60"),
+        ({"rules": [{"action": "alert"}], "hook": ["/bin/true"]}, 'no rule has action = "hook"'),
+        ({"rules": [{"action": "throttle", "most_seconds": 60}], "lease_s": 60}, ""),
+        ({"rules": [{"action": "throttle", "seconds": 60, "most_seconds": 60}], "self_renew_s": 120}, ""),
+        ({"hook": ["/bin/true"]}, ""),
+    ],
+)
+def test_keys_that_do_not_go_together_are_refused_in_one_line(section: dict[str, object], wanted: str) -> None:
+    raw = {
+        "device": {"id": "pump-1", "key_file": "/k"},
+        "mqtt": {"host": "h"},
+        "model": {"file": "/m"},
+        "response": section,
+    }
+    if wanted:
+        with pytest.raises(ConfigError, match=re.escape(wanted)) as caught:
+            config.check(raw)
+        assert "[response]" in str(caught.value) and "\n" not in str(caught.value)
+    else:
+        config.check(raw)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from stonechat.errors import CollectorError
-from stonechat.linux.tcp_table import TcpContacts, calls, opened_connections
+from stonechat.linux.tcp_table import TcpContacts, opened_connections, read_calls
 
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 
@@ -56,12 +56,22 @@ def test_one_that_stays_open_is_a_contact_each_time_and_one_to_here_is_none(tmp_
 
 
 def test_no_table_and_a_damaged_one(tmp_path):
-    assert list(calls(str(tmp_path))) == []
+    assert read_calls(list, str(tmp_path)) == []
     table(tmp_path, "half a row\n")
-    assert list(calls(str(tmp_path))) == []
+    assert read_calls(list, str(tmp_path)) == []
     table(tmp_path, "0: 0100A8C0:9C40 ZZ:01BB 01 0\n")
     with pytest.raises(CollectorError, match="is no address"):
-        list(calls(str(tmp_path)))
+        read_calls(list, str(tmp_path))
+
+
+def test_who_calls_a_listener_that_opens_meanwhile_is_no_call_of_this_machine(tmp_path):
+    table(tmp_path, row(22, "0.0.0.0", "0A"))
+
+    def take(calls):
+        table(tmp_path, row(22, "0.0.0.0", "0A"), row(8080, "0.0.0.0", "0A"), row(8080, "198.51.100.9", "01"))
+        return list(calls)
+
+    assert read_calls(take, str(tmp_path)) == []
 
 
 def test_a_large_table_is_never_held_as_a_whole(tmp_path):
@@ -81,7 +91,7 @@ def test_this_machine_s_own_connection_is_found():
         accepted, _ = server.accept()
         accepted.close()
         port = b"%04X" % client.getsockname()[1]
-        assert port in [local for _, local, _, _ in calls()]
+        assert port in [local for _, local, _, _ in read_calls(list)]
 
 
 OTHER = """

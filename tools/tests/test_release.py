@@ -411,7 +411,8 @@ def test_a_policy_of_the_response_is_signed_and_refused_by_name(
     vendor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "response.toml"
-    file.write_text('rules = [{action = "throttle", seconds = 60}, {action = "alert", level = "watch"}]\n')
+    text = 'rules = [{action = "throttle", seconds = 60}, {action = "alert", level = "watch"}]\n'
+    file.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())  # as an editor on Windows writes it
     release = tmp_path / "pump-5"
     sign(vendor, release, "--policy", str(file), model="")
     packed = make.frame((release / "manifest.cbor").read_bytes())[2]
@@ -425,6 +426,8 @@ def test_a_policy_of_the_response_is_signed_and_refused_by_name(
     for text, wanted in (
         ("rules = [", "not TOML"),
         ("mode = 1", "want nothing but rules"),
+        ("rules = " + "[" * 3000, "not TOML"),
+        ('rules = [{action = "throttle", most_seconds = 60}]', "rule 1: most_seconds 60 is below lease_s 120"),
         ('rules = [{action = "shout"}]', "action must be one of"),
         ('rules = [{action = "throttle", seconds = 99999}]', "most_seconds"),
     ):

@@ -4,7 +4,7 @@ import tomllib
 from os.path import isfile
 
 from ..errors import ConfigError
-from . import shipped
+from . import respond, shipped
 from .config_checks import toml
 from .config_keys import KEYS, REQUIRED
 from .files import read_regular
@@ -62,6 +62,10 @@ def check(raw: dict, path: str = "config") -> dict:
             if wrong:
                 raise ConfigError("%s: [%s] %s must be %s, not %s" % (path, section, name, wrong, _shown(value)))
             config[section][name] = value
+    response = [config["response"][name] for name in ("rules", "lease_s", "self_renew_s", "hook")]
+    wrong = respond.check_together(*response)
+    if wrong:
+        raise ConfigError("%s: [response] %s" % (path, wrong))
     return config
 
 

@@ -69,7 +69,6 @@ def _rule(row: dict, lease_s: int) -> tuple:
     families = 0
     for word in row.get("features", "any").split("+"):
         families |= _FAMILIES[word.strip()]
-    lease_s = min(lease_s, row.get("most_seconds", lease_s))
     seconds = row.get("seconds", lease_s) if action in (THROTTLE, QUARANTINE) else 0
     most = row.get("most_seconds", min(4 * seconds, MOST_S)) if seconds else 0
     return (action, _LEVELS[row.get("level", "alarm")], families, row.get("windows", 0), seconds, most)
@@ -86,6 +85,22 @@ def check(value) -> "str | None":
         if wrong:
             return "%s; rule %d: %s" % (_FORM, number, wrong)
     return None
+
+
+def check_together(rows: list, lease_s: int, self_renew_s: int = 0, hook=()) -> str:
+    """Rules that check() has taken, with the keys beside them -> "", or what is wrong."""
+    for number, row in enumerate(rows, 1):
+        most_s = row.get("most_seconds", lease_s)
+        if "seconds" not in row and most_s < lease_s:
+            text = "rule %d: most_seconds %d is below lease_s %d: give the rule seconds = %d, or a larger most_seconds"
+            return text % (number, most_s, lease_s, most_s)
+    rules = rules_of(rows, lease_s)
+    least_s = min([rule[4] for rule in rules if rule[4]], default=0)
+    if 0 < self_renew_s < 2 * least_s:
+        return "self_renew_s %d renews nothing: want 0, or two leases, %d" % (self_renew_s, 2 * least_s)
+    if hook and not any([rule[0] == HOOK for rule in rules]):
+        return 'hook is never called: no rule has action = "hook"'
+    return ""
 
 
 def _wrong(row: dict) -> str:

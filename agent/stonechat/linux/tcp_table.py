@@ -17,16 +17,33 @@ from ..errors import CollectorError
 _MAX_CALLS = 7000  # of a table: what fits 1 MB
 _MAX_CONNECTIONS = 200_000
 _MAX_LINE_BYTES = 512
+_TRIES = 3
 _MOST_FILES = 128  # of the agent itself
 _ESTABLISHED, _SYN_SENT, _LISTEN = b"01", b"02", b"0A"
 _LOOPBACK = (bytes(10) + b"\xff\xff\x7f", bytes(15) + b"\x01", bytes(16))  # 127.0.0.0/8, ::1, nobody
 _CONTACT = 0x3FFFFFFF  # as in known_peers.py
 
 
-def calls(proc: str = "/proc"):
-    """Yields (state, local port, address of 16 bytes, inode of the socket as text) of each connection whose local port
-    nobody listens on: this machine opened it. At most _MAX_CALLS of a table; the table is never held as a whole."""
-    listening = {words[1][-4:] for path, _ in _tables(proc) for words in _listeners(path)}
+def read_calls(take, proc: str = "/proc"):
+    """take(calls) -> what it returns; calls: an iterator over (state, local port, address of 16 bytes, inode of the
+    socket as text) of each connection whose local port nobody listens on: this machine opened it. At most _MAX_CALLS of
+    a table; the table is never held as a whole. The kernel gives no moment at which listeners and connections are both
+    as they are: where somebody has begun to listen meanwhile, all of it is taken anew."""
+    listening = _listening(proc)
+    for _ in range(_TRIES):
+        found = take(_calls(proc, listening))
+        after = _listening(proc)
+        if after <= listening:
+            break
+        listening |= after
+    return found
+
+
+def _listening(proc: str) -> set:
+    return {words[1][-4:] for path, _ in _tables(proc) for words in _listeners(path)}
+
+
+def _calls(proc: str, listening: set):
     for path, size in _tables(proc):
         for words in _rows(path, _MAX_CALLS):
             if words[3] != _LISTEN and words[1][-4:] not in listening:
@@ -35,8 +52,12 @@ def calls(proc: str = "/proc"):
 
 def opened_connections(most: int = 512, proc: str = "/proc") -> list:
     """The peers of established connections that this machine opened -> addresses of 16 bytes."""
-    opened = (address for state, _, address, _ in calls(proc) if state == _ESTABLISHED)
-    return [address for _, address in zip(range(most), opened, strict=False)]
+
+    def opened(calls):
+        addresses = (address for state, _, address, _ in calls if state == _ESTABLISHED)
+        return [address for _, address in zip(range(most), addresses, strict=False)]
+
+    return read_calls(opened, proc)
 
 
 def established(proc: str = "/proc"):
@@ -91,10 +112,15 @@ class TcpContacts:
         self._last: set = set()  # hashes: 7,000 connections that ended are there after a scan
 
     def contacts(self) -> list:
+        self._last, met = read_calls(self._take, self._proc)
+        keys = [sha256(self._secret + address).digest()[:4] for address in sorted(met)]
+        return [int.from_bytes(key, "big") & _CONTACT for key in keys]
+
+    def _take(self, calls) -> tuple:
         now = set()
         met = set()
         own = _own_sockets()
-        for state, port, address, inode in calls(self._proc):
+        for state, port, address, inode in calls:
             connection = hash((port, address))
             now.add(connection)
             if inode in own:
@@ -102,9 +128,7 @@ class TcpContacts:
             alive = state in (_ESTABLISHED, _SYN_SENT)
             if (alive or connection not in self._last) and not address.startswith(_LOOPBACK):
                 met.add(address)
-        self._last = now
-        keys = [sha256(self._secret + address).digest()[:4] for address in sorted(met)]
-        return [int.from_bytes(key, "big") & _CONTACT for key in keys]
+        return now, met
 
 
 def _own_sockets() -> set:

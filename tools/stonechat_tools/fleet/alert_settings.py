@@ -39,7 +39,11 @@ RECEIVER_KEYS = {
     "type": ('"webhook"', "webhook, alertmanager, apprise or otlp"),
     "url": ('"https://example.org/hook"', "where to; a URL with a secret in it belongs into url_file"),
     "url_file": ('""', "file of mode 0600 that holds the URL, instead of url"),
-    "secret_file": ('""', "webhook: file of mode 0600 with the key of the signature"),
+    "secret_file": (
+        '"hook.key"',
+        "webhook: file of mode 0600 with the key of the signature, beside this file;"
+        " made by: (umask 077; openssl rand -hex 32 > hook.key)",
+    ),
     "ca_file": ('""', "PEM of the authority that signed the receiver's certificate; empty: those of the system"),
     "severities": ('["info", "warning", "critical"]', "what it gets"),
     "escalation": ("false", "it gets escalations only"),
@@ -65,14 +69,14 @@ class Settings:
 
 
 def example() -> str:
-    """A complete commented configuration."""
+    """A complete commented configuration, which works as it is: without receivers nothing is sent to anybody."""
     lines = ["# stonechat collect --alerts FILE: every key there is, at its default."]
     for name, (default, text) in KEYS.items():
         lines += [f"# {text}", f"{name} = {default}"]
-    lines += ["", "# One section for each receiver.", "[[receivers]]"]
+    lines += ["", "# One section for each receiver; take away the # of its first line and of the keys that you set."]
+    lines.append("#[[receivers]]")
     for name, (default, text) in RECEIVER_KEYS.items():
-        commented = "# " if default in ('""', "false") else ""
-        lines += [f"# {text}", f"{commented}{name} = {default}"]
+        lines += [f"# {text}", f"#{name} = {default}"]
     return "\n".join(lines) + "\n"
 
 

@@ -25,7 +25,7 @@ from .rollout_judge import Judge, halts, superseded
 from .shards import Shard
 from .store import STORED, Store, releases, rollouts
 from .store.base import next_number
-from .store.rollouts import DONE, HALTED, LIVE, OPEN, RUNNING, WITHDRAWN, Member, RolloutRow
+from .store.rollouts import DONE, HALTED, LIVE, OFF, OPEN, RUNNING, WITHDRAWN, Member, RolloutRow
 from .withdrawals import Withdrawals
 
 LOOK_S = 2.0  # how often the database is asked what has changed
@@ -202,8 +202,8 @@ class Updates:
         for row in self._rows.values():
             if row.state == WITHDRAWN:
                 continue
-            for member in rollouts.members(self._store, row.id, OPEN):
-                if member.name not in self._shard:
+            for member in rollouts.members(self._store, row.id, (*OPEN, OFF)):
+                if member.name not in self._shard or member.state == OFF and self._still_off(member):
                     continue
                 found = before.get(member.name)
                 if found is None or found.row.id != row.id:
@@ -212,7 +212,13 @@ class Updates:
                     found.scored = 0
                 found.member, found.row = member, row
                 self._active[member.name] = found
+                if member.state == OFF:
+                    self._to(found, "due", now_s)
         self._chunks.only(self._active.keys())
+
+    def _still_off(self, member: Member) -> bool:
+        seen = self._presence(member.name)
+        return seen is not None and seen.state in ("off", "unknown")
 
     def _follow_clock(self, now_s: float) -> None:
         """Where the clock was put forward, nobody has waited for so long."""
@@ -293,7 +299,7 @@ class Updates:
                 return
         seen = self._presence(member.name)
         if seen is not None and seen.state == "off":  # no sign of the release
-            self._to(found, "passed", now_s, seen.why)
+            self._to(found, OFF, now_s, seen.why)
             return
         away = self._away(member.name, now_s)
         waited_s = now_s - member.since_s

@@ -133,15 +133,18 @@ def policy_of(path: Path) -> bytes:
     """A TOML file with `rules`, as in [response] of an agent's configuration -> the policy of a manifest. Raises
     ConfigError, OSError."""
     try:
-        found = tomllib.loads(read_file(path, 65_536).decode())
-    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
-        raise ConfigError(f"{path}: not TOML: {error}") from None
+        found = tomllib.loads(read_file(path, 65_536).decode("utf-8-sig").replace("\r\n", "\n"))
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError, brackets in thousands
+        raise ConfigError(f"{path}: not TOML: {str(error)[:200]}") from None
     rows = found.pop("rules", None)
     if found or not rows:
         raise ConfigError(f'{path}: want nothing but rules, such as rules = [{{action = "throttle", seconds = 60}}]')
     wrong = respond.check(rows)
     if wrong:
         raise ConfigError(f"{path}: rules must be {wrong}")
+    wrong = respond.check_together(rows, policy.T1_S)
+    if wrong:
+        raise ConfigError(f"{path}: {wrong}")
     packed = cbor2.dumps([list(rule) for rule in respond.rules_of(rows, policy.T1_S)], canonical=True)
     if len(packed) > 512:
         raise ConfigError(f"{path}: {len(packed)} bytes of policy, at most 512: fewer rules")

@@ -1,7 +1,8 @@
 """Roll-outs of releases, and what each device did with them. Each function raises StoreError, with nothing changed.
 
 A roll-out's devices: due (its turn has come), pulling, pulled (it has all of the release), trial, confirmed (final, and
-watched for a while), then good, failed, passed (it has a later release by now) or withdrawn.
+watched for a while), then good, failed, passed (it has a later release by now) or withdrawn; off while its user has
+switched monitoring off, then due again.
 """
 
 import json
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 RUNNING, PAUSED, HALTED, WITHDRAWN, DONE = "running", "paused", "halted", "withdrawn", "done"
 LIVE = (RUNNING, PAUSED, HALTED)
 OPEN = ("due", "pulling", "pulled", "trial")
+OFF = "off"
 HAVE = ("trial", "confirmed", "good")
 
 
