@@ -154,6 +154,19 @@ def test_a_change_is_all_that_is_sent(tmp_path: Path) -> None:
     made.close()
 
 
+@pytest.mark.parametrize("ahead_s", [-7200.0, 7200.0])
+def test_the_clock_of_the_collectors_machine_may_be_another(tmp_path: Path, ahead_s: float) -> None:
+    made = MadeFleet(tmp_path / "fleet.db", 10)
+    view = View(made.store, clock=lambda: time.time() + ahead_s)
+    for n in range(3):
+        made._now_s = time.time()
+        made.store.listened(made._now_s - 60, made._now_s)
+        view.poll()
+        made.put([made.report(made.names[n], 2)])
+        assert view.poll() and view.facts(made.names[n])["level"] == 2  # type: ignore[index]
+    made.close()
+
+
 def test_another_database_at_the_path_begins_anew(tmp_path: Path) -> None:
     path = tmp_path / "fleet.db"
     MadeFleet(path, 5).close()

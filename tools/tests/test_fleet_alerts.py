@@ -383,6 +383,7 @@ def test_the_example_has_every_key_and_is_the_default(tmp_path: Path) -> None:
 
 def test_spans_and_hours(tmp_path: Path) -> None:
     text = 'repeat = "2h"\nquiet_hours = "22:00-07:30"\nescalate_after = "15m"\ndigest_at = "06:45"\n' + HOOK
+    text += "escalation = true\n"
     policy = alert_settings.load(written(tmp_path, text)).policy
     assert (policy.repeat_s, policy.quiet, policy.escalate_s) == (7200, (79_200, 27_000), 900)
     assert policy.digest_s == 24_300
@@ -411,6 +412,12 @@ def test_spans_and_hours(tmp_path: Path) -> None:
         (HOOK + 'type = "pager"', "one of webhook, alertmanager, apprise, otlp"),
         (HOOK + 'severities = ["critical", "bad"]', "info warning critical"),
         (HOOK + HOOK, "one name"),
+        (HOOK + "escalation = true", "escalate_after is 0s"),
+        ('escalate_after = "5m"\n' + HOOK, "no receiver has escalation = true"),
+        ('escalate_after = "5m"', "no receiver has escalation = true"),
+        (HOOK + "severities = []", "would get nothing"),
+        ('quiet_hours = "22:00-22:00"', "of some length"),
+        ('group_by = ["sit"]', "kind severity device site"),
         (HOOK + 'ca_file = "none.pem"', "no such file"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 import cbor2
 import pytest
 from stonechat_tools.cli import main
+from stonechat_tools.fleet import export as export_module
 from stonechat_tools.fleet import wire
 from stonechat_tools.fleet.keyring import DeviceKeys
 from stonechat_tools.fleet.store import Store
@@ -52,6 +53,13 @@ def test_csv_has_every_report_once(db: Path, tmp_path: Path, capsys: pytest.Capt
     assert (float(first["deviation_1"]), first["share_percent_1"], first["feature_2"]) == (4.0, "90", "")
     assert rows[-1]["detail"].startswith("'=")  # no spreadsheet runs it
     assert f"{COUNT + 1} reports of 2 devices" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("before", ["", " ", "\n", "\t", "\u3000", "\xa0"])
+@pytest.mark.parametrize("sign", "=+-@\uff1d\uff0b\uff0d\uff20")
+def test_no_text_is_a_formula(before: str, sign: str) -> None:
+    assert export_module._safe(before + sign + "1") == "'" + before + sign + "1"
+    assert export_module._safe("a" + sign) == "a" + sign and export_module._safe(-1.5) == -1.5
 
 
 def test_json_lines_and_senml(db: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -479,6 +479,8 @@ def test_devices_are_named_grouped_removed(db: str, capsys: pytest.CaptureFixtur
         (("set", "pump-1", "--name", "x" * 65), "at most 64"),
         (("silence", "berlin", "--for", "2h"), "label=value"),
         (("silence", "site=~(", "--for", "2h"), "matcher"),
+        (("silence", "sit=", "--for", "2h"), "labels: kind severity device site class"),
+        (("silence", "site=x", "--for", "0s"), "no length"),
         (("silence", "site=x", "--for", "9999d"), "a silence has an end"),
         (("acknowledge", "7"), "there is none"),
         (("unsilence", "abc"), "no such silence"),

@@ -8,9 +8,10 @@ import cbor2
 import pytest
 from rich.console import Console
 from stonechat_tools.fleet import keyring, labels, overview, wire
+from stonechat_tools.fleet.collector import Collector
 from stonechat_tools.fleet.monitor import Monitor, read_states
 from stonechat_tools.fleet.presence import AWAY, State
-from stonechat_tools.fleet.store import Store
+from stonechat_tools.fleet.store import Store, StoreError
 from stonechat_tools.proofs import fleet_replay as replay
 
 WINDOW_S, HEARTBEAT = 10, 30
@@ -214,6 +215,57 @@ def test_a_removed_device_stays_away_until_it_says_something_new() -> None:
         fleet.report("d-1")
         assert fleet.states() == {"d-0": "reporting", "d-1": "reporting"}
         assert labels.read(store)["d-1"] == labels.Labels(site="berlin")
+
+
+def collector_of(fleet: Fleet) -> Collector:
+    """One that is not started, connected."""
+    collector = Collector(fleet.store, keyring.Keys({}), monitor=fleet.monitor)
+    collector.connected.set()
+    return collector
+
+
+def test_a_database_that_takes_nothing_makes_nobody_silent_and_is_an_incident(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full, locked, away: what the devices sent meanwhile waits at the broker. Whoever is notified hears of it."""
+    with Store(":memory:") as store:
+        fleet = Fleet(store, 20)
+        fleet.live(3600)
+        collector = collector_of(fleet)
+        put, end_s = store.put, fleet.now_s + 7200
+
+        def refuse(*values: Any) -> list[str]:
+            fleet.now_s += 30
+            if fleet.now_s < end_s:
+                raise StoreError("database or disk is full", True)
+            assert away(fleet) == ["collector"]
+            return put(*values)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("stonechat_tools.fleet.collector.RETRY_S", 0.0)
+            patch.setattr(store, "put", refuse)
+            collector._store([])
+        (incident,) = fleet.monitor.incidents.open.values()
+        assert "database or disk is full" in incident.title and incident.notifications == 1
+        collector._judge()
+        fleet.now_s += 100
+        assert not away(fleet) and set(fleet.states().values()) == {"reporting"}
+        fleet.live(600)
+        assert not fleet.monitor.causes.open and not any(device.odd.outages for device in fleet.monitor.fleet)
+
+
+def test_a_collector_that_was_stopped_makes_nobody_silent() -> None:
+    """SIGSTOP, a virtual machine that is moved, a disk that does not answer: no clock and no broker says so."""
+    with Store(":memory:") as store:
+        fleet = Fleet(store, 20)
+        fleet.live(3600)
+        collector = collector_of(fleet)
+        collector._notice_pause()
+        fleet.now_s += 7200
+        collector._turned_s -= 7200
+        collector._notice_pause()
+        collector._judge()
+        assert set(fleet.states().values()) == {"reporting"}
+        fleet.live(1800, "d-0")
+        assert fleet.states()["d-0"] == "silent"
 
 
 def away(fleet: Fleet) -> list[str]:

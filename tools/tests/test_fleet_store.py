@@ -26,6 +26,7 @@ from stonechat.schema import Schema
 from stonechat.state import State
 from stonechat_tools.fleet import keyring, overview, wire
 from stonechat_tools.fleet.store import CONFLICT, DUPLICATE, STORED, Keep, Store, StoreError, ingest
+from stonechat_tools.fleet.store.retention import Trust
 from stonechat_tools.modeling.device_path import features_q8
 from stonechat_tools.modeling.fit import fit
 
@@ -626,3 +627,34 @@ def test_a_database_of_somebody_else_names_its_owner(tmp_path: Path) -> None:
             Store(path)
     finally:
         os.setresuid(0, 0, 0)
+
+
+def test_a_clock_that_leaps_ahead_deletes_nothing_for_a_day() -> None:
+    """A year ahead for a minute, at the start or later: the reports of a year are not old by that."""
+    steady_s, wall_s = 100.0, float(NOW_S)
+
+    def trust(looked_s: float | None) -> Trust:
+        return Trust(looked_s, lambda: wall_s, lambda: steady_s)
+
+    clock = trust(NOW_S - 60.0)
+    assert clock() and not trust(None)() and not trust(NOW_S - 400 * 86_400.0)()
+    for jump_s in (365 * 86_400.0, 7200.0):
+        wall_s += jump_s
+        assert not clock()
+        wall_s -= jump_s  # set right again
+        for _ in range(23):
+            steady_s, wall_s = steady_s + 3600, wall_s + 3600
+            assert not clock()
+        steady_s, wall_s = steady_s + 7200, wall_s + 7200
+        assert clock()
+    wall_s -= 365 * 86_400.0
+    assert clock()
+    with Store(":memory:") as store:
+        store.put([report(1)], now_s=NOW_S)
+        retention = store.retention(Keep(reports=1))
+        for _ in range(4):
+            retention.step(NOW_S + 400 * 86_400, delete=False)
+        assert store.count() == 1 and store.rollup("pump-1")
+        while retention.step(NOW_S + 400 * 86_400):
+            pass
+        assert store.count() == 0

@@ -105,7 +105,8 @@ class View:
         if notes["cause"] != self._notes.get("cause") or notes["incident"] != self._notes.get("incident"):
             touched |= self._read_causes(notes["cause"])
         self._notes = notes
-        self._heard_s = now_s
+        # by the collector's clock: that of its machine may be behind this one
+        self._heard_s = now_s if listening is None else min(now_s, listening[1])
         stale = self._is_stale(self.listening, now_s), listening is None
         self.listening = listening
         if stale != (self._is_stale(listening, now_s), listening is None):

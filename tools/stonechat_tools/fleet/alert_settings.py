@@ -14,7 +14,7 @@ from typing import Any
 from stonechat.errors import ConfigError
 
 from ..console import read_file
-from .incidents import SEVERITIES, Policy
+from .incidents import LABELS, SEVERITIES, Policy
 
 MAX_BYTES = 1 << 20
 TYPES = ("webhook", "alertmanager", "apprise", "otlp")
@@ -98,7 +98,7 @@ def load(path: str) -> Settings:
     escalate_s = values.span("escalate_after", 0)
     digest = values.time_of_day("digest_at", "08:00")
     policy = Policy(
-        group_by=values.texts("group_by", ("kind", "site")),
+        group_by=values.texts("group_by", ("kind", "site"), LABELS),
         group_wait_s=values.span("group_wait", 30),
         group_interval_s=values.span("group_interval", 300),
         repeat_s=max(60.0, values.span("repeat", 14_400)),
@@ -112,6 +112,11 @@ def load(path: str) -> Settings:
     names = [receiver.name for receiver in found]
     if len(set(names)) != len(names):
         raise ConfigError(f"{path}: two receivers have one name; each needs its own")
+    for_escalations = any(receiver.escalation for receiver in found)
+    if escalate_s and not for_escalations:
+        raise ConfigError(f"{path}: escalate_after is set, and no receiver has escalation = true")
+    if for_escalations and not escalate_s:
+        raise ConfigError(f"{path}: a receiver has escalation = true, and escalate_after is 0s: it would get nothing")
     return Settings(policy, found, values.text("link", ""))
 
 
@@ -133,6 +138,8 @@ def _receiver(raw: dict[str, Any], what: str, folder: Path) -> Receiver:
     if kind == "webhook" and len(secret) < 16:
         raise ConfigError(f"{what}: a webhook needs secret_file, a file with a key of at least 16 characters")
     severities = values.texts("severities", SEVERITIES, SEVERITIES)
+    if not severities:
+        raise ConfigError(f"{what}: severities is empty: it would get nothing")
     ca_file = values.text("ca_file", "")
     if ca_file and not (folder / ca_file).is_file():
         raise ConfigError(f"{what}: ca_file {folder / ca_file}: no such file")
@@ -227,8 +234,8 @@ class _Table:
             return None
         first, _, last = value.partition("-") if isinstance(value, str) else ("", "", "")
         begin_s, end_s = _day_s(first), _day_s(last)
-        if begin_s is None or end_s is None:
-            raise self._wrong(name, 'hours like "22:00-07:00"')
+        if begin_s is None or end_s is None or begin_s == end_s:
+            raise self._wrong(name, 'hours like "22:00-07:00", of some length')
         return begin_s, end_s
 
 

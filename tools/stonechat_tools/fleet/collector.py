@@ -22,7 +22,7 @@ from .mqtt_codec import Message
 from .renewals import Renewals
 from .shards import Shard
 from .store import DUPLICATE, STORED, Store, StoreError
-from .store.retention import Keep
+from .store.retention import Keep, Trust
 from .updates import Outgoing, Updates, Wanted
 from .waiting import Source, Waiting
 
@@ -32,6 +32,7 @@ RETRY_S = 1.0
 LISTENED_S = 10.0
 RETAIN_S, RETAIN_BUSY_S = 30.0, 90.0
 STEP_S = 1.0
+PAUSED_S = 20.0  # a turn of the worker that took longer: what came meanwhile is not stored yet
 MAX_NAME_BYTES = 64  # of a device that is not known
 YOUNG = 100_000  # objects; more than a batch makes
 MQTT = ("auto", "5", "3.1.1", "paho")
@@ -85,6 +86,7 @@ class Collector:
         self.store = store
         self._retention = None if keep is None else store.retention(keep)
         self._retained_s = time.monotonic()
+        self._trust = Trust(None)  # in the clock, for what is to be deleted
         self._shard = None if shard is None or shard.of == 1 else shard
         self.keys = keys
         self.prefix = prefix.rstrip("/") + "/"
@@ -94,6 +96,7 @@ class Collector:
         self.updates = updates
         self.renewals = renewals
         self._stepped_s = 0.0  # when the monitor last judged
+        self._turned_s = time.monotonic()  # when the worker last did something
         names = (STORED, DUPLICATE, "status", "want", *keyring.REASONS, "refused", "dropped")
         self.counts: dict[str, int] = dict.fromkeys(names, 0)
         self.failure: BaseException | None = None
@@ -179,6 +182,9 @@ class Collector:
     # --- the worker's thread --------------------------------------------------------------------------------------
 
     def _work(self) -> None:
+        with contextlib.suppress(StoreError):
+            if (before := self.store.listening()) is not None:
+                self._trust = Trust(before[1])
         try:
             while not (self._stopping.is_set() and not len(self._waiting)):
                 for client in self._clients:
@@ -191,6 +197,7 @@ class Collector:
                         client.wake()
                 if batch:
                     self._store(batch, source)
+                self._notice_pause()
                 self._note_listening()
                 self._retain(not batch)
                 self._judge()
@@ -202,6 +209,17 @@ class Collector:
             self.failure = error
             for client in self._clients:
                 client.stop()
+
+    def _notice_pause(self) -> None:
+        """After a time in which nothing was taken (the process was stopped, the disk did not answer) the fleet's
+        silence begins anew: what the devices have sent waits at the broker."""
+        now_s = time.monotonic()
+        if now_s - self._turned_s > PAUSED_S:
+            self._since_s = time.time()
+            self._listened_s = 0.0
+            if self.monitor is not None:
+                self.monitor.connected(self.connected.is_set(), anew=True)
+        self._turned_s = now_s
 
     def _note_listening(self) -> None:
         """Every LISTENED_S: that whoever was silent until now was silent."""
@@ -217,7 +235,7 @@ class Collector:
         if self._retention is not None and since_s > (RETAIN_S if idle else RETAIN_BUSY_S):
             more = False
             with contextlib.suppress(StoreError):  # as for the next batch, which says so
-                more = self._retention.step()
+                more = self._retention.step(delete=self._trust())
             self._retained_s = time.monotonic() - (RETAIN_S - 0.5 if more else 0.0)
 
     def _judge(self) -> None:
@@ -245,6 +263,10 @@ class Collector:
                 return
             except StoreError as error:  # nothing of the batch was acknowledged
                 self._store_error = str(error)
+                if self.monitor is not None:
+                    self.monitor.connected(False, f"can't store what arrives ({error})")
+                    with contextlib.suppress(StoreError):
+                        self.monitor.step()
                 if self._stopping.wait(RETRY_S):
                     return
             except (ValueError, TypeError, OverflowError) as error:  # something that the database can't hold

@@ -34,6 +34,7 @@ FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "pa
 BATCH_ROWS = 10_000  # of a Parquet row group
 FEATURES = 3  # columns for as many; a report has no more
 SLICE_S = 86_400  # read at a time
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # a formula's first sign
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,8 +120,9 @@ def _csv(rows: Iterator[tuple[Row, dict[str, Any]]], file: IO[str]) -> int:
 
 
 def _safe(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula gets an apostrophe: names and details come from devices."""
-    return "'" + value if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    """A text that a spreadsheet would take for a formula gets an apostrophe: names and details come from devices. Some
+    pass over spaces, and take the wide signs of East Asia for the narrow ones."""
+    return "'" + value if isinstance(value, str) and value.lstrip()[:1] in _FORMULA else value
 
 
 def _jsonl(rows: Iterator[tuple[Row, dict[str, Any]]], file: IO[str]) -> int:

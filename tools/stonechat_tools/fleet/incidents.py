@@ -13,6 +13,7 @@ from typing import Any
 from . import patterns
 
 SEVERITIES = ("info", "warning", "critical")
+LABELS = ("kind", "severity", "device", "site", "class", "tag", "model")  # that incidents have
 MAX_MATCHER = 300  # characters of a silence's label=value
 MAX_DEVICES = 50  # named in one incident
 MAX_KEPT = 2000  # incidents that have ended
@@ -124,6 +125,8 @@ def split_matcher(matcher: str) -> tuple[str, str, str]:
     name, sign, value = matcher.partition("=")
     if not sign or not name.strip():
         raise ValueError(f"matcher {matcher!r}: write label=value or label=~pattern, for example site=berlin")
+    if name.strip() not in LABELS:
+        raise ValueError(f"matcher {matcher[:40]!r}: no incident has such a label; labels: {' '.join(LABELS)}")
     if value.startswith("~"):
         try:
             patterns.compiled(value[1:])

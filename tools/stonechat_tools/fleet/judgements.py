@@ -46,7 +46,8 @@ class Judgements:
         self.fleet = Fleet()
         self.causes = Causes(self.labels_of)
         self.sense = Sense(self._class_and_model)
-        self.disconnected_s: float | None = None  # since when the collector has no connection
+        self.deaf_s: float | None = None  # since when the collector takes nothing,
+        self.deaf_why = ""  # and why
         self._hold_s = hold_s
         self._shared: dict[tuple[str, str, str], tuple[str, str, str]] = {}
         self._alarmed: dict[str, Report] = {}
@@ -243,9 +244,9 @@ class Judgements:
     def alerts(self, known: Mapping[str, Incident], now_s: float) -> dict[str, Alert]:
         """known: the open incidents by key -> the alerts by key."""
         found: list[Alert] = []
-        if self.disconnected_s is not None:
-            text = "the collector has no connection to its broker: no device is judged meanwhile"
-            found.append(Alert("collector", "collector", "critical", text, self.disconnected_s, hold_s=self._hold_s))
+        if self.deaf_s is not None:
+            text = f"the collector {self.deaf_why}: no device is judged meanwhile"
+            found.append(Alert("collector", "collector", "critical", text, self.deaf_s, hold_s=self._hold_s))
         for cause in self.causes.open:
             self.causes.name(cause, self._present)
             labels = {kind: name for kind, name in cause.labels if name}
@@ -322,7 +323,7 @@ class Judgements:
         odd = False
         if device.state in AWAY:
             odd = True
-            if self.causes.cause_of(name) is None and self.disconnected_s is None:
+            if self.causes.cause_of(name) is None and self.deaf_s is None:
                 alert = self._alert(
                     f"away-{name}",
                     device.state,

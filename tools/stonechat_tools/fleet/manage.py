@@ -34,7 +34,7 @@ from . import alert_settings, labels
 from .command import span_s
 from .database import add_database_arguments
 from .history import feature_names, name_of
-from .incidents import split_matcher
+from .incidents import LABELS, split_matcher
 from .labels import NONE
 from .monitor_notes import incidents_in, silences_in
 from .overview import shown_states
@@ -73,9 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     acknowledge = verbs.add_parser("acknowledge", help="an incident is known: it is not sent again")
     acknowledge.add_argument("incident", nargs="+", type=int, help="its number")
     silence = verbs.add_parser("silence", help="send nothing about what matches, until its end")
-    silence.add_argument(
-        "matcher", nargs="+", help="label=value or label=~pattern; labels: kind severity device site class"
-    )
+    silence.add_argument("matcher", nargs="+", help="label=value or label=~pattern; labels: " + " ".join(LABELS))
     silence.add_argument("--for", dest="for_s", required=True, metavar="TIME", help="90s, 30m, 2h or 1d")
     silence.add_argument("--comment", default="", help="why")
     verbs.add_parser("silences", help="the silences that hold")
@@ -264,6 +262,8 @@ def silence(store: Store, matchers: Sequence[str], lasts: str, comment: str, by:
             raise ConfigError(f"{text[:70]!r}: printable characters only")
         if len(text) > MAX_TEXT:
             raise ConfigError(f"{text[:70]!r}...: at most {MAX_TEXT} characters")
+    if not lasts_s:
+        raise ConfigError(f"--for {lasts}: a silence of no length; `stonechat fleet unsilence` ends one")
     if lasts_s > MAX_SILENCE_S:
         raise ConfigError(f"--for {lasts}: at most {MAX_SILENCE_S // 86_400} days; a silence has an end")
     held = store.notes("silence")

@@ -15,7 +15,7 @@ from .labels import NONE, Labels
 from .monitor_notes import MAX_IDS, Notes
 from .presence import Change, Device, State
 from .shards import Shard
-from .store import DUPLICATE, STORED, Store
+from .store import DUPLICATE, STORED, Store, StoreError
 from .wire import Report, Status
 
 JUMP_S = 2.0  # a clock that is set by more than that is corrected for
@@ -111,16 +111,18 @@ class Monitor:
         """The wall's clock, without its jumps since the last step()."""
         return self._steady() + self._offset_s
 
-    def connected(self, is_connected: bool) -> None:
-        """The collector has subscribed, or has lost its broker."""
+    def connected(self, is_connected: bool, why: str = "has no connection to its broker", anew: bool = False) -> None:
+        """The collector takes messages, or does not and why. anew: it did not for a while, and nobody saw it."""
+        judged = self._judged
         with self._lock:
             if is_connected:
-                self._judged.disconnected_s = None
-                if self.fleet.listening_s is None:
+                judged.deaf_s = None
+                if anew or self.fleet.listening_s is None:
                     self.fleet.listen(self.now_s)
             else:
-                if self._judged.disconnected_s is None:
-                    self._judged.disconnected_s = self.now_s
+                judged.deaf_why = why
+                if judged.deaf_s is None:
+                    judged.deaf_s = self.now_s
                 self.fleet.listen(None)
 
     def took(
@@ -163,9 +165,13 @@ class Monitor:
             if abs(jump_s) > JUMP_S:  # the wall's clock was set, or the machine was suspended
                 self._shift(jump_s)
             now_s = self.now_s
+            failure: StoreError | None = None
             if self._notes is not None and now_s - self._looked_s >= LOOK_S:
-                self._looked_s = now_s
-                self._notes.look(self._judged, self.incidents, now_s)
+                try:
+                    self._notes.look(self._judged, self.incidents, now_s)
+                    self._looked_s = now_s
+                except StoreError as error:  # that, too, somebody has to know
+                    failure = error
             for change in self._judged.step(now_s):
                 if self._on_change is not None:
                     self._on_change(change)
@@ -176,6 +182,8 @@ class Monitor:
             for notification in self.incidents.due(now_s):
                 if self._notify is not None:
                     self._notify(notification)
+            if failure is not None:
+                raise failure
             if self._notes is not None:  # after that: what is lost here is sent twice, not never
                 self._notes.save(self._judged, self.incidents, now_s)
 

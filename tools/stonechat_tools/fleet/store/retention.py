@@ -14,6 +14,7 @@ from .base import DAY_S, Db, Engine
 
 BEHIND_S = 300  # a transaction of another collector may be open for this long, with lower numbers
 CHUNK = 5_000
+LEAP_S, LONG_S, HELD_S = 3600.0, DAY_S, DAY_S
 _MOST_WINDOWS = 100_000  # of one report that count for a mean: 2**32 * 1e5 * CHUNK is within a BIGINT
 _MOST_SUM = 4 * 10**18
 _SUMS = ("reports", "windows", "alarms", "score_sum_q8", "scored")
@@ -29,6 +30,29 @@ class Keep:
     daily: float = 3650
 
 
+class Trust:
+    """Whether the clock may decide what is old. One that is a year ahead for a minute must not delete a year: after a
+    leap of more than LEAP_S, or where nobody has looked at it for LONG_S, it has to be right for HELD_S first.
+    looked_s: when it was looked at last, None where that is not known."""
+
+    def __init__(
+        self,
+        looked_s: float | None,
+        clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),  # goes on while suspended
+    ) -> None:
+        self._clock, self._steady = clock, steady
+        self._offset_s = clock() - steady()
+        known = looked_s is not None and clock() - looked_s <= LONG_S
+        self._until_s = steady() if known else steady() + HELD_S
+
+    def __call__(self) -> bool:
+        before_s, self._offset_s = self._offset_s, self._clock() - self._steady()
+        if self._offset_s - before_s > LEAP_S:
+            self._until_s = self._steady() + HELD_S
+        return self._steady() >= self._until_s
+
+
 class Retention:
     """deleted: called, after a deletion, with the highest number that each stream has lost."""
 
@@ -38,12 +62,14 @@ class Retention:
         self._gone: dict[int, int] = {}
         self._keep = keep
 
-    def step(self, now_s: float | None = None) -> bool:
+    def step(self, now_s: float | None = None, delete: bool = True) -> bool:
         """One piece of work -> whether there is more. Raises StoreError with nothing changed."""
         now_s = time.time() if now_s is None else now_s
         self._gone = {}
         with self._engine.transaction() as db:
-            more = self._roll(db, now_s) or self._delete_reports(db, now_s) or self._delete_rollups(db, now_s)
+            more = self._roll(db, now_s)
+            if delete and not more:
+                more = self._delete_reports(db, now_s) or self._delete_rollups(db, now_s)
         if self._gone:
             self._deleted(self._gone)
         return more
