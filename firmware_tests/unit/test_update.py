@@ -3,7 +3,7 @@
 import os
 
 from share import some
-from stonechat import cbor_decode, slots
+from stonechat import cbor_decode, manifest, slots
 from stonechat.compat import sha256
 from stonechat.errors import ModelError, WireError
 from stonechat.slots import Slots
@@ -178,6 +178,21 @@ def test_whatever_is_wrong_is_refused_counted_and_changes_nothing():
         assert (update.store.slot, update.store.trial, update.store.version) == (0, 0, 0), name
         again = Slots(FOLDER)
         assert again.start() == 0 and again.result == result, name
+
+
+@in_a_folder
+def test_a_release_that_expires_while_its_model_comes_is_refused():
+    message = releases()["second"]
+    expires_s = manifest.read(manifest.payload(message)).expires_s
+    for now_s, result in ((0, slots.CLOCK), (expires_s, slots.EXPIRED)):
+        update = device()
+        offer(update, 2, message)
+        while update.want():
+            chunk(update, 2, (message, MODEL), update.want())
+            if not update.whole:
+                update.step(NOW_S, 10)
+        assert update.whole
+        assert not update.step(now_s, 10) and update.store.result == result and update.refusals == 1
 
 
 @in_a_folder

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from stonechat.errors import ConfigError, ModelError
+from stonechat.errors import ConfigError, ModelError, WireError
 from stonechat.linux import shipped
 
 # top-level package (or wing of the laboratory): the extra of stonechat that brings it
@@ -324,11 +324,12 @@ def read_file(path: str | os.PathLike[str], most: int = MAX_FILE_BYTES) -> bytes
 
 @contextlib.contextmanager
 def named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """A ModelError from within names the file."""
+    """An error from within, of what a file holds, names the file."""
     try:
         yield
-    except ModelError as error:
-        raise ModelError(f"{os.fspath(path)}: {error}") from None
+    except (ModelError, WireError, ConfigError) as error:
+        name = os.fspath(path)
+        raise error if str(error).startswith(name) else type(error)(f"{name}: {error}") from None
 
 
 def read_json(path: str | os.PathLike[str], what: str) -> Any:

@@ -507,6 +507,32 @@ def test_a_device_whose_user_switches_monitoring_off_is_no_failure(fleet: Callab
     assert pumps.versions() == [2] * 4, pumps.versions()
 
 
+def test_a_device_that_was_replaced_or_comes_back_to_the_class_takes_the_release(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(4)
+    first, last = pumps.units["pump-0"], pumps.units["pump-1"]
+    pumps.stage(2, (Stage(600, share=1.0),))
+    pumps.live(600)
+    labels.write(pumps.store, {"pump-1": Labels(group="valve")})
+    pumps.live(4 * 3600)
+    assert pumps.row(2).state == "done" and first.update.store.version == 2
+    for path in first.folder.iterdir():  # another device of the same name
+        if path.name != "factory":
+            path.unlink()
+    first.start()
+    pumps.say(first, statuses=[first.status(pumps.now_s)])
+    for path in last.folder.iterdir():
+        if path.name != "factory":
+            path.unlink()
+    last.start()
+    pumps.say(last, statuses=[last.status(pumps.now_s)])
+    pumps.live(3600)
+    assert first.update.store.version == 2 and last.update.store.version == 0
+    labels.write(pumps.store, {"pump-1": Labels(group="pump")})
+    pumps.live(4 * 3600)
+    counts = rollouts.counts(pumps.store, pumps.row(2).id)
+    assert pumps.versions() == [2] * 4 and counts == {"good": 4}, counts
+
+
 def test_a_pause_serves_nothing_and_a_resumed_one_goes_on(fleet: Callable[..., Fleet]) -> None:
     pumps = fleet(4)
     pumps.stage(2)

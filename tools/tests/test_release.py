@@ -436,3 +436,18 @@ def test_a_policy_of_the_response_is_signed_and_refused_by_name(
         assert run(vendor, "sign", *common, "--policy", str(file)) == 1
         said = capsys.readouterr().err
         assert wanted in said and len(said.splitlines()) == 1, said
+
+
+@pytest.mark.parametrize("data", [b"", b"\x81" * 9000, b"\x84\x40\xa0\x41\x00\x05", bytes(range(256))])
+def test_a_manifest_that_is_none_is_named(
+    vendor: Path, tmp_path: Path, data: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "manifest.cbor").write_bytes(data)
+    for words in (
+        ("inspect", str(tmp_path)),
+        ("verify", str(tmp_path), "--keys", str(vendor / "vendor.key.pub")),
+        ("sign", "--add", str(tmp_path), "--key", str(vendor / "vendor.key")),
+    ):
+        assert run(vendor, *words) == 1
+        said = capsys.readouterr().err
+        assert str(tmp_path) in said and len(said.splitlines()) == 1, said

@@ -14,7 +14,7 @@ from .labels import NONE, Labels
 from .rollout import ALARM_LIMIT, DAY_S, FAILURE_LIMIT, HISTORY_DAYS, PRIOR_DAYS, Rollout, chosen, size
 from .store import Store, releases, rollouts
 from .store.base import Db, pieces
-from .store.rollouts import DONE, HALTED, HAVE, LIVE, OPEN, PAUSED, RUNNING, Candidate, RolloutRow
+from .store.rollouts import DONE, HALTED, HAVE, LEFT, LIVE, OPEN, PAUSED, RUNNING, Candidate, RolloutRow
 
 ACTOR = "the halting rule"
 MAX_OPEN = 1000  # devices that take a release at the same time
@@ -157,12 +157,13 @@ class Judge:
         able = [each for each in able if each.version <= version]
         members = rollouts.taken(db, row.id)
         have = [each for each in able if each.id in members or each.version == version]
-        still_open = sum(state in OPEN for state, _ in members.values())
+        still_open = sum(state in OPEN for state, *_ in members.values())
         wanted = size(row.stages, row.stage, len(able)) - len(have)
-        rest = {each.name: each for each in able if each.id not in members and each.version < version}
-        there = [name for name, each in rest.items() if _present(each, now_s) and self._takes(row, each)]
+        older = [each for each in able if each.version < version and _present(each, now_s) and self._takes(row, each)]
+        there = {each.name: each for each in older if each.id not in members}
+        again = [each.id for each in older if each.id in members and _again(members[each.id], each, version)]
         turn = chosen(row.release.digest, there, max(0, min(wanted, MAX_OPEN - still_open)))
-        rollouts.join(db, row.id, [rest[name].id for name in turn], now_s)
+        rollouts.join(db, row.id, [there[name].id for name in turn] + again[: max(0, MAX_OPEN - still_open)], now_s)
         self._full[row.id] = not turn and (wanted <= 0 or not there)
         self._filled_s[row.id] = now_s + BUSY_SHARE * (time.monotonic() - began_s)
         return self._full[row.id]
@@ -202,7 +203,7 @@ class Judge:
         for each in rollouts.candidates(db, row.release.schema):
             if not self._belongs(row, each.name):
                 continue
-            state, taken_s = members.get(each.id, ("", None))
+            state, taken_s, _ = members.get(each.id, ("", None, ""))
             if taken_s is None or taken_s >= begin_s + DAY_S:
                 if each.version < row.release.version or taken_s is not None:
                     without.append(each.id)
@@ -252,6 +253,13 @@ def halts(rows: Iterable[RolloutRow]) -> list[Alert]:
             about = (title, facts["at_s"], labels, facts, failed, len(failed))
             found.append(Alert(f"rollout-{row.id}", "rollout", "critical", *about))
     return found
+
+
+def _again(member: tuple[str, float | None, str], device: Candidate, version: int) -> bool:
+    """Whether the turn of a device with an older version comes again: it had the release, and is another one or was
+    restored from a backup since; or it had left the class."""
+    state, _, result = member
+    return device.ended != version and (state == "good" or state == "passed" and result == LEFT)
 
 
 def _present(device: Candidate, now_s: float) -> bool:

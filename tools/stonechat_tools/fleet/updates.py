@@ -25,7 +25,7 @@ from .rollout_judge import Judge, halts, superseded
 from .shards import Shard
 from .store import STORED, Store, releases, rollouts
 from .store.base import next_number
-from .store.rollouts import DONE, HALTED, LIVE, OFF, OPEN, RUNNING, WITHDRAWN, Member, RolloutRow
+from .store.rollouts import DONE, HALTED, LEFT, LIVE, OFF, OPEN, RUNNING, WITHDRAWN, Member, RolloutRow
 from .withdrawals import Withdrawals
 
 LOOK_S = 2.0  # how often the database is asked what has changed
@@ -268,7 +268,7 @@ class Updates:
         label = self._labels().get(found.member.name, NONE)
         left = label.removed_s is not None or label.group != found.row.release.device_class
         if left:
-            self._to(found, "passed", now_s, "is no longer in the class")
+            self._to(found, "passed", now_s, LEFT)
         return left
 
     def _move(self, found: _Active, now_s: float) -> None:

@@ -192,8 +192,9 @@ def _sign(args: argparse.Namespace) -> int:
             raise ConfigError("--add RELEASE takes neither MODEL nor --out: the manifest is made already")
         folder = args.add
         before = read_file(folder / MANIFEST, manifest.MOST_BYTES)
-        packed = make.frame(before)[2]
-        manifest.read(packed)
+        with named(folder / MANIFEST):
+            packed = make.frame(before)[2]
+            manifest.read(packed)
         key = _open_key(args, folder)
     else:
         folder, before = _folder(args), None
@@ -293,7 +294,8 @@ def _verified(args: argparse.Namespace) -> tuple[bytes, bytes | None, manifest.M
     public = [key for path in args.keys for key in keys.read_public(path)]
     folder: Path = args.release
     message = read_file(folder / MANIFEST, manifest.MOST_BYTES)
-    found = manifest.unseal(message, [(keys.ROLES[key.role], key.data) for key in public])
+    with named(folder / MANIFEST):
+        found = manifest.unseal(message, [(keys.ROLES[key.role], key.data) for key in public])
     data = None
     if found.model is not None:
         data = read_file(folder / MODEL, MOST_MODEL_BYTES)
@@ -320,8 +322,9 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _show(folder: Path, message: bytes, as_json: bool, verified: bool = False) -> None:
-    parts = make.frame(message)
-    found = manifest.read(parts[2])
+    with named(folder):
+        parts = make.frame(message)
+        found = manifest.read(parts[2])
     signatures = [
         {
             "key": unprotected.get(4, b"").hex(),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from stonechat.slots import UNCONFIRMED
+from stonechat.slots import CONFIRMED, UNCONFIRMED
 
 from ..rollout import Rollout, Stage
 from ..wire_release import UpdateState
@@ -24,6 +24,7 @@ RUNNING, PAUSED, HALTED, WITHDRAWN, DONE = "running", "paused", "halted", "withd
 LIVE = (RUNNING, PAUSED, HALTED)
 OPEN = ("due", "pulling", "pulled", "trial")
 OFF = "off"
+LEFT = "is no longer in the class"  # why a device is passed over that may come back
 HAVE = ("trial", "confirmed", "good")
 
 
@@ -74,13 +75,15 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A device that takes updates. online: False after its last will, None where that is not known."""
+    """A device that takes updates. online: False after its last will, None where that is not known; ended: the version
+    whose update ended otherwise than by a confirmation, 0 for none."""
 
     id: int
     name: str
     online: bool | None
     last_seen_s: float
     version: int
+    ended: int
 
 
 @dataclass(slots=True)
@@ -361,23 +364,29 @@ def uncounted(db: Db, rollout: int) -> list[bool]:
 def candidates(db: Db, schema: str) -> list[Candidate]:
     """Devices that take updates, of a model's schema or, where that is empty, of any."""
     where, values = (" WHERE u.schema_id = ?", (schema,)) if schema else ("", ())
-    query = "SELECT d.id, d.name, d.online, d.last_seen_s, u.version FROM updates u JOIN devices d ON d.id = u.device"
+    query = (
+        "SELECT d.id, d.name, d.online, d.last_seen_s, u.version, CASE WHEN u.result > ? THEN u.tried ELSE 0 END"
+        " FROM updates u JOIN devices d ON d.id = u.device"
+    )
+    values = (CONFIRMED, *values)
     return [
-        Candidate(row[0], row[1], None if row[2] is None else bool(row[2]), row[3], row[4])
+        Candidate(row[0], row[1], None if row[2] is None else bool(row[2]), *row[3:])
         for row in db.execute(query + where, values).fetchall()
     ]
 
 
-def taken(db: Db, rollout: int) -> dict[int, tuple[str, float | None]]:
-    """By device: its state, and when it took the release."""
-    query = "SELECT device, state, taken_s FROM rollout_devices WHERE rollout = ?"
-    return {device: (state, taken_s) for device, state, taken_s in db.execute(query, (rollout,)).fetchall()}
+def taken(db: Db, rollout: int) -> dict[int, tuple[str, float | None, str]]:
+    """By device: its state, when it took the release, and the result."""
+    query = "SELECT device, state, taken_s, result FROM rollout_devices WHERE rollout = ?"
+    return {row[0]: (row[1], row[2], row[3]) for row in db.execute(query, (rollout,)).fetchall()}
 
 
 def join(db: Db, rollout: int, devices: Iterable[int], now_s: float) -> None:
-    """Their turn has come."""
+    """Their turn has come, or comes again; what the tests know of a device already is not counted twice."""
     db.executemany(
-        "INSERT INTO rollout_devices (rollout, device, state, since_s) VALUES (?, ?, 'due', ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO rollout_devices (rollout, device, state, since_s) VALUES (?, ?, 'due', ?) ON CONFLICT"
+        " (rollout, device) DO UPDATE SET state = 'due', since_s = excluded.since_s, taken_s = NULL, until_s = NULL,"
+        " result = ''",
         [(rollout, device, now_s) for device in devices],
     )
 
