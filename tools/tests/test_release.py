@@ -451,3 +451,10 @@ def test_a_manifest_that_is_none_is_named(
         assert run(vendor, *words) == 1
         said = capsys.readouterr().err
         assert str(tmp_path) in said and len(said.splitlines()) == 1, said
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_a_key_without_a_name_is_refused(vendor: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(vendor, "keygen", name) == 1
+    said = capsys.readouterr().err
+    assert "is a folder; give the name of a file" in said and len(said.splitlines()) == 1

@@ -123,6 +123,8 @@ class SigningKey:
 
 def make(path: Path, role: str, algorithm: str, secret: bytes) -> PublicKey:
     """Make a key pair; writes PATH, PATH.pub and, for HSS/LMS, PATH.state. Raises ConfigError where one is there."""
+    if not path.name:
+        raise ConfigError(f"{path}: is a folder; give the name of a file for the key")
     for there in (path, public_path(path), state_path(path)):
         if os.path.lexists(there):
             raise ConfigError(f"{there}: is there already; a key is never overwritten. Choose another name")

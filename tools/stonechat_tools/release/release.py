@@ -177,10 +177,11 @@ def _keygen(args: argparse.Namespace) -> int:
         print("making a tree of 1,024 one-time keys: some seconds ...", file=sys.stderr)
     public = keys.make(args.file, args.role, algorithm, secret)
     print(public.line())
-    print(f"{args.file}: keep it off the network; {keys.public_path(args.file)}: for the devices", file=sys.stderr)
+    name, public_name = _text(args.file), _text(keys.public_path(args.file))
+    print(f"{name}: keep it off the network; {public_name}: for the devices", file=sys.stderr)
     if algorithm == keys.HSS:
         print(
-            f"{keys.state_path(args.file)}: never copy or restore it; a leaf that signs twice gives the key away",
+            f"{_text(keys.state_path(args.file))}: never copy or restore it; a leaf that signs twice gives the key away",
             file=sys.stderr,
         )
     return 0
