@@ -180,8 +180,9 @@ def _keygen(args: argparse.Namespace) -> int:
     name, public_name = _text(args.file), _text(keys.public_path(args.file))
     print(f"{name}: keep it off the network; {public_name}: for the devices", file=sys.stderr)
     if algorithm == keys.HSS:
+        state = _text(keys.state_path(args.file))
         print(
-            f"{_text(keys.state_path(args.file))}: never copy or restore it; a leaf that signs twice gives the key away",
+            f"{state}: never copy or restore it; a leaf that signs twice gives the key away",
             file=sys.stderr,
         )
     return 0
