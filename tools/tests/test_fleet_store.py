@@ -580,36 +580,58 @@ def test_a_database_of_an_older_version_keeps_all_it_has(tmp_path: Path) -> None
         assert sorted(store.rows(columns)) == sorted(new.rows(columns))
 
 
-def test_a_packed_device_is_the_same_as_one_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of large fleets devices are packed between batches: every answer and every row is as without that."""
-    rng = random.Random(7)
+@pytest.mark.parametrize("most_others", [0, 2, 10_000])
+def test_what_is_remembered_between_batches_is_what_the_database_says(
+    monkeypatch: pytest.MonkeyPatch, most_others: int
+) -> None:
+    """Every answer and every row is as from a collector that is started anew for each batch, however many of the
+    streams that are not their device's last are remembered."""
+    monkeypatch.setattr(ingest, "MAX_CACHED", most_others)
+    rng = random.Random(7 + most_others)
     devices = {f"d-{n}": keyring.DeviceKeys(bytes([n]) * 32, f"d-{n}") for n in range(6)}
-    others = {name: keyring.DeviceKeys(bytes([n + 9]) * 32, name) for n, name in enumerate(devices)}
+    others = {name: keyring.DeviceKeys(bytes([n + 9]) * 32, name, n > 2) for n, name in enumerate(devices)}
+    streams = [bytes(4), b"aaaa", b"aaaa", b"bbbb", b"cccc"]
+    start_s = 1_795_000_000
 
-    def made() -> wire.Report:
+    def report() -> wire.Report:
         name = rng.choice(list(devices))
         keys = rng.choice([devices, devices, devices, others])[name]
-        stream = rng.choice([b"aaaa", b"aaaa", b"bbbb", b"cccc"])
-        fields = {0: 1, 1: rng.randrange(12), 2: 3, 5: rng.randrange(3), 9: rng.randrange(3), 11: rng.randrange(9)}
-        fields |= {12: [1, 2, 3], 16: stream}
-        fields |= (
-            {3: 1_795_000_000 + rng.randrange(-90_000, 90_000)} if rng.random() < 0.7 else {4: rng.randrange(9999)}
-        )
+        fields: dict[int, Any] = {0: 1, 1: rng.randrange(12), 2: 3, 5: rng.randrange(3), 9: rng.randrange(3)}
+        fields |= {11: rng.randrange(9), 12: [1, 2, 3], 16: rng.choice(streams)}
+        fields |= {3: start_s + rng.randrange(-90_000, 90_000)} if rng.random() < 0.7 else {4: rng.randrange(9999)}
+        fields |= {23: rng.choice([True, 500])} if rng.random() < 0.3 else {}
         return wire.open_report(name, keys, keys.report.seal(wire.encode(fields)))
 
-    answers: dict[int, list[Any]] = {}
-    batches = [[made() for _ in range(rng.randrange(1, 9))] for _ in range(150)]
-    for most in (0, 3, 20_000):
-        monkeypatch.setattr(ingest, "MAX_LIVE", most)
+    def status() -> wire.Status:
+        time_s = start_s + rng.randrange(-90_000, 90_000) if rng.random() < 0.6 else None
+        number = rng.choice([0, 1, 2, 5])  # 0: a last will
+        return wire.Status(
+            rng.choice(list(devices)), 3, time_s, rng.randrange(999), number > 0, rng.choice(streams), number
+        )
+
+    def refused() -> list[str]:
+        return [rng.choice(list(devices))] * rng.choice([0, 0, 2])
+
+    batches = [
+        ([report() for _ in range(rng.randrange(9))], [status() for _ in range(rng.randrange(3))], refused())
+        for _ in range(150)
+    ]
+    tables = ("devices", "streams", "reports", "commands", "rejections", "statuses", "hourly", "daily")
+    answers = []
+    for anew in (True, False):
         with Store(":memory:") as store:
             retention = store.retention(Keep(reports=0.5, hourly=1, daily=1))
-            found: list[Any] = answers.setdefault(most, [])
-            for n, batch in enumerate(batches):
-                found.append(store.put(batch, now_s=1_795_000_000.0 + 1000 * n))
+            found: list[Any] = []
+            for n, (reports, statuses, of) in enumerate(batches):
+                found.append(store.put(reports, statuses, (), of, now_s=start_s + 1000.0 * n))
                 if n % 20 == 19:
-                    retention.step(1_795_000_000.0 + 1000 * n)
-            found += [store.devices(), [store.history(name) for name in devices], store.rejections()]
-    assert answers[0] == answers[3] == answers[20_000]
+                    retention.step(start_s + 1000.0 * n)
+                if anew:
+                    store._ingest.forget()
+            found += [store.rows(f"SELECT * FROM {table}") for table in tables]
+            found += [store.devices(), [store.history(name) for name in devices]]
+            answers.append(found)
+    assert answers[0] == answers[1]
     assert {"stored", "duplicate", "conflict"} == {result for each in answers[0][:150] for result in each}
 
 

@@ -293,14 +293,15 @@ class Collector:
     def take(self, messages: Sequence[Message], source: Source | None = None) -> None:
         """One batch of messages of one connection. Raises StoreError with nothing acknowledged."""
         reports: list[wire.Report] = []
-        signers: list[keyring.DeviceKeys] = []
+        signers: list[keyring.Signer] = []
         statuses: list[wire.Status] = []
         wants: list[Wanted] = []
         rejections: list[tuple[str, str]] = []
-        refused: list[tuple[str, bytes, int, keyring.DeviceKeys]] = []
+        refused: list[tuple[str, bytes, int, keyring.Signer]] = []
         self.keys.refresh()
         prefix, start = self.prefix, len(self.prefix)
-        known: dict[str, Sequence[keyring.DeviceKeys]] = {}  # one object for each key of the batch
+        hot = self.keys.hot
+        known: dict[str, Sequence[keyring.DeviceKeys]] = {}  # of the others, one object for each key of the batch
         for topic, payload, _, _ in messages if self._shard is None else self._own(messages, self._shard):
             device = "(no device)"
             try:
@@ -308,11 +309,14 @@ class Collector:
                     raise keyring.Rejected("malformed", "topic")
                 if topic.endswith("/report"):
                     device = topic[start:-7]
-                    keys = known.get(device) or known.setdefault(device, self.keys.held(device))
+                    first: keyring.Signer | None = hot.get(device)
+                    if first is None:
+                        first = (known.get(device) or known.setdefault(device, self.keys.held(device)))[0]
                     try:
-                        reports.append(wire.open_report(device, keys[0], payload))
-                        signers.append(keys[0])
+                        reports.append(wire.open_report(device, first, payload))
+                        signers.append(first)
                     except keyring.Rejected as rejected:
+                        keys = known.get(device, (first,))
                         self._others(device, keys, payload, rejected, reports, signers, refused)
                 elif topic.endswith("/status"):
                     device = topic[start:-7]
@@ -368,12 +372,12 @@ class Collector:
     @staticmethod
     def _others(
         device: str,
-        keys: Sequence[keyring.DeviceKeys],
+        keys: Sequence[keyring.Signer],
         payload: bytes,
         failure: keyring.Rejected,
         reports: list[wire.Report],
-        signers: list[keyring.DeviceKeys],
-        refused: list[tuple[str, bytes, int, keyring.DeviceKeys]],
+        signers: list[keyring.Signer],
+        refused: list[tuple[str, bytes, int, keyring.Signer]],
     ) -> None:
         """A report that the first key does not open: those that are being rotated out may. Raises Rejected; what the
         device has to stop sending is added to `refused`."""
@@ -408,36 +412,36 @@ class Collector:
     def _acknowledgements(
         self,
         reports: list[wire.Report],
-        signers: list[keyring.DeviceKeys],
-        refused: list[tuple[str, bytes, int, keyring.DeviceKeys]],
+        signers: list[keyring.Signer],
+        refused: list[tuple[str, bytes, int, keyring.Signer]],
     ) -> list[tuple[str, bytes]]:
         """(topic, payload) of each."""
         time_s = int(time.time())
         made = []
-        if not refused and len({keys.device for keys in signers}) == len(signers):  # most batches of a large fleet
+        if not refused and len({report.device for report in reports}) == len(reports):  # most batches of a large fleet
             for report, keys in zip(reports, signers, strict=True):
                 with contextlib.suppress(ConfigError):  # a key file without the key for it: the device keeps its report
-                    sealed = wire.seal_one_ack(keys, report.stream, report.sequence, time_s)
+                    sealed = wire.seal_one_ack(report.device, keys, report.stream, report.sequence, time_s)
                     made.append((f"{self.prefix}{report.device}/ack", sealed))
             return made
-        committed: dict[tuple[keyring.DeviceKeys, bytes], list[int]] = {}
-        never: dict[tuple[keyring.DeviceKeys, bytes], list[int]] = {}
+        committed: dict[tuple[str, keyring.Signer, bytes], list[int]] = {}
+        never: dict[tuple[str, keyring.Signer, bytes], list[int]] = {}
         for report, keys in zip(reports, signers, strict=True):
-            numbers = committed.get(name := (keys, report.stream))
+            numbers = committed.get(name := (report.device, keys, report.stream))
             if numbers is None:
                 committed[name] = [report.sequence]
             else:
                 numbers.append(report.sequence)
-        for _, stream, sequence, keys in refused:
-            never.setdefault((keys, stream), []).append(sequence)
-            committed.setdefault((keys, stream), [])
-        for (keys, stream), numbers in committed.items():
-            topic = f"{self.prefix}{keys.device}/ack"
+        for device, stream, sequence, keys in refused:
+            never.setdefault((device, keys, stream), []).append(sequence)
+            committed.setdefault((device, keys, stream), [])
+        for (device, keys, stream), numbers in committed.items():
+            topic = f"{self.prefix}{device}/ack"
             try:
-                taken, left = wire.ranges_of(numbers), wire.ranges_of(never.get((keys, stream), []))
+                taken, left = wire.ranges_of(numbers), wire.ranges_of(never.get((device, keys, stream), []))
                 for at in range(0, max(len(taken), len(left)), MAX_ACK_RANGES):
                     part = slice(at, at + MAX_ACK_RANGES)
-                    made.append((topic, wire.seal_ack(keys, stream, taken[part], left[part], time_s)))
+                    made.append((topic, wire.seal_ack(keys, stream, taken[part], left[part], time_s, device)))
             except ConfigError:  # a key file without the key for it: the device keeps its reports
                 continue
         return made

@@ -162,20 +162,20 @@ class DeviceKeys:
         return made
 
     @classmethod
-    def _unpacked(cls, packed: bytes, layout: _Layout, device: str) -> "DeviceKeys":
-        made = _new_keys(cls)
-        made._packed = packed
+    def _of_hot(cls, hot: "HotKeys", layout: _Layout, device: str) -> "DeviceKeys":
+        made = cls.__new__(cls)
+        made._packed = bytes(hot)
         made._layout = layout
         made.device = device
         return made
 
-    def _pack(self, labels: tuple[str, ...]) -> bytes | None:
-        """The keys of these labels, for _unpacked(); None where one is not there."""
+    def _hot(self) -> "HotKeys | None":
+        """None where one of the keys is not there."""
         offsets = self._layout.offsets
-        if not all(label in offsets for label in labels):
+        if not all(label in offsets for label in HOT_LABELS):
             return None
-        keys = [self._packed[offsets[label] : offsets[label] + SECRET_BYTES] for label in labels]
-        return b"".join(keys) + self._packed[-8:]
+        keys = [self._packed[offsets[label] : offsets[label] + SECRET_BYTES] for label in HOT_LABELS]
+        return HotKeys(b"".join(keys) + self._packed[-8:])
 
     @property
     def current(self) -> bool:
@@ -186,11 +186,11 @@ class DeviceKeys:
     def fingerprint(self) -> str:
         return self._packed[-8:].hex()
 
-    def seal(self, label: str, payload: bytes) -> bytes:
-        """Raises ConfigError where there are keys of other directions only."""
+    def seal(self, label: str, payload: bytes, device: str | None = None) -> bytes:
+        """Raises ConfigError where there are keys of other directions only. device: as in HotKeys; it is known here."""
         return _seal(self._key(label), _context(self.device), payload)
 
-    def open(self, label: str, message: bytes, max_bytes: int = MAX_MESSAGE_BYTES) -> bytes:
+    def open(self, label: str, message: bytes, max_bytes: int = MAX_MESSAGE_BYTES, device: str | None = None) -> bytes:
         """The payload of an authentic message. Raises Rejected for any other, ConfigError as seal()."""
         return _open(self._key(label), _context(self.device), message, max_bytes)
 
@@ -237,7 +237,29 @@ class DeviceKeys:
         return self._mac("command")
 
 
-_new_keys = DeviceKeys.__new__
+class HotKeys(bytes):
+    """The keys of HOT_LABELS of one device, and their fingerprint: as DeviceKeys, for a message of a large fleet, with
+    no object of its own to make for each. They are a device's current keys. Which device's, the caller knows."""
+
+    __slots__ = ()
+    current = True
+
+    @property
+    def fingerprint(self) -> str:
+        return self[-8:].hex()
+
+    def seal(self, label: str, payload: bytes, device: str) -> bytes:
+        at = _HOT_AT[label]
+        return _seal(self[at : at + SECRET_BYTES], _context(device), payload)
+
+    def open(self, label: str, message: bytes, max_bytes: int, device: str) -> bytes:
+        """As DeviceKeys.open()."""
+        at = _HOT_AT[label]
+        return _open(self[at : at + SECRET_BYTES], _context(device), message, max_bytes)
+
+
+_HOT_AT = {label: n * SECRET_BYTES for n, label in enumerate(HOT_LABELS)}
+Signer = DeviceKeys | HotKeys
 
 
 def _read(path: Path) -> list[str]:
@@ -299,13 +321,16 @@ class Keys:
     """The fleet's keys: a folder as `stonechat provision` makes it, with a file DEVICE.keys (derived keys) or
     DEVICE.key (the secret) for each device, or a mapping of device ids to secrets. A device that is provisioned later
     is found without a restart. `problems` says which device's file can't be used, and why. It takes little memory: of
-    most devices the HOT_LABELS' keys as bytes."""
+    most devices only HotKeys.
+
+    hot: those, by device, as of the last refresh(): for a batch, before it asks held()."""
 
     def __init__(self, source: "Path | str | dict[str, bytes]") -> None:
         self.folder = None if isinstance(source, dict) else Path(source)
         self.problems: dict[str, str] = {}
-        self._known: dict[str, bytes | tuple[DeviceKeys, ...]] = {}
-        self._hot = _Layout(HOT_LABELS, True, self._cold)
+        self.hot: dict[str, HotKeys] = {}
+        self._known: dict[str, tuple[DeviceKeys, ...]] = {}  # those of all other devices
+        self._layout = _Layout(HOT_LABELS, True, self._cold)
         self._files: dict[str, object] = {}  # what a file was when it was read, for those that are not watched
         self._watch: Watch | None = None
         if isinstance(source, dict):
@@ -323,9 +348,12 @@ class Keys:
 
     def held(self, device: str) -> Sequence[DeviceKeys]:
         """As of(), with the files as they were at the last refresh() or are now: for a batch."""
+        hot = self.hot.get(device)
+        if hot is not None:
+            return (DeviceKeys._of_hot(hot, self._layout, device),)
         known = self._known.get(device)
-        if known is not None and not (self._files and device in self._files):
-            return (DeviceKeys._unpacked(known, self._hot, device),) if type(known) is bytes else known  # type: ignore[return-value]
+        if known is not None and device not in self._files:
+            return known
         if self.folder is None or not _DEVICE.fullmatch(device):
             raise Rejected("unknown device", repr(device[:64]))
         return self._look(self.folder, device)
@@ -346,11 +374,9 @@ class Keys:
         for name in names:
             device, _, ending = name.rpartition(".")
             if ending in ("keys", "key"):
-                self._known.pop(device, None)
-                self._files.pop(device, None)
+                self._forget(device)
             elif not name:
-                self._known.clear()
-                self._files.clear()
+                self._forget_all()
 
     def _begin_watch(self) -> None:
         assert self.folder is not None
@@ -360,7 +386,7 @@ class Keys:
             self._watch = Watch(self.folder)
         except (OSError, AttributeError, ValueError):
             self._watch = None  # each file is looked at each time
-            self._known.clear()
+            self._forget_all()
 
     def _look(self, folder: Path, device: str) -> Sequence[DeviceKeys]:
         if self._watch is None and not self._files:
@@ -372,12 +398,17 @@ class Keys:
                 changed = (ending, found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
                 known = self._known.get(device)
                 if self._files.get(device) != changed or known is None:
-                    made = read(path, device)
-                    known = self._known[device] = (len(made) == 1 and made[0]._pack(HOT_LABELS)) or tuple(made)
+                    known = tuple(read(path, device))
+                    hot = known[0]._hot() if len(known) == 1 else None
                     if self._watch is None or path.is_symlink():
+                        self._known[device] = known
                         self._files[device] = changed
+                    elif hot is not None:
+                        self.hot[device] = hot
+                    else:
+                        self._known[device] = known
                 self.problems.pop(device, None)
-                return (DeviceKeys._unpacked(known, self._hot, device),) if isinstance(known, bytes) else known
+                return known
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except (OSError, ConfigError) as error:
@@ -400,8 +431,12 @@ class Keys:
         return None
 
     def _forget(self, device: str) -> None:
-        self._known.pop(device, None)
-        self._files.pop(device, None)
+        for kept in (self.hot, self._known, self._files):
+            kept.pop(device, None)
+
+    def _forget_all(self) -> None:
+        for kept in (self.hot, self._known, self._files):
+            kept.clear()
 
     @staticmethod
     def _derived(path: Path, device: str) -> list[DeviceKeys]:

@@ -12,7 +12,7 @@ from typing import Any
 import cbor2
 from stonechat import limits
 
-from .keyring import MAX_MESSAGE_BYTES, MAX_VERIFIED_BYTES, DeviceKeys, Rejected
+from .keyring import MAX_MESSAGE_BYTES, MAX_VERIFIED_BYTES, DeviceKeys, Rejected, Signer
 from .messages import (
     COMMANDS,
     FLAGS,
@@ -40,10 +40,10 @@ PREFIX = "stonechat/1/fleet/"
 LATE_KEY = 23  # of a report; appended last, by the device, as it sends
 
 
-def open_report(device: str, keys: DeviceKeys, message: bytes) -> Report:
+def open_report(device: str, keys: Signer, message: bytes) -> Report:
     """A report that verifies and fits the CDDL. Raises Rejected; where the device's key has signed what will never be
     taken, with the `identity` under which the device keeps it."""
-    body = keys.open("report", message, MAX_VERIFIED_BYTES)
+    body = keys.open("report", message, MAX_VERIFIED_BYTES, device)
     try:
         if len(message) > MAX_MESSAGE_BYTES:
             raise Rejected("too large", f"{len(message)} bytes")
@@ -199,24 +199,25 @@ def open_status(device: str, keys: DeviceKeys, message: bytes) -> Status:
 
 
 def seal_ack(
-    keys: DeviceKeys,
+    keys: Signer,
     stream: bytes,
     ranges: Sequence[tuple[int, int]],
     refused: Sequence[tuple[int, int]] = (),
     time_s: int | None = None,
+    device: str = "",
 ) -> bytes:
     """ranges: (first, last) of the stream's sequence numbers that are committed; refused: of those that will never be
-    taken -> the acknowledgement."""
+    taken -> the acknowledgement. device: needed with HotKeys."""
     dated = _dated(int(time.time()) if time_s is None else time_s)
     head = b"\xa5\x00\x01\x01" if refused else b"\xa4\x00\x01\x01"
     tail = b"\x04" + _ranges(refused) if refused else b""
-    return keys.ack.seal(head + _ranges(ranges) + dated + stream + tail)
+    return keys.seal("ack", head + _ranges(ranges) + dated + stream + tail, device)
 
 
-def seal_one_ack(keys: DeviceKeys, stream: bytes, number: int, time_s: int) -> bytes:
+def seal_one_ack(device: str, keys: Signer, stream: bytes, number: int, time_s: int) -> bytes:
     """As seal_ack(), of one report."""
     shown = _uint(number)
-    return keys.seal("ack", b"\xa4\x00\x01\x01\x82" + shown + shown + _dated(time_s) + stream)
+    return keys.seal("ack", b"\xa4\x00\x01\x01\x82" + shown + shown + _dated(time_s) + stream, device)
 
 
 @lru_cache(4)

@@ -2,6 +2,7 @@
 
 store.py      Store: what the other modules call
 ingest.py     what a batch of reports and statuses does to the database, decided in memory
+known.py      what is remembered of each device between batches, in columns
 rejections.py  messages that were not taken, counted
 schema.py     tables, versions, migrations
 read.py       what is read for tables, plots and checks

@@ -1,6 +1,5 @@
 """What all modules of the database share: its errors, its rows, and what it needs of an engine."""
 
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -53,97 +52,6 @@ class Row:
     detail: str | None
     lost: int
     channel: int = 0
-
-
-class Stream:
-    """One start of a device. highest: of its sequence numbers, -1 for none."""
-
-    __slots__ = ("id", "highest", "forgotten", "began_s", "behind_s")
-
-    def __init__(self, row: int, highest: int, forgotten: int, began_s: int | None, behind_s: int | None) -> None:
-        self.id = row
-        self.highest = highest
-        self.forgotten = forgotten
-        self.began_s = began_s
-        self.behind_s = behind_s
-
-
-_KEPT = ("id", "key", "newest_s", "heartbeat", "name", "stream")
-_CHANGED = ("reports", "conflicts", "refused", "reset", "newest")
-
-
-class Device:
-    """What is remembered of a device between batches, and what the batch at hand changes of it. name: of its current
-    stream, `stream`."""
-
-    __slots__ = (*_KEPT, *_CHANGED)
-
-    def __init__(self, row: int, key: str, newest_s: int | None, heartbeat: int) -> None:
-        self.id = row
-        self.key = key
-        self.newest_s = newest_s
-        self.heartbeat = heartbeat
-        self.name = b""
-        self.stream: Stream | None = None
-        self.begin()
-
-    def begin(self) -> None:
-        """A batch begins: nothing of it is known yet."""
-        self.reports = self.conflicts = self.refused = 0
-        self.reset = False
-        self.newest: tuple[Any, ...] | None = None  # of its reports, if it is the device's newest
-
-    def pack(self) -> bytes:
-        """As it is kept between batches, in a quarter of the memory."""
-        stream = self.stream or _NO_STREAM
-        newest_s, began_s, behind_s = self.newest_s, stream.began_s, stream.behind_s
-        return (
-            _PACKED.pack(
-                len(self.name),
-                self.id,
-                _NONE if newest_s is None else newest_s,
-                self.heartbeat,
-                stream.id,
-                stream.highest,
-                stream.forgotten,
-                _NONE if began_s is None else began_s,
-                _NONE if behind_s is None else behind_s,
-            )
-            + self.name
-            + self.key.encode()
-        )
-
-    @classmethod
-    def unpack(cls, packed: bytes) -> "Device":
-        size, row, newest_s, heartbeat, stream, highest, forgotten, began_s, behind_s = _unpack(packed)
-        end = _HEAD_BYTES + size
-        made = cls.__new__(cls)
-        made.id, made.heartbeat, made.key = row, heartbeat, packed[end:].decode()
-        made.newest_s = None if newest_s == _NONE else newest_s
-        made.reports = made.conflicts = made.refused = 0
-        made.reset, made.newest = False, None
-        if stream == -1:
-            made.name, made.stream = b"", None
-            return made
-        made.name = packed[_HEAD_BYTES:end]
-        one = made.stream = Stream.__new__(Stream)
-        one.id, one.highest, one.forgotten = stream, highest, forgotten
-        one.began_s = None if began_s == _NONE else began_s
-        one.behind_s = None if behind_s == _NONE else behind_s
-        return made
-
-
-_PACKED = struct.Struct("<B8q")
-_HEAD_BYTES = _PACKED.size
-_unpack = _PACKED.unpack_from
-_NONE = -(1 << 63)
-_NO_STREAM = Stream(-1, -1, -1, None, None)
-_STREAM_AT = 1 + 3 * 8
-
-
-def packed_stream(packed: bytes) -> int:
-    """The row of the current stream of a packed device, -1 for none."""
-    return int.from_bytes(packed[_STREAM_AT : _STREAM_AT + 8], "little", signed=True)
 
 
 class Db(Protocol):
