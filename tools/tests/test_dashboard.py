@@ -740,6 +740,40 @@ def test_who_connects_and_says_nothing_keeps_nobody_out(
         assert wait_for(lambda: not server.server_state.connections, 30)
 
 
+@pytest.mark.parametrize("proxies", [(), ("127.0.0.0/30",)])
+def test_one_address_takes_only_its_part_of_the_connections(
+    served: Callable[..., tuple[int, serving.Server]],
+    fleet: tuple[Path, MadeFleet],
+    monkeypatch: pytest.MonkeyPatch,
+    proxies: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(serving, "REQUEST_S", 60.0)
+    monkeypatch.setattr(serving, "MAX_OF_ADDRESS", 5)
+    with Store(fleet[0]) as store, Store(fleet[0]) as own, contextlib.ExitStack() as links:
+        port, server = served(*make(store, View(own), Options(proxies=proxies)))
+
+        def connect(address: str) -> socket.socket:
+            return links.enter_context(socket.create_connection(("127.0.0.1", port), 30, (address, 0)))
+
+        held = [connect("127.0.0.2") for _ in range(9)]
+        assert wait_for(lambda: len(server.server_state.connections) == (9 if proxies else 5))
+        for address in ("127.0.0.4", "127.0.0.2"):
+            link = connect(address)
+            with contextlib.suppress(ConnectionError):
+                link.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+                assert link.recv(100).startswith(b"HTTP/1.1 200") == (address == "127.0.0.4" or bool(proxies))
+        for each in held:
+            each.close()
+        assert wait_for(lambda: len(server.server_state.connections) <= 2)
+        connect("127.0.0.2").close()
+        assert wait_for(lambda: not server.config.http.held.get("127.0.0.2"))  # type: ignore[union-attr]
+
+
+def test_the_head_of_what_has_no_end_has_one(open_to_all: Server) -> None:
+    status, headers, data = open_to_all.ask("/api/live?epoch=x&version=0&strings=1", method="HEAD")
+    assert status == 200 and headers["content-type"].startswith("text/event-stream") and not data
+
+
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux has TCP_USER_TIMEOUT")
 def test_who_reads_nothing_is_gone(served: Callable[..., tuple[int, serving.Server]]) -> None:
     async def endless(_scope: Scope, _receive: Receive, send: Send) -> None:

@@ -1,14 +1,17 @@
 """The dashboard's pages in a real browser: they work, with a keyboard and a screen reader too, and ask nobody else."""
 
 import argparse
+import json
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from stonechat_tools.bench import dashboard as bench
 from stonechat_tools.dashboard import accounts
+from stonechat_tools.fleet import labels
 from stonechat_tools.fleet.store import Store
 from stonechat_tools.proofs import screenshots
 from stonechat_tools.proofs.browser import CHROMIUM, Page, browser
@@ -87,6 +90,42 @@ def test_nothing_is_out_of_reach_or_off_the_page(page: Page, places: tuple[str, 
     others = [url for url in page.requests if not url.startswith((*places, "about:", "data:"))]
     assert others == [] and page.requests
     assert page.errors == [] or view.name == "device-none" and "404" in page.errors[0]
+
+
+HOSTILE = '"><img src=x onerror="window.hit=1"><script>window.hit=1</script>\u202e\x1b[31m' + "A" * 70
+
+
+def test_what_anybody_wrote_is_a_text_and_fits(page: Page, tmp_path: Path) -> None:
+    """Each text of the database is markup, control characters and one long word."""
+    made = MadeFleet(tmp_path / "fleet.db", 12)
+    with made.store.transaction() as db:
+        for device, text in db.execute("SELECT device, facts FROM statuses").fetchall():
+            facts = json.loads(text) | {"sources": [HOSTILE] * 3, "firmware": HOSTILE, "agent": HOSTILE}
+            facts |= {"response": {"shown": HOSTILE}, "update": {"shown": "A" * 80}}
+            db.execute("UPDATE statuses SET facts = ? WHERE device = ?", (json.dumps(facts), device))
+    made.step()
+    for name, device in made.store.notes("presence").items():
+        made.store.note("presence", {name: device | {"why": HOSTILE}})
+    for name, incident in made.store.notes("incident").items():
+        more = {"title": HOSTILE, "evidence": {"features": [HOSTILE]}, "labels": {"site": HOSTILE}}
+        made.store.note("incident", {name: incident | more})
+    labels.write(made.store, {name: labels.Labels(HOSTILE, HOSTILE, HOSTILE, (HOSTILE,)) for name in made.names})
+    with serving(tmp_path / "fleet.db") as url:
+        for view in (
+            VIEWS[0],
+            VIEWS[2],
+            replace(VIEWS[5], place="#/device/" + made.names[0]),
+            View("m", "#/models", "tr"),
+        ):
+            go(page, url, view)
+            assert "onerror" in page.run("document.body.innerHTML + (document.querySelector('canvas') && 'onerror')")
+            assert not page.run("window.hit || document.querySelectorAll('main img, main script').length"), view
+            for shape in ("light", "phone"):
+                page.show(*SHAPES[shape][:2], phone=shape == "phone")
+                page.run(screenshots.SETTLED)
+                assert page.run(WIDER) == [] and page.run("document.documentElement.scrollWidth <= innerWidth"), view
+    page.show(1280, 800)
+    made.close()
 
 
 def test_the_map_follows_the_fleet_and_the_keyboard(page: Page, places: tuple[str, str], made: MadeFleet) -> None:

@@ -417,6 +417,7 @@ def test_spans_and_hours(tmp_path: Path) -> None:
         ('escalate_after = "5m"', "no receiver has escalation = true"),
         (HOOK + "severities = []", "would get nothing"),
         ('quiet_hours = "22:00-22:00"', "of some length"),
+        ('repeat = "1d"\n' + HOOK + 'type = "alertmanager"', "below 24h"),
         ('group_by = ["sit"]', "kind severity device site"),
         (HOOK + 'ca_file = "none.pem"', "no such file"),
     ],

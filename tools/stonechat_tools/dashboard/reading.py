@@ -83,6 +83,8 @@ async def live(request: Request) -> Response:
     except ValueError:
         raise HTTPException(400, "want epoch, version and strings") from None
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    if request.method == "HEAD":  # it has no end that nobody would wait for
+        return Response(headers=headers, media_type="text/event-stream")
     return StreamingResponse(_events(request, state, name, *place), headers=headers, media_type="text/event-stream")
 
 

@@ -17,6 +17,7 @@ from ..console import read_file
 from .incidents import LABELS, SEVERITIES, Policy
 
 MAX_BYTES = 1 << 20
+ENDS_S = 86_400.0  # what is not sent again by then is over for Alertmanager
 TYPES = ("webhook", "alertmanager", "apprise", "otlp")
 
 _SPANS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -112,6 +113,8 @@ def load(path: str) -> Settings:
     names = [receiver.name for receiver in found]
     if len(set(names)) != len(names):
         raise ConfigError(f"{path}: two receivers have one name; each needs its own")
+    if policy.repeat_s >= ENDS_S and any(receiver.type == "alertmanager" for receiver in found):
+        raise ConfigError(f"{path}: repeat: below 24h: Alertmanager takes what is not sent again by then for over")
     for_escalations = any(receiver.escalation for receiver in found)
     if escalate_s and not for_escalations:
         raise ConfigError(f"{path}: escalate_after is set, and no receiver has escalation = true")

@@ -24,7 +24,7 @@ from typing import Any
 from stonechat.errors import StonechatError
 
 from ..console import counted, install_command
-from .alert_settings import Receiver, Settings
+from .alert_settings import ENDS_S, Receiver, Settings
 from .incidents import Incident, Notification
 
 TIMEOUT_S = 10.0  # of a single step
@@ -112,7 +112,7 @@ def as_alertmanager(notification: Notification, link: str, now_s: float) -> list
         annotations = {"summary": incident.title, "devices": ", ".join(incident.devices[:10])}
         annotations |= {name.replace(" ", "_"): _shown(value) for name, value in incident.evidence.items()}
         alert: dict[str, Any] = {"labels": labels, "annotations": annotations, "startsAt": _rfc3339(incident.start_s)}
-        alert["endsAt"] = _rfc3339(incident.end_s or now_s + 86_400.0)
+        alert["endsAt"] = _rfc3339(incident.end_s or now_s + ENDS_S)
         if link:
             alert["generatorURL"] = link.replace("{id}", str(incident.id))
         found.append(alert)
