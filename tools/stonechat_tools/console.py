@@ -15,10 +15,10 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from stonechat.errors import ConfigError, ModelError, WireError
 from stonechat.linux import shipped
@@ -266,6 +266,35 @@ def user_name() -> str:
         return f"uid {os.getuid()}"
 
 
+def write_together(files: Mapping[str | os.PathLike[str], bytes | str]) -> None:
+    """Files that belong to one another: all are written beside their names before the first takes its place, so that a
+    full disk leaves all of them as they were. Raises OSError."""
+    with contextlib.ExitStack() as stack:
+        for path in files:
+            check_replaceable(path)
+        spares = {path: Path(path).with_name(f".{Path(path).name}.{secrets.token_hex(4)}") for path in files}
+        for spare in spares.values():
+            stack.callback(spare.unlink, missing_ok=True)
+        for path, data in files.items():
+            write_atomic(spares[path], data)
+        for path, spare in spares.items():
+            with contextlib.suppress(FileNotFoundError):  # a file that is replaced keeps its mode
+                os.chmod(spare, stat.S_IMODE(os.stat(path).st_mode))
+            os.replace(spare, path)
+
+
+def check_writable(path: str | os.PathLike[str] | None) -> None:
+    """Whether a file can be written there, before a long job that ends in it. Raises OSError."""
+    if path is None:
+        return
+    check_replaceable(path)
+    folder = Path(path).parent
+    if not stat.S_ISDIR(os.stat(folder).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(folder))
+
+
 def protect_process() -> None:
     """Keep the keys of this process out of core dumps and away from other processes of its user."""
     import ctypes
@@ -282,6 +311,16 @@ def printable(text: str) -> str:
         each if each.isprintable() or "\udc80" <= each <= "\udcff" else each.encode("unicode_escape").decode()
         for each in text
     )
+
+
+def safe(text: str) -> str:
+    """text whose lines are printable each."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print text of others: without what a terminal would obey."""
+    print(safe(text), file=file or sys.stdout, flush=file is not None)
 
 
 def counted(number: int, noun: str) -> str:

@@ -38,6 +38,7 @@ FOREIGN = {"numpy", "paho", "tflite_runtime", "ai_edge_litert", "stonechat_tools
 # Height of each wing of the tools; of the modules beside the wings, those that are not named are at the top.
 WINGS = [
     ["schemas", "console"],
+    ["screen"],
     ["board_files"],
     ["traces", "lab", "fleet", "device"],
     ["recording", "release"],

@@ -347,7 +347,7 @@ def test_the_page_has_a_row_for_each_attack_and_a_column_for_each_kind():
         "attacks": outcomes,
     }
     later = {"devices": {"a-1": {}, "a-2": {}}, "false_alarms": 1, "benign_windows": 2016, "device_days": 0.11}
-    later |= {"false_alarms_per_30d_at_most": 1220.4, "alarm_share": 0.004}
+    later |= {"false_alarms_per_30d_at_most": 1220.4, "alarm_share": 0.004, "in_sample": False}
     text = trial_page.page(figures | {"false_alarms": 0, "benign_windows": 20}, "stonechat trial m.tflite", later)
     assert "(a-1, a-2) it raised 1 alarms in 2016 windows" in text
     assert "0.40 % of them in alarm: at most 1220 in 30 days" in text

@@ -37,7 +37,17 @@ from stonechat.linux import shipped
 from stonechat.metadata import Metadata
 from stonechat.model import load_model
 
-from stonechat_tools.console import named, read_file, read_json, spare_inputs
+from stonechat_tools.console import (
+    check_writable,
+    named,
+    read_file,
+    read_json,
+    safe,
+    say,
+    spare_inputs,
+    write_atomic,
+    write_together,
+)
 from stonechat_tools.modeling.calibrate import DAY_S, TRAINED_ON, poisson_bound
 from stonechat_tools.modeling.device_path import Network, Replay, to_features
 from stonechat_tools.modeling.provenance import digest_file, holds_training_windows
@@ -87,6 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _check_options(args)
+    check_writable(args.report)
+    check_writable(None if args.json == "-" else args.json)
     if args.suite or args.manifest is not None:
         return _suite(args)
     if not args.model or not args.traces:
@@ -142,7 +154,7 @@ def _personalize(args: argparse.Namespace) -> int:
     if args.json:
         _write_json(figures, args.json)
     if args.json != "-":
-        print("\n".join(page(figures)))
+        say("\n".join(page(figures)))
     return 0
 
 
@@ -249,8 +261,9 @@ def _auc(benign: list[int], attack: Any) -> float | None:
 
 
 def _print(figures: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from stonechat_tools.screen import Screen
 
     grid = Table("device", "windows", "AUC", "recall at p < .01", "windows to alarm")
     for name, one in figures["devices"].items():
@@ -265,7 +278,7 @@ def _print(figures: dict[str, Any]) -> None:
                 score = "-" if attack["auc"] is None else f"{attack['auc']:.3f}"
                 wait = "never" if row["windows_to_alarm"] is None else str(row["windows_to_alarm"])
                 grid.add_row("", f"{row['windows']} {label}", score, f"{row['recall_p01']:.2f}", wait)
-    Console().print(grid)
+    Screen().print(grid)
     bound = figures["false_alarms_per_30d_at_most"]
     proven = "" if bound is None else f": at most {bound:.1f} per 30 days (95 %)"
     if figures["in_sample"]:
@@ -308,8 +321,8 @@ def _suite(args: argparse.Namespace) -> int:
         command = f"stonechat evaluate {of} --seeds {args.seeds} --report {args.report}"
         beside = Path(args.report).parent / "report/figures.json"
         beside.parent.mkdir(parents=True, exist_ok=True)
-        Path(args.report).write_text(page.page(figures, command))
-        beside.write_text(json.dumps(page.compact(figures), separators=(",", ":"), default=float) + "\n")
+        compact = json.dumps(page.compact(figures), separators=(",", ":"), default=float) + "\n"
+        write_together({args.report: page.page(figures, command), beside: compact})
     if args.json:
         _write_json(figures, args.json)
     if args.json != "-":
@@ -325,8 +338,10 @@ def _progress(console: Any) -> Iterator[Callable[[str], None]]:
     """One line that changes on a terminal, and lines one below the other elsewhere (a log, a pipe). Lengths and what is
     left out stay to be read on a terminal too."""
 
+    from rich.text import Text
+
     def lines(what: str) -> None:
-        print(what, file=sys.stderr, flush=True)
+        say(what, sys.stderr)
 
     if not console.is_terminal:
         yield lines
@@ -335,8 +350,8 @@ def _progress(console: Any) -> Iterator[Callable[[str], None]]:
 
         def show(what: str) -> None:
             if " windows to train" in what or what.startswith("left out"):
-                console.print(what, highlight=False)
-            status.update(what)
+                console.print(safe(what), highlight=False, markup=False)
+            status.update(Text(safe(what)))
 
         yield show
 
@@ -346,4 +361,4 @@ def _write_json(figures: dict[str, Any], where: str) -> None:
     if where == "-":
         print(text)
     else:
-        Path(where).write_text(text + "\n")
+        write_atomic(where, text + "\n")

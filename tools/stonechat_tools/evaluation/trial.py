@@ -34,7 +34,7 @@ from stonechat.linux import schemas, shipped
 from stonechat.model import load_model
 from stonechat.schema import Schema
 
-from stonechat_tools.console import named, read_file, read_json
+from stonechat_tools.console import check_writable, named, read_file, read_json, write_atomic
 from stonechat_tools.lab import attacks, benign, box, guest, netns
 from stonechat_tools.lab.bounds import stopped
 from stonechat_tools.modeling.fit import DEFAULT_ALARM_RULES
@@ -336,6 +336,9 @@ def _chosen(text: str | None, known: dict[str, Any], what: str) -> list[str]:
     return words
 
 
+_OUTCOME = {"attack", "device", "windows", "windows_to_alarm", "peak_evidence", "top_features"}
+
+
 def read_figures(path: str) -> dict[str, Any]:
     """What --json wrote. Raises ConfigError or OSError."""
     figures = read_json(path, "the outcome of a trial")
@@ -343,7 +346,7 @@ def read_figures(path: str) -> dict[str, Any]:
     if not isinstance(figures, dict) or not all(key in figures for key in (*wanted, "false_alarms", "attacks")):
         raise ConfigError(f"{path}: not the outcome of a trial, as --json writes it")
     for outcome in figures["attacks"]:
-        if not {"attack", "device", "windows_to_alarm", "peak_evidence", "top_features"} <= outcome.keys():
+        if not isinstance(outcome, dict) or not outcome.keys() >= _OUTCOME:
             raise ConfigError(f"{path}: an attack without its outcome")
     return figures
 
@@ -381,12 +384,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
+
+    from stonechat_tools.screen import Screen
 
     if args.boxes < 1:
         raise ConfigError(f"--boxes {args.boxes}: want at least 1")
-    console = Console()
+    check_writable(args.json)
+    check_writable(args.page)
+    console = Screen()
     if args.figures is not None:
         figures = read_figures(args.figures)
     else:
@@ -400,7 +406,7 @@ def run(args: argparse.Namespace) -> int:
     console.print(table)
     print(f"{figures['false_alarms']} false alarms in {figures['benign_windows']} benign windows")
     if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
+        write_atomic(args.json, json.dumps(figures, indent=2) + "\n")
     if args.page and "services" in figures:
         from stonechat_tools.evaluation.trial_services import write_page
 
@@ -414,5 +420,5 @@ def run(args: argparse.Namespace) -> int:
             benign_figures = evaluate(read_file(args.model), read_all(args.benign))
         from stonechat_tools.evaluation.trial_page import page
 
-        Path(args.page).write_text(page(figures, figures["command"], benign_figures))
+        write_atomic(args.page, page(figures, figures["command"], benign_figures))
     return 0

@@ -8,7 +8,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from stonechat.compat import ticks_ms
@@ -22,7 +21,7 @@ from stonechat.loop import Channel
 from stonechat.model import load_model
 from stonechat.state import State
 
-from stonechat_tools.console import read_file
+from stonechat_tools.console import read_file, write_atomic
 from stonechat_tools.lab import attacks, services
 from stonechat_tools.lab.bounds import stopped
 from stonechat_tools.traces.format import BENIGN, TraceWriter
@@ -283,4 +282,4 @@ def _cell(outcome: dict[str, Any] | None) -> str:
 def write_page(figures: dict[str, Any], path: str) -> None:
     if not figures["attacks"]:
         raise StonechatError("no attack was run: there is nothing for a page")
-    Path(path).write_text(page(figures))
+    write_atomic(path, page(figures))

@@ -36,7 +36,7 @@ from stonechat.metadata import Metadata
 from stonechat.model import load_model
 from stonechat.own_model_file import seal
 
-from stonechat_tools.console import named, read_file, spare_inputs, write_atomic
+from stonechat_tools.console import named, read_file, say, spare_inputs, write_atomic
 from stonechat_tools.modeling.device_path import Network, Replay, to_features
 from stonechat_tools.modeling.fit import DEFAULT_ALARM_RULES, table
 from stonechat_tools.modeling.options import LATER_WINDOWS, TABLE_WINDOWS
@@ -413,8 +413,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"model": args.output, **asdict(choice)}))
         return 0
-    from rich.console import Console
     from rich.table import Table
+
+    from stonechat_tools.screen import Screen
 
     asked = "stays silent" if args.fastest else "keeps the budget"
     grid = Table("alarm rule", "fewest windows", "peak / threshold", "alarms a day", asked)
@@ -423,7 +424,7 @@ def run(args: argparse.Namespace) -> int:
         kept = "yes" if row["kept"] else "no"
         name = row["alarm_rule"]
         grid.add_row(name, str(fewest[name]), f"{row['peak_share']:.2f}", f"{row['per_day']:.3f}", kept)
-    Console().print(grid)
-    print(choice.sentence())
-    print(f"wrote {args.output}" if args.output else "nothing written: name a file with -o")
+    Screen().print(grid)
+    say(choice.sentence())
+    say(f"wrote {args.output}" if args.output else "nothing written: name a file with -o")
     return 0

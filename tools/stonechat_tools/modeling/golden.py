@@ -29,7 +29,7 @@ from stonechat.model import load_model
 from stonechat.schema import Schema
 from stonechat.window import DELTA_MAX
 
-from ..console import read_file
+from ..console import read_file, write_atomic
 from ..traces.trace import Trace
 from .oracles import TfliteMicro, inputs, outputs
 
@@ -70,7 +70,7 @@ def write_golden(model: Path, count: int = VECTORS) -> Path:
     path = model / "model.tflite" if model.is_dir() else model
     target = path.with_name("golden.json")
     record = make(read_file(path), count)
-    target.write_text(golden_text(record))
+    write_atomic(target, golden_text(record))
     return target
 
 

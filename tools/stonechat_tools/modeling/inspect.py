@@ -238,10 +238,11 @@ def _blocks(count: int) -> int:
 
 
 def _print(path: Path, facts: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    from ..screen import Screen, bold
+
+    console = Screen(highlight=False)
     console.print(f"{path}: {facts['file_bytes']} bytes, {facts['macs']} multiply-accumulates", soft_wrap=True)
     plan = f"plan of {facts['plan_bytes']} bytes" if facts["plan_bytes"] else "no plan: a board needs --with int8"
     console.print(f"digest {facts['digest']}, {plan}")
@@ -272,16 +273,18 @@ def _print(path: Path, facts: dict[str, Any]) -> None:
     console.print(table)
     _print_metadata(console, facts["metadata"])
     for step in facts.get("run", []):
-        console.print(f"[bold]{step['layer']}[/bold] {' '.join(map(str, step['values']))}", soft_wrap=True)
+        console.print(bold(step["layer"], f" {' '.join(map(str, step['values']))}"), soft_wrap=True)
 
 
 def _print_metadata(console: Any, metadata: dict[str, Any]) -> None:
     """A line for each short value of what the device reads and the tools read; --json has all."""
+    from ..screen import bold
+
     for name, value in metadata.items():
         if not isinstance(value, dict):
-            console.print(f"[bold]{name}[/bold] {value}", soft_wrap=True)
+            console.print(bold(name, f" {value}"), soft_wrap=True)
             continue
-        console.print(f"[bold]{name}[/bold]")
+        console.print(bold(name))
         for key, one in value.items():
             text = json.dumps(one)
             if len(text) > _SHORT:

@@ -5,6 +5,8 @@ from typing import Any
 
 from stonechat.errors import ConfigError
 
+from ..console import clipped
+
 FRACTIONS = {"fit": 0.6, "table": 0.2, "held-out": 0.2}  # of each device's benign windows, in the order of time
 FIT_WINDOWS = 100  # that the network must be fitted to
 TABLE_WINDOWS = 50  # that the calibration table must be made from
@@ -12,6 +14,17 @@ LEAST_WINDOWS = 250  # benign windows in all: then each part has its own
 WINDOWS_A_LEARNED_ONE = 5  # a device learns in its table part, a fifth of its recording
 LATER_WINDOWS = 200  # beyond its learning that calibrate needs of a later recording
 QUANTIZE_WINDOWS = 300
+_MOST_JITTER = 100
+_MOST_DEVIATIONS = 8
+_MOST_EVIDENCE = 1000
+_LONGEST_NAME = 200
+
+
+def check_name(name: str, where: str) -> str:
+    """The name that a model carries. Raises ConfigError."""
+    if not name.isprintable() or not name.strip() or len(name) > _LONGEST_NAME:
+        raise ConfigError(f"{where} {clipped(name)}: a model's name is 1 to {_LONGEST_NAME} printable characters")
+    return name
 
 
 @dataclass(frozen=True)
@@ -65,14 +78,17 @@ class Options:
             kind = type(known[key].default)
             if kind is float and isinstance(value, int) and not isinstance(value, bool):
                 value = float(value)
-            if key == "alarm_rules" and isinstance(value, list):
-                value = tuple(tuple(float(number) for number in rule) for rule in value)
+            try:
+                if key == "alarm_rules" and isinstance(value, list):
+                    value = tuple(tuple(float(number) for number in rule) for rule in value)
+                if key == "jitter_of" and isinstance(value, dict):
+                    value = tuple((str(name), float(number)) for name, number in sorted(value.items()))
+            except (TypeError, ValueError, OverflowError):
+                raise ConfigError(f"{where}: {key} is {clipped(value)}, want numbers") from None
             if key in ("leave_out", "busy", "machine_columns") and isinstance(value, list):
                 value = tuple(str(word) for word in value)
-            if key == "jitter_of" and isinstance(value, dict):
-                value = tuple((str(name), float(number)) for name, number in sorted(value.items()))
             if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-                raise ConfigError(f"{where}: {key} is {value!r}, want {kind.__name__}")
+                raise ConfigError(f"{where}: {key} is {clipped(value)}, want {kind.__name__}")
             values[key] = value
         options = cls(**values)
         options.check(where)
@@ -83,9 +99,15 @@ class Options:
             raise ConfigError(f"{where}: seeds {self.seeds} (1 to 1000), units {self.units} (0 or more)")
         if self.learn_windows % 2 or not 0 <= self.learn_windows <= 4096:
             raise ConfigError(f"{where}: learn_windows {self.learn_windows}: an even number up to 4096")
-        if not 0 <= self.trim < 0.5 or self.jitter_octaves < 0 or self.jitter_percent < 0:
-            raise ConfigError(f"{where}: trim is below 0.5, jitter not negative")
-        if any(len(rule) != 3 or not 0 < rule[0] < rule[1] < rule[2] for rule in self.alarm_rules):
-            raise ConfigError(f"{where}: an alarm rule is (allowance, cap, threshold), each above the one before")
+        jitters = (self.jitter_octaves, self.jitter_percent, *(size for _, size in self.jitter_of))
+        if not 0 <= self.trim < 0.5 or not all(0 <= size <= _MOST_JITTER for size in jitters):
+            raise ConfigError(f"{where}: trim is from 0 to below 0.5, a jitter from 0 to {_MOST_JITTER}")
+        if not 0 <= self.latent_range <= _MOST_DEVIATIONS:
+            raise ConfigError(f"{where}: latent_range {self.latent_range:g}: from 0 to {_MOST_DEVIATIONS} deviations")
+        if any(len(rule) != 3 or not 0 < rule[0] < rule[1] < rule[2] <= _MOST_EVIDENCE for rule in self.alarm_rules):
+            raise ConfigError(
+                f"{where}: an alarm rule is (allowance, cap, threshold), each above the one before, none above "
+                f"{_MOST_EVIDENCE}"
+            )
         if self.backend not in ("numpy", "keras"):
             raise ConfigError(f"{where}: backend {self.backend!r}: numpy or keras")

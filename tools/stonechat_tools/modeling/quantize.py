@@ -19,6 +19,7 @@ Examples:
 """
 
 import argparse
+import io
 import json
 import struct
 import zipfile
@@ -35,14 +36,14 @@ from stonechat.metadata import Metadata
 from stonechat.model_file import pack_normalization
 from stonechat.schema import Schema
 
-from ..console import reason, spare_inputs, write_atomic
+from ..console import reason, say, spare_inputs, write_atomic
 from ..traces.dataset import split
 from ..traces.files import read_all
 from ..traces.format import TraceError, check_columns
 from ..traces.trace import Trace
 from .device_path import Network, Replay, to_features
 from .fit import DEFAULT_ALARM_RULES, STEP, FittedModel, assemble, check_file, set_table
-from .options import QUANTIZE_WINDOWS
+from .options import QUANTIZE_WINDOWS, check_name
 from .provenance import digest_file, sample
 from .tflite_writer import Layer
 
@@ -89,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     spare_inputs(args.output, [args.weights, *args.recordings])
+    name = check_name(args.name or Path(args.output).name.split(".")[0], "the name (--name, or that of the file)")
     weights = read_weights(args.weights)
     trace = read_all(args.recordings)
     benign = trace.select(trace.benign)
@@ -96,13 +98,13 @@ def run(args: argparse.Namespace) -> int:
     fitted.meta.learn_windows = args.learn_windows
     recordings = {Path(path).name: digest_file(path) for path in args.recordings}
     info = {"provenance": {"recordings": recordings, "windows": sample(benign)}}
-    data = fitted.to_tflite(args.name or Path(args.output).name.split(".")[0], args.model_version, info)
+    data = fitted.to_tflite(name, args.model_version, info)
     figures |= check_file(data, fitted) | {"file_bytes": len(data)}
     write_atomic(args.output, data)
     if args.json:
         print(json.dumps({"model": args.output, **figures}))
     else:
-        print(
+        say(
             f"{args.output}: {len(data)} bytes, {figures['macs']} MACs; int8 against float over {len(benign)} windows: "
             f"median {figures['output_error_median']:.3f}, 99 % {figures['output_error_q99']:.3f} deviations"
         )
@@ -224,10 +226,11 @@ def _check_shape(out: Weights, path: str) -> None:
         raise WeightsError(f"{path}: the last layer reconstructs and can't have the activation {out.activations[-1]}")
 
 
-def save_weights(path: str, fitted: FittedModel) -> None:
-    """What `stonechat train` fitted, as `read_weights` takes it."""
+def packed_weights(fitted: FittedModel) -> bytes:
+    """What `stonechat train` fitted, as an .npz that `read_weights` takes."""
+    out = io.BytesIO()
     np.savez_compressed(
-        path,
+        out,
         w0=fitted.encoder,
         w1=fitted.decoder,
         scale0=np.float64(STEP),
@@ -236,3 +239,4 @@ def save_weights(path: str, fitted: FittedModel) -> None:
         window_ms=fitted.window_ms,
         normalization=np.frombuffer(fitted.meta.normalization, dtype=np.uint8),
     )
+    return out.getvalue()

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..console import write_atomic
+from ..console import check_writable, safe, write_together
 from ..traces.files import read_all
 from .card import card
 from .golden import golden_document, golden_text
-from .options import Options
+from .options import Options, check_name
 from .provenance import digest_file
-from .quantize import save_weights
+from .quantize import packed_weights
 from .training import train
 
 DONE = "outcome.json"
@@ -36,6 +36,8 @@ class Task:
 def make(task: Task, show: Callable[[str, float], None] = lambda what, share: None) -> dict[str, Any]:
     """Do one task: read, train, write -> its outcome (as in outcome.json)."""
     show("reading", 0.0)
+    check_name(task.name, "the name (--name, or that of the output folder)")
+    check_writable(task.weights)
     trace = read_all(task.recordings)
     origin = {os.path.basename(path): digest_file(path) for path in task.recordings}
     trained = train([trace], task.name, task.version, task.options, show, origin)
@@ -44,11 +46,10 @@ def make(task: Task, show: Callable[[str, float], None] = lambda what, share: No
     benign = trace.select(trace.benign)
     vectors = golden_text(golden_document(trained.data, trace.schema, benign))
     text = card(task.name, task.version, trained, trace, task.command, task.summary, task.limits)
-    write_atomic(folder / "golden.json", vectors.encode())
-    write_atomic(folder / "card.md", text.encode())
-    write_atomic(folder / "model.tflite", trained.data)
+    files: dict[str | os.PathLike[str], bytes | str] = {folder / "golden.json": vectors, folder / "card.md": safe(text)}
     if task.weights:
-        save_weights(task.weights, trained.fitted)
+        files[task.weights] = packed_weights(trained.fitted)
+    write_together(files | {folder / "model.tflite": trained.data})
     figures = trained.figures
     return {
         "name": task.name,

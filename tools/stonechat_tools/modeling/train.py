@@ -24,6 +24,7 @@ from typing import Any
 
 from stonechat.errors import ConfigError
 
+from ..console import safe, say
 from .options import LEAST_WINDOWS, WINDOWS_A_LEARNED_ONE
 from .task import Task, make
 
@@ -81,12 +82,12 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps(outcomes))
         else:
             for outcome in failed:
-                print(f"{outcome['name']}: {outcome['error']}", file=sys.stderr)
-            print(f"{len(outcomes) - len(failed)} models in {args.output}, {len(failed)} failed")
+                say(f"{outcome['name']}: {outcome['error']}", sys.stderr)
+            say(f"{len(outcomes) - len(failed)} models in {args.output}, {len(failed)} failed")
         return 1 if failed else 0
     with _one_view(args) as show:
         outcome = make(_task(args, show), show)
-    print(json.dumps(outcome) if args.json else _sentence(outcome))
+    say(json.dumps(outcome) if args.json else _sentence(outcome))
     return 0
 
 
@@ -166,9 +167,11 @@ def _one_view(args: argparse.Namespace) -> Iterator[Callable[[str, float], None]
         yield lambda what, share: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
-    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    from ..screen import Description
+
+    columns = (BarColumn(), Description(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("reading", total=1.0)
         yield lambda what, share: progress.update(task, description=what, completed=share)
@@ -191,7 +194,7 @@ def _classes_view(args: argparse.Namespace) -> Callable[[int], Any]:
 
             def done(outcome: dict[str, Any]) -> None:
                 progress.update(
-                    task, advance=1, description=outcome["name"] + (" failed" if "error" in outcome else "")
+                    task, advance=1, description=safe(outcome["name"]) + (" failed" if "error" in outcome else "")
                 )
 
             yield done

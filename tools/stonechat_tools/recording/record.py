@@ -24,7 +24,7 @@ from stonechat.compat import ticks_diff, ticks_ms
 from stonechat.errors import CollectorError, ConfigError
 from stonechat.window import Window
 
-from ..console import has
+from ..console import has, say
 from ..traces.format import BENIGN, TraceWriter, check_label
 from .recipe import PARTS
 from .services import ServiceTraces
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(outcome))
     else:
-        print(
+        say(
             f"{args.trace}: {writer.windows} windows of {args.window:g} s, schema {collector.schema.name}, "
             f"{window.dropped} dropped" + ("" if complete else "; interrupted: --resume goes on")
         )
@@ -138,7 +138,7 @@ def _record_services(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(outcome))
     else:
-        print(
+        say(
             f"{args.trace}: {len(traces.paths)} traces of {traces.windows} windows of {args.window:g} s, schema "
             f"{outcome['schema']}" + (f"; lacking {lacks}" if lacks else "") + ("" if complete else "; interrupted")
         )
@@ -158,7 +158,7 @@ def _record_recipe(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"traces": traces}))
     else:
-        print(f"{len(traces)} traces in {wanted.recordings}")
+        say(f"{len(traces)} traces in {wanted.recordings}")
     return 0
 
 
@@ -256,9 +256,11 @@ def _progress(silent: bool, what: str, total: int | None, completed: int) -> Ite
         print(file=sys.stderr)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    from ..screen import Description
+
+    columns = (Description(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(f"recording {what}", total=total, completed=completed)
         yield lambda done: progress.update(task, completed=done)

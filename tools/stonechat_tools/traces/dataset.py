@@ -32,7 +32,7 @@ import numpy as np
 from stonechat.features import RATE
 from stonechat.window import DELTA_MAX
 
-from ..console import spare_inputs
+from ..console import printable, spare_inputs
 from .files import read_all, read_trace, write_trace
 from .format import BENIGN, TraceError, check_label, is_benign, opened_text, parse_moment
 from .trace import Trace, join
@@ -173,8 +173,9 @@ def _import(args: argparse.Namespace) -> list[Outcome]:
     for name in whole.device_names:
         if not whole.of_device(name).benign.any():
             print(
-                f"stonechat dataset: note: every window of {name or args.output} is labelled as an attack. A device "
-                "would learn it as its normal: put benign windows of the same device first (stonechat dataset append)",
+                f"stonechat dataset: note: every window of {printable(name or args.output)} is labelled as an attack. "
+                "A device would learn it as its normal: put benign windows of the same device first (stonechat dataset "
+                "append)",
                 file=sys.stderr,
             )
     return [_write(whole, args.output)]
@@ -410,10 +411,11 @@ def _moment(t_s: float) -> str:
 
 
 def _show(outcomes: list[Outcome]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from ..screen import Screen
+
+    console = Screen()
     table = Table("trace", "schema", "window", "windows", "hours", "devices", "labels")
     for out in outcomes:
         table.add_row(

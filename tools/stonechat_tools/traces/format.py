@@ -63,8 +63,8 @@ def plain_label(text: str) -> str:
 
 def check_line(text: str, what: str) -> None:
     """Raises TraceError for a text with which no line of the file could be read again."""
-    if any(letter in "\r\n\0" or 0xD800 <= ord(letter) < 0xE000 for letter in text):
-        raise TraceError(f"{what} {clipped(text)}: no line breaks, no NUL, only UTF-8")
+    if not text.isprintable():
+        raise TraceError(f"{what} {clipped(text)}: no line breaks, only what is printable")
 
 
 def check_columns(columns: Iterable[Sequence[str]], where: str) -> tuple[tuple[str, str, str], ...]:
