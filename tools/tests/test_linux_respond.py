@@ -220,6 +220,7 @@ def test_what_the_check_takes_makes_rules_whatever_lease_s_is() -> None:
     [
         ({"rules": [{"action": "throttle", "most_seconds": 60}]}, "rule 1: most_seconds 60 is below lease_s 120: give"),
         ({"rules": [{"action": "hook"}, {"action": "throttle", "most_seconds": 119}]}, "rule 2: most_seconds 119"),
+        ({"allow": [{"address": "192.0.2.1\n\x1b[2J", "reason": "x"}]}, '"192.0.2.1??[2J" is no address'),
         ({"lease_s": 30, "self_renew_s": 59}, "self_renew_s 59 renews nothing: want 0, or two leases, 60"),
         ({"rules": [{"action": "alert"}], "hook": ["/bin/true"]}, 'no rule has action = "hook"'),
         ({"rules": [{"action": "throttle", "most_seconds": 60}], "lease_s": 60}, ""),
@@ -227,7 +228,7 @@ def test_what_the_check_takes_makes_rules_whatever_lease_s_is() -> None:
         ({"hook": ["/bin/true"]}, ""),
     ],
 )
-def test_keys_that_do_not_go_together_are_refused_in_one_line(section: dict[str, object], wanted: str) -> None:
+def test_keys_that_are_wrong_or_do_not_go_together_are_refused_in_one_line(section: dict[str, object], wanted: str) -> None:
     raw = {
         "device": {"id": "pump-1", "key_file": "/k"},
         "mqtt": {"host": "h"},

@@ -60,6 +60,7 @@ def check(raw: dict, path: str = "config") -> dict:
                 raise ConfigError("%s: [%s] needs %s = %s" % (path, section, name, toml(key.example)))
             wrong = key.check(value)
             if wrong:
+                wrong = _printable(wrong)  # it may quote a part of the value
                 raise ConfigError("%s: [%s] %s must be %s, not %s" % (path, section, name, wrong, _shown(value)))
             config[section][name] = value
     response = [config["response"][name] for name in ("rules", "lease_s", "self_renew_s", "hook")]
@@ -75,8 +76,12 @@ def _shown(value) -> str:
         text = toml(value)
     except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
         text = "something of that size"
-    text = "".join([c if c.isprintable() else "?" for c in text[: _MAX_SHOWN + 1]])
+    text = _printable(text[: _MAX_SHOWN + 1])
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
+
+
+def _printable(text: str) -> str:
+    return "".join([c if c.isprintable() else "?" for c in text])
 
 
 def _nearest(word: str, words) -> str:
