@@ -682,3 +682,10 @@ def test_a_refused_batch_names_what_was_refused(net):
         net.device.do(run)
     found = net.device.do(lambda: SimpleNamespace(tables=_tables()))
     assert found.tables == 0
+
+
+def test_interfaces_to_containers_do_not_push_out_the_others(monkeypatch):
+    names = [(n, name) for n, name in enumerate(["wlan0", "lo", *[f"veth{n:04x}" for n in range(300)], "eth0"])]
+    monkeypatch.setattr(netfilter._socket, "if_nameindex", lambda: names)
+    found = netfilter.Netfilter._names()
+    assert {"wlan0", "eth0"} <= set(found) and "lo" not in found and len(found) == netfilter.MAX_DEVICES

@@ -228,7 +228,9 @@ def test_what_the_check_takes_makes_rules_whatever_lease_s_is() -> None:
         ({"hook": ["/bin/true"]}, ""),
     ],
 )
-def test_keys_that_are_wrong_or_do_not_go_together_are_refused_in_one_line(section: dict[str, object], wanted: str) -> None:
+def test_keys_that_are_wrong_or_do_not_go_together_are_refused_in_one_line(
+    section: dict[str, object], wanted: str
+) -> None:
     raw = {
         "device": {"id": "pump-1", "key_file": "/k"},
         "mqtt": {"host": "h"},

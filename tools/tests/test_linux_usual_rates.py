@@ -15,7 +15,7 @@ class Device:
         self.folder = folder
         (folder / "net").mkdir()
         self.now_ms = 1000
-        self.opens = self.passive = self.datagrams = self.sent = 0
+        self.opens = self.passive = self.datagrams = self.datagrams_6 = self.sent = 0
         monkeypatch.setattr(usual_rates, "ticks_ms", lambda: self.now_ms)
         self.written: dict[str, str] = {}
         self.write()
@@ -28,6 +28,7 @@ class Device:
                 f"Icmp: InMsgs OutMsgs\nIcmp: 0 0\nTcp: ActiveOpens PassiveOpens\nTcp: {self.opens} {self.passive}\n"
                 f"Udp: InDatagrams OutDatagrams\nUdp: 0 {self.datagrams}\n"
             ),
+            "net/snmp6": f"Ip6InReceives 7\nIcmp6OutMsgs 0\nUdp6OutDatagrams\t{self.datagrams_6}\nbroken\n",
             "net/dev": f"head\nhead\n    lo: {'9 ' * 16}\n  eth0: {row}\n",
         }
         for name, text in texts.items():
@@ -35,12 +36,21 @@ class Device:
                 (self.folder / name).write_text(text)
         self.written = texts
 
-    def live(self, seconds: int, sent: int = 0, opens: int = 0, datagrams: int = 0, step_s: int = SPAN_S) -> None:
+    def live(
+        self,
+        seconds: int,
+        sent: int = 0,
+        opens: int = 0,
+        datagrams: int = 0,
+        datagrams_6: int = 0,
+        step_s: int = SPAN_S,
+    ) -> None:
         for _ in range(0, seconds, step_s):
             self.now_ms += step_s * 1000
             self.sent += sent * step_s
             self.opens += opens * step_s
             self.datagrams += datagrams * step_s
+            self.datagrams_6 += datagrams_6 * step_s
             self.write()
             self.rates.turn()
 
@@ -64,6 +74,11 @@ def test_a_busy_one_may_do_half_as_much_again(device):
     assert limits["connections_out"] == (60, 300)
     assert limits["datagrams"] == (300, 1500)
     assert limits["connections_in"] == LIMITS["connections_in"]
+
+
+def test_datagrams_of_ipv6_count_where_there_is_no_other(device):
+    device.live(3 * BUCKET_S, datagrams_6=200)
+    assert device.rates.limits(LIMITS)["datagrams"] == (300, 1500)
 
 
 def test_no_rate_is_too_large_for_the_kernel(device):

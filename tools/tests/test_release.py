@@ -1,13 +1,16 @@
 """`stonechat release`: keys, signatures, what a manifest holds, and everything that must be refused."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cbor2
 import pycddl
@@ -458,3 +461,21 @@ def test_a_key_without_a_name_is_refused(vendor: Path, name: str, capsys: pytest
     assert run(vendor, "keygen", name) == 1
     said = capsys.readouterr().err
     assert "is a folder; give the name of a file" in said and len(said.splitlines()) == 1
+
+
+def test_a_state_of_which_nobody_knows_that_it_is_on_the_disk_makes_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def fsync(handle: int) -> None:  # as on a file system that has none for folders
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    public = SimpleNamespace(serialize=lambda: bytes(56))
+    monkeypatch.setattr(keys, "_lms", lambda private, leaf: SimpleNamespace(publicKey=lambda: public))  # takes seconds
+    with pytest.raises(ConfigError, match="no fsync for folders. Keep hss keys on a local disk"):
+        keys.make(tmp_path / "k", "release", keys.HSS, b"passphrase")
+    assert not list(tmp_path.iterdir())

@@ -350,5 +350,7 @@ class Netfilter:
 
     @staticmethod
     def _names() -> list:
-        """The interfaces that frames can leave by, without loopback."""
-        return sorted([name for _, name in _socket.if_nameindex() if name != "lo"])[:MAX_DEVICES]
+        """The interfaces that frames can leave by, without loopback; those to containers last, of which a machine may
+        have more than the kernel takes."""
+        names = [name for _, name in _socket.if_nameindex() if name != "lo"]
+        return sorted(sorted(names, key=lambda name: (name.startswith("veth"), name))[:MAX_DEVICES])

@@ -11,6 +11,7 @@ BUCKET_S = 600
 MAX_BUCKETS = 144
 _MARGIN_PERCENT = 150
 NAMES = ("connections_out", "connections_in", "datagrams", "bytes_out")
+_DATAGRAMS_6 = ("Udp6OutDatagrams", "Icmp6OutMsgs")
 _MOST = 200_000_000  # a second; the kernel has 32 bits for a burst
 _MAX_FILE_BYTES = 65_536
 
@@ -62,15 +63,24 @@ class UsualRates:
         try:
             snmp = self._text("/net/snmp")
             tcp, udp, icmp = [_of(snmp, name) for name in ("Tcp:", "Udp:", "Icmp:")]
+            datagrams = udp["OutDatagrams"] + icmp["OutMsgs"] + self._of_ipv6()
             sent = 0
             for line in self._text("/net/dev").split("\n"):
                 name, _, rest = line.partition(":")
                 words = rest.split()
                 if len(words) >= 16 and name.strip() != "lo":
                     sent += int(words[8])
-            return [tcp["ActiveOpens"], tcp["PassiveOpens"], udp["OutDatagrams"] + icmp["OutMsgs"], sent]
+            return [tcp["ActiveOpens"], tcp["PassiveOpens"], datagrams, sent]
         except (OSError, ValueError, KeyError):
             return None
+
+    def _of_ipv6(self) -> int:
+        """What the kernel counts apart from IPv4; for TCP it does not. 0 where there is no IPv6."""
+        try:
+            rows = [line.split() for line in self._text("/net/snmp6").split("\n")]
+        except OSError:
+            return 0
+        return sum([int(row[1]) for row in rows if len(row) == 2 and row[0] in _DATAGRAMS_6])
 
     def _text(self, path: str) -> str:
         with open(self._proc + path, "rb") as file:

@@ -11,6 +11,7 @@ even confirm, and devices on trial go back by themselves.
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 
 from stonechat import slots
 from stonechat.errors import ConfigError
@@ -202,7 +203,7 @@ class Updates:
         for row in self._rows.values():
             if row.state == WITHDRAWN:
                 continue
-            for member in rollouts.members(self._store, row.id, (*OPEN, OFF)):
+            for member in chain(*(rollouts.members(self._store, row.id, states) for states in (OPEN, (OFF,)))):
                 if member.name not in self._shard or member.state == OFF and self._still_off(member):
                     continue
                 found = before.get(member.name)

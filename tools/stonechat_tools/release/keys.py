@@ -138,7 +138,11 @@ def make(path: Path, role: str, algorithm: str, secret: bytes) -> PublicKey:
     public = PublicKey(role, algorithm, data)
     fields = {"format": _FORMAT, "role": role, "algorithm": algorithm, "public": data.hex()}
     if algorithm == HSS:
-        _write_state(path, 0)
+        try:
+            _write_state(path, 0)
+        except ConfigError:
+            state_path(path).unlink()  # no key belongs to it yet
+            raise
     write_atomic(path, json.dumps(fields | _encrypt(private, data, secret), indent=1) + "\n", 0o600)
     write_atomic(public_path(path), public.line() + "\n", 0o644)
     return public
@@ -220,6 +224,11 @@ def _write_state(path: Path, leaf: int) -> None:
     folder = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"{place.parent}: nobody can be sure that the state is on its disk ({error.strerror}): this file system has"
+            " no fsync for folders. Keep hss keys on a local disk"
+        ) from None
     finally:
         os.close(folder)
 
