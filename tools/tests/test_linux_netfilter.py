@@ -196,6 +196,34 @@ def test_the_allow_list_passes_whatever_is_in_force(lab, action):
     assert tcp_passes(device, device, "127.0.0.1", 4321)
 
 
+def echoes(lab: Lab, host: str, size: int) -> bool:
+    """A datagram of `size` bytes to port 53 of `host` and back."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with lab.net.outside.do(socket.socket, family, 2) as there, lab.net.device.do(socket.socket, family, 2) as sock:
+        freebind = (socket.IPPROTO_IPV6, 78) if ":" in host else (socket.IPPROTO_IP, 15)
+        there.setsockopt(*freebind, 1)
+        there.bind((host, 53))
+        there.settimeout(0.5)
+        sock.settimeout(0.5)
+        sock.connect((host, 53))
+        try:
+            sock.send(bytes(size))
+            there.sendto(*there.recvfrom(9000))
+            return len(sock.recv(9000)) == size
+        except (PermissionError, TimeoutError):
+            return False
+
+
+@needs_root
+@pytest.mark.parametrize("routed", [True, False])
+def test_a_long_answer_of_a_name_server_passes_in_fragments(lab, routed):
+    lab.response.routed = lab.response.routed and routed
+    lab.apply(QUARANTINE, LONG_S)
+    for host, passes in (("10.88.0.53", True), ("fd88::5", True), (ATTACKER, False), ("fd88::77", False)):
+        for size in (100, 4000):  # 100 bytes: in one packet
+            assert echoes(lab, host, size) == passes, (host, size)
+
+
 @needs_root
 def test_quarantine_stops_all_else_and_the_kernel_ends_it(lab):
     device, outside = lab.net.device, lab.net.outside

@@ -26,6 +26,7 @@ FRAMES = (20, 50)  # of AF_PACKET
 CLOCK = (1, 8)  # requests to time servers that are not on the allow-list
 
 TCP, UDP, ICMP, ICMP6 = 6, 17, 1, 58
+_FRAGMENT = 44  # the header of IPv6
 _IPV4, _IPV6 = 2, 10
 _PRIORITY = -150  # before the address translation of output, so that addresses are those that the program called
 _ACCEPT, _DROP, _JUMP, _GOTO = 1, 0, -3, -4
@@ -114,6 +115,15 @@ def _address(network: bytes, prefix: int, source: bool) -> bytes:
     return found + _is(network)
 
 
+def _later_fragment(version: int) -> bytes:
+    """A fragment without the ports, which are in the first one."""
+    if version == 4:
+        return _bytes(_NETWORK, 6, 2) + _masked(b"\x1f\xff") + _is(bytes(2), _DIFFERS)
+    header = nf.attribute(2, bytes((_FRAGMENT,)))
+    place = _expression("exthdr", nf.u32(1, 1), header, nf.u32(3, 2), nf.u32(4, 2))
+    return place + _masked(b"\xff\xf8") + _is(bytes(2), _DIFFERS)
+
+
 def allowed(entries: list, inward: bool, frames: bool = False) -> list:
     """The rules of a chain that lets pass what is on the allow-list and what keeps the device on its network: DHCP,
     IPv6 neighbours, ICMP errors on their way in, the clock within limits. frames: for table netdev."""
@@ -123,6 +133,10 @@ def allowed(entries: list, inward: bool, frames: bool = False) -> list:
         if protocol:
             match += _transport(protocol) + (_ports(port, 0) if inward else _ports(0, port))
         rules.append(match + _FREE)
+        version = 4 if len(network) == 4 else 6
+        if protocol == UDP and (frames or inward and version == 6):  # a long answer; where IP puts it together later
+            whose = _family(version, frames) + _address(network, prefix, inward)
+            rules.append(whose + _transport(UDP) + _later_fragment(version) + _FREE)
     for version, client, server in ((4, 68, 67), (6, 546, 547)):  # DHCP
         ports = _ports(server, client) if inward else _ports(client, server)
         rules.append(_family(version, frames) + _transport(UDP) + ports + _FREE)
