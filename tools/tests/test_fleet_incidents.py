@@ -457,6 +457,15 @@ def test_each_verb_has_json_for_machines(db: str, words: str, capsys: pytest.Cap
         assert isinstance(json.loads(line), dict)
 
 
+def test_the_database_may_be_named_before_the_verb_or_after_it(db: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["fleet", "states"], ["fleet", "incidents"], ["dashboard", "user", "list"], ["dashboard", "audit"]):
+        said = []
+        for order in ([words[0], "--db", db, "--json", *words[1:]], [*words, "--json", "--db", db]):
+            assert cli.main(order) == 0
+            said.append(capsys.readouterr().out)
+        assert said[0] == said[1] and "no such database" not in said[0]
+
+
 def test_devices_are_named_grouped_removed(db: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert fleet(db, "set", "pump-*", "--site", "berlin", "--class", "pump", "--tag", "outdoor") == 0
     assert fleet(db, "set", "pump-1", "--name", "Pump in the yard", "--untag", "outdoor") == 0

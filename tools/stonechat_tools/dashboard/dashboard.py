@@ -28,7 +28,7 @@ from stonechat.errors import ConfigError
 
 from ..console import plain_table, read_file, user_name
 from ..fleet.broker import split_host
-from ..fleet.database import add_database_arguments
+from ..fleet.database import add_database_arguments, take_after_verbs
 from ..fleet.store import URLS, Store
 from . import accounts, audit
 
@@ -72,6 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--head", default="", metavar="DIGEST", help="with --verify: one noted before must be in the chain"
     )
     log.add_argument("--last", type=int, default=50, metavar="N", help="entries (default %(default)s)")
+    take_after_verbs(verbs)
+    take_after_verbs(acts)
 
 
 def run(args: argparse.Namespace) -> int:

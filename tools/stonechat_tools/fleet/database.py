@@ -30,6 +30,16 @@ def add_database_arguments(parser: argparse.ArgumentParser, what: str = "") -> N
     )
 
 
+def take_after_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The database and `--json` may come after the verb as well as before it."""
+    for parser in verbs.choices.values():
+        one = parser.add_mutually_exclusive_group()
+        hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        one.add_argument("--db", type=_given, **hidden)
+        one.add_argument("--database-file", dest="db", type=_from_file, **hidden)
+        parser.add_argument("--json", action="store_true", **hidden)
+
+
 def _given(text: str) -> str:
     if text.startswith(URLS) and has_password(text):
         raise argparse.ArgumentTypeError(

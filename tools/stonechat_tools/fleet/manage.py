@@ -32,7 +32,7 @@ from stonechat.errors import ConfigError
 from ..console import plain_table, user_name
 from . import alert_settings, labels
 from .command import span_s
-from .database import add_database_arguments
+from .database import add_database_arguments, take_after_verbs
 from .history import feature_names, name_of
 from .incidents import LABELS, split_matcher
 from .labels import NONE
@@ -79,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs.add_parser("silences", help="the silences that hold")
     verbs.add_parser("unsilence", help="end silences now").add_argument("silence", nargs="+", help="its id")
     verbs.add_parser("example", help="print a configuration for `stonechat collect --alerts`, every key explained")
+    take_after_verbs(verbs)
 
 
 def run(args: argparse.Namespace) -> int:
