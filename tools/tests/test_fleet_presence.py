@@ -1,5 +1,6 @@
 """Who is there, in virtual time: true silence is seen within two intervals, and nobody is silent who is not."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from rich.console import Console
 from stonechat_tools.fleet import keyring, labels, overview, wire
 from stonechat_tools.fleet.collector import Collector
 from stonechat_tools.fleet.monitor import Monitor, read_states
+from stonechat_tools.fleet.mqtt_codec import Message
 from stonechat_tools.fleet.presence import AWAY, State
 from stonechat_tools.fleet.store import Store, StoreError
 from stonechat_tools.proofs import fleet_replay as replay
@@ -232,12 +234,12 @@ def test_a_database_that_takes_nothing_makes_nobody_silent_and_is_an_incident(mo
         collector = collector_of(fleet)
         put, end_s = store.put, fleet.now_s + 7200
 
-        def refuse(*values: Any) -> list[str]:
+        def refuse(*values: Any, **more: Any) -> list[str]:
             fleet.now_s += 30
             if fleet.now_s < end_s:
                 raise StoreError("database or disk is full", True)
             assert away(fleet) == ["collector"]
-            return put(*values)
+            return put(*values, **more)
 
         with monkeypatch.context() as patch:
             patch.setattr("stonechat_tools.fleet.collector.RETRY_S", 0.0)
@@ -250,6 +252,74 @@ def test_a_database_that_takes_nothing_makes_nobody_silent_and_is_an_incident(mo
         assert not away(fleet) and set(fleet.states().values()) == {"reporting"}
         fleet.live(600)
         assert not fleet.monitor.causes.open and not any(device.odd.outages for device in fleet.monitor.fleet)
+
+
+def test_the_will_at_a_broker_that_a_device_has_left_is_none(tmp_path: Path) -> None:
+    """Two brokers: the one that a device went away from publishes the last will later, and keeps it for each collector
+    that comes."""
+    with Store(":memory:") as store:
+        fleet = Fleet(store, 2)
+        fleet.live(600)
+        sent: list[Message] = []
+
+        def sealed(name: str, online: bool) -> Message:
+            fields: dict[int, Any] = {0: 1, 2: 1, 4: 1, 5: online, 16: b"aaaa"}
+            if online:
+                fleet.number[name] += 1
+                fields |= {6: fleet.number[name], 10: WINDOW_S * 1000, 15: [0, 0, 0, 0], 20: INTERVAL_S}
+            payload = fleet.keys[name].status.seal(cbor2.dumps(fields, canonical=True))
+            sent.append(Message(f"{wire.PREFIX}/{name}/status".replace("//", "/"), payload, 0, 0))
+            return sent[-1]
+
+        def collector() -> Collector:
+            keys = keyring.Keys({name: bytes([n]) * 32 for n, name in enumerate(fleet.keys)})
+            return Collector(store, keys, monitor=fleet.monitor, also=[("localhost", 1884)])
+
+        first = collector()
+        first.take([sealed("d-0", True), sealed("d-1", True)], (0, 1))
+        second_status = sealed("d-0", True)
+        first.take([second_status], (1, 1))
+        will = sealed("d-0", False)
+        first.take([will], (0, 1))
+        assert fleet.states() == {"d-0": "reporting", "d-1": "reporting"}
+        assert store.devices("d-0")[0]["online"]
+        for order in ([(will, 0), (second_status, 1)], [(second_status, 1), (will, 0)]):
+            again = collector()  # that is given what both brokers keep
+            for message, at in order:
+                with contextlib.suppress(keyring.Rejected):
+                    again.take([message], (at, 1))
+            assert fleet.states()["d-0"] == "reporting"
+        first.take([will], (1, 1))  # where it is
+        first.take([sealed("d-1", False)], (0, 1))
+        assert fleet.states() == {"d-0": "gone", "d-1": "gone"}
+
+
+def test_a_status_of_long_ago_is_no_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a start before those that presence remembers, sent again by whoever has kept it, or by a broker that was
+    restored."""
+    with Store(":memory:") as store:
+        fleet = Fleet(store, 2)
+        keys = keyring.Keys({name: bytes([n]) * 32 for n, name in enumerate(fleet.keys)})
+        collector = Collector(store, keys, monitor=fleet.monitor)
+        put = store.put
+        monkeypatch.setattr(store, "put", lambda *values, **more: put(*values, **{"now_s": fleet.now_s, **more}))
+        kept: list[Message] = []
+        for boot in range(8):
+            fields = {0: 1, 2: boot + 1, 4: 1, 5: True, 6: 1, 10: WINDOW_S * 1000, 15: [0, 0, 0, 0], 20: INTERVAL_S}
+            payload = fleet.keys["d-0"].status.seal(cbor2.dumps(fields | {16: b"s%03d" % boot}, canonical=True))
+            kept.append(Message(f"{collector.prefix}d-0/status", payload, 0, 0))
+            collector.take(kept[-1:])
+            for _ in range(3):
+                fleet.now_s += INTERVAL_S
+                fleet.report("d-0", stream=b"s%03d" % boot)
+                fleet.report("d-1")
+                fleet.monitor.step()
+        fleet.live(1800, "d-0")
+        assert fleet.states() == {"d-0": "silent", "d-1": "reporting"}
+        for message in kept:
+            collector.take([message])
+            assert fleet.states()["d-0"] == "silent"
+        assert collector.counts["stale"] == 7  # the last one is what the broker keeps
 
 
 def test_a_collector_that_was_stopped_makes_nobody_silent() -> None:

@@ -104,6 +104,7 @@ class Collector:
         self.ever_connected = False
         self._store_error: str | None = None
         self._waiting = Waiting()
+        self._places: dict[str, tuple[int, bytes, int]] = {}  # of several brokers: whose, by which status
         self._stopping = threading.Event()
         self._since_s = 0.0  # when this connection was subscribed
         self._listened_s = 0.0  # when that was last noted in the database
@@ -330,7 +331,13 @@ class Collector:
             except keyring.Rejected as rejected:
                 # whoever may publish, and the broker, choose this name: no control characters in mails and terminals
                 rejections.append((wire.plain(device, MAX_NAME_BYTES), rejected.reason))
-        results = self.store.put(reports, statuses, rejections, [device for device, *_ in refused])
+        if len(self._clients) > 1 and source is not None:
+            statuses = self._here(source[0], reports, statuses)
+        stale: list[wire.Status] = []
+        results = self.store.put(reports, statuses, rejections, [device for device, *_ in refused], stale=stale)
+        if stale:  # of an earlier start, which may be older than those that presence remembers: a replay
+            rejections += [(status.device, "stale") for status in stale]
+            statuses = [status for status in statuses if not any(status is each for each in stale)]
         mids = [message.mid for message in messages if message.qos]
         self._send(mids, self._acknowledgements(reports, signers, refused), source)
         self._count(reports, results, rejections)
@@ -352,6 +359,23 @@ class Collector:
         if self.on_status:
             for status in statuses:
                 self.on_status(status)
+
+    def _here(self, at: int, reports: Sequence[wire.Report], statuses: Sequence[wire.Status]) -> list[wire.Status]:
+        """Of messages of broker `at`, the statuses without the last wills of devices that are at another broker by now:
+        the one that they left publishes theirs a minute later, and keeps it for ever."""
+        places = self._places
+        for report in reports:
+            place = places.get(report.device)
+            if place is None or place[0] != at:
+                places[report.device] = (at, *(place[1:] if place else (b"", 0)))
+        kept = []
+        for status in statuses:
+            where, stream, number = places.get(status.device, (-1, b"", 0))
+            if status.online and (status.stream != stream or status.number > number):
+                places[status.device] = (at, status.stream, status.number)
+            if status.online or where == at:
+                kept.append(status)
+        return kept
 
     def _own(self, messages: Sequence[Message], shard: Shard) -> list[Message]:
         start = len(self.prefix)

@@ -51,6 +51,7 @@ class Ingest:
         rejections: Iterable[tuple[str, str]],
         refused: Iterable[str],
         now_s: float,
+        stale: list[Status],
     ) -> list[str]:
         """One batch, within a transaction that the caller commits or, after an error, ends with forget()."""
         if self._generation != self._engine.generation:
@@ -71,6 +72,7 @@ class Ingest:
                 put_status(db, self.known, device, stream, status, now_s)
             except Rejected as rejected:
                 counted[status.device, rejected.reason] += 1
+                stale.append(status)
         put_rejections(db, counted, now_s)
         while len(self._others) > MAX_CACHED:
             self.known.drop_stream(self._others.popitem(last=False)[1])

@@ -76,14 +76,18 @@ class Store:
         rejections: Iterable[tuple[str, str]] = (),
         refused: Iterable[str] = (),
         now_s: float | None = None,
+        stale: list[Status] | None = None,
     ) -> list[str]:
         """Commit a batch as one transaction -> for each report STORED, DUPLICATE (the same bytes are there already) or
         CONFLICT (stored beside another report of the same name: somebody else has the device's key).
-        rejections: (device, reason); refused: devices of reports that will never be taken."""
+        rejections: (device, reason); refused: devices of reports that will never be taken; stale: is given the statuses
+        that are older than what is known, which say nothing of now."""
         now_s = time.time() if now_s is None else now_s
         try:
             with self.engine.transaction() as db:
-                return self._ingest.put(db, reports, statuses, rejections, refused, now_s)
+                return self._ingest.put(
+                    db, reports, statuses, rejections, refused, now_s, [] if stale is None else stale
+                )
         except BaseException:
             self._ingest.forget()
             raise
