@@ -8,6 +8,7 @@ takes the whole URL from a file.
 import argparse
 import os
 import stat
+from typing import Any
 
 from .store import URLS
 from .store.postgres import has_password, masked
@@ -34,7 +35,7 @@ def take_after_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]
     """The database and `--json` may come after the verb as well as before it."""
     for parser in verbs.choices.values():
         one = parser.add_mutually_exclusive_group()
-        hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        hidden: Any = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
         one.add_argument("--db", type=_given, **hidden)
         one.add_argument("--database-file", dest="db", type=_from_file, **hidden)
         parser.add_argument("--json", action="store_true", **hidden)
