@@ -8,7 +8,7 @@ from typing import Any
 import cbor2
 import pytest
 from postgres_support import needs_postgres, postgres, postgres_server
-from stonechat import cose, slots
+from stonechat import cose, manifest, slots
 from stonechat.cose_open import fields_of
 from stonechat.errors import ModelError
 from stonechat.slots import Slots
@@ -545,11 +545,35 @@ def test_a_pause_serves_nothing_and_a_resumed_one_goes_on(fleet: Callable[..., F
     pumps.say(unit, wants=[want])
     assert unit.update.want() == (0, 384)
     pumps.change(2, "paused")
-    pumps.live(3 * 3600)
+    pumps.live(9 * DAY_S, step_s=3600.0)
     assert unit.update.want() == (0, 384) and pumps.versions() == [0] * 4
     pumps.change(2, "running")
     pumps.live(12 * 3600)
-    assert pumps.versions() == [2] * 4
+    assert pumps.versions() == [2] * 4 and rollouts.counts(pumps.store, pumps.row(2).id) == {"good": 4}
+
+
+def test_days_without_a_collector_fail_no_device(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(4)
+    pumps.stage(2)
+    for _, _, found in pumps.collectors:
+        found.step()  # its offers are lost, and it is gone
+    pumps.now_s += 9 * DAY_S
+    pumps.restart()
+    pumps.live(12 * 3600)
+    assert pumps.versions() == [2] * 4 and rollouts.counts(pumps.store, pumps.row(2).id) == {"good": 4}
+
+
+def test_a_release_that_expires_on_its_way_is_offered_no_more_and_fails_nobody(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(6)
+    pumps.stage(2)
+    pumps.live(1500)
+    assert sorted(pumps.versions()) == [0] * 4 + [2] * 2
+    expires_s = manifest.read(manifest.payload(VECTORS["second"])).expires_s
+    pumps.now_s = expires_s - 600.0
+    pumps.live(20 * DAY_S, step_s=3600.0)
+    counts = rollouts.counts(pumps.store, pumps.row(2).id)
+    assert sorted(pumps.versions())[:2] == [0, 0] and counts.get("failed", 0) == 0, counts
+    assert pumps.row(2).state == "running" and all(not unit.update.refusals for unit in pumps.units.values())
 
 
 def test_lost_messages_and_restarts_of_the_collector_only_cost_time(fleet: Callable[..., Fleet]) -> None:
@@ -762,8 +786,12 @@ def test_a_clock_that_was_far_ahead_once_costs_no_roll_out(fleet: Callable[..., 
     taken = []
     for _, _, found in pumps.collectors:
         taken = [pumps.units[topic.split("/")[-2]] for _, topic, _ in found.step()]
-    right_s, pumps.wrong_s = pumps.now_s, 1.3e9
-    pumps.now_s += pumps.wrong_s
+    right_s = pumps.now_s
+    pumps.now_s, pumps.wrong_s = right_s + 1.3e9, 1.3e9
+    for unit in taken:  # by that clock the release has expired
+        pumps.say(unit, reports=[unit.report(pumps.now_s)])
+        assert unit.update.offered == 0
+    pumps.now_s, pumps.wrong_s = right_s + 5 * DAY_S, 5.0 * DAY_S
     for unit in taken:  # the wrong clock offers it, and the device gives it up, in the same start
         pumps.say(unit, reports=[unit.report(pumps.now_s)])
         assert unit.update.offered == 2

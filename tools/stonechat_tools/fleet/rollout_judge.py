@@ -14,7 +14,7 @@ from .labels import NONE, Labels
 from .rollout import ALARM_LIMIT, DAY_S, FAILURE_LIMIT, HISTORY_DAYS, PRIOR_DAYS, Rollout, chosen, size
 from .store import Store, releases, rollouts
 from .store.base import Db, pieces
-from .store.rollouts import DONE, HALTED, HAVE, LEFT, LIVE, OPEN, PAUSED, RUNNING, Candidate, RolloutRow
+from .store.rollouts import DONE, HALTED, HAVE, LEFT, LIVE, OPEN, PAUSED, Candidate, RolloutRow
 
 ACTOR = "the halting rule"
 MAX_OPEN = 1000  # devices that take a release at the same time
@@ -61,7 +61,7 @@ class Judge:
         self._clock = clock
         self._every_s = every_s
         self._actor = actor
-        self._rotations = releases.Rotations(store)
+        self._manifests = releases.Manifests(store)
         self._rotating: set[int] = set()  # releases
         self._going: list[RolloutRow] = []
         self._filled_s: dict[int, float] = {}  # when devices may be looked for again
@@ -72,7 +72,7 @@ class Judge:
         """Raises StoreError; what was decided before it stays."""
         now_s = self._clock()
         every = rollouts.rollouts(self._store)
-        rotating = self._rotating = self._rotations.among(row.release.id for row in every)
+        rotating = self._rotating = self._manifests.rotating(row.release.id for row in every)
         self._going = [row for row in every if row.state in (*LIVE, DONE)]
         found: list[Step] = []
         for row in every:
@@ -91,13 +91,15 @@ class Judge:
         if row.state == HALTED:  # what it did to devices on trial is no sign of the release
             return []
         if row.state == DONE:
-            self._fill(db, row, now_s)
+            if not self._manifests.expired(row.release.id, now_s):
+                self._fill(db, row, now_s)
             return []
         today = int(now_s // DAY_S)
         last_day = row.tests.get("day", int(row.began_s // DAY_S))
         last_day = max(today - MOST_DAYS, min(last_day, today))  # after a clock that was wrong, too
         rollout = Rollout.load(row.since_s, row.stages, row.stage, row.tests)
-        rollout.paused = row.state == PAUSED
+        expired = self._manifests.expired(row.release.id, now_s)
+        rollout.paused = row.state == PAUSED or expired
         for failed in outcomes:
             rollout.outcome(failed)
         while not rollout.halted and (last_day + 2) * DAY_S + DAY_LATE_S <= now_s:
@@ -108,7 +110,7 @@ class Judge:
         if rollout.halted:
             row.state, row.evidence = HALTED, self._evidence(db, row, rollout, now_s)
             done.append("halted: " + rollout.halted)
-        elif row.state == RUNNING:
+        elif not rollout.paused:
             full = self._fill(db, row, now_s)
             counts = rollouts.counts(db, row.id)
             waiting = sum(counts.get(state, 0) for state in (*OPEN, "confirmed"))

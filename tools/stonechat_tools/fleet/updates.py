@@ -26,7 +26,7 @@ from .rollout_judge import Judge, halts, superseded
 from .shards import Shard
 from .store import STORED, Store, releases, rollouts
 from .store.base import next_number
-from .store.rollouts import DONE, HALTED, LEFT, LIVE, OFF, OPEN, RUNNING, WITHDRAWN, Member, RolloutRow
+from .store.rollouts import DONE, HALTED, LEFT, LIVE, OFF, OPEN, PAUSED, RUNNING, WITHDRAWN, Member, RolloutRow
 from .withdrawals import Withdrawals
 
 LOOK_S = 2.0  # how often the database is asked what has changed
@@ -37,6 +37,7 @@ DUE_S = 86_400.0  # to ask for what was offered
 TAKE_S = 7 * 86_400.0  # to have all of it: a slow link, a small budget
 WATCH_S = 86_400.0  # after the confirmation, or half of the stage where that is shorter
 JUMP_S = 300.0  # of the clock
+AWAY_S = 600.0  # without a collector: devices begin to wait anew
 GONE_S = 60.0  # a restart is no failure
 PAGE = 500
 PASSING = (slots.EARLY, slots.CLOCK, slots.DIGEST, slots.STORAGE)
@@ -87,9 +88,12 @@ class Updates:
         self._clock = clock
         self._steady = steady or clock
         self._ahead_s = clock() - self._steady()  # by how much the clock is ahead of the steady one
+        listened = store.listening()
+        was_here = listened is not None and clock() - listened[1] < AWAY_S
+        self._since_s = 0.0 if was_here else clock()  # before that, no device had anybody to ask
         self._labels = labels or Known(store)
         self._judge = Judge(store, self._labels, clock=clock, every_s=judge_s)
-        self._rotations = releases.Rotations(store)
+        self._manifests = releases.Manifests(store)
         self._rows: dict[int, RolloutRow] = {}  # that go on, or are withdrawn
         self._active: dict[str, _Active] = {}
         self._chunks = Chunks(store, clock, rate_bytes)
@@ -193,12 +197,15 @@ class Updates:
     def _look(self, now_s: float) -> None:
         self._looked_s = now_s
         every = rollouts.rollouts(self._store)
-        rotating = self._rotations.among(row.release.id for row in every)
+        rotating = self._manifests.rotating(row.release.id for row in every)
         self._rows = {
             row.id: row
             for row in every
             if row.state in (*LIVE, WITHDRAWN) or row.state == DONE and not superseded(row, every, rotating)
         }
+        for row in self._rows.values():
+            if row.state in (RUNNING, DONE) and self._manifests.expired(row.release.id, now_s):
+                row.state = PAUSED  # every device would refuse it
         before, self._active = self._active, {}
         for row in self._rows.values():
             if row.state == WITHDRAWN:
@@ -222,13 +229,10 @@ class Updates:
         return seen is not None and seen.state in ("off", "unknown")
 
     def _follow_clock(self, now_s: float) -> None:
-        """Where the clock was put forward, nobody has waited for so long."""
+        """Where the clock was set, nobody has waited for so long."""
         ahead_s, self._ahead_s = self._ahead_s, now_s - self._steady()
-        if self._ahead_s - ahead_s > JUMP_S:
-            for found in self._active.values():
-                found.member.since_s = now_s
-                self._changed[found.member.rollout, found.member.id] = found.member
-            self._flush()
+        if abs(self._ahead_s - ahead_s) > JUMP_S:
+            self._since_s = now_s
 
     # --- one device -------------------------------------------------------------------------------------------------
 
@@ -303,7 +307,7 @@ class Updates:
             self._to(found, OFF, now_s, seen.why)
             return
         away = self._away(member.name, now_s)
-        waited_s = now_s - member.since_s
+        waited_s = now_s - max(member.since_s, self._since_s) if found.row.state in (RUNNING, DONE) else 0.0
         if member.state in ("pulled", "trial") and away:
             self._to(found, "failed", now_s, away)
         elif member.state == "due" and waited_s > DUE_S:
@@ -336,7 +340,7 @@ class Updates:
                 found.confirmed_s = now_s
                 return self._sealed(member, "confirmations", wire_release.seal_confirm, row)
             return []
-        if row.state not in (RUNNING, DONE):
+        if row.state not in (RUNNING, DONE) or self._manifests.expired(row.release.id, now_s):
             return []
         if found.stream != member.stream:  # a start that knows of no offer
             found.stream, found.offered_s, found.wanted_s = member.stream, 0.0, 0.0

@@ -154,8 +154,8 @@ def _release(store: Store, args: argparse.Namespace) -> Release:
     )
 
 
-def _stage(store: Store, args: argparse.Namespace) -> int:
-    release = _release(store, args)
+def _in_time(store: Store, release: Release) -> None:
+    """Raises ConfigError where no device would take it today."""
     found = manifest.read(manifest.payload(releases.content(store, release.id)[0]))
     now_s = time.time()
     if not found.not_before_s <= now_s < found.expires_s:
@@ -165,6 +165,11 @@ def _stage(store: Store, args: argparse.Namespace) -> int:
             f"{release}: {'expired on' if over else 'is not valid before'} {day}, every device would refuse it: "
             + ("sign a new version" if over else "stage it then")
         )
+
+
+def _stage(store: Store, args: argparse.Namespace) -> int:
+    release = _release(store, args)
+    _in_time(store, release)
     able = {name for name, _, _ in rollouts.versions(store)}
     of_class = {
         name
@@ -213,6 +218,8 @@ def _change(store: Store, args: argparse.Namespace) -> int:
         "withdraw": ((*LIVE, DONE), WITHDRAWN),
     }
     states, state = wanted[args.action]
+    if args.action == "resume":
+        _in_time(store, release)
     by, now_s = user_name(), time.time()
     instead = [rollouts.change(store, row.id, states, state, by, args.comment, now_s) for row in found]
     if all(instead):
@@ -234,12 +241,14 @@ def _change(store: Store, args: argparse.Namespace) -> int:
 def facts_of(store: Store, row: RolloutRow) -> dict[str, Any]:
     """A roll-out for machines."""
     counts = rollouts.counts(store, row.id)
+    expired = releases.Manifests(store).expired(row.release.id, time.time())
     return {
         "id": row.id,
         "class": row.release.device_class,
         "version": row.release.version,
         "site": row.site,
         "state": row.state,
+        "expired": expired,
         "stage": row.stage_name,
         "stages": [_stage_text(each) for each in row.stages],
         "began_s": row.began_s,
@@ -298,6 +307,8 @@ def _status(store: Store, args: argparse.Namespace) -> int:
         counts = each["devices"]
         on_way = sum(counts.get(state, 0) for state in rollouts.OPEN)
         why = each["evidence"].get("why", "")
+        if each["expired"] and each["state"] in (RUNNING, PAUSED, HALTED):
+            why = "has expired: sign a new version" + (f"; {why}" if why else "")
         if each["remaining"]:
             why = f"{each['remaining']} devices still have it"
         rows.append(

@@ -71,25 +71,31 @@ def content(store: "Store", release: int) -> tuple[bytes, bytes]:
     return bytes(message), bytes(model or b"")
 
 
-class Rotations:
-    """Which releases replace the keys of devices: later ones are signed with keys that a device has only from them."""
+class Manifests:
+    """What a roll-out must know of its release's manifest, read once."""
 
     def __init__(self, store: "Store") -> None:
         self._store = store
-        self._known: dict[int, bool] = {}
+        self._known: dict[int, tuple[bool, float]] = {}
 
-    def among(self, ids: Iterable[int]) -> set[int]:
+    def rotating(self, ids: Iterable[int]) -> set[int]:
+        """Which of them replace the keys of devices: later ones are signed with keys that a device has only from them.
+        Raises StoreError."""
+        return {one for one in ids if self._facts(one)[0]}
+
+    def expired(self, release: int, now_s: float) -> bool:
         """Raises StoreError."""
-        return {one for one in ids if self._rotates(one)}
+        return now_s >= self._facts(release)[1]
 
-    def _rotates(self, release: int) -> bool:
+    def _facts(self, release: int) -> tuple[bool, float]:
         found = self._known.get(release)
         if found is None:
             ((message,),) = self._store.rows("SELECT manifest FROM releases WHERE id = ?", (release,))
             try:
-                found = bool(manifest.read(manifest.payload(bytes(message))).keys)
+                read = manifest.read(manifest.payload(bytes(message)))
+                found = bool(read.keys), float(read.expires_s)
             except WireError:
-                found = False
+                found = False, float("inf")
             self._known[release] = found
         return found
 

@@ -193,6 +193,11 @@ def change(store: "Store", rollout: int, states: Sequence[str], state: str, by: 
                 " result = '' WHERE rollout = ? AND state = 'failed' AND result = ? AND since_s >= ?",
                 (now_s, rollout, UpdateState.RESULTS[UNCONFIRMED], row.evidence.get("at_s", 0.0)),
             )
+        if state == RUNNING:  # nothing was served meanwhile
+            db.execute(
+                "UPDATE rollout_devices SET since_s = ? WHERE rollout = ? AND state IN ('due', 'pulling', 'pulled')",
+                (now_s, rollout),
+            )
         if state == WITHDRAWN:
             db.execute(
                 "UPDATE rollout_devices SET state = 'withdrawn', since_s = ? WHERE rollout = ?"
