@@ -150,6 +150,30 @@ def test_key_files_topics_and_payloads_cost_their_own_device_only(tmp_path: Path
 
 
 @needs_mosquitto
+def test_a_folder_of_keys_that_is_away_is_said_once_and_once_when_it_is_back(tmp_path: Path, broker: Mosquitto) -> None:
+    with Process(tmp_path, broker.port) as collector, ready(collector, broker.port) as sender:
+        os.rename(collector.keys, tmp_path / "away")
+        for n in range(5, 20):
+            send(sender, "dev-0/report", message(0, n))
+        assert wait_for(lambda: f"{collector.keys}: no such folder" in collector.said()), collector.said()
+        assert wait_for(lambda: _rejected(collector.db).get("key file") == 15), collector.said()
+        assert collector.stored() == [] and "well again" not in collector.said()
+        os.rename(tmp_path / "away", collector.keys)
+        for n in range(5, 20):  # as a device does, which keeps what nobody has acknowledged
+            send(sender, "dev-0/report", message(0, n))
+        assert wait_for(lambda: collector.stored() == list(range(5, 20))), collector.said()
+        assert wait_for(lambda: "well again" in collector.said()), collector.said()
+        assert collector.end() == 0
+        assert collector.said().count("no such folder") == collector.said().count("well again") == 1, collector.said()
+        assert set(_rejected(collector.db)) == {"key file"}  # nobody is called unknown for it
+
+
+def _rejected(path: Path) -> dict[str, int]:
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        return dict(db.execute("SELECT reason, sum(count) FROM rejections GROUP BY reason"))
+
+
+@needs_mosquitto
 @pytest.mark.parametrize("how", ["page killed", "collector killed"])
 def test_the_dashboard_of_a_collector_holds_no_key_and_ends_with_it(
     tmp_path: Path, broker: Mosquitto, how: str

@@ -59,19 +59,32 @@ def test_a_file_that_cant_be_used_costs_its_device_only(tmp_path: Path, kind: st
     assert reason_of(keys, "bad") is None
 
 
-def test_a_folder_that_goes_away_makes_devices_unknown(tmp_path: Path) -> None:
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_folder_that_goes_away_is_named_and_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watched: bool
+) -> None:
+    """No device is called unknown for it: that would be a warning about each."""
+    if not watched:
+        monkeypatch.setattr("stonechat_tools.fleet.watch._LOCAL", set())
     folder = tmp_path / "keys"
     folder.mkdir()
     (folder / "good.key").write_text(GOOD)
+    (folder / "better.keys").write_text(keyring.derived_text([SECRET], keyring.COLLECTOR_LABELS))
     keys = keyring.Keys(folder)
-    assert reason_of(keys, "good") is None
+    assert reason_of(keys, "good") is reason_of(keys, "better") is None and not keys.problems
     os.rename(folder, tmp_path / "away")
-    assert reason_of(keys, "good") == "unknown device"
+    for _ in range(2):
+        keys.refresh()
+        assert [str(folder) in why for why in keys.problems.values()] == [True] and not keys.hot
+        assert reason_of(keys, "good") == reason_of(keys, "better") == "key file"
     folder.write_text("not a folder")
-    assert reason_of(keys, "good") == "unknown device"
+    assert reason_of(keys, "good") == "key file" and keys.problems
     folder.unlink()
     os.rename(tmp_path / "away", folder)
-    assert reason_of(keys, "good") is None
+    keys.refresh()
+    assert not keys.problems
+    assert reason_of(keys, "good") is reason_of(keys, "better") is None
+    assert reason_of(keys, "nobody") == "unknown device"
     with pytest.raises(ConfigError):
         keyring.Keys(tmp_path / "none")
 

@@ -36,6 +36,7 @@ _sha256 = hashlib.sha256
 # The begin of RFC 9052's MAC_structure, up to the device id as external_aad, by the length of this id
 _CONTEXTS = [b"\x84\x64MAC0\x43\xa1\x01\x04" + (bytes((0x40 + n,)) if n < 24 else bytes((0x58, n))) for n in range(256)]
 _LAYOUTS: "dict[tuple[tuple[str, ...], bool], _Layout]" = {}
+_FOLDER = ""  # no device's id
 _DEVICE = re.compile(r"(?=.*[A-Za-z0-9])[A-Za-z0-9_.-]{1,64}")
 
 
@@ -320,8 +321,8 @@ def derived_text(of: list[bytes], labels: tuple[str, ...]) -> str:
 class Keys:
     """The fleet's keys: a folder as `stonechat provision` makes it, with a file DEVICE.keys (derived keys) or
     DEVICE.key (the secret) for each device, or a mapping of device ids to secrets. A device that is provisioned later
-    is found without a restart. `problems` says which device's file can't be used, and why. It takes little memory: of
-    most devices only HotKeys.
+    is found without a restart. `problems` says which device's file can't be used, and why, and under "" that the folder
+    is away. It takes little memory: of most devices only HotKeys.
 
     hot: those, by device, as of the last refresh(): for a batch, before it asks held()."""
 
@@ -362,12 +363,14 @@ class Keys:
         """Drop what has changed since the last call. One system call or two, whatever the number of devices."""
         if self.folder is None:
             return
+        if self._watch is None:
+            if _FOLDER in self.problems or not self.folder.is_dir():
+                self._begin_watch()
+            return
         try:
-            names = None if self._watch is None else self._watch.changed()
+            names = self._watch.changed()
         except OSError:  # no folder: nobody is in the fleet until it is there again
             names = None
-        if self._watch is None:
-            return
         if names is None:
             self._begin_watch()
             names = {""}
@@ -387,6 +390,10 @@ class Keys:
         except (OSError, AttributeError, ValueError):
             self._watch = None  # each file is looked at each time
             self._forget_all()
+        if self.folder.is_dir():
+            self.problems.pop(_FOLDER, None)
+        else:
+            self.problems[_FOLDER] = f"{self.folder}: no such folder of keys; no message is taken until it is there again"
 
     def _look(self, folder: Path, device: str) -> Sequence[DeviceKeys]:
         if self._watch is None and not self._files:
@@ -417,7 +424,7 @@ class Keys:
                 raise Rejected("key file", device) from None
         self._forget(device)
         self.problems.pop(device, None)
-        raise Rejected("unknown device", device)
+        raise Rejected("key file" if _FOLDER in self.problems else "unknown device", device)
 
     def _cold(self, held: DeviceKeys, label: str) -> bytes | None:
         """A key that is not held, out of the device's file as it is now."""
