@@ -189,12 +189,13 @@ class Child:
             send(port, packets, count)
         return self.until(stored)
 
-    def until(self, stored: int) -> dict[str, Any]:
-        """Waits until this many reports are stored -> {"stored", "cpu_s", "rss_kib"}."""
+    def until(self, stored: int, settled: bool = False) -> dict[str, Any]:
+        """Waits until this many reports are stored; settled: and the presence of all devices -> {"stored", "unsaved",
+        "cpu_s", "rss_kib"}."""
         end_s = time.monotonic() + DONE_WITHIN_S
         while True:
             found = self._asked()
-            if found["stored"] >= stored:
+            if found["stored"] >= stored and not (settled and found["unsaved"]):
                 return found
             if time.monotonic() > end_s:
                 raise OSError(f"{found['stored']} of {stored} reports arrived: {found}")
@@ -220,7 +221,8 @@ def _parts(count: int) -> list[int]:
 
 
 def _size(folder: Path, count: int, reports: int) -> dict[str, Any]:
-    """One size of fleet: every device reports once, then `reports` more are measured."""
+    """One size of fleet: every device reports once, which writes down its presence; then `reports` more are
+    measured."""
     fleet = Fleet(folder, count)
     db = folder / f"{count}.db"
     try:
@@ -228,8 +230,8 @@ def _size(folder: Path, count: int, reports: int) -> dict[str, Any]:
             stored = 0
             for part in _parts(count):
                 stored += part
-                warm = collector.take(port, fleet.packets(part), part, stored)
-            before = after = warm
+                collector.take(port, fleet.packets(part), part, stored)
+            before = after = warm = collector.until(stored, settled=True)
             for part in _parts(reports):
                 stored += part
                 after = collector.take(port, fleet.packets(part), part, stored)
@@ -334,6 +336,7 @@ def show(figures: dict[str, Any]) -> None:
 
 def serve(kind: str, port: int, keys: str, db: str) -> None:
     """Collects until stdin ends; answers each line with what is stored and what it cost."""
+    monitor = None
     if kind == PEER:
         collector: Any = _Straightforward(port, Path(keys), db)
     else:
@@ -355,7 +358,11 @@ def serve(kind: str, port: int, keys: str, db: str) -> None:
     for _ in sys.stdin:
         rss = int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
         found = {"stored": collector.counts["stored"], "cpu_s": time.process_time(), "rss_kib": rss}
-        found |= {"start_cpu_s": started_s, "error": getattr(collector, "error", None)}
+        found |= {
+            "unsaved": len(monitor.fleet.changed) if monitor else 0,
+            "start_cpu_s": started_s,
+            "error": getattr(collector, "error", None),
+        }
         print(json.dumps(found), flush=True)
     collector.stop()
 

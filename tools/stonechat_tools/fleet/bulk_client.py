@@ -310,7 +310,8 @@ class BulkClient:
     def _write(self, sock: socket.socket, now_s: float, sent_s: float) -> float:
         with self._lock:
             try:
-                sent = sock.send(self._unsent[:READ_BYTES])
+                with memoryview(self._unsent) as unsent:
+                    sent = sock.send(unsent[:READ_BYTES])
             except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
                 return sent_s
             del self._unsent[:sent]

@@ -322,7 +322,8 @@ class Device:
 
     def dump(self) -> dict[str, Any]:
         found = {name: getattr(self, name) for name in _SAVED}
-        found |= {name: getattr(self.odd, name) for name in Odd.__slots__}
+        if self.odd is not _NOTHING:
+            found |= {name: value for name in Odd.__slots__ if (value := getattr(self.odd, name))}
         found["streams"] = [[s.identity.hex(), s.newest, s.status, s.missing, s.announced] for s in self.streams]
         return found
 

@@ -393,7 +393,9 @@ class Keys:
         if self.folder.is_dir():
             self.problems.pop(_FOLDER, None)
         else:
-            self.problems[_FOLDER] = f"{self.folder}: no such folder of keys; no message is taken until it is there again"
+            self.problems[_FOLDER] = (
+                f"{self.folder}: no such folder of keys; no message is taken until it is there again"
+            )
 
     def _look(self, folder: Path, device: str) -> Sequence[DeviceKeys]:
         if self._watch is None and not self._files:

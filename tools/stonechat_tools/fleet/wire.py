@@ -76,12 +76,9 @@ def _undated(body: bytes, late: int | bool) -> bytes:
     return body
 
 
-_UNUSUAL = frozenset((4, 12, 13, 14, 15, 17, 18, LATE_KEY))
-
-
 def _usual(device: str, body: bytes, fields: dict[Any, Any]) -> Report | None:
     """As _report(), for what most reports are: one window, dated, on time. None for anything else."""
-    if not _UNUSUAL.isdisjoint(fields):
+    if len(fields) != 9 + (6 in fields) + (10 in fields):  # besides those below there are others, or one is missing
         return None
     get = fields.get
     sequence, boot, time_s, level, flags = get(1), get(2), get(3), get(5), get(6, 0)

@@ -15,6 +15,8 @@ COUNT_MAX = 0xFFFFFFFF
 class Fields:
     """Typed access to a decoded map: a device that signs nonsense is refused as well."""
 
+    __slots__ = ("all",)
+
     def __init__(self, payload: bytes) -> None:
         try:
             decoded = cbor2.loads(payload)
