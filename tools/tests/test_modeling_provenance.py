@@ -93,6 +93,22 @@ def test_a_later_recording_proves_and_a_table_made_from_it_does_not(folder, caps
     assert choice["proven"] is False and choice["bound_per_30d"] is None and "--table" in choice["in_sample"]
 
 
+def test_a_clock_that_begins_anew_makes_no_recording_the_same(tmp_path, capsys):
+    """Quiet windows of two recordings are the same where both begin at the same time."""
+    rng = np.random.default_rng(7)
+    for name in ("first", "second"):
+        trace = recording(1, 1e9)
+        trace.deltas[:] = rng.poisson(0.3, trace.deltas.shape)  # silent, or one event
+        trace.deltas[::10] += rng.poisson(40, trace.deltas[::10].shape)
+        write_trace(trace, tmp_path / f"{name}.csv")
+    first, second = (str(tmp_path / f"{name}.csv") for name in ("first", "second"))
+    assert main(["train", first, "-o", str(tmp_path / "m"), "--seeds", "1", "--json"]) == 0
+    for path, in_sample in ((first, True), (second, False)):
+        capsys.readouterr()
+        assert main(["evaluate", str(tmp_path / "m/model.tflite"), path, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["in_sample"] is in_sample
+
+
 def test_a_page_of_a_trial_gives_no_bound_of_what_was_trained_on():
     figures = {
         "model": "m",

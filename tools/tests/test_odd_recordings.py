@@ -151,3 +151,47 @@ def test_a_file_that_can_not_be_written_is_named_before_the_work(folder, monkeyp
 def test_odd_numbers_of_a_recipe_are_named(table):
     with pytest.raises(cli.StonechatError, match=next(iter(table))[:5]):
         Options.of(table, "recipe.toml")
+
+
+def changed(name: str, deltas: np.ndarray, labels: int = 0) -> None:
+    trace = recording(2, 1.1e9, windows=len(deltas))
+    trace.deltas[:] = deltas
+    trace.labels[len(deltas) - labels :] = "scan"
+    write_trace(trace, name)
+
+
+@pytest.mark.parametrize("value", [0, 7])
+def test_counters_that_never_change_prove_nothing(folder, capsys, value):
+    changed("odd.csv", np.full((300, 3), value))
+    for words in (
+        ["train", "odd.csv", "-o", "n"],
+        ["calibrate", "m/model.tflite", "odd.csv"],
+        ["evaluate", "m/model.tflite", "odd.csv"],
+        ["quantize", "w.npz", "odd.csv", "-o", "n.tflite"],
+    ):
+        assert cli.main(words) == 1, words
+        error = capsys.readouterr().err
+        assert "no counter of pump changes in 300 benign windows" in error and error.count("\n") == 1
+    assert not Path("n").exists() and not Path("n.tflite").exists()
+
+
+def test_a_device_that_the_model_does_not_fit_is_not_called_silent(folder, capsys):
+    wild = np.exp(np.random.default_rng(9).uniform(0, 20, (600, 3))).astype(int)
+    changed("odd.csv", wild)
+    changed("attacked.csv", wild, labels=20)
+    for words in (["calibrate", "m/model.tflite", "odd.csv"], ["evaluate", "m/model.tflite", "odd.csv"]):
+        for path in ("odd.csv", "attacked.csv"):
+            assert cli.main([*words[:2], path]) == 1
+            error = capsys.readouterr().err
+            assert "the model does not fit pump" in error and "Train a model on recordings of that device" in error
+
+
+def test_an_alarm_that_does_not_end_is_no_single_one(folder, capsys):
+    counts = np.random.default_rng(9).poisson((40, 90, 7), (900, 3))
+    counts[200:] *= 40
+    changed("odd.csv", counts)
+    assert cli.main(["calibrate", "m/model.tflite", "odd.csv", "--budget", "100/1h"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "1 alarms" in text and "% of the time in alarm" in text
+    share = float(text.partition("device-days, ")[2].partition(" %")[0])
+    assert share > 70

@@ -39,6 +39,7 @@ from stonechat.model import load_model
 
 from stonechat_tools.console import (
     check_writable,
+    counted,
     named,
     read_file,
     read_json,
@@ -48,12 +49,12 @@ from stonechat_tools.console import (
     write_atomic,
     write_together,
 )
-from stonechat_tools.modeling.calibrate import DAY_S, TRAINED_ON, poisson_bound
+from stonechat_tools.modeling.calibrate import DAY_S, TRAINED_ON, misfit, poisson_bound
 from stonechat_tools.modeling.device_path import Network, Replay, to_features
 from stonechat_tools.modeling.provenance import digest_file, holds_training_windows
 from stonechat_tools.traces.files import read_all
 from stonechat_tools.traces.format import TraceError, is_benign
-from stonechat_tools.traces.trace import Trace
+from stonechat_tools.traces.trace import Trace, require_change
 
 DEFAULT_DATA = "../shared/data"
 SETS = ("pi3-malware", "pi-spectrum", "iot-lan", "iot23", "ipcam")
@@ -173,12 +174,16 @@ def evaluate(data: bytes, trace: Trace, learn: bool = True, digests: Collection[
             f"the model is for {meta.schema_name} in windows of {meta.window_ms} ms, "
             f"the recording holds {trace.schema.name} in windows of {trace.window_ms} ms"
         )
+    require_change(trace.select(trace.benign))
     network = Network.from_file(data)
     devices = {name: _device(meta, network, trace.of_device(name), learn) for name in trace.device_names}
     windows = sum(one["benign_windows"] for one in devices.values())
     alarms = sum(one["false_alarms"] for one in devices.values())
     days = windows * meta.window_ms / 1000 / DAY_S
     in_sample = holds_training_windows(data, trace.select(trace.benign), digests)
+    for name, one in devices.items():
+        if one["misfits"] and not one["benign_windows"] and not one["attacks"]:
+            raise TraceError(misfit(name, one["learning_windows"]))
     if not windows and not any(one["attacks"] for one in devices.values()):
         raise TraceError(
             f"no window is left to judge: {len(trace)} windows of {len(devices)} devices, and each learns its normal "
@@ -219,6 +224,8 @@ def _device(meta: Metadata, network: Network, part: Trace, learn: bool) -> dict[
             strange += int((result.surprise_q8[judged] >= 512).sum())
             benign_scores += result.score_q8[judged].tolist()
         else:
+            if replay.misfits and replay.seen < meta.learn_windows:
+                raise TraceError(misfit(part.devices[start], start))
             if replay.seen < meta.learn_windows:
                 raise TraceError(
                     f"device {part.devices[start] or 'without a name'}: {label} comes after {replay.seen} of the "
@@ -236,6 +243,7 @@ def _device(meta: Metadata, network: Network, part: Trace, learn: bool) -> dict[
             attacks.setdefault(str(label), []).append(row)
     out: dict[str, Any] = {
         "learning_windows": learning,
+        "misfits": replay.misfits,
         "benign_windows": benign_windows,
         "false_alarms": false_alarms,
         "alarm_windows": in_alarm,
@@ -270,6 +278,8 @@ def _print(figures: dict[str, Any]) -> None:
         share = one["benign_p01"]
         shown = "-" if share is None else f"{share:.3f} (benign)"
         rung = f"{one['false_alarms']} false alarms"
+        if one["misfits"]:
+            rung += f", the model did not fit {counted(one['misfits'], 'time')} and learned again"
         if one["alarm_windows"]:
             rung += f", {100 * one['alarm_share']:.1f} % of the time in alarm"
         grid.add_row(name, f"{one['benign_windows']} benign", "", shown, rung)

@@ -42,7 +42,7 @@ from stonechat_tools.modeling.fit import DEFAULT_ALARM_RULES, table
 from stonechat_tools.modeling.options import LATER_WINDOWS, TABLE_WINDOWS
 from stonechat_tools.modeling.provenance import digest_file, holds_training_windows
 from stonechat_tools.traces.files import read_all
-from stonechat_tools.traces.trace import Trace
+from stonechat_tools.traces.trace import Trace, require_change
 
 Ints = npt.NDArray[np.int64]
 AlarmRules = tuple[tuple[int, int, int], ...]
@@ -147,11 +147,14 @@ class Choice:
     proven: bool
     fastest: bool = False
     tried: list[dict[str, Any]] = field(default_factory=list)
+    alarm_share: float = 0.0
     in_sample: str = ""
     trained_on_known: bool = True
 
     def sentence(self) -> str:
         seen = f"{self.alarms} alarms in {self.device_days:.1f} benign device-days"
+        if self.alarms:
+            seen += f", {100 * self.alarm_share:.1f} % of the time in alarm"
         why = ", the soonest of those that stayed silent" if self.fastest else ""
         if any(rule.name == self.rule and rule.constants != self.alarm_rules for rule in ALARM_RULES):
             why += ", its threshold raised above the evidence seen"
@@ -259,7 +262,8 @@ def choose(
     if best is rules[0] and (share := _seen(streams, constants, days)[0]) > 0.75:
         # not even the slowest: raise its threshold over what was seen
         constants = tuple((k, cap, math.ceil(alarm * share / 0.75)) for k, cap, alarm in constants)
-    alarms = sum(_alarms(stream, constants) for stream in streams)
+    counted = [_alarms(stream, constants) for stream in streams]
+    alarms, ringing = (sum(each) for each in zip(*counted, strict=True))
     bound = poisson_bound(alarms) / days
     return Choice(
         best.name,
@@ -273,6 +277,7 @@ def choose(
         bound <= budget.per_day,
         fastest,
         tried,
+        ringing / windows,
     )
 
 
@@ -298,10 +303,10 @@ def _seen(streams: Sequence[npt.ArrayLike], constants: AlarmRules, days: float) 
     return share, rate
 
 
-def _alarms(surprise_q8: npt.ArrayLike, constants: AlarmRules) -> int:
-    """Alarms with hysteresis, as detection.Detector counts them."""
+def _alarms(surprise_q8: npt.ArrayLike, constants: AlarmRules) -> tuple[int, int]:
+    """-> alarms with hysteresis, as detection.Detector counts them, and the windows in alarm."""
     evidence = [0] * len(constants)
-    count = 0
+    count = windows = 0
     ringing = False
     for surprise in np.asarray(surprise_q8, dtype=np.int64).tolist():
         share = 0
@@ -312,16 +317,28 @@ def _alarms(surprise_q8: npt.ArrayLike, constants: AlarmRules) -> int:
             ringing, count = True, count + 1
         elif share < 64:
             ringing = False
-    return count
+        windows += ringing
+    return count, windows
+
+
+def misfit(name: str, windows: int) -> str:
+    return (
+        f"the model does not fit {name or 'the device'}: it learned again and again in {windows} windows, and never "
+        "judges. Train a model on recordings of that device (stonechat train), or leave it out"
+    )
 
 
 def living_streams(meta: Metadata, network: Network, trace: Trace, skip: int = 0) -> list[Ints]:
-    """Replay each device's benign windows -> the surprise of those after learning."""
+    """Replay each device's benign windows -> the surprise of those after learning. Raises CalibrationError where the
+    model does not fit a device."""
     streams = []
     for name in trace.device_names:
         part = trace.of_device(name)
         f_q8 = to_features(part)
-        result = Replay(meta, network, steady=False).run(f_q8)
+        replay = Replay(meta, network, steady=False)
+        result = replay.run(f_q8)
+        if replay.misfits and result.learning.all():
+            raise CalibrationError(misfit(name, len(part)))
         stream = result.surprise_q8[~result.learning][skip:]
         if len(stream):
             streams.append(stream)
@@ -348,6 +365,7 @@ def calibrate(
             f"the model is for {meta.schema_name} in windows of {meta.window_ms} ms, "
             f"the recording holds {trace.schema.name} in windows of {trace.window_ms} ms"
         )
+    require_change(benign)
     trained_on = holds_training_windows(data, benign, digests)
     if trained_on and fastest:
         raise CalibrationError(f"{TRAINED_ON}, where it is quieter than ever after: --fastest needs a later recording")

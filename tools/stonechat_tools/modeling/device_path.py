@@ -265,6 +265,7 @@ class Replay:
         self.level = NORMAL
         self.seen = 0 if learn else meta.learn_windows
         self.unfit = False  # what was learned did not fit: it is learned again
+        self.misfits = 0  # how often that was so
         self._low_q8 = np.zeros(n, dtype=np.int64)  # f_q8 of the last window with x at its lower end
         self._rows: list[Any] = []
         self.second = SecondReference(self) if steady else None
@@ -427,6 +428,7 @@ class Replay:
         if self._reaches(WATCH):
             self.scale = max(self.scale, min(own, 2 * meta.scale_q8))
             self.unfit = self._reaches(ALARM)
+        self.misfits += self.unfit
         if self.unfit:  # it is learned again, as scorer.py says
             self.seen = 0
             self.learned[:] = 0

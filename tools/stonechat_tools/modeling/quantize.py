@@ -40,7 +40,7 @@ from ..console import reason, say, spare_inputs, write_atomic
 from ..traces.dataset import split
 from ..traces.files import read_all
 from ..traces.format import TraceError, check_columns
-from ..traces.trace import Trace
+from ..traces.trace import Trace, require_change
 from .device_path import Network, Replay, to_features
 from .fit import DEFAULT_ALARM_RULES, STEP, FittedModel, assemble, check_file, set_table
 from .options import QUANTIZE_WINDOWS, check_name
@@ -121,6 +121,7 @@ def quantize(weights: Weights, benign: Trace) -> tuple[FittedModel, dict[str, An
         )
     if len(benign) < QUANTIZE_WINDOWS:
         raise TraceError(f"{len(benign)} benign windows: quantizing needs at least {QUANTIZE_WINDOWS}")
+    require_change(benign)
     f_q8 = to_features(benign)
     meta = Metadata()
     meta.schema_name, meta.schema_id, meta.window_ms = weights.schema.name, weights.schema.id, weights.window_ms

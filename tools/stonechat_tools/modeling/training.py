@@ -17,8 +17,8 @@ from stonechat.features import LEVEL, RATE, SHARE
 
 from ..traces.dataset import split
 from ..traces.format import TraceError
-from ..traces.trace import Trace, join
-from .calibrate import choose, parse_budget, poisson_bound
+from ..traces.trace import Trace, join, require_change
+from .calibrate import choose, misfit, parse_budget, poisson_bound
 from .device_path import to_features
 from .fit import FitError, FittedModel, check_file, default_units, fit, set_table
 from .options import FRACTIONS, LEAST_WINDOWS, WINDOWS_A_LEARNED_ONE, Options
@@ -62,6 +62,7 @@ def train(
     if len(benign) < LEAST_WINDOWS:
         raise TraceError(f"{len(benign)} benign windows: training needs at least {LEAST_WINDOWS}; record longer")
     windows = sample(benign)
+    require_change(benign)
     borrowed = borrow_quiet(benign, options.busy, options.machine_columns)
     parts = split(benign, FRACTIONS)
     f = _class_features(parts, options.centre_devices)
@@ -267,10 +268,13 @@ def held_out_figures(fitted: FittedModel, held_out: dict[str, Stream]) -> dict[s
     devices: dict[str, Any] = {}
     for device, (f_q8, start) in held_out.items():
         result = fitted.replay(learn=True).run(f_q8)
+        judged = ~result.learning[start:]
+        if not judged.any():
+            raise FitError(misfit(device, len(result)))
         devices[device] = {
-            "windows": len(result) - start,
+            "windows": int(judged.sum()),
             "alarms": sum(1 for at in result.alarms if at >= start),
-            "p_below_01": round(float((result.surprise_q8[start:] >= 512).mean()), 4),
+            "p_below_01": round(float((result.surprise_q8[start:][judged] >= 512).mean()), 4),
             "evidence_peak": round(float(result.evidence_q8[start:].max()) / 256, 3),
         }
     alarms = sum(row["alarms"] for row in devices.values())

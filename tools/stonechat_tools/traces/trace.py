@@ -14,6 +14,8 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Texts = npt.NDArray[np.object_]
 
+_FEW = 50  # windows that may all be the same by chance
+
 
 @dataclass
 class Trace:
@@ -77,6 +79,18 @@ def make_trace(
         np.array([row[3] for row in rows], dtype=np.int64).reshape(n, len(schema)),
         dict(notes or {}),
     )
+
+
+def require_change(benign: Trace) -> None:
+    """Raises TraceError for a device none of whose counters ever changes: silence of what was not counted proves
+    nothing, and there is nothing to learn."""
+    for name in benign.device_names:
+        deltas = benign.deltas[benign.devices == name]
+        if len(deltas) >= _FEW and (deltas == deltas[0]).all():
+            raise TraceError(
+                f"no counter of {name or 'the device'} changes in {len(deltas)} benign windows: record it at its "
+                "ordinary work (stonechat doctor says which sources work there), or leave it out"
+            )
 
 
 def join(traces: Sequence[Trace]) -> Trace:
