@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import hashlib
+import http.client
 import json
 import os
 import random
@@ -373,6 +374,32 @@ def test_a_wrong_password_is_refused_and_many_are_for_a_while(fleet: tuple[Path,
         assert server.ask("/api/login", {"name": "otto", "password": PASSWORD})[0] == 429
     said = [entry["what"] for entry in audit.entries(fleet[1].store)]
     assert "log-in refused" in said and "log-in" in said
+
+
+def test_many_addresses_have_no_more_tries_than_one_and_lock_nobody_out(
+    served: Callable[..., tuple[int, serving.Server]], fleet: tuple[Path, MadeFleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A password that is tried from everywhere: who has logged in before does so again, from where it was."""
+    path, made = fleet
+    monkeypatch.setattr(accounts, "ACCOUNT_TRIES", 4)
+    audit.note(made.store, "otto", "log-in", address="10.9.9.9")
+    audit.note(made.store, "ada", "log-in", address="10.8.8.8")
+    audit.note(made.store, "otto", "log-in refused", address="10.7.7.7")
+    proxied = {"host": "fleet.example", "origin": "https://fleet.example", "x-forwarded-proto": "https"}
+    with Store(path) as store, Store(path) as own:
+        options = Options(anonymous=False, hosts=("fleet.example",), tls=True, proxies=("127.0.0.1/32",))
+        port, _ = served(*make(store, View(own), options))
+
+        def login(address: str, password: str, name: str = "otto") -> int:
+            headers = proxied | {"x-forwarded-for": f"1.1.1.1, {address}", "content-type": "application/json"}
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as link:
+                link.request("POST", "/api/login", json.dumps({"name": name, "password": password}), headers)
+                return link.getresponse().status
+
+        assert [login(f"10.0.{n}.1", "wrong password") for n in range(6)] == [401] * 4 + [429] * 2
+        assert login("10.1.1.1", PASSWORD) == login("10.8.8.8", PASSWORD) == login("10.7.7.7", PASSWORD) == 429
+        assert login("10.9.9.9", PASSWORD) == 200
+        assert login("10.1.1.1", PASSWORD, "vera") == 200
 
 
 def test_the_cookie_is_for_this_page_alone(guarded: Server) -> None:

@@ -28,6 +28,7 @@ IDLE_S, LONGEST_S = 3600.0, 12 * 3600.0
 MAX_SESSIONS = 1000
 WINDOW_S = 300.0
 NAME_TRIES, ADDRESS_TRIES = 5, 20  # failed log-ins in WINDOW_S, of one account from one address, and of one address
+ACCOUNT_TRIES = 100  # of one account from all addresses: above that only those that it has logged in from before
 MAX_COUNTED = 10_000
 NOTED = 50  # refused log-ins in the audit log in WINDOW_S
 CACHE_S = 2.0
@@ -221,9 +222,20 @@ class Tries:
         place = network(address)
         return [((place,), ADDRESS_TRIES), ((name[:MAX_NAME], place), NAME_TRIES)]
 
+    @staticmethod
+    def _crowd(name: str) -> list[tuple[tuple[str, ...], int]]:
+        return [((name[:MAX_NAME], "", ""), ACCOUNT_TRIES)]
+
     def wait_s(self, name: str, address: str) -> float:
+        return self._wait_s(self._keys(name, address))
+
+    def crowd_s(self, name: str) -> float:
+        """As wait_s(), for addresses that the account has never logged in from: many of them try its password."""
+        return self._wait_s(self._crowd(name))
+
+    def _wait_s(self, keys: list[tuple[tuple[str, ...], int]]) -> float:
         now_s, wait_s = self._clock(), 0.0
-        for key, most in self._keys(name, address):
+        for key, most in keys:
             failed = self._failed.get(key, deque())
             while failed and now_s - failed[0] > WINDOW_S:
                 failed.popleft()
@@ -232,7 +244,7 @@ class Tries:
         return wait_s
 
     def failed(self, name: str, address: str) -> bool:
-        for key, most in self._keys(name, address):
+        for key, most in self._keys(name, address) + self._crowd(name):
             held = self._failed.setdefault(key, deque(maxlen=most))
             held.append(self._clock())
             self._failed.move_to_end(key)

@@ -14,10 +14,12 @@ from typing import Any
 from stonechat.errors import ConfigError
 
 from ..fleet.store import Store, StoreError
+from .accounts import network
 
 FIRST = "0" * 64  # what the first entry follows
 MAX_FACT = 300  # characters of a text
 TRIES = 60
+LOG_INS = 200  # of an account that are looked at
 
 
 def _digest(before: str, sequence: int, at_ms: int, who: str, what: str, facts: str) -> str:
@@ -52,6 +54,13 @@ def entries(store: Store, limit: int = 200) -> list[dict[str, Any]]:
         {"sequence": row[0], "time_s": _time_s(row[1]), "who": row[2], "what": row[3], "facts": _facts(row[4])}
         for row in rows
     ]
+
+
+def has_logged_in(store: Store, name: str, address: str) -> bool:
+    """Whether the account has logged in from the address, or from its network, not long ago."""
+    query = "SELECT facts FROM audit WHERE who = ? AND what = 'log-in' ORDER BY sequence DESC LIMIT ?"
+    place = network(address)
+    return any(network(str(_facts(row[0]).get("address", ""))) == place for row in store.rows(query, (name, LOG_INS)))
 
 
 def _facts(text: Any) -> dict[str, Any]:

@@ -31,7 +31,9 @@ async def login(request: Request) -> Response:
     address = address_of(request)
     name = name[: accounts.MAX_NAME]
     async with state.hashing:
-        wait_s = state.tries.wait_s(name, address)
+        wait_s, crowd_s = state.tries.wait_s(name, address), state.tries.crowd_s(name)
+        if crowd_s > wait_s and not await run_in_threadpool(audit.has_logged_in, state.store, name, address):
+            wait_s = crowd_s
         if wait_s:
             text = f"too many failed log-ins; try again in {wait_s / 60:.0f} min" if wait_s > 90 else "try again later"
             return failed(429, text, {"retry-after": str(int(wait_s) + 1)})
