@@ -1,12 +1,6 @@
-"""The fleet's keys: HKDF per direction, COSE_Mac0 with HMAC 256/64, and the folder of key files.
-
-Written on hashlib and hmac, not on the device's own modules, so that each checks the other. Nothing of a message is
-decoded before its tag verifies.
-"""
+"""The fleet's keys: those of one device by direction, and the folder of key files."""
 
 import contextlib
-import hashlib
-import hmac
 import os
 import re
 import secrets
@@ -14,12 +8,17 @@ import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stonechat import limits
-from stonechat.errors import ConfigError, StonechatError
+from stonechat.errors import ConfigError
 
+from .seals import MAX_MESSAGE_BYTES, REASONS, Mac, Rejected, context_of, derive, fingerprint, open_, seal
 from .watch import Watch
 
-MAX_MESSAGE_BYTES = limits.REPORT_BYTES
+__all__ = [
+    "COLLECTOR_LABELS", "HOT_LABELS", "LABELS", "MAX_MESSAGE_BYTES", "MAX_VERIFIED_BYTES", "OPERATOR_LABELS", "REASONS",
+    "SECRET_BYTES", "DeviceKeys", "HotKeys", "Keys", "Mac", "Rejected", "Signer", "check_device_id", "derive",
+    "derived_text", "fingerprint", "new_secret", "read_derived", "read_secrets",
+]  # fmt: skip
+
 MAX_VERIFIED_BYTES = 4096  # a report larger than a message may be is refused by name, if the device has signed it
 SECRET_BYTES = 32
 MAX_FILE_BYTES = 16_384
@@ -28,100 +27,16 @@ COLLECTOR_LABELS = LABELS[:6]  # a collector reads, acknowledges, extends and of
 OPERATOR_LABELS = ("command",)
 HOT_LABELS = ("report", "status", "ack")  # held in memory; the others are read from the file where they are needed
 
-_HEAD = b"\x84\x43\xa1\x01\x04\xa0"
-_INNER = bytes(byte ^ 0x36 for byte in range(256))  # RFC 2104
-_OUTER = bytes(byte ^ 0x5C for byte in range(256))
-_INNER_REST, _OUTER_REST = b"\x36" * 32, b"\x5c" * 32
-_sha256 = hashlib.sha256
-# The begin of RFC 9052's MAC_structure, up to the device id as external_aad, by the length of this id
-_CONTEXTS = [b"\x84\x64MAC0\x43\xa1\x01\x04" + (bytes((0x40 + n,)) if n < 24 else bytes((0x58, n))) for n in range(256)]
+
 _LAYOUTS: "dict[tuple[tuple[str, ...], bool], _Layout]" = {}
 _FOLDER = ""  # no device's id
 _DEVICE = re.compile(r"(?=.*[A-Za-z0-9])[A-Za-z0-9_.-]{1,64}")
-
-
-class Rejected(StonechatError):
-    """A message that is not taken; `reason` is one of REASONS, the counters' names. identity: (stream, sequence number)
-    of an authentic report that will never be taken, None for all others."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason + (": " + detail if detail else ""))
-        self.reason = reason
-        self.identity: tuple[bytes, int] | None = None
-
-
-REASONS = ("too large", "malformed", "unknown device", "key file", "forged", "version", "stale", "conflict")
 
 
 def check_device_id(device: str) -> str:
     if not _DEVICE.fullmatch(device):
         raise ConfigError(f"device id {device!r}: 1 to 64 letters, digits, '-', '_' and '.'")
     return device
-
-
-def derive(secret: bytes, label: bytes) -> bytes:
-    """HKDF-SHA256 (RFC 5869), one block, with the salt "stonechat/1"."""
-    inner = hmac.digest(b"stonechat/1", secret, "sha256")
-    return hmac.digest(inner, label + b"\x01", "sha256")
-
-
-def mac256(key: bytes, message: bytes) -> bytes:
-    """HMAC-SHA256 with a key of 32 bytes: as hmac.digest(), at a quarter of its cost for messages of this size."""
-    inner = _sha256(key.translate(_INNER) + _INNER_REST + message).digest()
-    return _sha256(key.translate(_OUTER) + _OUTER_REST + inner).digest()
-
-
-def _context(device: str) -> bytes:
-    name = device.encode()
-    return _CONTEXTS[len(name)] + name
-
-
-def _seal(key: bytes, context: bytes, payload: bytes) -> bytes:
-    size = len(payload)
-    if size < 24:
-        wrapped = bytes((0x40 + size,)) + payload
-    elif size < 256:
-        wrapped = bytes((0x58, size)) + payload
-    else:
-        wrapped = b"\x59" + size.to_bytes(2) + payload
-    return _HEAD + wrapped + b"\x48" + mac256(key, context + wrapped)[:8]
-
-
-def _open(key: bytes, context: bytes, message: bytes, max_bytes: int) -> bytes:
-    if len(message) > max_bytes:
-        raise Rejected("too large", f"{len(message)} bytes")
-    end = len(message) - 9
-    if end < 7 or message[:6] != _HEAD or message[end] != 0x48:
-        raise Rejected("malformed", "not a COSE_Mac0 message with HMAC 256/64")
-    if not hmac.compare_digest(mac256(key, context + message[6:end])[:8], message[end + 1 :]):
-        raise Rejected("forged", "the authentication tag does not fit")
-    first = message[6]
-    if first == 0x58:
-        start, size, least = 8, message[7], 24
-    elif first < 0x58:
-        start, size, least = 7, first - 0x40, 1
-    else:
-        start, size, least = 9, (message[7] << 8 | message[8]) if first == 0x59 else 0, 256
-    if size < least or start + size != end:
-        raise Rejected("malformed", "the payload is not a byte string")
-    return message[start:end]
-
-
-class Mac:
-    """COSE_Mac0, HMAC 256/64, for the messages of one kind of one device. key: 32 bytes."""
-
-    __slots__ = ("_key", "_context")
-
-    def __init__(self, key: bytes, device: str) -> None:
-        self._key = key
-        self._context = _context(device)
-
-    def seal(self, payload: bytes) -> bytes:
-        return _seal(self._key, self._context, payload)
-
-    def open(self, message: bytes, max_bytes: int = MAX_MESSAGE_BYTES) -> bytes:
-        """The payload of an authentic message. Raises Rejected for any other."""
-        return _open(self._key, self._context, message, max_bytes)
 
 
 class _Layout:
@@ -189,11 +104,11 @@ class DeviceKeys:
 
     def seal(self, label: str, payload: bytes, device: str | None = None) -> bytes:
         """Raises ConfigError where there are keys of other directions only. device: as in HotKeys; it is known here."""
-        return _seal(self._key(label), _context(self.device), payload)
+        return seal(self._key(label), context_of(self.device), payload)
 
     def open(self, label: str, message: bytes, max_bytes: int = MAX_MESSAGE_BYTES, device: str | None = None) -> bytes:
         """The payload of an authentic message. Raises Rejected for any other, ConfigError as seal()."""
-        return _open(self._key(label), _context(self.device), message, max_bytes)
+        return open_(self._key(label), context_of(self.device), message, max_bytes)
 
     def _mac(self, label: str) -> Mac:
         return Mac(self._key(label), self.device)
@@ -251,12 +166,12 @@ class HotKeys(bytes):
 
     def seal(self, label: str, payload: bytes, device: str) -> bytes:
         at = _HOT_AT[label]
-        return _seal(self[at : at + SECRET_BYTES], _context(device), payload)
+        return seal(self[at : at + SECRET_BYTES], context_of(device), payload)
 
     def open(self, label: str, message: bytes, max_bytes: int, device: str) -> bytes:
         """As DeviceKeys.open()."""
         at = _HOT_AT[label]
-        return _open(self[at : at + SECRET_BYTES], _context(device), message, max_bytes)
+        return open_(self[at : at + SECRET_BYTES], context_of(device), message, max_bytes)
 
 
 _HOT_AT = {label: n * SECRET_BYTES for n, label in enumerate(HOT_LABELS)}
@@ -458,8 +373,3 @@ class Keys:
 
 def new_secret() -> bytes:
     return secrets.token_bytes(SECRET_BYTES)
-
-
-def fingerprint(secret: bytes) -> str:
-    """What may be shown of a secret."""
-    return hashlib.sha256(b"stonechat fingerprint" + secret).hexdigest()[:16]
