@@ -160,11 +160,37 @@ def test_one_notification_that_is_refused_again_and_again_holds_up_no_other(
     assert wait_for(lambda: sender.counts == {"sent": 3, "failed": 1, "dropped": 0}), sender.counts
     assert not sender.unsent
     sender.close()
-    monkeypatch.setattr(alerts, "GIVE_UP_S", 0.2)
-    late = alerts.Sender(Receiver("hook", "webhook", server.url, SECRET), wait_s=0.01)
-    late.put(notification("repeat"))
-    assert wait_for(lambda: late.counts["failed"] == 1)
-    late.close()
+
+
+def test_one_that_takes_each_try_and_never_says_so_is_not_flooded(
+    server: Receiving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer of 500, or none, may come from a receiver that has sent its message on: that is tried for an hour. One
+    that is not there is tried for a day."""
+    monkeypatch.setattr(alerts, "LONGEST_WAIT_S", 0.01)
+    for limit, answers in (("DOUBTED_S", [500] * 10_000), ("GIVE_UP_S", [503] * 10_000)):
+        with monkeypatch.context() as patch:
+            patch.setattr(alerts, limit, 0.3)
+            server.answers = answers
+            sender = alerts.Sender(Receiver("hook", "webhook", server.url, SECRET), wait_s=0.01)
+            sender.put(notification())
+            assert wait_for(lambda each=sender: each.counts["failed"] == 1), limit
+            sender.close()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+
+        def take_and_close() -> None:
+            with listener.accept()[0] as peer:
+                while b"]}" not in peer.recv(65_536):
+                    pass
+
+        threading.Thread(target=take_and_close, daemon=True).start()
+        with pytest.raises(alerts.DeliveryError) as raised:
+            alerts.send(Receiver("hook", "webhook", url, SECRET), notification(), "", "id", time.time())
+    assert raised.value.again and raised.value.doubted
+    with pytest.raises(alerts.DeliveryError) as raised:
+        alerts.send(Receiver("hook", "webhook", url, SECRET), notification(), "", "id", time.time())
+    assert raised.value.again and not raised.value.doubted
 
 
 def test_an_incident_is_one_alert_of_alertmanager_whatever_becomes_of_its_labels() -> None:

@@ -31,6 +31,7 @@ TIMEOUT_S = 10.0  # of a single step
 DEADLINE_S = 30.0  # of a request and the head of its answer
 TRIES = 8  # after as many, a notification that fails while the receiver takes a later one is given up
 GIVE_UP_S = 86_400.0  # a receiver that is away for longer does not get what waited for it
+DOUBTED_S = 3600.0  # the same where it may have taken each try, and only failed to say so: nobody wants it 300 times
 CLOSE_S = 5.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 300.0
 MAX_WAITING = 1000  # notifications for one receiver; the oldest are dropped
@@ -41,11 +42,13 @@ SIGNATURE, TIMESTAMP, IDENTITY = "Stonechat-Signature", "Stonechat-Timestamp", "
 
 
 class DeliveryError(StonechatError):
-    """A receiver did not take a notification; `again` says whether another try may help."""
+    """A receiver did not take a notification; `again` says whether another try may help, `doubted` whether it may
+    have taken it all the same."""
 
-    def __init__(self, text: str, again: bool = True) -> None:
+    def __init__(self, text: str, again: bool = True, doubted: bool = False) -> None:
         super().__init__(text)
         self.again = again
+        self.doubted = doubted
 
 
 # --- what is sent -----------------------------------------------------------------------------------------------------
@@ -217,6 +220,7 @@ def _post(url: str, body: bytes, headers: dict[str, str], receiver: Receiver) ->
     """No redirect is followed: the signature is for this receiver."""
     parts = urllib.parse.urlsplit(url)
     host = parts.hostname or ""
+    sent = False
     try:
         if parts.scheme == "https":
             tls = ssl.create_default_context(cafile=receiver.ca_file or None)
@@ -232,17 +236,20 @@ def _post(url: str, body: bytes, headers: dict[str, str], receiver: Receiver) ->
             guard.start()
             try:
                 link.request("POST", target, body, {"Content-Type": "application/json", **headers})
+                sent = True
                 answer = link.getresponse()  # the status is enough: what follows is not read
             finally:
                 guard.cancel()
     except http.client.InvalidURL:  # its text has the URL, which may be secret
         raise DeliveryError(f"{receiver.name}: {host}: its URL has characters that no URL has", again=False) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise DeliveryError(f"{receiver.name}: {host}: {getattr(error, 'strerror', None) or error}") from None
+        text = f"{receiver.name}: {host}: {getattr(error, 'strerror', None) or error}"
+        raise DeliveryError(text, doubted=sent) from None
     if not 200 <= answer.status < 300:
         again = answer.status >= 500 or answer.status in (408, 425, 429)
         reason = "".join(letter for letter in answer.reason[:100] if letter.isprintable())
-        raise DeliveryError(f"{receiver.name}: {host} answers {answer.status} {reason}", again)
+        doubted = answer.status >= 500 and answer.status not in (502, 503, 504)  # these are said by what is before it
+        raise DeliveryError(f"{receiver.name}: {host} answers {answer.status} {reason}", again, doubted)
 
 
 def _end(connected: socket.socket) -> None:
@@ -282,6 +289,7 @@ class Sender:
         self.receiver = receiver
         self.counts = {"sent": 0, "failed": 0, "dropped": 0}
         self.error: str | None = None
+        self._doubted = False  # whether the last try may have been taken
         self._link = link
         self._clock = clock
         self._wait_s = wait_s
@@ -322,8 +330,9 @@ class Sender:
         later: Notification | None = None  # out of the queue already, behind one that fails
         while (notification := later or self._queue.get()) is not None:
             later, wait_s, tries = None, self._wait_s, 0
-            give_up_s = time.monotonic() + GIVE_UP_S
+            begun_s = time.monotonic()
             while (again := self._try(notification)) is not None:
+                give_up_s = begun_s + (DOUBTED_S if self._doubted else GIVE_UP_S)
                 tries += 1
                 if again and tries >= TRIES:
                     later = later or self._next()
@@ -355,6 +364,7 @@ class Sender:
             send(self.receiver, notification, self._link, os.urandom(12).hex(), self._clock())
         except Exception as error:  # a receiver's library may raise anything; the next one is another try
             self.error = str(error) if isinstance(error, DeliveryError) else f"{self.receiver.name}: {error!r}"
+            self._doubted = bool(getattr(error, "doubted", False))
             return bool(getattr(error, "again", True))
         self.counts["sent"] += 1
         self.error = None
