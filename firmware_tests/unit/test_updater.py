@@ -3,6 +3,7 @@ is wrong with a release, through the agent's own messages. tools/tests/update_ve
 
 import os
 
+from release_vectors import VECTORS
 from share import some
 from stonechat import cbor, cbor_decode, slots, updater
 from stonechat.agent import Agent
@@ -20,15 +21,12 @@ from stonechat.state import State
 from stonechat.update import CHUNK_BYTES, CONFIRM, OFFER, WITHDRAW
 from stonechat.updater import Updater
 
-HERE = __file__.rsplit("/", 1)[0] if "/" in __file__ else "."
 FOLDER = "/tmp/stonechat-test-updater-%d" % int.from_bytes(os.urandom(3), "little")
 KEY = bytes(range(32))
 NOW_S = 1_800_000_000
 SCHEMA = Schema("test-updates", [(name, "1", RATE) for name in ("a", "b", "c")])
 WINDOWS = 16  # in the ring
 
-with open(HERE + "/../golden/releases/models.cbor", "rb") as golden:
-    VECTORS = cbor_decode.loads(golden.read())
 RELEASES = VECTORS["releases"]
 clock = [0]
 updater.ticks_ms = lambda: clock[0]
