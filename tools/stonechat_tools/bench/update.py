@@ -3,8 +3,8 @@
 The signatures are those of the tests (firmware_tests/golden/signatures), the manifest the one with two signatures.
 "Least heap" is the smallest heap in which the verifier, with the signature in memory, still runs.
 
---emulated adds the RP2040 at 125 MHz, emulated to the cycle, where `make boards` has built its firmware; its figure is
-of one verification, by the package's .mpy.
+--emulated adds an RP2040 at 125 MHz, emulated to the cycle, and a Cortex-M3 in instructions, where `make boards` has
+built their firmware; their figures are of one verification, by the package's .mpy.
 
 Examples:
   stonechat bench update
@@ -29,6 +29,7 @@ CASES = {
     "SLH-DSA-SHA2-128s": ("slh_dsa", "slh-dsa-pqcrypto"),
 }
 _ARCHITECTURE = "armv6m"
+_EMULATED = ("rp2040", "m3")
 
 _TIME = """
 import gc, time
@@ -72,7 +73,9 @@ print(1 if verify(*vector) else 0)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeat", type=int, default=20, help="verifications, of which the best counts (default 20)")
-    parser.add_argument("--emulated", action="store_true", help="also on an emulated RP2040 (`make boards` builds it)")
+    parser.add_argument(
+        "--emulated", action="store_true", help="also on an emulated RP2040 and Cortex-M3 (`make boards`)"
+    )
 
 
 def mpy_bytes(module: str) -> int:
@@ -97,29 +100,30 @@ def least_heap(target: Interpreter, module: str, vector: Path) -> int:
     return high
 
 
-def on_rp2040(folder: Path) -> dict[str, float]:
-    """folder: of the signatures -> milliseconds of one verification by the module's name. Raises BoardError and what
-    build() raises."""
+def on_board(name: str, folder: Path) -> dict[str, int]:
+    """name: of an emulated board; folder: of the signatures -> microseconds of one verification, on qemu's boards
+    instructions, by the module's name. Raises BoardError, ConfigError and what build() raises."""
     from ..proofs.boards.firmware import BUILDS
     from ..proofs.boards.machine import Machine
+    from .emulated import INSTRUCTIONS
 
-    board = next(one for one in BUILDS if one.name == "rp2040")
-    files = {"/" + module: (folder / (name + ".cbor")).read_bytes() for module, name in CASES.values()}
+    board = next(one for one in BUILDS if one.name == name)
+    if board.missing:
+        raise ConfigError(f"{name}: {board.missing}")
+    files = {"/" + module: (folder / (case + ".cbor")).read_bytes() for module, case in CASES.values()}
     with tempfile.TemporaryDirectory(prefix="stonechat-update-") as scratch:
-        build(_ARCHITECTURE, Path(scratch), ["update"], linked=False)
-        for name in ("__init__", "compat", "errors", "cbor", "cbor_decode", "lms", "slh_dsa"):
-            files[f"/lib/stonechat/{name}.mpy"] = (Path(scratch) / f"stonechat/{name}.mpy").read_bytes()
-    try:
-        with Machine(board, files=files) as machine:
-            lines = [line.split() for line in machine.run(_BOARD).splitlines() if line.startswith("COST")]
-    except FileNotFoundError as error:
-        raise ConfigError(f"the emulated RP2040 is not built ({error.filename} is missing): make boards") from None
-    return {words[1]: int(words[2]) / 1000 for words in lines if words[3] == "True"}
+        build(board.architecture, Path(scratch), ["update"], linked=False)
+        for module in ("__init__", "compat", "errors", "cbor", "cbor_decode", "lms", "slh_dsa"):
+            files[f"/lib/stonechat/{module}.mpy"] = (Path(scratch) / f"stonechat/{module}.mpy").read_bytes()
+    with Machine(board, files=files) as machine:
+        lines = [line.split() for line in machine.run(_BOARD).splitlines() if line.startswith("COST")]
+    scale = 1 if board.port == "rp2" else INSTRUCTIONS
+    return {words[1]: int(words[2]) * scale for words in lines if words[3] == "True"}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     folder = working_copy() / "firmware_tests/golden/signatures"
-    emulated = on_rp2040(folder) if args.emulated else {}  # first: it may not be there
+    emulated = {name: on_board(name, folder) for name in _EMULATED} if args.emulated else {}  # first: may be missing
     figures: dict[str, Any] = {}
     rows = []
     for label, (module, name) in CASES.items():
@@ -139,9 +143,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             figures[label][target.name] = {"ms": time_ms, "least_heap_kib": heap}
             rows.append([label, target.name, f"{time_ms:.2f} ms", f"{heap} KiB", f"{size} B"])
     for label, (module, _) in CASES.items():
-        if module in emulated:
-            figures[label]["rp2040"] = {"ms": emulated[module]}
-            rows.append([label, "RP2040, emulated", f"{emulated[module]:.0f} ms", "", ""])
+        if "rp2040" in emulated:
+            time_ms = emulated["rp2040"][module] / 1000
+            figures[label]["rp2040"] = {"ms": time_ms}
+            rows.append([label, "RP2040, emulated", f"{time_ms:.0f} ms", "", ""])
+        if "m3" in emulated:
+            figures[label]["m3"] = {"instructions": emulated["m3"][module]}
+            millions = emulated["m3"][module] / 1e6
+            rows.append([label, "Cortex-M3, emulated", f"{millions:.1f} M instructions", "", ""])
     print(plain_table(["algorithm", "target", "time", "least heap", f".mpy ({_ARCHITECTURE})"], rows), end="")
     shared = [name for name in figures[next(iter(CASES))] if name != "mpy_bytes"]
     for name in shared:
