@@ -18,6 +18,7 @@ HOME = "127.0.0.1"  # MQTT, HTTP and time: three ports from `port` on
 STRANGER = "127.66.0.6"  # command and control
 CONFIG = "firmware-config.txt"
 LOG = "firmware-log.txt"
+FLOOD = 150  # datagrams of a turn; a slow line gets fewer
 
 
 class Dice:
@@ -149,7 +150,7 @@ class Firmware:
         """Full-size datagrams at one victim, as fast as a small device can."""
         stream = self.socket.socket(self.socket.AF_INET, self.socket.SOCK_DGRAM)
         victim = self.address(self.port + 3, STRANGER)
-        for _ in range(150):
+        for _ in range(FLOOD):
             try:
                 stream.sendto(self._blob, victim)
             except OSError:  # refused: nobody listens there, and nobody minds

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -74,10 +74,10 @@ def geometry(board: Board) -> tuple[int, int, int]:
     return 512, DISKS[board.folder][2], 32
 
 
-def package(architecture: str, profile: str = "full") -> dict[str, bytes]:
-    """What `stonechat build` makes, by path on a board's littlefs. Raises ConfigError."""
+def package(architecture: str, profile: str = "full", extra: Sequence[str] = ()) -> dict[str, bytes]:
+    """What `stonechat build` makes, with the modules `extra`, by path on a board's littlefs. Raises ConfigError."""
     with tempfile.TemporaryDirectory(prefix="stonechat-package-") as scratch:
-        built = build(architecture, Path(scratch), profile=profile)
+        built = build(architecture, Path(scratch), list(extra), profile=profile)
         folder = Path(scratch) / "stonechat"
         return {f"/lib/stonechat/{module}.mpy": (folder / f"{module}.mpy").read_bytes() for module in built.sizes}
 
@@ -89,7 +89,7 @@ class LateError(BoardError):
 class Machine:
     """The board, switched on. romfs: an image for its ROM partition; files: what lies on its littlefs, empty where
     there are none; uart: a socket on its UART 0 (a Pico's); repl: False leaves it to its main.py; firmware: another one
-    than the board's; paced: a Pico's clock does not run ahead of this machine's; disk: an image of its littlefs in
+    than the board's; paced: a Pico's clock never runs faster than this machine's; disk: an image of its littlefs in
     place of files; kept: where a Pico's is written when its watchdog resets it, which ends the emulator. Raises
     BoardError."""
 
@@ -166,6 +166,10 @@ class Machine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def close(self) -> None:
         """Switches it off."""

@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import os
 import select
-import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -25,14 +25,15 @@ from stonechat.errors import StonechatError
 
 from stonechat_tools.board_files import read_board
 from stonechat_tools.console import working_copy
-from stonechat_tools.fleet import provision
+from stonechat_tools.fleet import broker_config, provision
+from stonechat_tools.fleet.local_broker import mosquitto_path
 from stonechat_tools.fleet.store import Store
 from stonechat_tools.lab.bounds import stopped
 from stonechat_tools.proofs.boards.firmware import Board, BuildError, build_all
 from stonechat_tools.proofs.boards.machine import BoardError, Machine, package
 from stonechat_tools.proofs.boards.uart import wire
 
-HOST, BOARD = "10.77.0.1", "10.77.0.2"
+HOST, BOARD, STRANGER = "10.77.0.1", "10.77.0.2", "10.77.0.6"
 MTU = 1500
 WITHIN_S = 600.0
 _IP, _LCP, _IPCP = 0x0021, 0xC021, 0x8021
@@ -96,7 +97,6 @@ class Peer:
         self._line = line
         self._tunnel = tunnel
         self._buffer = b""
-        self._asked: set[int] = set()
         self.packets = 0
 
     def serve(self, stop: threading.Event) -> None:
@@ -130,9 +130,7 @@ class Peer:
             code, number, length = struct.unpack_from(">BBH", payload)
             content = payload[4:length]
             if code == _REQUEST:
-                self._answer(protocol, number, content)
-                if protocol not in self._asked or not content:
-                    self._asked.add(protocol)
+                if self._answer(protocol, number, content):  # ours with each: a board that was reset asks again
                     own = struct.pack(">BB4B", _ADDRESS, 6, *map(int, HOST.split("."))) if protocol == _IPCP else b""
                     self._control(protocol, _REQUEST, 1, own)
             elif code == _END:
@@ -140,7 +138,8 @@ class Peer:
             elif code == _ECHO:
                 self._control(protocol, _ECHO_REPLY, number, bytes(4) + content[4:])
 
-    def _answer(self, protocol: int, number: int, content: bytes) -> None:
+    def _answer(self, protocol: int, number: int, content: bytes) -> bool:
+        """-> whether the request is accepted as it is."""
         refused = other = b""
         wanted = bytes(map(int, BOARD.split(".")))
         rest = content
@@ -152,6 +151,7 @@ class Peer:
                 other += option[:2] + wanted
         code = _REJECT if refused else _NAK if other else _ACK
         self._control(protocol, code, number, refused or other or content)
+        return code == _ACK
 
 
 @contextlib.contextmanager
@@ -180,6 +180,20 @@ def namespace(line: str) -> Iterator[str]:
         _ip("netns", "delete", name)
         os.close(tunnel)
         os.close(serial)
+
+
+@contextlib.contextmanager
+def peers(name: str) -> Iterator[int]:
+    """The peers of a small product (lab/firmware/peers.py) in the namespace `name`, at HOST and STRANGER -> their first
+    port."""
+    _ip("-n", name, "addr", "add", STRANGER, "dev", "lo")
+    command = ["ip", "netns", "exec", name, sys.executable, "-m", "stonechat_tools.lab.firmware.peers", HOST, STRANGER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
 
 
 def _ip(*words: str) -> None:
@@ -241,35 +255,74 @@ class Arrived:
     errors: str
 
 
-def report(board: Board, reports: int, profile: str = "full") -> Arrived:
-    """The board reports `reports` windows to mosquitto and `stonechat collect` over PPP. Raises BoardError, BuildError,
+@dataclass(frozen=True)
+class Site:
+    """What the board talks to. fleet: with the one device sensor-7; inside: the command before one that is to run in
+    the namespace; uart: the board's end of the line; files: its identity and model, by path on the board."""
+
+    fleet: provision.Fleet
+    inside: list[str]
+    uart: socket.socket
+    files: dict[str, bytes]
+    database: Path
+    log: Path
+
+    @contextlib.contextmanager
+    def running(self, command: list[str]) -> Iterator[None]:
+        """A process at HOST, ended with the block."""
+        with self.log.open("ab") as log:
+            process = subprocess.Popen([*self.inside, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            yield
+        finally:
+            stopped(process, 20.0)
+
+    def collector(self) -> contextlib.AbstractContextManager[None]:
+        command = [sys.executable, "-m", "stonechat_tools.cli", "collect", "--keys", str(self.fleet.folder / "keys")]
+        plain = ["--plain"] if self.fleet.settings.auth == "plain" else []
+        return self.running([*command, "--db", str(self.database), *plain])
+
+
+@contextlib.contextmanager
+def site(auth: str = "plain", collecting: bool = True) -> Iterator[Site]:
+    """A fleet with its mosquitto, as `stonechat broker-config` configures it, and `stonechat collect`, at HOST behind
+    PPP. auth: as `provision init` takes it; collecting: False leaves the collector to the caller. Raises BuildError,
     ConfigError."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stonechat-ppp-")))
-        fleet = provision.Fleet.init(folder / "fleet", provision.Settings(HOST, 1883, auth="plain"))
+        fleet = provision.Fleet.init(
+            folder / "fleet", provision.Settings(HOST, 1883 if auth == "plain" else 8883, auth=auth)
+        )
         fleet.add("sensor-7", board=True)
         uart, terminal = stack.enter_context(wire())
         inside = ["ip", "netns", "exec", stack.enter_context(namespace(terminal))]
-        (folder / "mosquitto.conf").write_text(f"listener 1883 {HOST}\nallow_anonymous true\n")
-        log = stack.enter_context((folder / "log").open("wb"))
-        database = folder / "reports.db"
-        collect = [sys.executable, "-m", "stonechat_tools.cli", "collect", "--keys", str(fleet.folder / "keys")]
-        for command in (
-            [shutil.which("mosquitto") or "/usr/sbin/mosquitto", "-c", str(folder / "mosquitto.conf")],
-            [*collect, "--plain", "--broker", f"{HOST}:1883", "--db", str(database)],
-        ):
-            process = subprocess.Popen([*inside, *command], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-            stack.callback(stopped, process, 20.0)
-        files = package(board.architecture, profile)
-        files |= {f"/{path.name}": path.read_bytes() for path in read_board(fleet.folder / "devices/sensor-7/board")}
+        files = {f"/{path.name}": path.read_bytes() for path in read_board(fleet.folder / "devices/sensor-7/board")}
         files["/model.tflite"] = (working_copy() / "models/micropython-1/model.tflite").read_bytes()
-        with Machine(board, files=files, uart=uart, paced=True) as machine:
-            said = machine.run(CONNECT, WITHIN_S)
-            if "PPP True" not in said:
-                raise BoardError(f"no PPP: {said.strip()}")
+        there = Site(fleet, inside, uart, files, folder / "reports.db", folder / "log")
+        broker = [mosquitto_path() or "mosquitto", "-c", str(broker_config.write(fleet, HOST, user="root"))]
+        stack.enter_context(there.running(broker))
+        if collecting:
+            stack.enter_context(there.collector())
+        yield there
+
+
+def connect(machine: Machine) -> None:
+    """Brings the board's line up. Raises BoardError."""
+    said = machine.run(CONNECT, WITHIN_S)
+    if "PPP True" not in said:
+        raise BoardError(f"no PPP: {said.strip()}")
+
+
+def report(board: Board, reports: int, profile: str = "full") -> Arrived:
+    """The board reports `reports` windows to mosquitto and `stonechat collect` over PPP. Raises BoardError, BuildError,
+    ConfigError."""
+    with site() as there:
+        files = {**package(board.architecture, profile), **there.files}
+        with Machine(board, files=files, uart=there.uart, paced=True) as machine:
+            connect(machine)
             script = WORK.replace("PROFILE", profile).replace("WINDOWS", str(reports))
             found = {line.split()[0]: line.split()[1:] for line in machine.run(script, WITHIN_S).splitlines() if line}
-        with Store(database) as store:
+        with Store(there.database) as store:
             stored = store.sequences("sensor-7")
     windows, published, lost, wrong, *last = found["AGENT"]
     errors = "" if lost == wrong == "0" else " ".join(last) or f"{lost} of windows"

@@ -1,8 +1,10 @@
 // node rp2040.mjs FIRMWARE.bin [--littlefs=IMAGE@AT] [--romfs=IMAGE@AT] [--uart=FD] [--paced] [--kept=IMAGE@AT+SIZE]
 // [--plain] [--digest=N]: a Raspberry Pi Pico in rp2040js, its USB serial port on stdin and stdout, its UART 0 at
-// 115,200 baud on the descriptor FD. AT: bytes from the flash's start. --paced: its clock never runs ahead of this
-// machine's, for a peer that answers in real time. --kept: a reset by the watchdog writes that piece of the flash to
-// IMAGE, and ends this. --plain: without faster.mjs. --digest: prints a hash of the machine after N instructions.
+// 115,200 baud on the descriptor FD (what it sends leaves at once). AT: bytes from the flash's start.
+// --paced: its clock never runs faster than this machine's, for a peer that answers in real time. What it was slower is
+// not made up for: else the board's waits would pass in no time until it is. --kept: a reset by the watchdog writes
+// that piece of the flash to IMAGE, and ends this. --plain: without faster.mjs. --digest: prints a hash of the machine
+// after N instructions.
 // The flash behind the SSI takes erase and program commands, which rp2040js does not have; littlefs needs them.
 import crypto from 'crypto';
 import fs from 'fs';
@@ -137,21 +139,21 @@ function receive(byte) {
 let uartByte = () => {};
 if (option('uart')) {
   const wire = new net.Socket({ fd: +option('uart'), readable: true, writable: true });
-  const arriving = [];
-  let next = 0, sending = [];
-  wire.on('data', (data) => arriving.push(...data));
+  let arriving = [], taken = 0, next = 0, sending = [];
+  wire.on('data', (data) => { arriving = arriving.slice(taken).concat(...data); taken = 0; });
   uart.onByte = (byte) => sending.push(byte);
   uartByte = () => {
     if (sending.length) { wire.write(Buffer.from(sending)); sending = []; }
-    if (!arriving.length || sim.clock.nanos < next || uart.rxFIFO.full) return;
+    if (taken === arriving.length || sim.clock.nanos < next || uart.rxFIFO.full) return;
     next = sim.clock.nanos + 1e10 / 115200;
-    receive(arriving.shift());
+    receive(arriving[taken++]);
   };
 }
 
 if (!process.argv.includes('--plain')) await faster(mcu);
 mcu.core.PC = 0x10000000;
-const nanos = 1e9 / 125e6, paced = process.argv.includes('--paced'), began = performance.now();
+const nanos = 1e9 / 125e6, paced = process.argv.includes('--paced'), PIECE = 2e6, CREDIT_MS = 5;
+let ahead = 0, then = performance.now();
 const clock = sim.clock, core = mcu.core;
 const least = +option('digest');
 let done = 0;
@@ -164,7 +166,8 @@ function digest() {
   process.exit(0);
 }
 function loop() {
-  for (let k = 0; k < 50; k++) {
+  const start = clock.nanos;
+  for (let k = 0; k < 50 && !(paced && clock.nanos - start > PIECE); k++) {
     pump();
     uartByte();
     for (let i = 0; i < 5000; i++) {
@@ -181,7 +184,11 @@ function loop() {
     }
   }
   if (least && done >= least) digest();
-  const ahead = paced ? sim.clock.nanos / 1e6 - (performance.now() - began) : 0;
+  if (paced) {
+    const now = performance.now();
+    ahead = Math.max(ahead + (clock.nanos - start) / 1e6 - (now - then), -CREDIT_MS);
+    then = now;
+  }
   if (ahead > 1) setTimeout(loop, ahead); else setImmediate(loop);
 }
 loop();

@@ -10,7 +10,6 @@ qemu's boards have no network: the firmware's sockets are MEMORY_SOCKET there, u
 
 import argparse
 import contextlib
-import subprocess
 import sys
 import tempfile
 import time
@@ -192,6 +191,7 @@ REAL = """
 import prelude
 from stonechat_tools.lab.firmware import sensor
 sensor.HOME, sensor.STRANGER, PORT = {home!r}, {stranger!r}, {port}
+sensor.FLOOD = 10  # a turn is a second, in which a line of 115,200 baud carries 11 KB
 """
 DETECT = """
 import detect
@@ -245,7 +245,6 @@ GUARDED = (
     "before passed connect EHOSTUNREACH sendto EHOSTUNREACH send ECONNRESET json ECONNRESET learned passed passed "
     "own passed afterwards passed passed stopped 4"
 )
-STRANGER = "10.77.0.6"
 BENIGN = {"rp2": 40, "qemu": 200}  # windows, by port
 LACKS = {  # trial -> modules or names without which a port can't have it
     "watchdog": "machine.WDT",
@@ -332,6 +331,18 @@ def heap(board: Board) -> str:
     )
 
 
+def product_files(board: Board, scratch: Path) -> dict[str, bytes]:
+    """The agent, every module a file, the small product and a model."""
+    root = working_copy()
+    everything = prove.files_of(board, scratch, [])
+    files = {path: data for path, data in everything.items() if path.startswith(("/lib", "/p"))}
+    files["/model.tflite"] = (root / "models/micropython-1/model.tflite").read_bytes()
+    sensor = root / "tools/stonechat_tools/lab/firmware/sensor.py"
+    compiled = prove.compiled(sensor, board.architecture or "armv6m", scratch)
+    files["/lib/stonechat_tools/lab/firmware/sensor.mpy"] = compiled
+    return files
+
+
 @contextlib.contextmanager
 def lab(board: Board) -> Iterator[tuple[Machine, str]]:
     """The board with the agent, every module a file, and the small product -> (the board, the script that gives it a
@@ -339,36 +350,20 @@ def lab(board: Board) -> Iterator[tuple[Machine, str]]:
     root = working_copy()
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stonechat-trial-")))
-        files = {
-            path: data for path, data in prove.files_of(board, scratch, []).items() if path.startswith(("/lib", "/p"))
-        }
-        files["/model.tflite"] = (root / "models/micropython-1/model.tflite").read_bytes()
-        architecture = board.architecture or "armv6m"
+        files = product_files(board, scratch)
         for name in ("detect", "respond"):
-            files[f"/{name}.mpy"] = prove.compiled(root / f"firmware_tests/life/{name}.py", architecture, scratch)
-        sensor = root / "tools/stonechat_tools/lab/firmware/sensor.py"
-        files["/lib/stonechat_tools/lab/firmware/sensor.mpy"] = prove.compiled(sensor, architecture, scratch)
+            life = root / f"firmware_tests/life/{name}.py"
+            files[f"/{name}.mpy"] = prove.compiled(life, board.architecture or "armv6m", scratch)
         if board.port == "qemu":
             files["/memory_socket.py"] = MEMORY_SOCKET.encode()
             yield stack.enter_context(Machine(board, files=files)), BORROWED
             return
         line, terminal = stack.enter_context(wire())
         name = stack.enter_context(ppp.namespace(terminal))
-        ppp._ip("-n", name, "addr", "add", STRANGER, "dev", "lo")
-        command = [sys.executable, "-m", "stonechat_tools.lab.firmware.peers", ppp.HOST, STRANGER]
-        peers = stack.enter_context(
-            subprocess.Popen(
-                ["ip", "netns", "exec", name, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-        )
-        stack.callback(peers.kill)
-        assert peers.stdout
-        port = int(peers.stdout.readline())
+        port = stack.enter_context(ppp.peers(name))
         machine = stack.enter_context(Machine(board, files=files, uart=line, paced=True))
-        said = machine.run(ppp.CONNECT, ppp.WITHIN_S)
-        if "PPP True" not in said:
-            raise BoardError(f"no PPP: {said.strip()}")
-        yield machine, REAL.format(home=ppp.HOST, stranger=STRANGER, port=port)
+        ppp.connect(machine)
+        yield machine, REAL.format(home=ppp.HOST, stranger=ppp.STRANGER, port=port)
 
 
 def infections(board: Board) -> str:
