@@ -25,6 +25,7 @@ def test_it_says_what_is_in_a_model() -> None:
     assert said["input"]["shape"] == [1, 19] and said["input"]["type"] == "int8"
     assert all("estimate" in name or "emulated" in name for name in said["run_us"] if "RP2040" in name)
     assert said["agent"]["more heap while TLS connects"] == "28,672 bytes" and " / " in said["agent"]["report"]
+    assert said["agent"]["TLS handshake, password / certificate"] == "2,337 / 2,552 ms"
     assert not any("unix" in name for name in said["run_us"])  # what a unix port takes says nothing of a board
 
 
