@@ -136,12 +136,13 @@ function receive(byte) {
   uart.interruptStatus |= 0x50;
   uart.checkInterrupts();
 }
-let uartByte = () => {};
+let uartByte = () => {}, untilByte = () => Infinity;
 if (option('uart')) {
   const wire = new net.Socket({ fd: +option('uart'), readable: true, writable: true });
   let arriving = [], taken = 0, next = 0, sending = [];
   wire.on('data', (data) => { arriving = arriving.slice(taken).concat(...data); taken = 0; });
   uart.onByte = (byte) => sending.push(byte);
+  untilByte = () => taken === arriving.length ? Infinity : Math.max(next - sim.clock.nanos, nanos);
   uartByte = () => {
     if (sending.length) { wire.write(Buffer.from(sending)); sending = []; }
     if (taken === arriving.length || sim.clock.nanos < next || uart.rxFIFO.full) return;
@@ -167,12 +168,12 @@ function digest() {
 }
 function loop() {
   const start = clock.nanos;
-  for (let k = 0; k < 50 && !(paced && clock.nanos - start > PIECE); k++) {
+  for (let k = 0; k < 500 && !(paced && clock.nanos - start > PIECE); k++) {
     pump();
     uartByte();
-    for (let i = 0; i < 5000; i++) {
+    for (let i = 0; i < 500; i++) {
       if (core.waiting) {
-        const idle = clock.nanosToNextAlarm;
+        const idle = Math.min(clock.nanosToNextAlarm, untilByte());
         clock.tick(idle);
         i += idle / nanos;
         continue;
