@@ -138,6 +138,13 @@ def test_an_expired_release_is_refused(vendor: Path, tmp_path: Path, capsys: pyt
     assert "expired on 2025-01-31" in capsys.readouterr().err
 
 
+def test_a_device_whose_clock_is_hours_behind_takes_a_new_release(vendor: Path, tmp_path: Path) -> None:
+    sign(vendor, tmp_path / "new", "--days", "30")
+    found = manifest.read(manifest.payload((tmp_path / "new/manifest.cbor").read_bytes()))
+    assert found.not_before_s < time.time() - 20 * 3600
+    assert 29 * 86400 < found.expires_s - time.time() <= 30 * 86400
+
+
 def test_keys_rotate_under_the_old_key(vendor: Path, tmp_path: Path) -> None:
     new = keys.make(tmp_path / "new.key", "release", keys.SLH_DSA, b"another one")
     sign(vendor, tmp_path / "r", "--next-keys", str(tmp_path / "new.key.pub"), model="")

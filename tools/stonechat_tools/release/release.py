@@ -77,7 +77,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="lowest version a device may go back to (default: the one it came with)",
     )
-    sign.add_argument("--not-before", type=_date, metavar="DATE", help="first day, UTC (default: now)")
+    sign.add_argument(
+        "--not-before",
+        type=_date,
+        metavar="DATE",
+        help="first day, UTC (default: 24 hours ago, for devices whose clock is behind)",
+    )
     sign.add_argument(
         "--days", type=operate.version, default=365, metavar="N", help="days until it expires (default: 365)"
     )
@@ -244,13 +249,14 @@ def _new(args: argparse.Namespace, folder: Path) -> bytes:
         with named(args.model):
             prove(model)
             metadata = load_model(model).metadata
-    start_s = int(time.time()) if args.not_before is None else args.not_before
+    now_s = int(time.time())
+    start_s = now_s if args.not_before is None else args.not_before
     bill = sbom.make(model, metadata, args.version, args.device_class)
     plan = make.Plan(
         version=args.version,
         floor=args.floor or 0,
         device_class=args.device_class,
-        not_before_s=start_s,
+        not_before_s=now_s - _DAY_S if args.not_before is None else start_s,
         expires_s=start_s + args.days * _DAY_S,
         notes=args.notes,
         own_model=not args.forbid_own_model,

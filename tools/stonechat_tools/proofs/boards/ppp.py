@@ -271,7 +271,8 @@ class Site:
     def running(self, command: list[str]) -> Iterator[None]:
         """A process at HOST, ended with the block."""
         with self.log.open("ab") as log:
-            process = subprocess.Popen([*self.inside, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            whole = ["setpriv", "--pdeathsig", "KILL", *self.inside, *command]  # ends with this process
+            process = subprocess.Popen(whole, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             yield
         finally:
