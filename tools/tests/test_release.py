@@ -132,8 +132,12 @@ def test_what_was_not_signed_is_refused(vendor: Path, tmp_path: Path, capsys: py
     assert cli.main(["release", "verify", str(release), "--keys", public]) == 0
 
 
-def test_an_expired_release_is_refused(vendor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sign(vendor, tmp_path / "old", "--not-before", "2025-01-01", "--days", "30")
+def test_an_expired_release_is_refused(
+    vendor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as then:
+        then.setattr(time, "time", lambda: 1_735_700_000.0)  # 2025-01-01
+        sign(vendor, tmp_path / "old", "--days", "30")
     assert cli.main(["release", "verify", str(tmp_path / "old"), "--keys", str(vendor / "vendor.key.pub")]) == 1
     assert "expired on 2025-01-31" in capsys.readouterr().err
 
@@ -486,3 +490,24 @@ def test_a_state_of_which_nobody_knows_that_it_is_on_the_disk_makes_no_key(
     with pytest.raises(ConfigError, match="no fsync for folders. Keep hss keys on a local disk"):
         keys.make(tmp_path / "k", "release", keys.HSS, b"passphrase")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_no_device_could_use_is_not_signed(
+    vendor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    public = str(vendor / "vendor.key.pub")
+    rule = ("--rule", "1.5:4:12", "--key", str(vendor / "vendor.key"))
+    common = ("sign", *rule, "--class", "pump", "--out", str(tmp_path / "x"))
+    for words, wanted in (
+        ((*common, "--version", "4", "--not-before", "2020-01-01", "--days", "1"), "expired on 2020-01-02"),
+        ((*common, "--version", "4", "--next-keys", public, public), "one key is there twice"),
+        ((*common, "--version", "4294967295"), "no release could follow"),
+        (("sign", *rule, "--add", str(tmp_path)), "--add RELEASE takes no --rule"),
+        (("sign", *rule[2:], "--add", str(tmp_path), "--version", "5"), "--add RELEASE takes no --version"),
+        (("sign", *rule[2:], "--add", str(tmp_path), "--days", "5"), "--add RELEASE takes no --days"),
+        (("sign", *rule[2:], "--add", str(tmp_path), "--next-keys", public), "--add RELEASE takes no --next-keys"),
+    ):
+        assert run(vendor, *words) == 1
+        said = capsys.readouterr().err
+        assert wanted in said and len(said.splitlines()) == 1, said
+    assert not (tmp_path / "x").exists()

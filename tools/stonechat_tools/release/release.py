@@ -50,6 +50,9 @@ HOLDS_KEYS = True
 MANIFEST, MODEL, SBOM = "manifest.cbor", "model.tflite", "sbom.cdx.json"
 MOST_MODEL_BYTES = 1 << 20
 _DAY_S = 86_400
+_DAYS = 365
+_ROLES = {number: name for name, number in keys.ROLES.items()}
+_MOST_VERSION = 0xFFFFFFFF
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,9 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATE",
         help="first day, UTC (default: 24 hours ago, for devices whose clock is behind)",
     )
-    sign.add_argument(
-        "--days", type=operate.version, default=365, metavar="N", help="days until it expires (default: 365)"
-    )
+    sign.add_argument("--days", type=operate.version, metavar="N", help=f"days until it expires (default: {_DAYS})")
     sign.add_argument("--notes", default="", metavar="TEXT", help="at most 200 bytes; `inspect` shows them")
     sign.add_argument("--forbid-own-model", action="store_true", help="devices may not train a model of their own")
     sign.add_argument(
@@ -195,8 +196,9 @@ def _keygen(args: argparse.Namespace) -> int:
 
 def _sign(args: argparse.Namespace) -> int:
     if args.add is not None:
-        if args.model or args.out:
-            raise ConfigError("--add RELEASE takes neither MODEL nor --out: the manifest is made already")
+        given = [name for name, value in (("MODEL", args.model), *_of_manifest(args)) if value]
+        if given:
+            raise ConfigError(f"--add RELEASE takes no {given[0]}: the manifest is made already")
         folder = args.add
         before = read_file(folder / MANIFEST, manifest.MOST_BYTES)
         with named(folder / MANIFEST):
@@ -221,6 +223,13 @@ def _open_key(args: argparse.Namespace, folder: Path) -> keys.SigningKey:
     return key
 
 
+def _of_manifest(args: argparse.Namespace) -> list[tuple[str, Any]]:
+    """The options that say what a new manifest holds: (name, value)."""
+    names = ("out", "class", "version", "floor", "not-before", "days", "notes", "forbid-own-model", "rule", "policy")
+    values = vars(args) | {"class": args.device_class}
+    return [(f"--{name}", values[name.replace("-", "_")]) for name in (*names, "next-keys")]
+
+
 def _folder(args: argparse.Namespace) -> Path:
     """Where the new release goes. Raises ConfigError where an argument is missing or a release is there."""
     for what, given in (
@@ -236,6 +245,8 @@ def _folder(args: argparse.Namespace) -> Path:
     if not args.model and not args.next_keys and not args.rule and not args.policy:
         raise ConfigError("nothing to release: give a MODEL, a --rule, a --policy, or --next-keys to rotate the keys")
     folder: Path = args.out
+    if args.version == _MOST_VERSION:
+        raise ConfigError(f"--version {args.version}: is the highest that there is; no release could follow it")
     if (folder / MANIFEST).exists():
         raise ConfigError(f"{folder}: holds a signed release; choose another --out, or --add a signature to it")
     return folder
@@ -251,18 +262,24 @@ def _new(args: argparse.Namespace, folder: Path) -> bytes:
             metadata = load_model(model).metadata
     now_s = int(time.time())
     start_s = now_s if args.not_before is None else args.not_before
+    expires_s = start_s + (args.days or _DAYS) * _DAY_S
+    if expires_s <= now_s:
+        raise ConfigError(f"it would have expired on {_day(expires_s)}, and every device refuse it: give more --days")
+    next_keys = tuple(key for path in args.next_keys or () for key in keys.read_public(path))
+    if len({key.data for key in next_keys}) != len(next_keys):
+        raise ConfigError("--next-keys: one key is there twice; each role needs a key of its own")
     bill = sbom.make(model, metadata, args.version, args.device_class)
     plan = make.Plan(
         version=args.version,
         floor=args.floor or 0,
         device_class=args.device_class,
         not_before_s=now_s - _DAY_S if args.not_before is None else start_s,
-        expires_s=start_s + args.days * _DAY_S,
+        expires_s=expires_s,
         notes=args.notes,
         own_model=not args.forbid_own_model,
         rules=tuple(args.rule),
         policy=policy_of(args.policy) if args.policy else b"",
-        next_keys=tuple(key for path in args.next_keys or () for key in keys.read_public(path)),
+        next_keys=next_keys,
     )
     packed = make.payload(plan, model, bill)
     folder.mkdir(parents=True, exist_ok=True)
@@ -353,7 +370,7 @@ def _show(folder: Path, message: bytes, as_json: bool, verified: bool = False) -
         "schema": None if found.model is None else found.model[2].hex(),
         "alarm rules": found.rules and [":".join(f"{number / 256:g}" for number in rule) for rule in found.rules],
         "policy": found.policy and [" ".join(map(str, rule)) for rule in cbor2.loads(found.policy)],
-        "new keys": found.keys and [data.hex() for _, data in found.keys],
+        "new keys": found.keys and [f"{_ROLES[role]} {data.hex()}" for role, data in found.keys],
         "own model": found.own_model,
         "notes": found.notes,
         "manifest bytes": len(message),
