@@ -5,9 +5,9 @@ import socket
 from pathlib import Path
 
 import pytest
+from bpf_support import needs_bpf
 from fleet_support import needs_mosquitto
 from stonechat_tools.bench.agent import TRANSPORTS, measure
-from test_linux_bpf import needs_bpf
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import stonechat.linux
 from agent_process import readable_agent
+from bpf_support import facts, needs_bpf
 from stonechat_tools.proofs import kernels, syscall_tables
-from test_linux_bpf import facts, needs_bpf
 
 UNIT = Path(stonechat.linux.__file__).parent / "stonechat-agent.service"
 SYSTEM_PYTHON = "/usr/bin/python3"  # readable by every user, as a venv below a home folder is not
