@@ -11,37 +11,31 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
-
-from stonechat import limits
-from stonechat.errors import ConfigError
+from typing import Any
 
 from . import keyring, wire, wire_release
 from .monitor import Monitor
 from .mqtt_codec import Message
+from .opening import Batch
 from .renewals import Renewals
 from .shards import Shard
 from .store import DUPLICATE, STORED, Store, StoreError
 from .store.retention import Keep, Trust
-from .updates import Outgoing, Updates, Wanted
+from .updates import Outgoing, Updates
 from .waiting import Source, Waiting
 
 BATCH_WAIT_S = 0.005
-MAX_ACK_RANGES = limits.ACK_NUMBERS // 2
 RETRY_S = 1.0
 LISTENED_S = 10.0
 RETAIN_S, RETAIN_BUSY_S = 30.0, 90.0
 STEP_S = 1.0
 PAUSED_S = 20.0  # a turn of the worker that took longer: what came meanwhile is not stored yet
-MAX_NAME_BYTES = 64  # of a device that is not known
 YOUNG = 100_000  # objects; more than a batch makes
 MQTT = ("auto", "5", "3.1.1", "paho")
 
 _NOT_YET = "not connected yet"
 
 OnReport = Callable[[wire.Report], None]
-Kind = TypeVar("Kind")
-Opened = Callable[[str, keyring.DeviceKeys, bytes], Kind]
 
 
 def collect_garbage_rarely() -> None:
@@ -293,53 +287,18 @@ class Collector:
 
     def take(self, messages: Sequence[Message], source: Source | None = None) -> None:
         """One batch of messages of one connection. Raises StoreError with nothing acknowledged."""
-        reports: list[wire.Report] = []
-        signers: list[keyring.Signer] = []
-        statuses: list[wire.Status] = []
-        wants: list[Wanted] = []
-        rejections: list[tuple[str, str]] = []
-        refused: list[tuple[str, bytes, int, keyring.Signer]] = []
-        self.keys.refresh()
-        prefix, start = self.prefix, len(self.prefix)
-        hot = self.keys.hot
-        known: dict[str, Sequence[keyring.DeviceKeys]] = {}  # of the others, one object for each key of the batch
-        for topic, payload, _, _ in messages if self._shard is None else self._own(messages, self._shard):
-            device = "(no device)"
-            try:
-                if not topic.startswith(prefix):
-                    raise keyring.Rejected("malformed", "topic")
-                if topic.endswith("/report"):
-                    device = topic[start:-7]
-                    first: keyring.Signer | None = hot.get(device)
-                    if first is None:
-                        first = (known.get(device) or known.setdefault(device, self.keys.held(device)))[0]
-                    try:
-                        reports.append(wire.open_report(device, first, payload))
-                        signers.append(first)
-                    except keyring.Rejected as rejected:
-                        keys = known.get(device, (first,))
-                        self._others(device, keys, payload, rejected, reports, signers, refused)
-                elif topic.endswith("/status"):
-                    device = topic[start:-7]
-                    statuses.append(self._opened(device, payload, wire.open_status)[0])
-                elif topic.endswith("/want"):
-                    device = topic[start:-5]
-                    wants.append(self._opened(device, payload, wire_release.open_want))
-                else:
-                    device = topic[start:].partition("/")[0]
-                    raise keyring.Rejected("malformed", "topic")
-            except keyring.Rejected as rejected:
-                # whoever may publish, and the broker, choose this name: no control characters in mails and terminals
-                rejections.append((wire.plain(device, MAX_NAME_BYTES), rejected.reason))
+        batch = Batch(self.keys, self.prefix)
+        batch.open(messages if self._shard is None else self._own(messages, self._shard))
+        reports, statuses, rejections = batch.reports, batch.statuses, batch.rejections
         if len(self._clients) > 1 and source is not None:
-            statuses = self._here(source[0], reports, statuses)
+            statuses = self._here(source[0], batch.reports, statuses)
         stale: list[wire.Status] = []
-        results = self.store.put(reports, statuses, rejections, [device for device, *_ in refused], stale=stale)
+        results = self.store.put(reports, statuses, rejections, [device for device, *_ in batch.refused], stale=stale)
         if stale:  # of an earlier start, which may be older than those that presence remembers: a replay
             rejections += [(status.device, "stale") for status in stale]
             statuses = [status for status in statuses if not any(status is each for each in stale)]
         mids = [message.mid for message in messages if message.qos]
-        self._send(mids, self._acknowledgements(reports, signers, refused), source)
+        self._send(mids, batch.acknowledgements(), source)
         self._count(reports, results, rejections)
         if self.monitor is not None:
             with contextlib.suppress(StoreError):  # the batch is committed
@@ -348,10 +307,10 @@ class Collector:
             self.renewals.took(reports, results)
         if self.updates is not None:
             with contextlib.suppress(StoreError):
-                self._send_all(self.updates.took(reports, results, statuses, wants, source))
+                self._send_all(self.updates.took(reports, results, statuses, batch.wants, source))
         self.counts["status"] += len(statuses)
-        self.counts["want"] += len(wants)
-        self.counts["refused"] += len(refused)
+        self.counts["want"] += len(batch.wants)
+        self.counts["refused"] += len(batch.refused)
         if self.on_report:
             for report, result in zip(reports, results, strict=True):
                 if result is not DUPLICATE:
@@ -392,80 +351,3 @@ class Collector:
             for result in results:
                 if result is not STORED:
                     self.counts[result] += 1
-
-    @staticmethod
-    def _others(
-        device: str,
-        keys: Sequence[keyring.Signer],
-        payload: bytes,
-        failure: keyring.Rejected,
-        reports: list[wire.Report],
-        signers: list[keyring.Signer],
-        refused: list[tuple[str, bytes, int, keyring.Signer]],
-    ) -> None:
-        """A report that the first key does not open: those that are being rotated out may. Raises Rejected; what the
-        device has to stop sending is added to `refused`."""
-        signer = keys[0]
-        for other in keys[1:]:
-            if failure.reason != "forged":
-                break
-            try:
-                reports.append(wire.open_report(device, other, payload))
-                signers.append(other)
-                return
-            except keyring.Rejected as rejected:
-                failure, signer = rejected, other
-        if failure.identity:
-            refused.append((device, *failure.identity, signer))
-        raise failure
-
-    def _opened(self, device: str, payload: bytes, opened: Opened[Kind]) -> tuple[Kind, keyring.DeviceKeys]:
-        """A status or a want, with the keys that it verifies with. Raises Rejected."""
-        failure = keyring.Rejected("unknown device", device)
-        for keys in self.keys.held(device):
-            try:
-                return opened(device, keys, payload), keys
-            except keyring.Rejected as rejected:
-                failure = rejected
-                if rejected.reason != "forged":
-                    break
-            except ConfigError as error:  # a key file from before there were such messages
-                failure = keyring.Rejected("key file", str(error))
-        raise failure
-
-    def _acknowledgements(
-        self,
-        reports: list[wire.Report],
-        signers: list[keyring.Signer],
-        refused: list[tuple[str, bytes, int, keyring.Signer]],
-    ) -> list[tuple[str, bytes]]:
-        """(topic, payload) of each."""
-        time_s = int(time.time())
-        made = []
-        if not refused and len({report.device for report in reports}) == len(reports):  # most batches of a large fleet
-            for report, keys in zip(reports, signers, strict=True):
-                with contextlib.suppress(ConfigError):  # a key file without the key for it: the device keeps its report
-                    sealed = wire.seal_one_ack(report.device, keys, report.stream, report.sequence, time_s)
-                    made.append((f"{self.prefix}{report.device}/ack", sealed))
-            return made
-        committed: dict[tuple[str, keyring.Signer, bytes], list[int]] = {}
-        never: dict[tuple[str, keyring.Signer, bytes], list[int]] = {}
-        for report, keys in zip(reports, signers, strict=True):
-            numbers = committed.get(name := (report.device, keys, report.stream))
-            if numbers is None:
-                committed[name] = [report.sequence]
-            else:
-                numbers.append(report.sequence)
-        for device, stream, sequence, keys in refused:
-            never.setdefault((device, keys, stream), []).append(sequence)
-            committed.setdefault((device, keys, stream), [])
-        for (device, keys, stream), numbers in committed.items():
-            topic = f"{self.prefix}{device}/ack"
-            try:
-                taken, left = wire.ranges_of(numbers), wire.ranges_of(never.get((device, keys, stream), []))
-                for at in range(0, max(len(taken), len(left)), MAX_ACK_RANGES):
-                    part = slice(at, at + MAX_ACK_RANGES)
-                    made.append((topic, wire.seal_ack(keys, stream, taken[part], left[part], time_s, device)))
-            except ConfigError:  # a key file without the key for it: the device keeps its reports
-                continue
-        return made
