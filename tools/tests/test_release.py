@@ -511,3 +511,14 @@ def test_what_no_device_could_use_is_not_signed(
         said = capsys.readouterr().err
         assert wanted in said and len(said.splitlines()) == 1, said
     assert not (tmp_path / "x").exists()
+
+
+def test_every_byte_of_a_passphrase_counts(tmp_path: Path) -> None:
+    file = tmp_path / "pw"
+    found = set()
+    for data in (b"\xff\xfe\xfd\xfc\xfb\xfa\xf9\xf8", b"\x80\x81\x82\x83\x84\x85\x86\x87", "pässword".encode()):
+        for more in (b"", b"\n", b"\r\n", b"\nanother line"):
+            file.write_bytes(data + more)
+            file.chmod(0o600)
+            found.add(keys.passphrase(file, new=True))
+    assert len(found) == 3

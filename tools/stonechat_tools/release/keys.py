@@ -86,16 +86,17 @@ def passphrase(path: Path | None, new: bool = False) -> bytes:
         mode = path.stat().st_mode
         if stat.S_ISREG(mode) and stat.S_IMODE(mode) & (stat.S_IRWXG | stat.S_IRWXO):
             raise ConfigError(f"--passphrase-file {path}: others than its owner can read it; run chmod 600 {path}")
-        text = read_file(path, 4096).decode("utf-8", "replace").partition("\n")[0]
+        secret = read_file(path, 4096).removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0].removesuffix(b"\r")
     elif sys.stdin.isatty():
         text = getpass.getpass("passphrase: ")
         if new and getpass.getpass("again: ") != text:
             raise ConfigError("the two passphrases differ")
+        secret = text.encode("utf-8", "surrogateescape")
     else:
         raise ConfigError("no terminal to ask for the passphrase: give it with --passphrase-file FILE")
-    if new and len(text) < 8:
+    if new and len(secret) < 8:
         raise ConfigError("passphrase: want at least 8 characters")
-    return text.encode()
+    return secret
 
 
 class SigningKey:
