@@ -181,8 +181,9 @@ def test_one_that_takes_each_try_and_never_says_so_is_not_flooded(
 
         def take_and_close() -> None:
             with listener.accept()[0] as peer:
-                while b"]}" not in peer.recv(65_536):
-                    pass
+                taken = b""
+                while b"]}" not in taken and (part := peer.recv(65_536)):
+                    taken += part
 
         threading.Thread(target=take_and_close, daemon=True).start()
         with pytest.raises(alerts.DeliveryError) as raised:
@@ -437,6 +438,8 @@ def test_spans_and_hours(tmp_path: Path) -> None:
         (HOOK.replace("hook.key", "none.key"), "No such file"),
         (HOOK + 'type = "pager"', "one of webhook, alertmanager, apprise, otlp"),
         (HOOK + 'severities = ["critical", "bad"]', "info warning critical"),
+        (HOOK.replace("hook.key", "."), "is not a file"),
+        ('[[receivers]]\nurl_file = "/dev/null"', "is not a file"),
         (HOOK + HOOK, "one name"),
         (HOOK + "escalation = true", "escalate_after is 0s"),
         ('escalate_after = "5m"\n' + HOOK, "no receiver has escalation = true"),
@@ -452,6 +455,30 @@ def test_a_wrong_configuration_costs_one_line(tmp_path: Path, text: str, says: s
     with pytest.raises(ConfigError, match="alerts.toml") as raised:
         alert_settings.load(written(tmp_path, text))
     assert says in str(raised.value) and "\n" not in str(raised.value) and "geheim" not in str(raised.value)
+
+
+ODD = ["1", "-1", "nan", "inf", "true", '""', '"x"', "[]", "[1]", "[[]]", "{a = 1}", "2024-01-01", "07:32:00", '"."']
+ODD += ['"\\u0000"', '"\\u202e"', '"99999999d"', '"-5s"', '"\\uff11h"', '"24:00"', '"7:0-7:0"', '"/dev/zero"']
+ODD += [
+    '"https://[::1]:99999/"',
+    '"http://h:0/"',
+    '"json://x"',
+    '"hook.key"',
+    '"../"',
+    '["kind", "kind"]',
+    '"/dev/tty"',
+]
+
+
+@pytest.mark.parametrize("key", [*alert_settings.KEYS, *alert_settings.RECEIVER_KEYS])
+def test_no_value_of_any_key_ends_in_a_traceback(tmp_path: Path, key: str) -> None:
+    for value in ODD:
+        lines = HOOK.splitlines() if key in alert_settings.RECEIVER_KEYS else []
+        text = "\n".join([*(line for line in lines if not line.startswith(key)), f"{key} = {value}"])
+        try:
+            alert_settings.load(written(tmp_path, text))
+        except ConfigError as error:
+            assert "\n" not in str(error) and len(str(error)) < 700
 
 
 def test_a_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:

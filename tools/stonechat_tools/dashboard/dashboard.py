@@ -18,6 +18,7 @@ import argparse
 import getpass
 import ipaddress
 import json
+import ssl
 import sys
 import time
 from importlib import resources
@@ -27,7 +28,7 @@ from typing import Any
 from stonechat.errors import ConfigError
 
 from ..console import plain_table, read_file, user_name
-from ..fleet.broker import split_host
+from ..fleet.broker import load_certificate, split_host
 from ..fleet.database import add_database_arguments, take_after_verbs
 from ..fleet.store import URLS, Store
 from . import accounts, audit
@@ -195,6 +196,8 @@ def options_of(args: argparse.Namespace, host: str) -> Any:
     if bool(args.cert) != bool(args.key):
         raise ConfigError("--cert and --key go together")
     tls = bool(args.cert)
+    if tls:
+        load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), args.cert, args.key)
     if not (loopback or tls or args.plain):
         raise ConfigError(f"--listen {host}: beyond loopback it needs --cert and --key (or --plain, in the clear)")
     token = ""

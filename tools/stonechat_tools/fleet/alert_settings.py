@@ -174,13 +174,17 @@ def _secret(path: Path, what: str) -> bytes:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise ConfigError(f"{what} {path}: {error.strerror}") from None
-    with open(handle, "rb") as file:
+    try:
         mode = os.fstat(handle).st_mode
         if not stat.S_ISREG(mode):
             raise ConfigError(f"{what} {path} is not a file")
         if stat.S_IMODE(mode) & 0o077:
             raise ConfigError(f"{what} {path} is open to others (mode {mode & 0o777:03o}): chmod 600 {path}")
-        line = file.read(4096).split(b"\n", 1)[0].strip()
+        line = os.read(handle, 4096).split(b"\n", 1)[0].strip()
+    except OSError as error:
+        raise ConfigError(f"{what} {path}: {error.strerror}") from None
+    finally:
+        os.close(handle)
     if not line:
         raise ConfigError(f"{what} {path} is empty")
     return line

@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import errno
+import os
 import ssl
 from pathlib import Path
 from typing import Any
@@ -131,9 +133,8 @@ def _text(path: Path, option: str) -> str:
 
 
 def _context(ca: str | None, certificate: str | None, key: str | None, port: int) -> ssl.SSLContext:
-    for path, option in ((ca, "--cafile"), (certificate, "--cert"), (key, "--key")):
-        if path is not None:
-            _regular(path, option)
+    if ca is not None:
+        _regular(ca, "--cafile")
     try:
         context = ssl.create_default_context(cafile=ca)
     except (OSError, ValueError) as error:
@@ -142,18 +143,28 @@ def _context(ca: str | None, certificate: str | None, key: str | None, port: int
     if port == 443:
         context.set_alpn_protocols(["x-amzn-mqtt-ca", "mqtt"])
     if certificate:
-
-        def encrypted() -> str:  # asked for a password; without this, OpenSSL asks at the terminal
-            raise ConfigError(
-                f"--key {key or certificate}: is encrypted; give a key without a password, readable by its user only"
-                " (openssl pkey -in FILE -out NEW)"
-            )
-
-        try:
-            context.load_cert_chain(certificate, key, encrypted)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--cert {certificate}, --key {key or certificate}: {_why(error)}") from None
+        load_certificate(context, certificate, key)
     return context
+
+
+def load_certificate(context: ssl.SSLContext, certificate: str, key: str | None) -> None:
+    """Raises ConfigError naming the file, or both."""
+    for path, option in ((certificate, "--cert"), (key, "--key")):
+        if path is not None:
+            _regular(path, option)
+            if not Path(path).exists():
+                raise ConfigError(f"{option} {path}: {os.strerror(errno.ENOENT)}")
+
+    def encrypted() -> str:  # asked for a password; without this, OpenSSL asks at the terminal
+        raise ConfigError(
+            f"--key {key or certificate}: is encrypted; give a key without a password, readable by its user only"
+            " (openssl pkey -in FILE -out NEW)"
+        )
+
+    try:
+        context.load_cert_chain(certificate, key, encrypted)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--cert {certificate}, --key {key or certificate}: {_why(error)}") from None
 
 
 def _why(error: BaseException) -> str:
