@@ -34,7 +34,8 @@ from ..console import model_path
 from . import keyring
 from .broker import split_host
 from .changes import alone
-from .fleet_folder import ACCOUNTS, AUTHS, FOLDERS, RESERVED, Fleet, Settings, make_folder, no_link, write_file
+from .fleet_folder import AUTHS, FOLDERS, RESERVED, Fleet, make_folder, no_link, write_file
+from .fleet_settings import ACCOUNTS, Settings
 from .services import SERVICES, check_topics
 
 __all__ = ["ACCOUNTS", "AUTHS", "FOLDERS", "RESERVED", "Fleet", "Settings", "make_folder", "no_link", "write_file"]
