@@ -12,7 +12,7 @@ from stonechat.own_model_file import replace_metadata
 from stonechat.schema import Schema
 from stonechat_tools import cli
 from stonechat_tools.modeling import calibrate
-from stonechat_tools.modeling.calibrate import (
+from stonechat_tools.modeling.alarm_rules import (
     ALARM_RULES,
     FASTEST,
     AlarmRule,
@@ -193,3 +193,14 @@ def test_the_command(model, tmp_path, capsys):
     assert "stays silent" in capsys.readouterr().out
     assert cli.main(["calibrate", str(path), str(recording), "--budget", "often"]) == 1
     assert "1/30d" in capsys.readouterr().err
+
+
+def test_a_recording_too_short_for_the_budget_is_not_said_to_keep_it(model, tmp_path, capsys):
+    (tmp_path / "model.tflite").write_bytes(model)
+    write_trace(trace(600, 5), tmp_path / "later.csv.gz")
+    words = ["calibrate", str(tmp_path / "model.tflite"), str(tmp_path / "later.csv.gz"), "--budget"]
+    for budget, shown in (("1/30d", False), ("30/1d", True)):
+        assert cli.main([*words, budget]) == 0
+        assert ("keeps" in capsys.readouterr().out) is shown
+        assert cli.main([*words, budget, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["shows"] is shown

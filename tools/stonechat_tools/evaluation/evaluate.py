@@ -49,7 +49,8 @@ from stonechat_tools.console import (
     write_atomic,
     write_together,
 )
-from stonechat_tools.modeling.calibrate import DAY_S, TRAINED_ON, misfit, poisson_bound
+from stonechat_tools.modeling.alarm_rules import DAY_S, poisson_bound
+from stonechat_tools.modeling.calibrate import TRAINED_ON, misfit
 from stonechat_tools.modeling.device_path import Network, Replay, to_features
 from stonechat_tools.modeling.provenance import digest_file, holds_training_windows
 from stonechat_tools.traces.files import read_all

@@ -18,7 +18,8 @@ from stonechat.features import LEVEL, RATE, SHARE
 from ..traces.dataset import split
 from ..traces.format import TraceError
 from ..traces.trace import Trace, join, require_change
-from .calibrate import choose, misfit, parse_budget, poisson_bound
+from .alarm_rules import choose, parse_budget, poisson_bound
+from .calibrate import misfit
 from .device_path import to_features
 from .fit import FitError, FittedModel, check_file, default_units, fit, set_table
 from .options import FRACTIONS, LEAST_WINDOWS, WINDOWS_A_LEARNED_ONE, Options

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from stonechat_tools.evaluation.suite import baselines, captures
 from stonechat_tools.evaluation.suite.captures import Device
-from stonechat_tools.modeling.calibrate import Budget, choose
+from stonechat_tools.modeling.alarm_rules import Budget, choose
 from stonechat_tools.modeling.device_path import Result, to_features
 from stonechat_tools.modeling.fit import DEFAULT_ALARM_RULES, FittedModel, fit, table
 from stonechat_tools.modeling.options import FIT_WINDOWS, TABLE_WINDOWS

@@ -16,7 +16,7 @@ from stonechat_tools.evaluation.suite.protocol import (
     long_enough,
     make_model,
 )
-from stonechat_tools.modeling.calibrate import poisson_bound
+from stonechat_tools.modeling.alarm_rules import poisson_bound
 
 _CONTAMINATED_SEEDS = 3
 _STATIC = ("budgets", "ramps", "float", "contamination", "explanation", "tried")
