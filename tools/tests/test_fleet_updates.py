@@ -457,9 +457,9 @@ def test_a_later_release_at_one_site_leaves_the_earlier_one_to_the_others(fleet:
     assert pumps.versions() == [3, 3, 3, 2, 2, 2]
 
 
-def test_a_device_that_missed_a_rotation_of_keys_takes_that_first(fleet: Callable[..., Fleet]) -> None:
+def test_a_device_that_missed_two_rotations_of_keys_takes_one_after_the_other(fleet: Callable[..., Fleet]) -> None:
     pumps = fleet(6)
-    for version, name, schema in ((4, "keys", ""), (5, "fifth", SCHEMA.hex())):
+    for version, name, schema in ((4, "keys", ""), (5, "fifth", SCHEMA.hex()), (6, "sixth", SCHEMA.hex())):
         message = VECTORS[name]
         digest = hashlib.sha256(message).digest()
         model = MODEL if schema else None
@@ -474,13 +474,16 @@ def test_a_device_that_missed_a_rotation_of_keys_takes_that_first(fleet: Callabl
     pumps.stage(5, stages)
     pumps.live(3 * 3600)
     assert sorted(pumps.versions()) == [0] + [5] * 5 and pumps.row(5).state == "done"
+    pumps.stage(6, stages)  # the second one, with a model
+    pumps.live(3 * 3600)
+    assert sorted(pumps.versions()) == [0] + [6] * 5 and pumps.row(6).state == "done"
     away.dead = False
     away.start()
     pumps.restart()
     pumps.say(away, statuses=[away.status(pumps.now_s)])
     pumps.live(2 * 3600)
-    assert away.update.store.version == 5 and away.update.refusals == 0
-    for version in (4, 5):
+    assert away.update.store.version == 6 and away.update.refusals == 0
+    for version in (4, 6):
         assert rollouts.counts(pumps.store, pumps.row(version).id) == {"good": 6}
 
 
@@ -573,6 +576,7 @@ def test_a_release_that_expires_on_its_way_is_offered_no_more_and_fails_nobody(f
     pumps.live(20 * DAY_S, step_s=3600.0)
     counts = rollouts.counts(pumps.store, pumps.row(2).id)
     assert sorted(pumps.versions())[:2] == [0, 0] and counts.get("failed", 0) == 0, counts
+    pumps.stage(3)  # the next version takes its place
     assert pumps.row(2).state == "running" and all(not unit.update.refusals for unit in pumps.units.values())
 
 

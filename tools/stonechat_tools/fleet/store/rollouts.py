@@ -15,7 +15,7 @@ from stonechat.slots import CONFIRMED, UNCONFIRMED
 from ..rollout import Rollout, Stage
 from ..wire_release import UpdateState
 from .base import DAY_S, Db
-from .releases import COLUMNS, Release, of_row
+from .releases import COLUMNS, Manifests, Release, of_row
 
 if TYPE_CHECKING:
     from .store import Store
@@ -146,13 +146,19 @@ def _rollouts(source: Any, where: str, values: Sequence[Any]) -> list[RolloutRow
 
 
 def begin(store: "Store", release: Release, site: str, stages: tuple[Stage, ...], by: str, now_s: float) -> str:
-    """Begin a roll-out, unless one of the same class and of the same devices goes on -> what that is, or ""."""
+    """Begin a roll-out, unless one of the same class and of the same devices goes on -> what that is, or "". One of an
+    older version that has expired goes on for nobody."""
+    manifests = Manifests(store)
+    known = rollouts(store, release.device_class)
+    over = {
+        row.id for row in known if manifests.expired(row.release.id, now_s) and row.release.version < release.version
+    }
     with store.transaction() as db:
         db.execute("UPDATE releases SET class = class WHERE class = ?", (release.device_class,))  # one at a time
         for other in _rollouts(db, " AND x.class = ?", (release.device_class,)):
             same = other.site == site or not site or not other.site
             later = other.state == DONE and other.release.version > release.version
-            if same and (other.state in LIVE or later or other.release.id == release.id):
+            if same and (other.state in LIVE and other.id not in over or later or other.release.id == release.id):
                 return f"{other} is {other.state}"
         tests = Rollout(now_s).dump()
         db.execute(
