@@ -147,3 +147,12 @@ def test_no_file_that_is_read_is_written_over(tmp_path: Path, capsys: pytest.Cap
         assert main(words) == 1, words
         assert "is one of the files to read, and would be lost" in capsys.readouterr().err, words
         assert kept == {path: path.read_bytes() for path in tmp_path.iterdir()}, words
+
+
+def test_a_share_is_shown_in_percent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schema = Schema("mixed", (("busy", "%", "share"), ("reads", "1", "rate")))
+    rows = [(float(i), 1000, "", [12_928, 7]) for i in range(3)]
+    write_trace(make_trace(schema, 1000, rows, "d"), tmp_path / "t.csv")
+    assert main(["dataset", "info", str(tmp_path / "t.csv"), "--json"]) == 0
+    features = json.loads(capsys.readouterr().out)[0]["features"]
+    assert [row["q05_median_q95"] for row in features] == [[50.5] * 3, [7] * 3]

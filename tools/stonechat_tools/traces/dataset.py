@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stonechat.features import RATE
+from stonechat.features import RATE, SHARE
 from stonechat.window import DELTA_MAX
 
 from ..console import printable, spare_inputs
@@ -399,11 +399,16 @@ def describe(trace: Trace, path: str, features: bool = False) -> Outcome:
                 "unit": unit,
                 "kind": kind,
                 "zero_share": round(float((trace.deltas[:, i] == 0).mean()), 3),
-                "q05_median_q95": [round(float(value)) for value in quantiles[:, i]],
+                "q05_median_q95": [_in_unit(float(value), kind) for value in quantiles[:, i]],
             }
             for i, (name, unit, kind) in enumerate(trace.schema.columns)
         ]
     return out
+
+
+def _in_unit(value: float, kind: str) -> float:
+    """A share is kept in 1/256 percent, and shown in percent."""
+    return round(value / 256, 1) if kind == SHARE else round(value)
 
 
 def _moment(t_s: float) -> str:
