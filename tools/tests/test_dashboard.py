@@ -710,7 +710,12 @@ def test_a_page_that_refreshes_itself_does_not_keep_its_session(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("address", "other", "same"),
     [("10.0.0.1", "10.0.0.2", False), ("2001:db8::1", "2001:db8::ffff:1", True), ("2001:db8::1", "2001:db9::1", False)]
-    + [("::ffff:10.0.0.1", "10.0.0.1", True), ("fe80::1%eth0", "fe80::2%eth0", True), ("", "10.0.0.1", False)],
+    + [
+        ("x" * 64 + "1", "x" * 64 + "2", True),
+        ("::ffff:10.0.0.1", "10.0.0.1", True),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("", "10.0.0.1", False),
+    ],
 )
 def test_whoever_has_a_network_has_no_more_tries(address: str, other: str, same: bool) -> None:
     tries = accounts.Tries()

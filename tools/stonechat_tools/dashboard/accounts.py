@@ -28,6 +28,7 @@ IDLE_S, LONGEST_S = 3600.0, 12 * 3600.0
 MAX_SESSIONS = 1000
 WINDOW_S = 300.0
 NAME_TRIES, ADDRESS_TRIES = 5, 20  # failed log-ins in WINDOW_S, of one account from one address, and of one address
+MAX_ADDRESS = 64
 ACCOUNT_TRIES = 100  # of one account from all addresses: above that only those that it has logged in from before
 MAX_COUNTED = 10_000
 NOTED = 50  # refused log-ins in the audit log in WINDOW_S
@@ -202,8 +203,8 @@ def network(address: str) -> str:
     """What is counted as one address: whoever has an IPv6 network has 2^64 of them."""
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
+    except ValueError:  # of a proxy that passes on what anybody wrote
+        return address[:MAX_ADDRESS]
     if isinstance(found, ipaddress.IPv4Address):
         return str(found)
     return str(found.ipv4_mapped or ipaddress.IPv6Network((found, 64), strict=False))

@@ -175,8 +175,9 @@ class Verifier:
         self._seen: OrderedDict[str, float] = OrderedDict()
 
     def check(self, headers: Mapping[str, str], body: bytes, now_s: float) -> bool:
-        timestamp, identity = headers.get(TIMESTAMP, ""), headers.get(IDENTITY, "")
-        signature = headers.get(SIGNATURE, "").removeprefix("sha256=")
+        given = {name.lower(): value for name, value in headers.items()}  # as some servers give them
+        timestamp, identity = given.get(TIMESTAMP.lower(), ""), given.get(IDENTITY.lower(), "")
+        signature = given.get(SIGNATURE.lower(), "").removeprefix("sha256=")
         if not timestamp.isdecimal() or len(timestamp) > 12 or abs(now_s - int(timestamp)) > self._replay_s:
             return False
         if not hmac.compare_digest(sign(self._secret, timestamp, identity, body).encode(), signature.encode()):
