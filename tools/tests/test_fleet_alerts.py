@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from fleet_support import Mosquitto, Peer, free_port, needs_mosquitto, wait_for
 from stonechat.errors import ConfigError
+from stonechat_tools import cli
 from stonechat_tools.fleet import alert_settings, alerts
 from stonechat_tools.fleet.alert_settings import Receiver
 from stonechat_tools.fleet.incidents import Alert, Incident, Incidents, Notification, Policy
@@ -469,6 +470,22 @@ ODD += [
     '["kind", "kind"]',
     '"/dev/tty"',
 ]
+
+
+def test_each_receiver_is_tried_by_a_verb(
+    tmp_path: Path, server: Receiving, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = f'[[receivers]]\nname = "am"\ntype = "alertmanager"\nurl = "{server.url}"\n'
+    path = written(tmp_path, HOOK.replace("https://example.org", server.url) + more)
+    assert cli.main(["fleet", "try", path]) == 0
+    assert capsys.readouterr().out == "ops: taken\nam: taken\n" and len(server.got) == 2
+    assert all(b"nothing is wrong" in body for *_, body in server.got)
+    server.answers = [403]
+    assert cli.main(["fleet", "try", path, "--json"]) == 1
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert not first["taken"] and "403" in first["error"] and second["taken"]
+    assert cli.main(["fleet", "try", written(tmp_path, alert_settings.example())]) == 1
+    assert "no receiver" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("key", [*alert_settings.KEYS, *alert_settings.RECEIVER_KEYS])

@@ -179,6 +179,8 @@ def run(args: argparse.Namespace) -> int:
     end_s = time.monotonic() + (args.for_s if args.for_s is not None else float("inf"))
     collect_garbage_rarely()
     settings = alert_settings.load(args.alerts) if args.alerts else alert_settings.Settings(Policy(), ())
+    if args.alerts and not settings.receivers:
+        _say(f"{args.alerts}: no receiver: nobody is notified; take away the # before [[receivers]]")
     with contextlib.ExitStack() as opened:
         store = _open(args.db, shard, opened, stop, end_s)
         lines = JsonLines() if args.json else None

@@ -14,6 +14,7 @@ Examples:
   stonechat fleet silence site=berlin --for 2h --comment "network maintenance"
   stonechat fleet unsilence 1a2b3c4d
   stonechat fleet example > alerts.toml                    # for `stonechat collect --alerts alerts.toml`
+  stonechat fleet try alerts.toml                          # does each receiver take a notification?
 """
 
 import argparse
@@ -29,12 +30,12 @@ from typing import Any
 
 from stonechat.errors import ConfigError
 
-from ..console import plain_table, user_name
-from . import alert_settings, labels
+from ..console import plain_table, say, user_name
+from . import alert_settings, alerts, labels
 from .command import span_s
 from .database import add_database_arguments, take_after_verbs
 from .history import feature_names, name_of
-from .incidents import LABELS, split_matcher
+from .incidents import LABELS, Incident, Notification, split_matcher
 from .labels import NONE
 from .monitor_notes import incidents_in, silences_in
 from .overview import shown_states
@@ -79,6 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs.add_parser("silences", help="the silences that hold")
     verbs.add_parser("unsilence", help="end silences now").add_argument("silence", nargs="+", help="its id")
     verbs.add_parser("example", help="print a configuration for `stonechat collect --alerts`, every key explained")
+    tried = verbs.add_parser("try", help="send a test to each receiver of a configuration")
+    tried.add_argument("file", metavar="FILE", help="as for `stonechat collect --alerts`")
     take_after_verbs(verbs)
 
 
@@ -86,10 +89,34 @@ def run(args: argparse.Namespace) -> int:
     if args.what == "example":
         sys.stdout.write(alert_settings.example())
         return 0
+    if args.what == "try":
+        return _try(args)
     if "://" not in args.db and not Path(args.db).exists():
         raise ConfigError(f"{args.db}: no such database; `stonechat collect` makes it")
     with Store(args.db) as store:
         return ACTIONS[args.what or "states"](store, args)
+
+
+def _try(args: argparse.Namespace) -> int:
+    """The exit status is 1 where a receiver did not take it."""
+    settings = alert_settings.load(args.file)
+    if not settings.receivers:
+        raise ConfigError(f"{args.file}: no receiver; `stonechat fleet example` shows how one is written")
+    now_s = time.time()
+    title = f"a test by {user_name()}: nothing is wrong"
+    labels_of_test = {"kind": "test", "severity": "info"}
+    test = Incident(0, "test", "test", "info", title, labels_of_test, {}, [], 0, now_s, now_s, now_s + 1)
+    failed = 0
+    for receiver in settings.receivers:
+        error = ""
+        try:
+            alerts.send(receiver, Notification("firing", "", (test,), now_s), "", os.urandom(12).hex(), now_s)
+        except Exception as failure:  # a receiver's library may raise anything
+            error = str(failure) if isinstance(failure, ConfigError | alerts.DeliveryError) else repr(failure)
+            failed += 1
+        said = {"receiver": receiver.name, "taken": not error, "error": error}
+        say(json.dumps(said) if args.json else error or f"{receiver.name}: taken")
+    return 1 if failed else 0
 
 
 def _states(store: Store, args: argparse.Namespace) -> int:
