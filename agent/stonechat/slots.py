@@ -54,10 +54,12 @@ class Slots:
 
     slot: what runs when no trial does, FACTORY, 1 or 2. trial: the slot on trial, 0 for none. version: of `slot`.
     before, before_version: the slot that ran before it. floor: no lower version is taken. tried: version of the last
-    update that was begun; result: how it ended."""
+    update that was begun; result: how it ended. stale: the medium has refused, and its record may name a slot that is
+    spare here."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
+        self.stale = False
         self.slot = self.trial = self.starts = self.before = FACTORY
         self.result = NONE
         self.before_version = self.version = self.floor = self.tried = 0
@@ -106,6 +108,8 @@ class Slots:
         if self.before == slot:
             self.before = FACTORY
             self.before_version = 0
+            self.stale = True
+        if self.stale:  # no start may run what is written there now
             self.save()
         for ending in _ENDINGS:
             remove(self.path(slot) + ending)
@@ -164,16 +168,20 @@ class Slots:
 
     def _save_or(self, kept):
         """save(); where the medium refuses, the record is `kept` as before."""
+        stale = self.stale
         try:
             self.save()
         except OSError:
             self._unpack(kept)
+            self.stale = stale
             raise
 
     def save(self) -> None:
         """Raises OSError."""
+        self.stale = True
         record = self._pack()
         write_atomic(self.folder + "/record", (record, pack("<I", crc32(record))))
+        self.stale = False
 
     def keys(self, own) -> list:
         """The keys that verify a manifest: those of the last rotation, or `own`, those the device came with."""

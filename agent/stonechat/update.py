@@ -74,7 +74,7 @@ class Update:
         self._number = -1  # the highest of an offer in this start
         self._final: list = []  # versions confirmed in this start: a second confirmation of one is a replay
         mark = slots.read_checked(store.folder + "/offer")
-        if mark and not store.trial and mark[1] > store.version and not self._failed(mark[1]):
+        if mark and not (store.trial or store.stale) and mark[1] > store.version and not self._failed(mark[1]):
             # It goes on where the last start was.
             self._digest, self.offered, self._sizes[0] = mark
             self._slot = store.spare

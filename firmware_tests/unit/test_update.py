@@ -414,6 +414,31 @@ def test_a_medium_that_refuses_the_trial_gives_none():
         assert update.store._pack() == before, name
 
 
+class Full(Slots):
+    """On a medium that takes no record."""
+
+    def _pack(self):
+        raise OSError(28)
+
+
+@in_a_folder
+def test_what_the_record_names_is_not_written_over_where_the_medium_refused():
+    """A start on a full medium runs what is final, while the record goes on naming the trial: whatever is pulled then
+    is not verified, and a power cut would have the next start run it."""
+    assert pull(device(), 2, releases()["second"])
+    store = Full(FOLDER)
+    assert store.trial == 1
+    raises(OSError, store.start)
+    update = Update(store, b"full", [[0, releases()["key"]]], "pump", b"schema-1", 16_384, load, quiet)
+    assert store.trial == 0 and raises(OSError, lambda: offer(update, 3, releases()["third"], b"full"))
+    update.failed()
+    with open(FOLDER + "/a.model", "rb") as file:
+        assert file.read() == MODEL
+    store._pack = lambda: Slots._pack(store)  # it takes one again
+    offer(update, 3, releases()["third"], b"full")
+    assert Slots(FOLDER).trial == 0 and update.want() == (0, 0)
+
+
 @in_a_folder
 def test_a_confirmation_counts_once_in_a_start():
     """Whoever holds the broker can send all of a withdrawn release again, to the same start."""
