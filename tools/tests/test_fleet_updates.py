@@ -822,3 +822,4 @@ def test_a_database_from_a_backup_offers_above_every_number_that_was_used() -> N
         assert store.next_command("pump-1", 5, [], NOW_S) == NOW_S
         assert store.next_command("pump-1", 5, [], 4.2e9) == NOW_S + 1
         assert store.next_command("pump-1", 5, [], NOW_S + 60) == NOW_S + 60
+        assert store.next_command("pump-1", 5, [], NOW_S + 900 * DAY_S) == NOW_S + 900 * DAY_S  # others commanded

@@ -90,12 +90,13 @@ def number(q8: int | None) -> float | None:
     return None if q8 is None else q8 / 256
 
 
-def next_number(last: int, now_s: float) -> int:
+def next_number(last: int, now_s: float, most_ahead_s: int = MOST_AHEAD_S) -> int:
     """The number after `last` of what a device takes only in rising order: the clock's seconds, so that a database
     restored from a backup goes on above what was used since; one more, where the clock is behind or so far ahead that
-    it must be wrong: what follows it then is refused once the clock is right. last: 0 for none yet."""
+    it must be wrong: what follows it then is refused once the clock is right. last: 0 for none yet; most_ahead_s: as
+    long as another database may have gone on without this one."""
     clock_s = int(now_s)
-    rises = 0 < clock_s - last <= MOST_AHEAD_S or not last and 0 < clock_s <= HIGHEST_NUMBER
+    rises = 0 < clock_s - last <= most_ahead_s or not last and 0 < clock_s <= HIGHEST_NUMBER
     return clock_s if rises else last + 1
 
 

@@ -16,6 +16,7 @@ from .ingest import Ingest
 from .retention import Keep, Retention
 from .sqlite import Sqlite
 
+MOST_UNUSED_S = 10 * 365 * 86_400  # an operator's own database: others may command meanwhile
 URLS = ("postgresql://", "postgres://")
 
 
@@ -115,7 +116,7 @@ class Store:
                 (device, now_s, now_s),
             )
             row, last = db.execute("SELECT id, last_command FROM devices WHERE name = ?", (device,)).fetchone()
-            sequence = next_number(int(last), now_s)
+            sequence = next_number(int(last), now_s, MOST_UNUSED_S)
             db.execute("UPDATE devices SET last_command = ? WHERE id = ?", (sequence, row))
             db.execute(
                 "INSERT INTO commands (device, sequence, sent_s, code, arguments) VALUES (?, ?, ?, ?, ?)",
