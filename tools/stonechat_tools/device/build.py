@@ -44,7 +44,7 @@ from stonechat_tools.console import model_path, named, read_file
 from stonechat_tools.device import romfs
 from stonechat_tools.device.link import in_order, link_parts, often_used, package_of, shorten
 from stonechat_tools.device.link_files import without_unused
-from stonechat_tools.device.link_names import Pool, all_names, private_names
+from stonechat_tools.device.link_names import Pool, private_names
 
 # mpy-cross's names, and boards that have them
 ARCHITECTURES = {
@@ -320,7 +320,7 @@ def _shortened(
         texts[base] = without_unused(texts[base], [text for one, text in sources if one != base])
     private = {module: private_names(text) for module, text in texts.items()}
     apart = [module for module in texts if module not in together]
-    pool = Pool(set().union(*[all_names(ast.parse(text).body) for text in texts.values()]), True) if optional else None
+    pool = Pool([one for text in texts.values() for one in ast.parse(text).body], (), True) if optional else None
     order = in_order(together, {one: imports(one) for one in together})
     known = set().union(*[private[one] for one in apart])
     users = [texts[one] for one in apart if one in optional]

@@ -23,7 +23,6 @@ from .link_names import (
     Pool,
     Positions,
     Shortened,
-    all_names,
     is_private,
     keywords_of,
     names_bound,
@@ -190,7 +189,7 @@ def link_parts(
     own = {name for statement in body for name in names_bound(statement)} - set(_defined_in(sources[entry])) - PUBLIC
     inner = Globals({name for name in own if not is_private(name)} - _mentioned(body))
     body = [Positions(body, {*_defined_in(sources[entry]), *PUBLIC}).visit(statement) for statement in body]
-    shortened = Shortened(body, {*kept, *imported}, pool or Pool({*kept, *imported, *all_names(body)}, True))
+    shortened = Shortened(body, {*kept, *imported}, pool or Pool(body, {*kept, *imported}, True))
     arguments = Arguments(body, {*_defined_in(sources[entry]), *PUBLIC}, set().union(*map(keywords_of, users)))
     body = [inner.visit(arguments.visit(statement)) for statement in body]
     own_names = OwnNames(body, {*kept}.union(*map(private_names, users)))
@@ -272,7 +271,7 @@ def shorten(
         if isinstance(statement, ast.ImportFrom):
             statement.names = [alias for alias in statement.names if alias.name != "const"]
     tree.body = [one for one in tree.body if not isinstance(one, ast.ImportFrom) or one.names]
-    pool = pool or Pool({*kept, *all_names(tree.body)})
+    pool = pool or Pool(tree.body, kept)
     if arguments:
         tree = OwnNames(tree.body, {*kept}).visit(tree)
     return ast.unparse(Shortened(tree.body, {*kept}, pool, private_names(source)).visit(tree))

@@ -71,6 +71,11 @@ def _used_globals(node: ast.AST, local: frozenset[str] = frozenset()) -> set[str
         local |= {one.arg for one in inside if isinstance(one, ast.arg)}
         local |= {one.id for one in inside if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
         local |= {one.asname or one.name for one in inside if isinstance(one, ast.alias)}
+    if isinstance(node, ast.ClassDef):  # what it binds is an attribute
+        bound = local.union(*[names_bound(one) for one in node.body])
+        functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+        inside = [_used_globals(one, local if isinstance(one, functions) else bound) for one in node.body]
+        return set().union(*inside, *[_used_globals(one, local) for one in node.bases])
     return set().union(*[_used_globals(one, local) for one in ast.iter_child_nodes(node)])
 
 

@@ -37,11 +37,21 @@ def private_names(source: str) -> set[str]:
     return {name for name in found if is_private(name)}
 
 
-def all_names(body: Iterable[ast.stmt]) -> set[str]:
-    """Of variables, attributes, arguments, keywords, imports and what texts spell."""
+def attributes(body: Iterable[ast.stmt]) -> set[str]:
+    """The names that are, or may be, attributes: of objects and modules, methods, what a class binds, texts."""
     found: set[str] = set()
     for node in [node for statement in body for node in ast.walk(statement)]:
-        fields = [getattr(node, field, None) for field in (*_NAMED, "asname", "value")]
+        found |= {name for name in (getattr(node, "attr", None), getattr(node, "value", None)) if isinstance(name, str)}
+        if isinstance(node, ast.ClassDef):
+            found |= {name for statement in node.body for name in names_bound(statement)}
+    return found
+
+
+def variables(body: Iterable[ast.stmt]) -> set[str]:
+    """The names that are, or may be, variables: of modules and functions, arguments, imports."""
+    found: set[str] = set()
+    for node in [node for statement in body for node in ast.walk(statement)]:
+        fields = [getattr(node, field, None) for field in ("id", "name", "arg", "asname")]
         found |= {name for name in fields if isinstance(name, str)}
         found |= {name for name in getattr(node, "names", ()) if isinstance(name, str)}
     return found
@@ -105,20 +115,29 @@ def _short_names() -> Iterator[str]:
 
 
 class Pool:
-    """Short names for the private ones of several modules, in which one name is never that of two things: their
-    classes may derive from one another's. taken: names that stay as they are somewhere; words: whether methods of
-    built-in types may lend theirs, as a firmware derives no classes from these modules'."""
+    """Short names for the private ones of several modules, in which one name is never that of two attributes or of two
+    variables: their classes may derive from one another's. An attribute and a variable share one: a board stores it
+    once. taken: those that stay as they are somewhere; words: whether methods of built-in types may lend theirs, as a
+    firmware derives no classes from these modules'."""
 
-    def __init__(self, taken: Iterable[str] = (), words: bool = False) -> None:
+    def __init__(self, body: Iterable[ast.stmt], taken: Iterable[str] = (), words: bool = False) -> None:
         kept = {*taken}
-        names = itertools.chain(_ERRORS, _WORDS if words else (), _short_names())
-        self._free = (name for name in names if name not in kept)
-        self._names: dict[str, str] = {}
+        body = list(body)
+        table = (*_ERRORS, *(_WORDS if words else ()))
+        self._free = {  # by whether it is an attribute
+            True: self._those(table, kept | attributes(body)),
+            False: self._those(table, kept | variables(body)),
+        }
+        self._names: dict[tuple[bool, str], str] = {}
 
-    def short(self, name: str) -> str:
-        if name not in self._names:
-            self._names[name] = next(self._free)
-        return self._names[name]
+    @staticmethod
+    def _those(table: tuple[str, ...], kept: set[str]) -> Iterator[str]:
+        return (name for name in itertools.chain(table, _short_names()) if name not in kept)
+
+    def short(self, name: str, attribute: bool) -> str:
+        if (attribute, name) not in self._names:
+            self._names[attribute, name] = next(self._free[attribute])
+        return self._names[attribute, name]
 
 
 class Shortened(ast.NodeTransformer):
@@ -130,24 +149,52 @@ class Shortened(ast.NodeTransformer):
         self._kept = kept | constants
         self._pool = pool
         self._texts = {*texts}
+        self._of_class: set[str] = set()  # what the class around binds, outside of its methods
+
+    def _short(self, name: str, attribute: bool) -> str:
+        return self._pool.short(name, attribute) if is_private(name) and name not in self._kept else name
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)
         for field in _NAMED:
             name = getattr(node, field, None)
-            if is_private(name) and name not in self._kept:
-                setattr(node, field, self._pool.short(name))
+            if isinstance(name, str):
+                setattr(node, field, self._short(name, field == "attr" or field != "arg" and name in self._of_class))
         return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
+        outer = self._of_class
+        node.bases = [self.visit(one) for one in node.bases]
+        node.name = self._short(node.name, node.name in outer)
+        self._of_class = {name for statement in node.body for name in names_bound(statement)}
+        node.body = [self.visit(one) for one in node.body]
+        self._of_class = outer
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        node.name = self._short(node.name, node.name in self._of_class)
+        node.decorator_list = [self.visit(one) for one in node.decorator_list]
+        outer = self._of_class
+        node.args.defaults = [self.visit(one) for one in node.args.defaults]
+        node.args.kw_defaults = [one and self.visit(one) for one in node.args.kw_defaults]
+        self._of_class = set()
+        for argument in [one for one in ast.walk(node.args) if isinstance(one, ast.arg)]:
+            argument.arg = self._short(argument.arg, False)
+        node.body = [self.visit(one) for one in node.body]
+        self._of_class = outer
+        return node
+
+    visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]
 
     def visit_Constant(self, node: ast.Constant) -> ast.Constant:
         name = node.value
         if is_private(name) and name in self._texts - self._kept:
-            return ast.Constant(self._pool.short(name))
+            return ast.Constant(self._pool.short(name, True))
         return node
 
     def visit_Global(self, node: ast.Global) -> ast.Global:
         own = {name for name in node.names if is_private(name)} - self._kept
-        node.names = [self._pool.short(name) if name in own else name for name in node.names]
+        node.names = [self._pool.short(name, False) if name in own else name for name in node.names]
         return node
 
 
