@@ -47,8 +47,8 @@ def encode(value, out: bytearray) -> None:
 def encode_fields(fields: list, out: bytearray) -> None:
     """fields: values whose index is their key, None is absent -> appends the map, without a dict or a sort."""
     head(out, 5, len(fields) - fields.count(None))
-    key = 0
-    for value in fields:
+    for key in range(len(fields)):  # noqa: PLC0200 - enumerate() would allocate a tuple for each
+        value = fields[key]
         if value is not None:
             if key < 24:
                 out.append(key)
@@ -60,4 +60,3 @@ def encode_fields(fields: list, out: bytearray) -> None:
                 out.append(value)
             else:
                 head(out, 0, value)
-        key += 1  # noqa: SIM113 - enumerate() would allocate a tuple for each

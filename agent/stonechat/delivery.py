@@ -135,20 +135,19 @@ class Delivery(Reporter):
             self.held_back += 1
 
     def _append(self) -> None:
-        outbox = self.outbox
         body = bytes(self._body)
         self._made = self.sequence
         self._made_s = self.uptime_s
         try:
-            outbox.append(body)
+            self.outbox.append(body)
         except OutboxError:
             self.unsaved += 1
             if self._changed and len(self._spill) >= _BURST:
                 self._spill.pop(0)  # a change of level takes the place of the oldest
             if len(self._spill) < _BURST:
                 self._spill.append(body)
-        self.sequence = outbox.sequence
-        self.lost = outbox.lost or None
+        self.sequence = self.outbox.sequence
+        self.lost = self.outbox.lost or None
 
     def pass_time(self, now_ms: int) -> int:
         elapsed_ms = Reporter.pass_time(self, now_ms)

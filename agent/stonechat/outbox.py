@@ -78,7 +78,7 @@ class Outbox:
             self._cache = b""
             try:
                 with open(self._name(number), "rb") as file:
-                    self._cache = file.read(2 * _SEGMENT_BYTES)
+                    self._cache = file.read(_SEGMENT_BYTES + 1)
             except OSError:
                 self.damaged += 1
             self._cached = number
@@ -113,7 +113,8 @@ class Outbox:
     def _begin(self, length: int, sequence: int, body) -> None:
         """Fill _head for the record of `body`."""
         pack_into("<HI", self._head, 0, length, sequence)
-        pack_into("<I", self._head, 6, crc32(body, crc32(self._head_summed)))
+        crc = crc32(body, crc32(self._head_summed))
+        pack_into("<I", self._head, 6, crc)
 
     def _new_segment(self) -> None:
         number = self._next_number()
@@ -187,9 +188,9 @@ class Outbox:
         sequence = max(sequence, self.oldest - 1)
         if sequence + 1 == self._latest[0]:
             return None if self._is_ahead(sequence + 1) else self._latest
-        for segment in self._segments:
-            if segment[2] > sequence:
-                record = self._search(segment, sequence)
+        for record in self._segments:
+            if record[2] > sequence:
+                record = self._search(record, sequence)  # noqa: PLW2901 - with one variable more a call takes memory
                 if record is not None:
                     return record
         return None

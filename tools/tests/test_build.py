@@ -23,7 +23,7 @@ from stonechat_tools.fleet.local_broker import free_port
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "firmware_tests"))
 
-from targets import Target, targets  # noqa: E402
+from targets import Target, targets, unix_i386  # noqa: E402
 
 MODEL = ROOT / "models/micropython-1/model.tflite"
 ARCHITECTURE = {"unix-x64": "x64", "unix-i386": "x86", "unix-armhf": "armv6m"}
@@ -41,12 +41,12 @@ import sys
 sys.path.append(sys.argv[1])
 from stonechat.board import full
 def publish(*message): pass
-watch = full.start("sensor-7", bytes(32), publish=publish, folder=sys.argv[2])
-print(watch.counter.schema.name)
 try:
     full.start("sensor-7", bytes(32), "model.tflit", publish=publish, folder=sys.argv[2])
 except Exception as error:
     print(error)
+watch = full.start("sensor-7", bytes(32), publish=publish, folder=sys.argv[2])
+print(watch.counter.schema.name)
 """
 FULL = CHECK.format(entry="full", more="")
 CORE = CHECK.format(entry="core", more="")
@@ -413,7 +413,9 @@ def test_package_names_every_file(folder: Path) -> None:
     assert package["version"] == "0.1.0"
 
 
-def test_manifest_names_sources_that_there_are(folder: Path) -> None:
+@pytest.mark.parametrize("linked", [True, False])
+def test_manifest_names_sources_that_there_are(linked: bool, tmp_path: Path) -> None:
+    """The linked ones, which a firmware's build finds beside it, or the package's."""
     packages: list[tuple[str, tuple[str, ...], str, int]] = []
 
     class Options:
@@ -425,12 +427,13 @@ def test_manifest_names_sources_that_there_are(folder: Path) -> None:
     def package(name: str, *, files: tuple[str, ...], base_path: str, opt: int) -> None:
         packages.append((name, files, base_path, opt))
 
-    exec((folder / "armv6m/manifest.py").read_text(), {"options": Options(), "package": package})
+    built = builder.build("armv6m", tmp_path, linked=linked)
+    exec((tmp_path / "manifest.py").read_text(), {"options": Options(), "package": package})
     name, files, base_path, opt = packages[0]
-    assert opt == 2
+    assert opt == (3 if linked else 2)
     for file in files:
-        assert (Path(base_path) / name / file).is_file()
-    assert list(files) == [name + ".py" for name in builder.modules()]
+        assert (tmp_path / base_path / name / file).is_file()
+    assert list(files) == [name + ".py" for name in built.sizes]
 
 
 @pytest.fixture
@@ -465,7 +468,7 @@ def test_mip_installs_from_a_web_server(target: Target, server: str, folder: Pat
     assert done.returncode == 0 and "Done" in done.stdout, done.stdout + done.stderr
     script.write_text(STARTED)
     done = run_bare(target, str(script), str(tmp_path / "lib"), str(tmp_path / "data"))
-    assert done.stdout.split() == ["micropython-1", "model.tflit:", "no", "such", "file"], done.stdout + done.stderr
+    assert done.stdout.split() == ["model.tflit:", "no", "such", "file", "micropython-1"], done.stdout + done.stderr
     script.write_text(FULL)
     done = run_bare(target, str(script), str(tmp_path / "lib"))
     assert done.stdout.strip() == "0.1.0", done.stdout + done.stderr
@@ -652,7 +655,7 @@ def test_inner_names_are_used_by_the_linked_modules_only() -> None:
     paths = [builder.PACKAGE / (name + ".py") for name in apart]
     paths += [ROOT / "models/micropython-1/main.py", ROOT / "examples/embed_board.py"]
     paths += [ROOT / "firmware_tests/life" / name for name in ("device.py", "measure.py")]
-    linked = [builder.PACKAGE / (name + ".py") for name in builder.modules(profile="core") if name not in apart]
+    linked = [builder.PACKAGE / (name + ".py") for name in builder.modules() if name not in apart]
     keywords = set().union(*[link.keywords_of(path.read_text()) for path in linked])
     for path in paths:
         assert not names_in(path, keywords) & link.INNER, (path, names_in(path, keywords) & link.INNER)
@@ -774,3 +777,97 @@ class _own:
     exec(compile(text, "linked", "exec"), names)
     assert names["go"](1) == [2]
     assert "_private" not in text and "global " in text
+
+
+@pytest.mark.parametrize("profile", builder.PROFILES)
+def test_what_a_start_drops_is_used_by_the_start_only(profile: str) -> None:
+    """Each use of what STEPS names, and each making of an object whose __init__ it names, is in what it names too, or
+    in start()."""
+    dropped = {name for _, _, names in builder.STEPS[profile] for name in names} | {"start", "_follow_switch"}
+    methods = {name for name in dropped if "." in name and not name.endswith(".__init__")}
+    classes = {name.removesuffix(".__init__") for name in dropped - methods if "." in name}
+    functions = dropped - methods - {"start", "_follow_switch"}
+    users: list[str] = []
+
+    def look(node: ast.AST, inside: str, family: set[str], module: str) -> None:
+        if isinstance(node, ast.Name) and node.id in functions and isinstance(node.ctx, ast.Load):
+            users.append(f"{module}: {inside}: {node.id}")
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in classes:
+            users.append(f"{module}: {inside}: {ast.unparse(node.func)}()")
+        if isinstance(node, ast.Attribute):
+            mine = family if getattr(node.value, "id", "") == "self" else {getattr(node.value, "id", "")}
+            if {f"{name}.{node.attr}" for name in mine} & methods:
+                users.append(f"{module}: {inside}: {node.attr}")
+        for one in ast.iter_child_nodes(node):
+            path = f"{inside}.{getattr(one, 'name', '')}".strip(".")
+            if isinstance(one, ast.ClassDef):
+                bases = {getattr(base, "id", "") for base in one.bases}
+                for part in one.body:
+                    look(part, f"{path}.{getattr(part, 'name', '')}", {one.name} | bases, module) if (
+                        f"{path}.{getattr(part, 'name', '')}" not in dropped
+                    ) else None
+            elif path not in dropped:
+                look(one, path, family, module)
+
+    apart = builder.needed(builder.APART)
+    for module in builder.modules(profile=profile):
+        if module not in apart:
+            look(ast.parse((builder.PACKAGE / (module + ".py")).read_text()), "", set(), module)
+    assert not users, users
+
+
+START_AGAIN = """
+import gc, os, sys
+sys.path[:] = sys.argv[1:2]
+from stonechat.board import hooks
+hooks.install()
+entry = getattr(__import__("stonechat.board." + sys.argv[2]).board, sys.argv[2])
+def start(**options):
+    given = {"device_id": "sensor-7", "key": bytes(32), "model": sys.argv[3], "folder": sys.argv[4]}
+    given.update(options)
+    try:
+        return entry.start(publish=lambda *args: None, **given)
+    except Exception as error:
+        print(repr(error))
+start(model="nothing")
+start(device_id="bad id")
+start(folder=sys.argv[5])
+gc.collect()
+before = gc.mem_alloc()
+watch = start()
+print(watch is start(host="elsewhere"))
+gc.collect()
+print(gc.mem_alloc() - before < int(sys.argv[6]))
+for window in range(5):
+    watch.counter.beat(window * 10000)
+    watch.agent.end_window(window * 10000)
+    watch.tick()
+watch.save()
+print(watch.agent.windows, watch.errors, watch.last_error, watch.agent.errors, watch.agent.last_error)
+"""
+
+
+@pytest.mark.parametrize(("profile", "most"), [("core", 3_500), ("full", 6_500)])
+def test_a_start_that_failed_can_be_tried_again_and_one_that_succeeded_is_the_only_one(
+    profile: str, most: int, tmp_path: Path
+) -> None:
+    """most: bytes of heap that a start may take, which were 8,200 and 11,800 with its own code."""
+    target = unix_i386()
+    if target.missing:
+        pytest.skip(target.missing)
+    builder.build("x86", tmp_path / "lib", model=MODEL, profile=profile)
+    script = tmp_path / "again.py"
+    script.write_text(START_AGAIN)
+    spoilt = tmp_path / "spoilt"
+    spoilt.mkdir()
+    (spoilt / "outbox").write_text("no folder")
+    model = str(tmp_path / "lib/model.tflite")
+    done = run_bare(
+        target, str(script), str(tmp_path / "lib"), profile, model, str(tmp_path / "data"), str(spoilt), str(most)
+    )
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["ModelError('nothing: no such file',)", "WireError(\"device 'bad id'\",)"], done
+    if profile == "full":
+        assert lines.pop(2).startswith("OutboxError("), done
+        assert lines[2:4] == ["True", "True"], done
+    assert lines[-1].split() == ["3", "0", "0"], done

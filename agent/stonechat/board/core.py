@@ -69,11 +69,11 @@ def start(
 
     def make(collector):
         state = open_state(folder)
-        channel = Channel(collector, open_model(model), state)
         boot = unpack_from("<I", state.get(b"device", bytes(4)))[0]
         reporter = Reporter(
             device_id, key, prefix=prefix + "/" + fleet, boot=boot + 1, heartbeat_windows=heartbeat_windows
         )
+        channel = Channel(collector, open_model(model), state)  # the last that may fail (build.py, STEPS)
         return Loop([channel], reporter, state, publish=publish, firmware=firmware)
 
     return begin(make, device_id, key, host, port, user, password, tls, keepalive_s, feed)

@@ -58,7 +58,7 @@ def turn(watch, clock):
     watch.counter.beat(clock[0])
 """
 COSTS = """
-def costs(profile, model, models):
+def costs(profile, model):
     gc.collect()
     bare = gc.mem_alloc()
     entry, watch, clock = begin(profile, model, publish=publish, heartbeat_windows=1000)
@@ -102,8 +102,11 @@ def costs(profile, model, models):
         outer.update(inner.digest())
         outer.digest()
     cost("HMAC-SHA-256 of it", authenticate)
-    load = getattr(entry, "load_model", None)
-    for name, path in models if load else ():
+"""
+MACS = """
+def macs(profile, models):
+    load = getattr(__import__("stonechat.board." + profile).board, profile).load_model
+    for name, path in models:
         with open(path, "rb") as file:
             one = load(file)
             x = bytes(one.input_size)
@@ -228,7 +231,9 @@ class Run:
         files = {**files, **{f"/m{macs}.tflite": data for macs, data in self._models.items()}}
         prelude = "" if board.port == "rp2" else "import prelude\n"
         with self._machine(board, files) as machine:
-            printed = machine.run(f"{prelude}{COST}{START}{COSTS}\ncosts({profile!r}, '/model.tflite', {named!r})")
+            printed = machine.run(f"{prelude}{COST}{START}{COSTS}\ncosts({profile!r}, '/model.tflite')")
+            machine.restart()
+            printed += machine.run(f"{prelude}{COST}{MACS}\nmacs({profile!r}, {named!r})")
         return _taken(printed, 1 if board.port == "rp2" else INSTRUCTIONS)
 
     def _hook(self, board: Any, files: dict[str, bytes]) -> dict[str, list[int]]:
@@ -251,7 +256,7 @@ class Run:
             options["romfs"].write_bytes(romfs.image({**inside, "model.tflite": self._model}))
             files, model = {}, "model.tflite"
         elif source == "frozen":
-            built = build(board.architecture, self._root / "frozen", ["board/core"], linked=False)
+            built = build(board.architecture, self._root / f"frozen-{profile}", profile=profile)
             options["firmware"] = frozen(board, built.folder / "manifest.py", working_copy() / "agent")
         with self._machine(board, files, **options) as machine:
             if source == "ROMFS":

@@ -7,9 +7,11 @@ The reader of whole .tflite graphs (int8 and what it needs) goes in only for a -
 `stonechat train` makes has one.
 
 Modules that only the entry module imports are linked into it (link.py) and compiled without line numbers (-O3), which
-saves a quarter; what --with names stays a file of its own. The entry loads scoring.mpy, and in full messages.mpy, first
-and collects after each, so that a board never holds what a load of all at once leaves. --unlinked keeps every module a
-file with line numbers (-O2), for debugging. The manifest freezes the sources as they are.
+saves a quarter; what --with names stays a file of its own. The entry loads scoring.mpy first and collects then; in full
+its start loads messages.mpy and, for the own client, client.mpy on its way, so that a board never holds what a load of
+all at once leaves. Without --with a start drops the code that only a start uses. --unlinked keeps every module a file
+with line numbers (-O2), for debugging. The manifest freezes the linked sources, which are in frozen/ beside it, or,
+with --unlinked, those of the package.
 
 mip before MicroPython 1.26 wants whole addresses in package.json: --url is where OUT/ARCH will be served from.
 
@@ -26,6 +28,7 @@ Examples:
 import argparse
 import ast
 import functools
+import hashlib
 import json
 import re
 import shutil
@@ -95,8 +98,9 @@ PROFILES = {  # entries, the first one linked
 }
 PARTS = {  # files that the entry loads first, one after another: their modules, with those that these need
     "full": {
-        "scoring": {"model", "scorer", "steady", "fusion", "lasting_peers"},
-        "messages": {"delivery", "mqtt", "state", "outbox"},
+        "scoring": {"model", "scorer", "steady", "fusion", "lasting_peers", "state"},
+        "messages": {"delivery", "outbox"},
+        "client": {"mqtt"},
     },
     "core": {"scoring": {"model", "scorer", "window"}},
 }
@@ -105,10 +109,54 @@ DROPPED = {  # methods of linked modules that nothing on a board calls
     "full": (
         *[
             f"Agent.{name}"
-            for name in ("run", "poll", "due_in_ms", "model_name", "sources", "columns", "lacks", "close")
+            for name in ("run", "poll", "due_in_ms", "model_name", "sources", "columns", "lacks", "close", "_own_model")
         ],
         "Delivery.decided",  # of a response (board/guard)
     ),
+}
+_LOADER = (  # what a start uses once: of the model,
+    *("load_model", "open_model", "choose", "Source.__init__", "Source.digests", "Metadata.__init__", "_rows"),
+    *("Network.__init__", "Network.load_plan", "Network.lead", "Layer.__init__"),
+)
+_SCORER = (  # of what scores,
+    *("Channel.__init__", "Window.__init__", "Scorer.__init__", "Scorer._restore", "Normalization.__init__"),
+    *("Adaptation.__init__", "Detector.__init__", "_root", "Verdict.__init__"),
+)
+_REPORTER = (  # of what reports
+    *("open_state", "State.__init__", "State._read", "Reporter.__init__", "Mac.__init__", "derive", "hmac_sha256"),
+    "_pad",
+)
+STEPS = {  # (function, call, names): behind this call a start drops these, where no module of --with may use them
+    "core": (
+        ("start.make", "Channel", (*_LOADER, *_SCORER, *_REPORTER, "Adaptation.restore")),
+        ("begin", "Watch", ("Loop.__init__", "Client.__init__", "begin")),
+    ),
+    "full": (
+        ("open_agent", "open_model", _LOADER),
+        (
+            "open_agent",
+            "Delivery",
+            (
+                *_REPORTER,
+                *("Delivery.__init__", "Budget.__init__", "Commands.__init__"),
+                *("Outbox.__init__", "Outbox._open", "Outbox._names", "Outbox._scan"),
+            ),
+        ),
+        (
+            "Agent.__init__",
+            "SideChannel",
+            (
+                *_SCORER,
+                *("SideChannel.__init__", "SteadyScorer.__init__", "SteadyScorer._restore_second"),
+                *("LastingPeers.__init__", "LastingPeers._restore"),
+            ),
+        ),
+        ("begin", "Watch", ("Agent.__init__", "Loop.__init__", "open_agent", "begin")),
+    ),
+}
+LATE = {  # parts that the start loads where this function calls this, when it has dropped what it needed before
+    "core": {},
+    "full": {"messages": ("open_agent", "Delivery"), "client": ("begin", "Client")},
 }
 FEATURES = {  # module -> what a firmware gets by it
     "board/tls": "TLS for the own client",
@@ -277,7 +325,8 @@ def build(
     if architecture not in ARCHITECTURES:
         raise ConfigError(f"--arch {architecture}: there are {', '.join(ARCHITECTURES)}")
     built = Built(architecture, folder)
-    shutil.rmtree(folder / "stonechat", ignore_errors=True)
+    for own in ("stonechat", "frozen"):
+        shutil.rmtree(folder / own, ignore_errors=True)
     compiler = mpy_cross()
     extra = [*extra, "int8/interpreter"] if model is not None and needs_reader(model) else extra
     built.modules = modules(extra, profile)
@@ -289,13 +338,12 @@ def build(
     if together:
         texts = _shortened(profile, tuple(texts.items()), tuple(together), frozenset(optional))
     parts = [part for part in PARTS[profile] if part in texts]
-    with tempfile.TemporaryDirectory(prefix="stonechat-link-") as scratch:
-        for module in [*parts, *built.modules]:
-            if module in together and module != entry:
-                continue
+    for module in [*parts, *built.modules]:
+        if module not in together or module == entry:
             source = PACKAGE / (module + ".py")  # a part has none
             if together:
-                source = Path(scratch) / source.name
+                source = folder / "frozen/stonechat" / (module + ".py")
+                source.parent.mkdir(parents=True, exist_ok=True)
                 source.write_text(texts[module])
             target = folder / "stonechat" / (module + ".mpy")
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -328,7 +376,8 @@ def _shortened(
     for part, first in PARTS[profile].items():
         inside = needed(first & {*together}) & {*together} - set().union(*files.values())
         files |= {part: inside} if inside else {}
-    found = link_parts(entry, order, texts, files, known, DROPPED[profile], users, pool)
+    steps, late = ((), None) if optional else (STEPS[profile], LATE[profile])
+    found = link_parts(entry, order, texts, files, known, DROPPED[profile], users, pool, steps, late)
     for module in apart:
         others = set().union(*[names for one, names in private.items() if one != module])
         own = pool if module in optional else None
@@ -405,10 +454,16 @@ def _package(built: Built, with_model: bool, url: str) -> dict[str, object]:
 
 
 def _manifest(built: Built) -> str:
-    """For the firmware's build: `make FROZEN_MANIFEST=.../manifest.py`. Freezing takes the sources themselves."""
-    files = ",\n".join(f'        "{module}.py"' for module in built.modules)
-    return (
-        f"# stonechat {stonechat.__version__}: freeze the agent into the firmware. STONECHAT is the folder of agent/.\n"
-        'options.defaults(STONECHAT="agent")\n'
-        f'package(\n    "stonechat",\n    files=(\n{files},\n    ),\n    base_path=options.STONECHAT,\n    opt=2,\n)\n'
-    )
+    """For the firmware's build: `make FROZEN_MANIFEST=.../manifest.py`. Freezes the linked sources, which it has beside
+    it, or those of the package."""
+    files = ",\n".join(f'        "{module}.py"' for module in built.sizes)
+    sources = [built.folder / "frozen/stonechat" / f"{module}.py" for module in built.sizes]
+    text = f"# stonechat {stonechat.__version__}: freeze the agent into the firmware"
+    if all(source.exists() for source in sources):
+        digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+        text += f", from the sources beside this file ({digest}).\n"
+        place = '"frozen",\n    opt=3'
+    else:
+        text += '. STONECHAT is the folder of agent/.\noptions.defaults(STONECHAT="agent")\n'
+        place = "options.STONECHAT,\n    opt=2"
+    return f'{text}package(\n    "stonechat",\n    files=(\n{files},\n    ),\n    base_path={place},\n)\n'

@@ -30,10 +30,32 @@ from .link_names import (
     private_names,
     used_names,
 )
+from .link_start import Step, drop_start, load_late
 
 # Attributes and methods that only the linked modules use: they become private, except those that a module which stays
 # apart uses too (`--with`). A test looks for other uses of them.
 INNER = {
+    "macs",
+    "version",
+    "attach",
+    "switch_off",
+    "was_normal",
+    "restart",
+    "announce",
+    "ack_topic",
+    "allows",
+    "carry_out",
+    "command_topic",
+    "interval_ms",
+    "maintenance_until_s",
+    "max_segments",
+    "mute_until_s",
+    "on_renewal",
+    "on_switch",
+    "refuse",
+    "report_now",
+    "resend_ms",
+    "spend",
     "adaptation_q8",
     "fetch",
     "inv",
@@ -150,10 +172,13 @@ def link_parts(
     dropped: Iterable[str] = (),
     users: Iterable[str] = (),
     pool: Pool | None = None,
+    steps: Iterable[Step] = (),
+    late: dict[str, tuple[str, str]] | None = None,
 ) -> dict[str, str]:
     """As link(), in several files -> their texts. parts: for each file beside `entry` its modules, which import only
     those of its own and of the parts before it; `entry` loads the parts in order, and frees what each load has left,
-    so that the next one finds its memory."""
+    so that the next one finds its memory. steps: what the start drops of itself; late: parts that it loads on its way
+    (link_start.py)."""
     users = list(users)
     inner_names = INNER - set().union(*map(used_names, users))
     imported: dict[
@@ -189,14 +214,22 @@ def link_parts(
     own = {name for statement in body for name in names_bound(statement)} - set(_defined_in(sources[entry])) - PUBLIC
     inner = Globals({name for name in own if not is_private(name)} - _mentioned(body))
     body = [Positions(body, {*_defined_in(sources[entry]), *PUBLIC}).visit(statement) for statement in body]
-    shortened = Shortened(body, {*kept, *imported}, pool or Pool(body, {*kept, *imported}, True))
     arguments = Arguments(body, {*_defined_in(sources[entry]), *PUBLIC}, set().union(*map(keywords_of, users)))
     body = [inner.visit(arguments.visit(statement)) for statement in body]
+    become = inner_names | inner.names
+
+    def renamed(name: str) -> str:
+        return private(name) if name in become else name
+
+    if steps:
+        drop_start(entry, body, homes, steps, renamed, PUBLIC, bool(late))
+    load_late(body, late or {}, renamed)
+    shortened = Shortened(body, {*kept, *imported}, pool or Pool(body, {*kept, *imported}, True))
     own_names = OwnNames(body, {*kept}.union(*map(private_names, users)))
     body = [shortened.visit(own_names.visit(statement)) for statement in body]
     imported.pop("const", None)
     files = {name: [one for one, home in zip(body, homes, strict=True) if home == name] for name in (*parts, entry)}
-    return texts_of(entry, files, imported, PUBLIC)
+    return texts_of(entry, files, imported, PUBLIC, late or ())
 
 
 def often_used(source: str) -> list[str]:

@@ -15,9 +15,14 @@ _LOOKED_UP = ("int", "isinstance", "len", "max", "min", "range", "type")
 
 
 def texts_of(
-    entry: str, files: dict[str, list[ast.stmt]], imported: dict[str, tuple[str, str]], public: set[str]
+    entry: str,
+    files: dict[str, list[ast.stmt]],
+    imported: dict[str, tuple[str, str]],
+    public: set[str],
+    late: Iterable[str] = (),
 ) -> dict[str, str]:
-    """files: statements by file; imported: what they take from elsewhere -> texts. Constants are copied into each
+    """files: statements by file; imported: what they take from elsewhere; late: files that a function of the entry
+    imports where it has `from FILE import *` -> texts. Constants are copied into each
     file that uses them, as mpy-cross stores none; everything else is imported from the file that has it."""
     constants = {names_bound(one)[0]: one for body in files.values() for one in body if is_constant(one)}
     where = {name: file for file, body in files.items() for one in body for name in names_bound(one)}
@@ -45,7 +50,9 @@ def texts_of(
                 )
         for other in [other for other in files if other != file]:
             names = sorted(used & {name for name in where if where[name] == other and name not in constants})
-            if file == entry:
+            if file == entry and other in late:
+                _load_late(body, other, depth, names)
+            elif file == entry:
                 tidy = next(name for name, (_, real) in imported.items() if real == "tidy")
                 lines += [
                     f"{tidy}()",
@@ -62,6 +69,15 @@ def texts_of(
     return made
 
 
+def _load_late(body: list[ast.stmt], file: str, depth: str, names: list[str]) -> None:
+    functions = [node for one in body for node in ast.walk(one) if isinstance(node, ast.FunctionDef)]
+    for function in functions:
+        for node in [one for one in ast.walk(function) if isinstance(one, ast.ImportFrom) and one.module == file]:
+            node.names = [ast.alias(name) for name in names]
+            node.level = len(depth) + 1
+            function.body.insert(0, ast.Global(names))
+
+
 def _used_globals(node: ast.AST, local: frozenset[str] = frozenset()) -> set[str]:
     """The names below `node` that no function around them binds."""
     if isinstance(node, ast.Name):
@@ -71,11 +87,12 @@ def _used_globals(node: ast.AST, local: frozenset[str] = frozenset()) -> set[str
         local |= {one.arg for one in inside if isinstance(one, ast.arg)}
         local |= {one.id for one in inside if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
         local |= {one.asname or one.name for one in inside if isinstance(one, ast.alias)}
+        local -= {name for one in inside if isinstance(one, ast.Global) for name in one.names}
     if isinstance(node, ast.ClassDef):  # what it binds is an attribute
         bound = local.union(*[names_bound(one) for one in node.body])
         functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-        inside = [_used_globals(one, local if isinstance(one, functions) else bound) for one in node.body]
-        return set().union(*inside, *[_used_globals(one, local) for one in node.bases])
+        within = [_used_globals(one, local if isinstance(one, functions) else bound) for one in node.body]
+        return set().union(*within, *[_used_globals(one, local) for one in node.bases])
     return set().union(*[_used_globals(one, local) for one in ast.iter_child_nodes(node)])
 
 

@@ -356,7 +356,7 @@ class OwnNames(ast.NodeTransformer):
         for statement in node.body:
             if node.name in self._family and _has_self(statement):
                 self._selves.append((self._family[node.name], statement.args.args[0].arg))
-                statement.name = self._own(statement.name)
+                statement.name = self._own(statement.name, self._family[node.name])
                 super().generic_visit(statement)
                 self._selves.pop()
             else:
@@ -366,8 +366,11 @@ class OwnNames(ast.NodeTransformer):
         return node
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.Attribute:
-        if self._selves and isinstance(node.value, ast.Name) and node.value.id == self._selves[-1][1]:
-            node.attr = self._own(node.attr)
+        name = getattr(node.value, "id", "")
+        if self._selves and name == self._selves[-1][1]:
+            node.attr = self._own(node.attr, self._selves[-1][0])
+        elif name in self._family and isinstance(node.ctx, ast.Store):  # what a start drops of a class
+            node.attr = self._own(node.attr, self._family[name])
         else:
             self._elsewhere.add(node.attr)
             self.visit(node.value)
@@ -378,10 +381,9 @@ class OwnNames(ast.NodeTransformer):
         self._elsewhere |= {name for name in fields if isinstance(name, str)}
         return super().generic_visit(node)
 
-    def _own(self, name: str) -> str:
+    def _own(self, name: str, family: str) -> str:
         if not is_private(name):
             return name
-        family = self._selves[-1][0]
         self._uses[family, name] += 1
         return self._names.get((family, name), name)
 
@@ -390,15 +392,15 @@ class Globals(ast.NodeTransformer):
     """Makes the functions, classes and variables `names` of the module private."""
 
     def __init__(self, names: set[str]) -> None:
-        self._names = names
+        self.names = names
 
     def visit_Name(self, node: ast.Name) -> ast.Name:
-        return ast.Name(private(node.id), node.ctx) if node.id in self._names else node
+        return ast.Name(private(node.id), node.ctx) if node.id in self.names else node
 
     def _definition(self, node: ast.stmt) -> ast.stmt:
         self.generic_visit(node)
         name = getattr(node, "name", "")
-        if name in self._names:
+        if name in self.names:
             setattr(node, "name", private(name))  # noqa: B010
         return node
 
