@@ -10,6 +10,32 @@ import sys
 from stonechat_tools.lab.firmware import sensor as fw
 
 
+class Product(fw.Firmware):
+    """One that goes on where a call fails, as a product does: a slow line loses an answer, and lwIP's memory is full
+    after a burst. It connects to its broker again then; an infection is at it again in the next turn."""
+
+    lost = 0
+
+    def publish(self):
+        try:
+            fw.Firmware.publish(self)
+        except OSError:
+            self.lost += 1
+            if self._broker is not None:
+                self._broker.close()
+                self._broker = None
+
+    def infected(self):
+        try:
+            getattr(self, self.name)()
+        except OSError:
+            pass
+
+    def infect(self, name):
+        self.name = name
+        self.infection = name and "infected"
+
+
 def main(arguments):
     from stonechat.board import hooks
 
@@ -24,7 +50,7 @@ def main(arguments):
     collector = counter
     collector.secret = b"secret"
     scorer = Scorer(load_model(open(path, "rb")), collector.schema)
-    firmware = fw.Firmware(socket, int(port), int(seed), counter.beat)
+    firmware = Product(socket, int(port), int(seed), counter.beat)
     learned = 0
     alarms = 0
     highest = 0
@@ -49,7 +75,7 @@ def main(arguments):
             collector.hold_peers(verdict.level > 0)
             if verdict.evidence_q8 == 0 and verdict.level == 0:
                 break
-        firmware.infection = infection
+        firmware.infect(infection)
         alarm = 0
         for elapsed_ms, deltas in fw.windows(firmware, collector, 12):
             alarm += 1
@@ -61,7 +87,8 @@ def main(arguments):
             alarm = -1
         said = " ".join(["%s=%d" % (names[i], share) for i, _, share in verdict.explain(3)])
         print("infection %s alarm_after %d because %s" % (infection, alarm, said))
-        firmware.infection = None
+        firmware.infect(None)
+    print("lost %d" % firmware.lost)
     firmware.close()
 
 

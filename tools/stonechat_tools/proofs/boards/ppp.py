@@ -258,12 +258,12 @@ class Arrived:
 @dataclass(frozen=True)
 class Site:
     """What the board talks to. fleet: with the one device sensor-7; inside: the command before one that is to run in
-    the namespace; uart: the board's end of the line; files: its identity and model, by path on the board."""
+    the namespace; uart: the board's end of the line; identity: its files, by path on the board."""
 
     fleet: provision.Fleet
     inside: list[str]
     uart: socket.socket
-    files: dict[str, bytes]
+    identity: dict[str, bytes]
     database: Path
     log: Path
 
@@ -277,6 +277,12 @@ class Site:
             yield
         finally:
             stopped(process, 20.0)
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Its identity and the shipped model."""
+        model = working_copy() / "models/micropython-1/model.tflite"
+        return {**self.identity, "/model.tflite": model.read_bytes()}
 
     def collector(self) -> contextlib.AbstractContextManager[None]:
         command = [sys.executable, "-m", "stonechat_tools.cli", "collect", "--keys", str(self.fleet.folder / "keys")]
@@ -297,9 +303,8 @@ def site(auth: str = "plain", collecting: bool = True) -> Iterator[Site]:
         fleet.add("sensor-7", board=True)
         uart, terminal = stack.enter_context(wire())
         inside = ["ip", "netns", "exec", stack.enter_context(namespace(terminal))]
-        files = {f"/{path.name}": path.read_bytes() for path in read_board(fleet.folder / "devices/sensor-7/board")}
-        files["/model.tflite"] = (working_copy() / "models/micropython-1/model.tflite").read_bytes()
-        there = Site(fleet, inside, uart, files, folder / "reports.db", folder / "log")
+        own = {f"/{path.name}": path.read_bytes() for path in read_board(fleet.folder / "devices/sensor-7/board")}
+        there = Site(fleet, inside, uart, own, folder / "reports.db", folder / "log")
         broker = [mosquitto_path() or "mosquitto", "-c", str(broker_config.write(fleet, HOST, user="root"))]
         stack.enter_context(there.running(broker))
         if collecting:

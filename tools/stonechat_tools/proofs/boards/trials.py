@@ -374,12 +374,11 @@ def infections(board: Board) -> str:
     lines = [line.split() for line in printed.splitlines()]
     if lines[0] != ["learned", "128"] or lines[1][:4] != ["benign", str(benign), "alarms", "0"]:
         raise BoardError(printed)
-    after = {line[1]: int(line[3]) for line in lines[2:]}
+    after = {line[1]: int(line[3]) for line in lines[2:-1]}
     if list(after) != list(INFECTIONS) or not all(1 <= number <= 3 for number in after.values()):
         raise BoardError(printed)
-    return f"{benign} benign windows silent; alarm in window " + ", ".join(
-        f"{number} ({name})" for name, number in after.items()
-    )
+    alarms = ", ".join(f"{number} ({name})" for name, number in after.items())
+    return f"{benign} benign windows silent; alarm in window {alarms}; {lines[-1][1]} publishes lost"
 
 
 def response(board: Board) -> str:
