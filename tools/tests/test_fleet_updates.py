@@ -566,6 +566,19 @@ def test_days_without_a_collector_fail_no_device(fleet: Callable[..., Fleet]) ->
     assert pumps.versions() == [2] * 4 and rollouts.counts(pumps.store, pumps.row(2).id) == {"good": 4}
 
 
+def test_days_without_a_broker_fail_no_device(fleet: Callable[..., Fleet]) -> None:
+    pumps = fleet(4)
+    pumps.stage(2)
+    pumps.store.listened(pumps.now_s, pumps.now_s)
+    for _ in range(9 * 24):  # the collector runs, and its offers reach nobody
+        pumps.now_s += 3600
+        for _, _, found in pumps.collectors:
+            found.step()
+    pumps.store.listened(pumps.now_s, pumps.now_s + 12 * 3600)
+    pumps.live(12 * 3600)
+    assert pumps.versions() == [2] * 4 and rollouts.counts(pumps.store, pumps.row(2).id) == {"good": 4}
+
+
 def test_a_release_that_expires_on_its_way_is_offered_no_more_and_fails_nobody(fleet: Callable[..., Fleet]) -> None:
     pumps = fleet(6)
     pumps.stage(2)

@@ -37,7 +37,7 @@ DUE_S = 86_400.0  # to ask for what was offered
 TAKE_S = 7 * 86_400.0  # to have all of it: a slow link, a small budget
 WATCH_S = 86_400.0  # after the confirmation, or half of the stage where that is shorter
 JUMP_S = 300.0  # of the clock
-AWAY_S = 600.0  # without a collector: devices begin to wait anew
+AWAY_S = 600.0  # without a collector or its broker: devices begin to wait anew
 GONE_S = 60.0  # a restart is no failure
 PAGE = 500
 PASSING = (slots.EARLY, slots.CLOCK, slots.DIGEST, slots.STORAGE)
@@ -88,8 +88,8 @@ class Updates:
         self._clock = clock
         self._steady = steady or clock
         self._ahead_s = clock() - self._steady()  # by how much the clock is ahead of the steady one
-        listened = store.listening()
-        was_here = listened is not None and clock() - listened[1] < AWAY_S
+        listened_s = store.listened_until(self._shard.name)
+        was_here = listened_s is not None and clock() - listened_s < AWAY_S
         self._since_s = 0.0 if was_here else clock()  # before that, no device had anybody to ask
         self._labels = labels or Known(store)
         self._judge = Judge(store, self._labels, clock=clock, every_s=judge_s)
@@ -196,6 +196,9 @@ class Updates:
 
     def _look(self, now_s: float) -> None:
         self._looked_s = now_s
+        listened_s = self._store.listened_until(self._shard.name)
+        if listened_s is not None and now_s - listened_s > AWAY_S:  # the broker is away
+            self._since_s = now_s
         every = rollouts.rollouts(self._store)
         rotating = self._manifests.rotating(row.release.id for row in every)
         self._rows = {

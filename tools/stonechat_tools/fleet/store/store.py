@@ -189,6 +189,11 @@ class Store:
         """(since, until): when a collector was subscribed last; None before the first one was."""
         return read.listening(self.engine)
 
+    def listened_until(self, collector: str) -> float | None:
+        """When one collector (the name of its shard) was subscribed last; None before it first was."""
+        rows = self.engine.rows("SELECT until_s FROM listening WHERE collector = ?", (collector,))
+        return float(rows[0][0]) if rows else None
+
     def notes(self, kind: str, name: str | None = None) -> dict[str, Any]:
         """name -> value of one kind, or of one name. One that is no JSON, as a hand may leave it, is left out."""
         where, values = ("", (kind,)) if name is None else (" AND name = ?", (kind, name))
