@@ -255,7 +255,7 @@ def choose(
 
 
 def _shows(days: float, budget: Budget) -> bool:
-    """Whether so many device-days are long enough for one alarm of the budget to be due."""
+    """Whether one alarm of the budget is due in that time."""
     return days * budget.per_day >= 1
 
 
