@@ -48,7 +48,7 @@ class Scorer:
         self.detector = Detector(meta, verdict, self.normalization.excess)
         self._state = state
         self._f_q8 = [0] * n
-        self._low_q8 = [0] * n  # while learning: f_q8 of the last window in which x was at its lower end
+        self._low_q8 = array("H", bytes(2 * n))  # while learning: f_q8 of the last window with x at its lower end
         self._x = bytearray(n)
         self.seen = 0  # windows learned from
         self._rows = bytearray()
@@ -153,24 +153,27 @@ class Scorer:
         """Put what was learned into the state's sections; the caller saves the state."""
         detector = self.detector
         centred = self.seen >= self.meta.learn_windows >> 1
-        self._state.put(b"norm" + self.meta.schema_id, self.adaptation.dump() if centred else b"")  # pyright: ignore[reportOptionalMemberAccess]
+        kept = self.adaptation.dump() if centred else bytes(self._low_q8)
+        self._state.put(b"norm" + self.meta.schema_id, kept)  # pyright: ignore[reportOptionalMemberAccess]
         level = self.verdict.level | self.verdict.unfit << 8
-        kept = array("i", [self.seen, detector.location_q8, detector.scale_q8, level] + detector.evidence)
-        self._state.put(b"cal" + self.meta.schema_id, self.model.digest + bytes(kept) + self._rows)  # pyright: ignore[reportOptionalMemberAccess]
+        numbers = array("i", [self.seen, detector.location_q8, detector.scale_q8, level] + detector.evidence)
+        self._state.put(b"cal" + self.meta.schema_id, self.model.digest + bytes(numbers) + self._rows)  # pyright: ignore[reportOptionalMemberAccess]
 
     def _restore(self, state, half):
-        centred = self.adaptation.restore(state.get(b"norm" + self.meta.schema_id, b""))
-        size = 24 + 4 * len(self.detector.evidence)
+        detector = self.detector
+        kept = state.get(b"norm" + self.meta.schema_id, b"")
+        centred = self.adaptation.restore(kept)
+        if len(kept) == 2 * len(self._x):
+            self._low_q8 = array("H", kept)
+        size = 24 + 4 * len(detector.evidence)
         kept = state.get(b"cal" + self.meta.schema_id, b"")
         if len(kept) >= size and kept[:8] == self.model.digest:
-            numbers = array("i", kept[8:size])
+            numbers = list(array("i", kept[8:size]))
             if centred or numbers[0] < half:
-                self.seen = numbers[0]
-                self.detector.location_q8 = numbers[1]
-                self.detector.scale_q8 = numbers[2]
-                self.verdict.level = numbers[3] & 3
-                self.verdict.unfit = numbers[3] > 3
-                self.detector.evidence = list(numbers[4:])
+                self.seen, detector.location_q8, detector.scale_q8, level = numbers[:4]
+                self.verdict.level = level & 3
+                self.verdict.unfit = level > 3
+                detector.evidence = numbers[4:]
                 self._rows = bytearray(kept[size:])
         elif centred:  # another model of the same schema learned the centres: only the score's location is left
             self.seen = half

@@ -171,6 +171,39 @@ def test_a_restart_continues_bit_for_bit():
         assert scorer.normalization.offset_q8 == whole.normalization.offset_q8
 
 
+def test_a_restart_in_the_learning_forgets_no_idle_window():
+    """Idle for most of the first half, then busy: after a restart in between, the idle windows are no longer seen."""
+
+    def learned(restart):
+        state = State()
+        scorer = Scorer(Zero(learn=16), SCHEMA, state)
+        for i in range(16):
+            if i == restart:
+                scorer.save()
+                scorer = Scorer(Zero(learn=16), SCHEMA, state)
+            scorer.score([15, 15, 15] if 5 <= i < 8 else [2, 2, 2], 1000)
+        return scorer.adaptation.learned_q8, scorer.verdict.unfit, scorer.learning, scorer.detector.location_q8
+
+    whole = learned(-1)
+    assert whole[0] == [406 - 1024] * 3 and whole[1:3] == (False, False)
+    for restart in range(16):
+        assert learned(restart) == whole, restart
+
+
+def test_the_learning_of_an_earlier_version_goes_on():
+    """Its state held no readings at the lower end."""
+    state = State()
+    scorer = Scorer(Zero(learn=16), SCHEMA, state)
+    run(scorer, 5)
+    scorer.save()
+    state.put(b"norm" + SCHEMA.id, b"")
+    other = Scorer(Zero(learn=16), SCHEMA, state)
+    assert other.seen == 5
+    run(other, 11)
+    run(scorer, 11)
+    assert not other.learning and other.adaptation.learned_q8 == scorer.adaptation.learned_q8
+
+
 def test_another_model_of_the_schema_learns_only_its_scores():
     state = State()
     scorer = Scorer(Zero(), SCHEMA, state)

@@ -121,6 +121,12 @@ INNER = {
     "shift",
     "take_up_to",
     "warmup_windows",
+    "input_size",
+    "output_size",
+    "held_back",
+    "unsaved",
+    "channel_names",
+    "decided",
 }
 PUBLIC = {"load_model"}  # what a firmware may take from the linked module beside what its entry defines
 
