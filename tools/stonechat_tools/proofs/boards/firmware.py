@@ -395,6 +395,10 @@ def _patch_rp2(port: Path) -> None:
             .replace("    sys_check_timeouts();\n", "    sys_check_timeouts();\n    netif_poll_all();\n", 1)
         ),
     )
+    # MicroPython 1.25 calls lwIP here without the lock that keeps its timer away: a busy connection over PPP hangs
+    call = "        pppos_input(self->pcb, (u8_t *)buf, len);\n"
+    locked = f"        MICROPY_PY_LWIP_ENTER\n{call}        MICROPY_PY_LWIP_EXIT\n"
+    _edit(port.parent.parent / "extmod/network_ppp_lwip.c", lambda text: text.replace(call, locked, 1))
 
 
 def build(board: Board, jobs: int = 1) -> None:
