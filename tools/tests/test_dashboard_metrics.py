@@ -79,6 +79,7 @@ def test_promtool_has_no_complaint(made: MadeFleet) -> None:
 def test_the_metrics_beyond_loopback_want_their_token(made: MadeFleet, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("a token of some length\n")
+    token.chmod(0o640)  # the group is that of Prometheus
     accounts.put(made.store, "otto", "operator", "correct horse battery")
     with dashboard(Path(made.store.path)) as server:
         assert server.ask("/metrics")[0] == 200
@@ -90,9 +91,12 @@ def test_the_metrics_beyond_loopback_want_their_token(made: MadeFleet, tmp_path:
         assert status == 200 and headers["content-type"].startswith("text/plain") and b"stonechat_devices{" in data
     with dashboard(Path(made.store.path), "--login") as server:
         assert server.ask("/metrics")[0] == 404
-    token.write_text("short")
-    done = command("--db", made.store.path, "--metrics-token", str(token), "--listen", "127.0.0.1:0")
-    assert done.returncode == 1 and "16 characters" in done.stderr
+    bad = ((b"short", 0o600, "16 characters"), (b"\xff" * 20, 0o600, "not UTF-8"), (b"a" * 20, 0o644, "chmod"))
+    for content, mode, wrong in bad:
+        token.write_bytes(content)
+        token.chmod(mode)
+        done = command("--db", made.store.path, "--metrics-token", str(token), "--listen", "127.0.0.1:0")
+        assert done.returncode == 1 and wrong in done.stderr
 
 
 # --- Grafana ----------------------------------------------------------------------------------------------------------

@@ -198,6 +198,8 @@ def test_the_verbs_work_together(tmp_path: Path, broker: Mosquitto, capsys: pyte
     assert "pump-1" in capsys.readouterr().out
     assert main(["report", "pump-9", "--db", str(db)]) == 1
     assert main(["report", "--db", str(tmp_path / "none.db")]) == 1
+    assert main(["command", "pump-1", "calibrate", "--expires", "1d", *base]) == 1
+    assert "at most 23h" in capsys.readouterr().err  # a device whose clock is behind would refuse a day
     assert main(["command", "pump-1", "mute", *base]) == 1
     assert main(["command", "pump-9", "calibrate", *base]) == 1
     os.truncate(db, 100)

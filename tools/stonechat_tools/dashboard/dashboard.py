@@ -18,7 +18,9 @@ import argparse
 import getpass
 import ipaddress
 import json
+import os
 import ssl
+import stat
 import sys
 import time
 from importlib import resources
@@ -133,12 +135,20 @@ def _password(file: str | None) -> str:
     if file == "-" or (file is None and not sys.stdin.isatty()):
         line = sys.stdin.readline(accounts.MOST_PASSWORD + 2)
     elif file is not None:
-        line = read_file(file, accounts.MOST_PASSWORD + 2).decode("utf-8", "replace").partition("\n")[0]
+        line = _text(file, accounts.MOST_PASSWORD + 2).partition("\n")[0]
     else:
         line = getpass.getpass("password: ")
         if getpass.getpass("again: ") != line:
             raise ConfigError("the two passwords differ")
     return line.rstrip("\r\n")
+
+
+def _text(path: str, most: int) -> str:
+    """A secret in a file: each of its bytes counts. Raises ConfigError, OSError."""
+    try:
+        return read_file(path, most).decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8") from None
 
 
 def _audit(store: Store, args: argparse.Namespace) -> int:
@@ -202,7 +212,9 @@ def options_of(args: argparse.Namespace, host: str) -> Any:
         raise ConfigError(f"--listen {host}: beyond loopback it needs --cert and --key (or --plain, in the clear)")
     token = ""
     if args.metrics_token:
-        token = read_file(args.metrics_token, 4096).decode("utf-8", "replace").strip()
+        token = _text(args.metrics_token, 4096).strip()
+        if os.stat(args.metrics_token).st_mode & stat.S_IRWXO:
+            raise ConfigError(f"{args.metrics_token}: anybody may read it: chmod 640 {args.metrics_token}")
         if len(token) < 16:
             raise ConfigError(f"--metrics-token {args.metrics_token}: want at least 16 characters")
     hosts = (*LOOPBACK, host, *args.host) if loopback or args.host else ()

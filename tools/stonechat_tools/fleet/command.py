@@ -37,6 +37,7 @@ CONNECT_S = 10.0
 EXPIRES_S = 600
 MAX_LINE_BYTES = 4096  # of a request to the operator
 IDLE_S = 30.0  # for its reply
+MAX_LIFE_S = 23 * 3600  # a device takes 24 hours by its own clock, which may be an hour behind
 MAX_AHEAD_S = 31 * 86_400  # no mute or maintenance is longer
 
 
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for release and renew: the lease (default: all, and the one in the collector's database)",
     )
     parser.add_argument("--own", choices=wire.OWN_MODEL, help="for own-model: make it again, or forbid it")
-    parser.add_argument("--expires", default="10m", metavar="TIME", help="not executed later (default 10m)")
+    parser.add_argument("--expires", default="10m", metavar="TIME", help="not executed later (default 10m, most 23h)")
     parser.add_argument("--wait", type=float, default=30.0, metavar="SECONDS", help="for the answer (default 30)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument(
@@ -171,6 +172,9 @@ def run(args: argparse.Namespace) -> int:
     now_s = int(time.time())
     keyring.check_device_id(args.device)
     arguments = arguments_of(args, now_s)
+    lasts_s = span_s(args.expires)
+    if lasts_s > MAX_LIFE_S:
+        raise ConfigError(f"--expires {args.expires}: at most 23h; devices refuse a command that is good for a day")
     code = wire.COMMANDS[args.command]
     with contextlib.ExitStack() as stack:
         store = None
@@ -190,8 +194,7 @@ def run(args: argparse.Namespace) -> int:
             topic = f"{options['prefix'].rstrip('/')}/{args.device}/command"
             store = stack.enter_context(Store(args.db))
             sequence = store.next_command(args.device, code, arguments)
-            expires_s = now_s + span_s(args.expires)
-            send(options, topic, wire.seal_command(keys, sequence, expires_s, code, arguments))
+            send(options, topic, wire.seal_command(keys, sequence, now_s + lasts_s, code, arguments))
         else:
             raise ConfigError("needs --keys (the operator's, such as fleet/operator/keys) or --socket")
         end_s = time.monotonic() + args.wait
