@@ -171,6 +171,11 @@ class Machine:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def unread(self) -> str:
+        """What the board has printed that no run() has returned: after the end of the emulator, all since the last."""
+        return self._buffer.decode(errors="replace").replace("\r", "")
+
     def close(self) -> None:
         """Switches it off."""
         self._process.kill()
