@@ -34,7 +34,7 @@ class Scorer:
 
     def __init__(self, model, schema, state=None):
         meta = model.metadata
-        if meta is None:
+        if not meta:
             raise ModelError("no metadata")
         n = len(meta)
         if meta.schema_id != schema.id or not n == len(schema) == model.input_size == model.output_size:
@@ -141,9 +141,10 @@ class Scorer:
         self.seen = 0
         self._rows = bytearray()
         self.adaptation.forget()
-        self.detector.location_q8 = self.meta.location_q8
-        self.detector.scale_q8 = self.meta.scale_q8
-        self.clear_evidence()
+        detector = self.detector
+        detector.location_q8 = self.meta.location_q8
+        detector.scale_q8 = self.meta.scale_q8
+        detector.clear_evidence()
 
     def clear_evidence(self):
         """Drop the evidence (an operator marked it as normal); keep what was learned."""
@@ -152,21 +153,22 @@ class Scorer:
     def save(self):
         """Put what was learned into the state's sections; the caller saves the state."""
         detector = self.detector
+        put = self._state.put  # pyright: ignore[reportOptionalMemberAccess]
+        schema_id = self.meta.schema_id
         centred = self.seen >= self.meta.learn_windows >> 1
-        kept = self.adaptation.dump() if centred else bytes(self._low_q8)
-        self._state.put(b"norm" + self.meta.schema_id, kept)  # pyright: ignore[reportOptionalMemberAccess]
-        level = self.verdict.level | self.verdict.unfit << 8
-        numbers = array("i", [self.seen, detector.location_q8, detector.scale_q8, level] + detector.evidence)
-        self._state.put(b"cal" + self.meta.schema_id, self.model.digest + bytes(numbers) + self._rows)  # pyright: ignore[reportOptionalMemberAccess]
+        put(b"norm" + schema_id, self.adaptation.dump() if centred else bytes(self._low_q8))
+        numbers = [self.seen, detector.location_q8, detector.scale_q8, self.verdict.level | self.verdict.unfit << 8]
+        put(b"cal" + schema_id, self.model.digest + bytes(array("i", numbers + detector.evidence)) + self._rows)
 
     def _restore(self, state, half):
         detector = self.detector
-        kept = state.get(b"norm" + self.meta.schema_id, b"")
+        schema_id = self.meta.schema_id
+        kept = state.get(b"norm" + schema_id, b"")
         centred = self.adaptation.restore(kept)
-        if len(kept) == 2 * len(self._x):
+        if kept and not centred:
             self._low_q8 = array("H", kept)
+        kept = state.get(b"cal" + schema_id, b"")
         size = 24 + 4 * len(detector.evidence)
-        kept = state.get(b"cal" + self.meta.schema_id, b"")
         if len(kept) >= size and kept[:8] == self.model.digest:
             numbers = list(array("i", kept[8:size]))
             if centred or numbers[0] < half:

@@ -121,8 +121,6 @@ INNER = {
     "shift",
     "take_up_to",
     "warmup_windows",
-    "input_size",
-    "output_size",
     "held_back",
     "unsaved",
     "channel_names",
