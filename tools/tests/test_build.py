@@ -663,6 +663,16 @@ def test_inner_names_are_used_by_the_linked_modules_only() -> None:
     assert used >= link.INNER, link.INNER - used
 
 
+@pytest.mark.parametrize("name", ["bench/emulated", *(f"proofs/boards/{one}" for one in ("delivery", "ppp", "trials"))])
+def test_scripts_for_a_board_name_nothing_that_the_linker_renames(name: str) -> None:
+    """They run beside a linked build without optional modules, as text that no checker of types reads."""
+    tree = ast.parse((ROOT / f"tools/stonechat_tools/{name}.py").read_text())
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    named = set(re.findall(r"\.([a-z_]\w*)", "\n".join(texts)))
+    assert named, "no script is left here"
+    assert not named & link.INNER
+
+
 def test_arguments_that_no_call_names_become_short() -> None:
     source = """
 def start(device_id, *, host=None):
